@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Builds moepack. `make help` lists the targets, CONTRIBUTING.md explains them.
+#
+# A configuration (CONF) is a compiler with its flags; each has its own folder
+# build/CONF. Every source file is named in a list below: a new file is one line.
+
+# ---------------------------------------------------------------------------
+# Sources
+# ---------------------------------------------------------------------------
+
+LIB_SOURCES := \
+	lib/base/arena.c \
+	lib/base/digest.c \
+	lib/base/error.c \
+	lib/base/file.c \
+	lib/base/formats.c \
+	lib/base/json.c \
+	lib/base/parallel.c \
+	lib/base/select.c \
+	lib/base/text.c \
+	lib/layout/megamoe_scale.c \
+	lib/layout/megamoe_w4a8.c \
+	lib/layout/targets.c \
+	lib/model/catalog.c \
+	lib/model/complete.c \
+	lib/model/config.c \
+	lib/model/families.c \
+	lib/model/names.c \
+	lib/model/storage.c \
+	lib/numeric/avx2.c \
+	lib/numeric/avx512.c \
+	lib/numeric/decode.c \
+	lib/numeric/dispatch.c \
+	lib/numeric/encode.c \
+	lib/numeric/mx.c \
+	lib/numeric/neon.c \
+	lib/numeric/nvfp4.c \
+	lib/numeric/requantize.c \
+	lib/numeric/scalar.c \
+	lib/numeric/stats.c \
+	lib/pack/files.c \
+	lib/pack/finish.c \
+	lib/pack/journal.c \
+	lib/pack/output.c \
+	lib/pack/plan.c \
+	lib/pack/presets.c \
+	lib/pack/run.c \
+	lib/pack/synth.c \
+	lib/pack/synth_check.c \
+	lib/pack/synth_config.c \
+	lib/pack/synth_families.c \
+	lib/pack/synth_forms.c \
+	lib/pack/synth_plan.c \
+	lib/pack/synth_shard.c \
+	lib/pack/synth_values.c \
+	lib/pack/unit.c \
+	lib/place/bars.c \
+	lib/place/chart.c \
+	lib/place/counts.c \
+	lib/place/eplb.c \
+	lib/place/eplb_layer.c \
+	lib/place/eplb_refine.c \
+	lib/place/placement.c \
+	lib/place/placement_json.c \
+	lib/place/placement_write.c \
+	lib/place/placement_yaml.c \
+	lib/place/route.c \
+	lib/place/slots.c \
+	lib/place/waterfill.c \
+	lib/store/checkpoint.c \
+	lib/store/header.c \
+	lib/store/index.c \
+	lib/store/manifest_read.c \
+	lib/store/manifest_write.c \
+	lib/store/members.c \
+	lib/store/safetensors.c \
+	lib/verify/difference.c \
+	lib/verify/digest.c \
+	lib/verify/exact.c \
+	lib/verify/faults.c \
+	lib/verify/index.c \
+	lib/verify/open.c \
+	lib/verify/rank.c \
+	lib/verify/source.c \
+	lib/verify/structure.c \
+	lib/verify/verify.c \
+	lib/verify/where.c \
+
+CMD_SOURCES := \
+	cmd/commands.c \
+	cmd/completion.c \
+	cmd/help.c \
+	cmd/inspect.c \
+	cmd/inspect_pack.c \
+	cmd/main.c \
+	cmd/nearest.c \
+	cmd/options.c \
+	cmd/output.c \
+	cmd/progress.c \
+	cmd/repack.c \
+	cmd/synth.c \
+	cmd/targets.c \
+	cmd/values.c \
+	cmd/verify.c \
+
+UNIT_SOURCES := \
+	tests/unit/golden.c \
+	tests/unit/test_base.c \
+	tests/unit/test_checkpoint.c \
+	tests/unit/test_eplb.c \
+	tests/unit/test_memory.c \
+	tests/unit/test_numeric.c \
+	tests/unit/test_options.c \
+	tests/unit/test_place.c \
+	tests/unit/test_store.c \
+	tests/unit/test_store_write.c \
+	tests/unit/test_verify.c \
+
+# Each is a program of its own, fed from tests/fuzz/seeds/NAME.
+FUZZ_SOURCES := \
+	tests/fuzz/fuzz_index.c \
+	tests/fuzz/fuzz_json.c \
+	tests/fuzz/fuzz_safetensors.c \
+
+# Each is a program of its own.
+BENCH_SOURCES := \
+
+PORTABILITY_SOURCES := \
+	tests/portability/kernels.c \
+
+PUBLIC_HEADERS := \
+	include/moepack/artifact.h \
+	include/moepack/base.h \
+	include/moepack/layout.h \
+	include/moepack/model.h \
+	include/moepack/numeric.h \
+	include/moepack/pack.h \
+	include/moepack/place.h \
+	include/moepack/store.h \
+	include/moepack/verify.h \
+
+MAN_PAGES := \
+	man/moepack-completion.1 \
+	man/moepack-help.1 \
+	man/moepack-targets.1 \
+	man/moepack.1 \
+
+SCRIPTS := \
+	.ci/run \
+	tests/cli/headers.sh \
+	tests/cli/help.sh \
+	tests/cli/includes.sh \
+	tests/cli/lib.sh \
+	tests/cli/man.sh \
+	tests/cli/options.sh \
+	tests/cli/run \
+	tests/cli/symbols.sh \
+	tools/deps.sh \
+	tools/fuzz.sh \
+
+# ---------------------------------------------------------------------------
+# Configurations
+# ---------------------------------------------------------------------------
+
+CONF   ?= release
+BUILD  := build/$(CONF)
+CFLAGS ?= -O2 -g
+
+VERSION   := $(shell sed -n 's/^\#define MP_VERSION *"\(.*\)"/\1/p' include/moepack/base.h)
+SO_NAME   := libmoepack.so.0
+PACKAGES  := jansson libxxhash yaml-0.1
+LIBRARIES := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm
+AARCH64   := aarch64-linux-gnu
+
+WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+	-Wpointer-arith -Wwrite-strings -Wvla
+CPPFLAGS += -D_GNU_SOURCE -Iinclude -Ilib
+HARDEN   := -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+# Never -march=native or -ffast-math: kernels choose at run time, and bits are exact.
+STANDARD := -std=c11 -fPIC -ffp-contract=off -fopenmp
+LDFLAGS  += -Wl,-z,relro,-z,now
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+
+SANITIZE :=
+ifeq ($(CONF),clang)
+CC := clang
+else ifeq ($(CONF),asan)
+CFLAGS   := -O1 -g
+HARDEN   :=
+SANITIZE := -fsanitize=address -fno-omit-frame-pointer
+else ifeq ($(CONF),ubsan)
+CFLAGS   := -O1 -g
+HARDEN   :=
+SANITIZE := -fsanitize=undefined -fno-sanitize-recover=all
+else ifeq ($(CONF),tsan)
+# clang's OpenMP tells the sanitizer what its barriers order; gcc's does not.
+CC       := clang
+CFLAGS   := -O1 -g
+HARDEN   :=
+SANITIZE := -fsanitize=thread
+else ifeq ($(CONF),fuzz)
+CC       := clang
+CFLAGS   := -O1 -g
+HARDEN   :=
+SANITIZE := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+else ifeq ($(CONF),aarch64)
+# The C library comes from the cross compiler; the headers of the others are the
+# same for every processor and are taken from this system.
+CC       := $(AARCH64)-gcc
+CPPFLAGS += -I$(BUILD)/include
+else ifneq ($(CONF),release)
+$(error CONF=$(CONF) is none of release clang asan ubsan tsan fuzz aarch64)
+endif
+
+ifneq ($(CONF),aarch64)
+CPPFLAGS += $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
+endif
+
+# Says in one word what is done; the whole command with V=1.
+say = $(if $(V),,@printf '  %-8s%s\n' $(1) $@;)
+
+ALL_CFLAGS := $(STANDARD) $(CFLAGS) $(WARNINGS) $(HARDEN) $(SANITIZE)
+COMPILE    = $(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP
+LINK       = $(CC) $(ALL_CFLAGS) $(LDFLAGS)
+
+objects     = $(patsubst %.c,$(BUILD)/%.o,$(1))
+LIB_OBJECTS  := $(call objects,$(LIB_SOURCES))
+CMD_OBJECTS  := $(call objects,$(CMD_SOURCES))
+UNIT_OBJECTS := $(call objects,$(UNIT_SOURCES))
+FUZZERS      := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(FUZZ_SOURCES))
+BENCHES      := $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(BENCH_SOURCES))
+SHELLS       := bash zsh fish
+COMPLETIONS  := $(addprefix $(BUILD)/completion/moepack.,$(SHELLS))
+
+# ---------------------------------------------------------------------------
+# Building
+# ---------------------------------------------------------------------------
+
+.PHONY: all
+all: $(BUILD)/moepack $(BUILD)/libmoepack.a $(BUILD)/libmoepack.so $(BUILD)/moepack.pc \
+	$(COMPLETIONS)
+
+$(BUILD)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(call say,compile)$(COMPILE) -c -o $@ $<
+
+$(BUILD)/libmoepack.a: $(LIB_OBJECTS)
+	$(call say,archive)rm -f $@ && $(AR) rcs $@ $^
+
+$(BUILD)/$(SO_NAME): $(LIB_OBJECTS)
+	$(call say,link)$(LINK) -shared -Wl,-soname,$(SO_NAME) -o $@ $^ $(LIBRARIES)
+
+$(BUILD)/libmoepack.so: $(BUILD)/$(SO_NAME)
+	$(call say,link)ln -sf $(SO_NAME) $@
+
+$(BUILD)/moepack: $(CMD_OBJECTS) $(BUILD)/libmoepack.a
+	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES)
+
+$(BUILD)/unit: $(UNIT_OBJECTS) $(filter-out %/main.o,$(CMD_OBJECTS)) $(BUILD)/libmoepack.a
+	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES) -lcriterion
+
+$(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/libmoepack.a
+	@mkdir -p $(@D)
+	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES)
+
+$(BUILD)/fuzz/%: $(BUILD)/tests/fuzz/%.o $(BUILD)/libmoepack.a
+	@mkdir -p $(@D)
+	$(call say,link)$(LINK) -fsanitize=fuzzer -o $@ $^ $(LIBRARIES)
+
+$(BUILD)/completion/moepack.%: $(BUILD)/moepack
+	@mkdir -p $(@D)
+	$(call say,write)$(BUILD)/moepack completion $* >$@.new && mv $@.new $@
+
+$(BUILD)/moepack.pc: Makefile include/moepack/base.h
+	@mkdir -p $(@D)
+	$(call say,write)printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$(LIBDIR)' 'includedir=$(INCLUDEDIR)' '' \
+		'Name: moepack' \
+		'Description: repacks the expert weights of MoE models for serving engines' \
+		'Version: $(VERSION)' 'Requires.private: $(PACKAGES)' 'Libs: -L$${libdir} -lmoepack' \
+		'Libs.private: -fopenmp -lm' 'Cflags: -I$${includedir}' >$@
+
+-include $(patsubst %.o,%.d,$(LIB_OBJECTS) $(CMD_OBJECTS) $(UNIT_OBJECTS) \
+	$(call objects,$(FUZZ_SOURCES) $(BENCH_SOURCES) $(PORTABILITY_SOURCES)))
+
+# ---------------------------------------------------------------------------
+# Testing
+# ---------------------------------------------------------------------------
+
+# The submakes see what deps has installed.
+.PHONY: demo check test unit
+demo: deps
+	+$(MAKE) all
+	bash tests/demo.sh
+
+check: deps
+	+$(MAKE) test
+
+test: all unit
+	bash tests/cli/run
+
+unit: $(BUILD)/unit
+	$(UNIT_ENVIRONMENT) $(BUILD)/unit
+
+# libomp orders accesses that only it knows of.
+tsan: export TSAN_OPTIONS := ignore_noninstrumented_modules=1
+
+.PHONY: asan ubsan tsan clang
+asan ubsan tsan:
+	+$(MAKE) CONF=$@ unit
+
+clang:
+	+$(MAKE) CONF=clang all build/clang/unit
+
+.PHONY: fuzz run-fuzzers
+FUZZ_SECONDS ?= 10
+fuzz:
+	+$(MAKE) CONF=fuzz run-fuzzers
+
+run-fuzzers: $(FUZZERS)
+	bash tools/fuzz.sh $(FUZZ_SECONDS) $(FUZZERS)
+
+.PHONY: bench
+bench: $(BENCHES)
+	set -e; for b in $(BENCHES); do $$b; done
+
+# Compiles everything for aarch64 and runs the kernels' test there.
+.PHONY: aarch64 aarch64-build
+aarch64:
+	+$(MAKE) CONF=aarch64 aarch64-build
+	qemu-aarch64-static build/aarch64/kernels
+
+aarch64-build: $(LIB_OBJECTS) $(CMD_OBJECTS) $(BUILD)/kernels
+
+$(BUILD)/kernels: $(BUILD)/tests/portability/kernels.o $(BUILD)/libmoepack.a
+	$(call say,link)$(LINK) -static -o $@ $^ -lm
+
+FOREIGN_HEADERS := $(addprefix build/aarch64/include/,jansson.h jansson_config.h xxhash.h yaml.h)
+build/aarch64/include/%.h:
+	@mkdir -p $(@D)
+	echo '#include <$*.h>' | cpp -M $$(pkg-config --cflags $(PACKAGES)) - | \
+		tr -s ' \\\n' '\n' | grep '/$*\.h$$' | xargs -I FILE cp FILE $@
+
+ifeq ($(CONF),aarch64)
+$(LIB_OBJECTS) $(CMD_OBJECTS): | $(FOREIGN_HEADERS)
+endif
+
+# ---------------------------------------------------------------------------
+# Reading over
+# ---------------------------------------------------------------------------
+
+C_SOURCES := $(LIB_SOURCES) $(CMD_SOURCES) $(UNIT_SOURCES) $(FUZZ_SOURCES) $(BENCH_SOURCES) \
+	$(PORTABILITY_SOURCES)
+C_HEADERS := $(PUBLIC_HEADERS) $(wildcard lib/*/*.h cmd/*.h tests/*/*.h)
+# One process a processor; clang-tidy is what takes long.
+EACH      := xargs -n 1 -P $(shell nproc)
+
+.PHONY: lint lint-format lint-tidy lint-cppcheck lint-shell lint-man lint-spelling
+lint: lint-format lint-tidy lint-cppcheck lint-shell lint-man lint-spelling
+
+lint-format:
+	clang-format --dry-run -Werror $(C_SOURCES) $(C_HEADERS)
+
+lint-tidy:
+	printf '%s\n' $(LIB_SOURCES) $(CMD_SOURCES) | $(EACH) sh -c \
+		'clang-tidy --quiet "$$1" -- $(CPPFLAGS) $(STANDARD) 2>/dev/null' sh
+
+lint-cppcheck:
+	cppcheck -j $(shell nproc) --quiet --error-exitcode=1 --std=c11 --inline-suppr \
+		--enable=warning,portability --suppress=missingIncludeSystem \
+		--suppressions-list=.cppcheck-suppressions $(CPPFLAGS) $(LIB_SOURCES) $(CMD_SOURCES)
+
+lint-shell:
+	shellcheck -x $(SCRIPTS)
+
+lint-man:
+	mandoc -Tlint -Wwarning $(MAN_PAGES)
+
+lint-spelling:
+	codespell README.md CHANGELOG.md CONTRIBUTING.md Makefile .ci cmd include lib man tests tools
+
+# ---------------------------------------------------------------------------
+# Installing
+# ---------------------------------------------------------------------------
+
+PREFIX     ?= /usr/local
+BINDIR     ?= $(PREFIX)/bin
+LIBDIR     ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR     ?= $(PREFIX)/share/man
+BASH_DIR   ?= $(PREFIX)/share/bash-completion/completions
+ZSH_DIR    ?= $(PREFIX)/share/zsh/site-functions
+FISH_DIR   ?= $(PREFIX)/share/fish/vendor_completions.d
+
+# man/moepack.1 goes to man1/moepack.1
+installed_pages = $(foreach page,$(MAN_PAGES),man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
+
+.PHONY: install uninstall
+install: all
+	install -d $(addprefix $(DESTDIR),$(BINDIR) $(LIBDIR)/pkgconfig $(INCLUDEDIR)/moepack \
+		$(BASH_DIR) $(ZSH_DIR) $(FISH_DIR)) $(addprefix $(DESTDIR)$(MANDIR)/man,1 5 7)
+	install -m 755 $(BUILD)/moepack $(DESTDIR)$(BINDIR)
+	install -m 644 $(BUILD)/libmoepack.a $(DESTDIR)$(LIBDIR)
+	install -m 755 $(BUILD)/$(SO_NAME) $(DESTDIR)$(LIBDIR)
+	ln -sf $(SO_NAME) $(DESTDIR)$(LIBDIR)/libmoepack.so
+	install -m 644 $(BUILD)/moepack.pc $(DESTDIR)$(LIBDIR)/pkgconfig
+	install -m 644 $(PUBLIC_HEADERS) $(DESTDIR)$(INCLUDEDIR)/moepack
+	$(foreach page,$(installed_pages),install -m 644 man/$(notdir $(page)) \
+		$(DESTDIR)$(MANDIR)/$(page) &&) true
+	install -m 644 $(BUILD)/completion/moepack.bash $(DESTDIR)$(BASH_DIR)/moepack
+	install -m 644 $(BUILD)/completion/moepack.zsh $(DESTDIR)$(ZSH_DIR)/_moepack
+	install -m 644 $(BUILD)/completion/moepack.fish $(DESTDIR)$(FISH_DIR)/moepack.fish
+
+uninstall:
+	rm -f $(DESTDIR)$(BINDIR)/moepack $(DESTDIR)$(LIBDIR)/libmoepack.a \
+		$(DESTDIR)$(LIBDIR)/$(SO_NAME) $(DESTDIR)$(LIBDIR)/libmoepack.so \
+		$(DESTDIR)$(LIBDIR)/pkgconfig/moepack.pc $(DESTDIR)$(BASH_DIR)/moepack \
+		$(DESTDIR)$(ZSH_DIR)/_moepack $(DESTDIR)$(FISH_DIR)/moepack.fish \
+		$(addprefix $(DESTDIR)$(INCLUDEDIR)/moepack/,$(notdir $(PUBLIC_HEADERS))) \
+		$(addprefix $(DESTDIR)$(MANDIR)/,$(installed_pages))
+	rmdir $(DESTDIR)$(INCLUDEDIR)/moepack
+
+# ---------------------------------------------------------------------------
+# The rest
+# ---------------------------------------------------------------------------
+
+.PHONY: deps dist clean sources help
+deps:
+	bash tools/deps.sh
+
+dist:
+	@mkdir -p build
+	git archive --prefix=moepack-$(VERSION)/ -o build/moepack-$(VERSION).tar.gz HEAD
+
+clean:
+	rm -rf build
+
+# What the lists above name, for the test that compares them with the folders.
+sources:
+	@printf '%s\n' $(C_SOURCES) $(PUBLIC_HEADERS) $(MAN_PAGES) $(SCRIPTS)
+
+help:
+	@printf '%s\n' \
+		'make            build/release/moepack, libmoepack.a and libmoepack.so' \
+		'make demo       install what is needed, build, and show a small run' \
+		'make check      install what is needed, build, and run all tests' \
+		'make test       the same without looking at what is installed' \
+		'make lint       formatting, static analysis, scripts, man pages, spelling' \
+		'make asan       the unit tests under AddressSanitizer; also: ubsan, tsan' \
+		'make clang      everything with clang' \
+		'make fuzz       every fuzz target for FUZZ_SECONDS=10' \
+		'make aarch64    everything for aarch64, and its kernels under qemu' \
+		'make bench      the benchmarks' \
+		'make install    to PREFIX=/usr/local below DESTDIR; also: uninstall' \
+		'make deps       install compilers, libraries and tools (Debian, Ubuntu)' \
+		'make dist       build/moepack-VERSION.tar.gz from the last commit' \
+		'make clean      remove build/'

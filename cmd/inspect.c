@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* moepack inspect: what a checkpoint or a packed directory holds. */
+#include "commands.h"
+#include "inspect.h"
+#include "output.h"
+#include "progress.h"
+
+#include <string.h>
+
+/* ------------------------------------------------------------------------
+ * JSON
+ */
+
+static json_t *number_json(uint64_t value)
+{
+    return value == MP_CONFIG_ABSENT ? json_null() : json_integer((json_int_t)value);
+}
+
+static json_t *layer_json(const mp_catalog *catalog, const mp_moe_layer *layer)
+{
+    const mp_storage *s = &layer->storage;
+
+    return json_pack("{s:s, s:i, s:i, s:s, s:o, s:o}", "name", layer->prefix, "experts",
+                     (int)layer->num_experts, "shared_experts",
+                     layer->has_shared ? (int)catalog->num_shared_experts : 0, "format",
+                     mp_scheme_name(s->scheme), "scale",
+                     s->has_scale ? json_string(mp_dtype_name(s->scale_dtype)) : json_null(),
+                     "bytes", number_json(layer->bytes));
+}
+
+json_t *problems_json(const mp_problems *problems)
+{
+    json_t *list = json_array();
+    uint64_t kept = problems->count < MP_PROBLEMS_KEPT ? problems->count : MP_PROBLEMS_KEPT;
+
+    for (uint64_t i = 0; i < kept; i++)
+        json_array_append_new(list, json_string(problems->text[i] ? problems->text[i] : "?"));
+    if (problems->count > kept)
+        json_array_append_new(list, json_sprintf("... and %llu more",
+                                                 (unsigned long long)(problems->count - kept)));
+    return list;
+}
+
+json_t *tensors_json(const mp_checkpoint *ckpt)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < ckpt->num_tensors; i++) {
+        const mp_tensor *t = &ckpt->tensors[i];
+        json_t *shape = json_array();
+
+        for (uint32_t d = 0; d < t->rank; d++)
+            json_array_append_new(shape, number_json(t->shape[d]));
+        json_array_append_new(list, json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", t->name,
+                                              "dtype", mp_dtype_name(t->dtype), "shape", shape,
+                                              "shard", ckpt->shards[t->shard].name, "bytes",
+                                              number_json(t->bytes)));
+    }
+    return list;
+}
+
+static uint64_t tensor_bytes(const mp_checkpoint *ckpt)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < ckpt->num_tensors; i++)
+        bytes += ckpt->tensors[i].bytes;
+    return bytes;
+}
+
+static int print_catalog_json(const mp_catalog *c, bool with_tensors, mp_error *err)
+{
+    json_t *layers = json_array(), *json, *passed_over = json_object();
+    uint64_t others = 0;
+
+    for (size_t i = 0; i < c->num_layers; i++)
+        json_array_append_new(layers, layer_json(c, &c->layers[i]));
+    for (unsigned k = 0; k < MP_KINDS; k++) {
+        others += c->others[k].tensors;
+        json_object_set_new(passed_over, c->others[k].kind, number_json(c->others[k].tensors));
+    }
+    json = json_pack(
+        "{s:s, s:s, s:o, s:o, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "family",
+        c->family, "reason", c->reason, "hidden_size", number_json(c->hidden_size),
+        "moe_intermediate_size", number_json(c->moe_intermediate_size), "num_experts",
+        (int)c->num_experts, "num_shared_experts", (int)c->num_shared_experts,
+        "experts_per_token", number_json(c->config.experts_per_token), "layers", layers,
+        "num_tensors", number_json(c->checkpoint.num_tensors), "expert_tensors",
+        number_json(c->expert_tensors), "other_tensors", number_json(others), "passed_over",
+        passed_over, "bytes", number_json(tensor_bytes(&c->checkpoint)), "shards",
+        number_json(c->checkpoint.num_shards), "problems", problems_json(&c->problems));
+    if (json && with_tensors)
+        json_object_set_new(json, "tensors", tensors_json(&c->checkpoint));
+    return print_json(json, err);
+}
+
+/* ------------------------------------------------------------------------
+ * Text
+ */
+
+void print_tensors(const mp_checkpoint *ckpt)
+{
+    for (size_t i = 0; i < ckpt->num_tensors; i++) {
+        const mp_tensor *t = &ckpt->tensors[i];
+        char shape[MP_SHAPE_TEXT];
+
+        printf("%-10s %-16s %s  %s\n", mp_dtype_name(t->dtype),
+               mp_shape_text(t->shape, t->rank, shape), t->name, ckpt->shards[t->shard].name);
+    }
+}
+
+static bool same_storage(const mp_storage *a, const mp_storage *b)
+{
+    return a->scheme == b->scheme && a->has_scale == b->has_scale &&
+           a->scale_dtype == b->scale_dtype && a->block_rows == b->block_rows &&
+           a->block_cols == b->block_cols;
+}
+
+/* Layers that can share a line of the table. */
+static bool alike(const mp_moe_layer *a, const mp_moe_layer *b)
+{
+    return a->mtp == b->mtp && a->num_experts == b->num_experts && a->bytes == b->bytes &&
+           a->has_shared == b->has_shared && same_storage(&a->storage, &b->storage) &&
+           (!a->has_shared || same_storage(&a->shared_storage, &b->shared_storage));
+}
+
+static const char *storage_text(const mp_storage *s, char text[64])
+{
+    if (s->has_scale)
+        snprintf(text, 64, "%s, %s scales", mp_scheme_name(s->scheme),
+                 mp_dtype_name(s->scale_dtype));
+    else
+        snprintf(text, 64, "%s", mp_scheme_name(s->scheme));
+    return text;
+}
+
+static void print_layers(const mp_catalog *c)
+{
+    printf("%-28s %7s  %-28s %-28s %s\n", "layers", "experts", "experts are", "shared expert is",
+           "bytes a layer");
+    for (size_t first = 0, next; first < c->num_layers; first = next) {
+        const mp_moe_layer *layer = &c->layers[first];
+        char name[64], routed[64], shared[64] = "-", bytes[SIZE_TEXT];
+
+        for (next = first + 1; next < c->num_layers && alike(layer, &c->layers[next]);)
+            next++;
+        if (next - first == 1)
+            snprintf(name, sizeof name, "%s", layer->prefix);
+        else
+            snprintf(name, sizeof name, "%.40s - %llu", layer->prefix,
+                     (unsigned long long)c->layers[next - 1].number);
+        if (layer->has_shared)
+            storage_text(&layer->shared_storage, shared);
+        printf("%-28s %7u  %-28s %-28s %s\n", name, layer->num_experts,
+               storage_text(&layer->storage, routed), shared, size_text(layer->bytes, bytes));
+    }
+}
+
+static void print_counts(const mp_catalog *c)
+{
+    char bytes[SIZE_TEXT];
+    const char *before = "; passed over: ";
+
+    printf("%zu tensors in %zu shards, %s: %llu of experts", c->checkpoint.num_tensors,
+           c->checkpoint.num_shards, size_text(tensor_bytes(&c->checkpoint), bytes),
+           (unsigned long long)c->expert_tensors);
+    for (unsigned k = 0; k < MP_KINDS; k++) {
+        if (c->others[k].tensors == 0)
+            continue;
+        printf("%s%llu %s", before, (unsigned long long)c->others[k].tensors, c->others[k].kind);
+        before = ", ";
+    }
+    printf("\n");
+}
+
+static void print_catalog(const mp_catalog *c, const output_ink *ink)
+{
+    printf("%s%s%s (%s)\n", ink->bold, c->family, ink->plain, c->reason);
+    printf("hidden size %llu, expert intermediate size %llu, %u experts, %u shared",
+           (unsigned long long)c->hidden_size, (unsigned long long)c->moe_intermediate_size,
+           c->num_experts, c->num_shared_experts);
+    if (c->config.experts_per_token != MP_CONFIG_ABSENT)
+        printf(", %llu a token", (unsigned long long)c->config.experts_per_token);
+    printf("\n\n");
+    print_layers(c);
+    printf("\n");
+    print_counts(c);
+}
+
+/* ------------------------------------------------------------------------
+ * The command
+ */
+
+static int inspect_checkpoint(const inspect_options *o, const mp_context *context, mp_error *err)
+{
+    mp_catalog catalog;
+    int rc = mp_catalog_open(&catalog, o->path, context, err);
+
+    if (rc != 0)
+        return rc;
+    if (o->common.json) {
+        rc = print_catalog_json(&catalog, o->tensors, err);
+    } else {
+        output_ink ink = ink_for(stdout, &o->common);
+
+        print_catalog(&catalog, &ink);
+        if (o->tensors) {
+            printf("\n");
+            print_tensors(&catalog.checkpoint);
+        }
+    }
+    if (rc == 0 && catalog.problems.count > 0) {
+        print_problems(stderr, "moepack: inspect", &catalog.problems);
+        rc = cmd_fail(err, MP_ERR_INPUT, "%s: problems: %llu", o->path,
+                      (unsigned long long)catalog.problems.count);
+    }
+    mp_catalog_release(&catalog);
+    return rc;
+}
+
+static int run_inspect(const void *values, mp_error *err)
+{
+    const inspect_options *o = values;
+    mp_context context;
+
+    cmd_context(&o->common, &context);
+    return mp_is_packed(o->path) ? inspect_pack(o, &context, err)
+                                 : inspect_checkpoint(o, &context, err);
+}
+
+static const cmd_option options[] = {
+    OPT_FLAG(0, "tensors", inspect_options, tensors, "list every tensor"),
+    OPT_JSON(inspect_options),
+    OPT_END,
+};
+static const cmd_argument arguments[] = {ARG_ONE("CKPT", inspect_options, path), ARG_END};
+static const inspect_options defaults = {0};
+
+const command command_inspect = {
+    .name = "inspect",
+    .summary = "show family, expert formats, sizes and problems of a checkpoint or a pack",
+    .options = options,
+    .arguments = arguments,
+    COMMAND_DEFAULTS(defaults),
+    .run = run_inspect,
+};

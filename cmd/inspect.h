@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cmd/inspect.h - what the two halves of inspect share. */
+#ifndef MOEPACK_CMD_INSPECT_H
+#define MOEPACK_CMD_INSPECT_H
+
+#include "options.h"
+
+#include <jansson.h>
+#include <moepack/artifact.h>
+#include <moepack/model.h>
+
+typedef struct inspect_options {
+    common_options common;
+    const char *path;
+    bool tensors;
+} inspect_options;
+
+/* Inspects a packed directory. */
+int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *err);
+
+json_t *problems_json(const mp_problems *problems);
+json_t *tensors_json(const mp_checkpoint *ckpt);
+void print_tensors(const mp_checkpoint *ckpt);
+
+#endif

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* moepack inspect on a packed directory: its manifest, and whether its files fit it. */
+#include "inspect.h"
+#include "output.h"
+
+#include <moepack/layout.h>
+#include <moepack/verify.h>
+#include <stdlib.h>
+
+static uint64_t file_bytes(const mp_manifest *m)
+{
+    uint64_t bytes = 0;
+
+    for (size_t r = 0; r < m->num_ranks; r++)
+        for (size_t f = 0; f < m->ranks[r].num_files; f++)
+            bytes += m->ranks[r].files[f].size;
+    return bytes;
+}
+
+static size_t count_files(const mp_manifest *m)
+{
+    size_t files = 0;
+
+    for (size_t r = 0; r < m->num_ranks; r++)
+        files += m->ranks[r].num_files;
+    return files;
+}
+
+static size_t count_tensors(const mp_manifest *m)
+{
+    size_t tensors = 0;
+
+    for (size_t r = 0; r < m->num_ranks; r++)
+        for (size_t f = 0; f < m->ranks[r].num_files; f++)
+            tensors += m->ranks[r].files[f].num_tensors;
+    return tensors;
+}
+
+/* Bytes that a layer's slots take on all packed ranks; 0 for an unknown target. */
+static uint64_t layer_bytes(const mp_manifest *m)
+{
+    const mp_target *target = mp_target_find(m->target);
+    mp_dims dims = {m->hidden_size, m->moe_intermediate_size};
+    mp_slot_tensor tensors[MP_TARGET_TENSORS];
+    mp_problems warnings = {0};
+    mp_error ignored;
+    uint64_t slot = 0;
+
+    if (target && target->check(&dims, &warnings, &ignored) == 0) {
+        unsigned count = target->describe(&dims, tensors);
+
+        for (unsigned t = 0; t < count; t++)
+            slot += tensors[t].slot_bytes;
+    }
+    mp_problems_release(&warnings);
+    return slot * (m->num_physical / m->ep_size) * m->num_ranks;
+}
+
+static json_t *layers_json(const mp_manifest *m)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < m->num_layers; i++)
+        json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:s, s:n, s:I}", "name",
+                                              m->layers[i], "experts", (int)m->num_experts,
+                                              "shared_experts", 0, "format", m->target_scheme,
+                                              "scale", "bytes", (json_int_t)layer_bytes(m)));
+    return list;
+}
+
+static json_t *faults_json(const mp_verify_report *report)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < report->num_faults; i++)
+        json_array_append_new(list, json_string(report->faults[i].detail));
+    return list;
+}
+
+/* Every tensor of every rank, as the manifest names it. */
+static json_t *packed_tensors_json(const mp_manifest *m)
+{
+    json_t *list = json_array();
+
+    for (size_t r = 0; r < m->num_ranks; r++)
+        for (size_t f = 0; f < m->ranks[r].num_files; f++)
+            for (size_t t = 0; t < m->ranks[r].files[f].num_tensors; t++)
+                json_array_append_new(
+                    list, json_pack("{s:i, s:s, s:s, s:s}", "rank", (int)m->ranks[r].rank, "name",
+                                    m->ranks[r].files[f].tensors[t].name, "shard",
+                                    m->ranks[r].files[f].name, "xxh3",
+                                    m->ranks[r].files[f].tensors[t].xxh3));
+    return list;
+}
+
+static int print_pack_json(const mp_manifest *m, const mp_verify_report *report,
+                           bool with_tensors, mp_error *err)
+{
+    size_t tensors = count_tensors(m);
+    json_t *json = json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:n, s:o, s:I, s:I, s:i, s:I, s:I, s:o, s:s, s:I, s:I, s:s}",
+        "family", m->family, "reason", "moepack.json", "hidden_size", (json_int_t)m->hidden_size,
+        "moe_intermediate_size", (json_int_t)m->moe_intermediate_size, "num_experts",
+        (json_int_t)m->num_experts, "num_shared_experts", (json_int_t)m->num_shared_experts,
+        "experts_per_token", "layers", layers_json(m), "num_tensors", (json_int_t)tensors,
+        "expert_tensors", (json_int_t)tensors, "other_tensors", 0, "bytes",
+        (json_int_t)file_bytes(m), "shards", (json_int_t)count_files(m), "problems",
+        faults_json(report), "target", m->target, "ep_size", (json_int_t)m->ep_size,
+        "num_physical", (json_int_t)m->num_physical, "shared", m->shared);
+
+    if (json && with_tensors)
+        json_object_set_new(json, "tensors", packed_tensors_json(m));
+    return print_json(json, err);
+}
+
+static void print_pack(const mp_manifest *m, const output_ink *ink)
+{
+    char bytes[SIZE_TEXT];
+
+    printf("%s%s%s/%llu, packed from %s (%s%s)\n", ink->bold, m->target, ink->plain,
+           (unsigned long long)m->target_version, m->family, m->source_scheme,
+           m->lossless ? ", lossless" : ", requantized");
+    printf("hidden size %llu, expert intermediate size %llu, %llu experts as %llu physical\n",
+           (unsigned long long)m->hidden_size, (unsigned long long)m->moe_intermediate_size,
+           (unsigned long long)m->num_experts, (unsigned long long)m->num_physical);
+    printf("%llu ranks of %llu slots, shared experts: %s\n", (unsigned long long)m->ep_size,
+           (unsigned long long)(m->num_physical / m->ep_size), m->shared);
+    printf("%zu layers: %s", m->num_layers, m->num_layers ? m->layers[0] : "");
+    if (m->num_layers > 1)
+        printf(" - %s", m->layers[m->num_layers - 1]);
+    printf("\n%zu tensors in %zu files of %zu ranks, %s\n", count_tensors(m), count_files(m),
+           m->num_ranks, size_text(file_bytes(m), bytes));
+    for (size_t i = 0; i < m->num_errors; i++)
+        printf("error of %s %s: relative RMS %.4g, SQNR %.2f dB\n", m->errors[i].layer,
+               m->errors[i].matrix, m->errors[i].relative_rms, m->errors[i].sqnr_db);
+    if (m->command)
+        printf("made by: %s\n", m->command);
+}
+
+static void print_packed_tensors(const mp_manifest *m)
+{
+    for (size_t r = 0; r < m->num_ranks; r++)
+        for (size_t f = 0; f < m->ranks[r].num_files; f++)
+            for (size_t t = 0; t < m->ranks[r].files[f].num_tensors; t++)
+                printf("rank %u  %s  %s  %s\n", m->ranks[r].rank,
+                       m->ranks[r].files[f].tensors[t].xxh3,
+                       m->ranks[r].files[f].tensors[t].name, m->ranks[r].files[f].name);
+}
+
+int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *err)
+{
+    mp_verify_options how = {.level = MP_VERIFY_STRUCTURE};
+    mp_verify_report report = {0};
+    mp_manifest m;
+    int rc = mp_manifest_load(&m, o->path, err);
+
+    if (rc == MP_ERR_CHECK) /* to inspect, a changed manifest is bad input */
+        rc = err->code = MP_ERR_INPUT;
+    if (rc != 0)
+        return rc;
+    rc = mp_verify(o->path, &how, context, &report, err);
+    if (rc == 0 && o->common.json) {
+        rc = print_pack_json(&m, &report, o->tensors, err);
+    } else if (rc == 0) {
+        output_ink ink = ink_for(stdout, &o->common);
+
+        print_pack(&m, &ink);
+        if (o->tensors)
+            print_packed_tensors(&m);
+    }
+    if (rc == 0 && report.total_faults > 0) {
+        for (size_t i = 0; i < report.num_faults; i++)
+            fprintf(stderr, "moepack: inspect: %s\n", report.faults[i].detail);
+        rc = cmd_fail(err, MP_ERR_INPUT, "%s: problems: %llu", o->path,
+                      (unsigned long long)report.total_faults);
+    }
+    mp_verify_report_release(&report);
+    mp_manifest_release(&m);
+    return rc;
+}

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* moepack repack: a checkpoint into one directory a rank, laid out for a kernel. */
+#include "commands.h"
+#include "output.h"
+#include "progress.h"
+
+#include <moepack/artifact.h>
+#include <moepack/pack.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define PLACEMENT_LIMIT (1u << 30)
+
+typedef struct repack_options {
+    common_options common;
+    const char *source;
+    const char *out;
+    const char *target;
+    uint64_t ep;
+    const char *placement;
+    uint64_t redundant;
+    mp_shared_mode shared;
+    const char *quantize;
+    const char *layers;
+    const char *ranks;
+    int rounding; /* -1: the target's */
+    mp_scale_rule scale_rule;
+    double amax_floor;
+    bool allow_nonfinite;
+    uint64_t max_shard_size;
+    bool resume;
+    bool force;
+    bool dry_run;
+} repack_options;
+
+/* Everything that a run is made from. */
+typedef struct repack_job {
+    const repack_options *o;
+    mp_catalog catalog;
+    mp_placement placement;
+    bool *layers, *ranks;
+    char *command;
+    mp_plan plan;
+} repack_job;
+
+/* ------------------------------------------------------------------------
+ * Making the plan
+ */
+
+/* The last part of a path, so that the manifest names no directory of this machine. */
+static const char *last_part(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash && slash[1] ? slash + 1 : path;
+}
+
+static void print_option(FILE *f, const char *name, const char *value)
+{
+    if (value)
+        fprintf(f, " --%s %s", name, value);
+}
+
+/* The command that made the pack: what decides on its bytes, and nothing else. */
+static char *command_text(const repack_options *o)
+{
+    char *text = NULL;
+    size_t length;
+    FILE *f = open_memstream(&text, &length);
+
+    if (!f)
+        return NULL;
+    fprintf(f, "moepack repack %s --target %s --ep %llu", last_part(o->source), o->target,
+            (unsigned long long)o->ep);
+    print_option(f, "placement", o->placement ? last_part(o->placement) : NULL);
+    if (o->redundant)
+        fprintf(f, " --redundant %llu", (unsigned long long)o->redundant);
+    if (o->shared != MP_SHARED_NONE)
+        print_option(f, "shared", mp_shared_mode_name(o->shared));
+    print_option(f, "quantize", o->quantize);
+    if (o->rounding >= 0)
+        print_option(f, "rounding", o->rounding == MP_ROUND_OCP ? "ocp" : "deepgemm");
+    if (o->scale_rule != MP_SCALE_CEIL)
+        print_option(f, "scale-rule", "mse");
+    if (o->amax_floor > 0)
+        fprintf(f, " --amax-floor %.9g", o->amax_floor);
+    if (o->allow_nonfinite)
+        fprintf(f, " --allow-nonfinite");
+    print_option(f, "layers", o->layers);
+    print_option(f, "ranks", o->ranks);
+    if (o->max_shard_size)
+        fprintf(f, " --max-shard-size %llu", (unsigned long long)o->max_shard_size);
+    if (fclose(f) != 0) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+static int read_placement(repack_job *job, mp_error *err)
+{
+    const char *path = job->o->placement;
+    uint64_t length;
+    char *text;
+    int rc;
+
+    if (!path)
+        return 0;
+    rc = mp_read_text(path, PLACEMENT_LIMIT, &text, &length, err);
+    if (rc == 0) {
+        rc = mp_placement_parse(&job->placement, text, length, job->catalog.num_experts, err);
+        free(text);
+        if (rc != 0) {
+            mp_error why = *err;
+
+            rc = cmd_fail(err, rc, "%.200s: %.800s", path, why.message);
+        }
+    }
+    return rc;
+}
+
+static int select_layers(repack_job *job, mp_error *err)
+{
+    size_t count = job->catalog.num_layers;
+    const char **prefixes;
+    int rc;
+
+    if (!job->o->layers)
+        return 0;
+    prefixes = malloc((count + 1) * sizeof *prefixes);
+    job->layers = calloc(count + 1, sizeof *job->layers);
+    if (prefixes && job->layers) {
+        for (size_t i = 0; i < count; i++)
+            prefixes[i] = job->catalog.layers[i].prefix;
+        rc = mp_select_layers(job->o->layers, prefixes, count, job->layers, err);
+    } else {
+        rc = cmd_fail(err, MP_ERR_IO, "out of memory");
+    }
+    free(prefixes);
+    return rc;
+}
+
+static int select_ranks(repack_job *job, mp_error *err)
+{
+    if (!job->o->ranks)
+        return 0;
+    job->ranks = calloc(job->o->ep, sizeof *job->ranks);
+    if (!job->ranks)
+        return cmd_fail(err, MP_ERR_IO, "out of memory");
+    return mp_select_ranks(job->o->ranks, (uint32_t)job->o->ep, job->ranks, err);
+}
+
+static int make_plan(repack_job *job, mp_error *err)
+{
+    const repack_options *o = job->o;
+    const mp_target *target = mp_target_find(o->target);
+    mp_repack_options options = {
+        .target = target,
+        .ep = (uint32_t)o->ep,
+        .placement = o->placement ? &job->placement : NULL,
+        .redundant = (uint32_t)o->redundant,
+        .shared = o->shared,
+        .quantize = o->quantize != NULL,
+        .quant = {.rounding = o->rounding < 0 ? target->rounding : (mp_rounding)o->rounding,
+                  .scale_rule = o->scale_rule,
+                  .amax_floor = (float)o->amax_floor,
+                  .allow_nonfinite = o->allow_nonfinite},
+        .layers = job->layers,
+        .ranks = job->ranks,
+        .max_shard_size = o->max_shard_size,
+        .command = job->command,
+    };
+
+    if (o->quantize)
+        mp_scheme_parse(o->quantize, &options.quantize_to);
+    return mp_plan_init(&job->plan, &job->catalog, &options, err);
+}
+
+static int prepare(repack_job *job, const mp_context *context, mp_error *err)
+{
+    const repack_options *o = job->o;
+    int rc;
+
+    if (o->resume && o->force)
+        return cmd_fail(err, MP_ERR_USAGE, "--resume and --force contradict each other");
+    if (!o->out && !o->dry_run)
+        return cmd_fail(err, MP_ERR_USAGE, "option --output is required");
+    rc = mp_catalog_open(&job->catalog, o->source, context, err);
+    if (rc == 0 && job->catalog.problems.count > 0) {
+        print_problems(stderr, "moepack: repack", &job->catalog.problems);
+        rc = cmd_fail(err, MP_ERR_INPUT, "%s: problems: %llu", o->source,
+                      (unsigned long long)job->catalog.problems.count);
+    }
+    if (rc == 0)
+        rc = read_placement(job, err);
+    if (rc == 0)
+        rc = select_layers(job, err);
+    if (rc == 0)
+        rc = select_ranks(job, err);
+    if (rc == 0 && !(job->command = command_text(o)))
+        rc = cmd_fail(err, MP_ERR_IO, "out of memory");
+    return rc ? rc : make_plan(job, err);
+}
+
+static void release(repack_job *job)
+{
+    mp_plan_release(&job->plan);
+    mp_placement_release(&job->placement);
+    mp_catalog_release(&job->catalog);
+    free(job->layers);
+    free(job->ranks);
+    free(job->command);
+}
+
+/* ------------------------------------------------------------------------
+ * Saying what is done
+ */
+
+static uint64_t peak_scratch(const mp_plan *plan, const mp_context *context)
+{
+    return plan->scratch_bytes * (uint64_t)mp_threads(context);
+}
+
+static int print_plan_json(const mp_plan *plan, const mp_context *context, mp_error *err)
+{
+    json_t *files = json_array();
+
+    for (size_t f = 0; f < plan->num_files; f++)
+        json_array_append_new(files, json_pack("{s:s, s:I, s:i}", "path", plan->files[f].path,
+                                               "bytes", (json_int_t)plan->files[f].bytes,
+                                               "tensors", (int)plan->files[f].num_tensors));
+    return print_json(json_pack("{s:o, s:I, s:I, s:I, s:I}", "files", files, "units",
+                                (json_int_t)plan->num_units, "bytes_read",
+                                (json_int_t)plan->bytes_read, "bytes_written",
+                                (json_int_t)plan->bytes_written, "peak_scratch",
+                                (json_int_t)peak_scratch(plan, context)),
+                      err);
+}
+
+static void print_plan(const mp_plan *plan, const mp_context *context)
+{
+    char size[SIZE_TEXT], read[SIZE_TEXT], written[SIZE_TEXT];
+
+    for (size_t f = 0; f < plan->num_files; f++)
+        printf("%s  %u tensors  %s\n", plan->files[f].path, plan->files[f].num_tensors,
+               size_text(plan->files[f].bytes, size));
+    printf("%llu units, %s to read, %s to write, scratch memory %s\n",
+           (unsigned long long)plan->num_units, size_text(plan->bytes_read, read),
+           size_text(plan->bytes_written, written),
+           size_text(peak_scratch(plan, context), size));
+}
+
+static double seconds_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* The requantization error as the manifest has it. */
+static int print_errors(const char *out, mp_error *err)
+{
+    mp_manifest manifest;
+    int rc = mp_manifest_load(&manifest, out, err);
+
+    if (rc != 0)
+        return rc;
+    for (size_t i = 0; i < manifest.num_errors; i++) {
+        const mp_layer_error *e = &manifest.errors[i];
+
+        fprintf(stderr,
+                "moepack: repack: %s %s: relative RMS error %.4g, SQNR %.2f dB, %llu of %llu "
+                "flushed to zero\n",
+                e->layer, e->matrix, e->relative_rms, e->sqnr_db, (unsigned long long)e->flushed,
+                (unsigned long long)e->elements);
+    }
+    mp_manifest_release(&manifest);
+    return 0;
+}
+
+static int run_plan(const repack_job *job, const mp_context *context, mp_error *err)
+{
+    const repack_options *o = job->o;
+    mp_run_mode mode = o->resume ? MP_RUN_RESUME : o->force ? MP_RUN_FORCE : MP_RUN_FRESH;
+    double begin = seconds_now(), took;
+    char size[SIZE_TEXT];
+    int rc = mp_plan_run(&job->plan, o->out, mode, context, err);
+
+    if (rc != 0)
+        return rc;
+    progress_clear();
+    took = seconds_now() - begin;
+    if (!o->common.quiet) {
+        rc = print_errors(o->out, err);
+        fprintf(stderr, "moepack: repack: %s: %zu files, %s in %.1f s (%.2f GB/s)\n", o->out,
+                job->plan.num_files, size_text(job->plan.bytes_written, size), took,
+                (double)job->plan.bytes_written / took / 1e9);
+    }
+    if (rc == 0 && o->common.json)
+        rc = print_plan_json(&job->plan, context, err);
+    return rc;
+}
+
+static int run_repack(const void *values, mp_error *err)
+{
+    const repack_options *o = values;
+    repack_job job = {.o = o};
+    mp_context context;
+    int rc;
+
+    cmd_context(&o->common, &context);
+    rc = prepare(&job, &context, err);
+    if (rc == 0 && !o->common.quiet)
+        print_problems(stderr, "moepack: repack: warning", &job.plan.warnings);
+    if (rc == 0 && !o->dry_run)
+        rc = run_plan(&job, &context, err);
+    else if (rc == 0 && o->common.json)
+        rc = print_plan_json(&job.plan, &context, err);
+    else if (rc == 0)
+        print_plan(&job.plan, &context);
+    release(&job);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * The command
+ */
+
+static const char *target_name(size_t index)
+{
+    size_t count;
+    const mp_target *const *targets = mp_targets(&count);
+
+    return index < count ? targets[index]->name : NULL;
+}
+
+static const char *scheme_name(size_t index)
+{
+    return index < MP_SCHEME_COUNT ? mp_scheme_name((mp_scheme)index) : NULL;
+}
+
+static const cmd_choice shared_modes[] = {
+    {"none", MP_SHARED_NONE},
+    {"fused", MP_SHARED_FUSED},
+    {"separate", MP_SHARED_SEPARATE},
+    {NULL, 0},
+};
+static const cmd_choice roundings[] = {
+    {"deepgemm", MP_ROUND_DEEPGEMM},
+    {"ocp", MP_ROUND_OCP},
+    {NULL, 0},
+};
+static const cmd_choice scale_rules[] = {
+    {"ceil", MP_SCALE_CEIL},
+    {"mse", MP_SCALE_MSE},
+    {NULL, 0},
+};
+
+static const cmd_option options[] = {
+    OPT_STRING('o', "output", "OUT", repack_options, out, "directory to write; it must not exist"),
+    OPT_STRING('t', "target", "TARGET", repack_options, target, "layout to write",
+               .flags = OPT_REQUIRED, .choice_name = target_name),
+    OPT_U64(0, "ep", "N", repack_options, ep, 1, 65536, "expert-parallel ranks",
+            .flags = OPT_REQUIRED),
+    OPT_STRING(0, "placement", "FILE", repack_options, placement,
+               "place experts as FILE says, - for standard input"),
+    OPT_U64(0, "redundant", "R", repack_options, redundant, 0, 65536,
+            "without a placement: R redundant experts, placed in turn"),
+    OPT_CHOICE(0, "shared", "MODE", repack_options, shared, shared_modes,
+               "what to do with shared experts"),
+    OPT_STRING(0, "quantize", "SCHEME", repack_options, quantize,
+               "requantize experts that are stored otherwise", .choice_name = scheme_name),
+    OPT_CHOICE(0, "rounding", "RULE", repack_options, rounding, roundings,
+               "how requantizing rounds E2M1; left out: as the target's kernel does"),
+    OPT_CHOICE(0, "scale-rule", "RULE", repack_options, scale_rule, scale_rules,
+               "how requantizing picks power-of-two scales"),
+    OPT_DOUBLE(0, "amax-floor", "X", repack_options, amax_floor, 0, 1e30,
+               "requantizing takes the largest magnitude of a block to be at least X"),
+    OPT_FLAG(0, "allow-nonfinite", repack_options, allow_nonfinite,
+             "let NaN and infinite weights through"),
+    OPT_STRING(0, "layers", "LIST", repack_options, layers,
+               "only these layers, as in 0-3,7,mtp.0"),
+    OPT_STRING(0, "ranks", "LIST", repack_options, ranks, "only these ranks, as in 0-3,7"),
+    OPT_SIZE(0, "max-shard-size", "SIZE", repack_options, max_shard_size, 1, INT64_MAX,
+             "begin another file of a rank beyond SIZE; left out: 5GB"),
+    OPT_FLAG(0, "resume", repack_options, resume, "continue an interrupted run"),
+    OPT_FLAG(0, "force", repack_options, force,
+             "replace a packed directory OUT, discard an interrupted run"),
+    OPT_FLAG('n', "dry-run", repack_options, dry_run, "print the plan and write nothing"),
+    OPT_JSON(repack_options),
+    OPT_END,
+};
+static const cmd_argument arguments[] = {ARG_ONE("CKPT", repack_options, source), ARG_END};
+static const repack_options defaults = {.rounding = -1};
+
+const command command_repack = {
+    .name = "repack",
+    .summary = "lay a checkpoint's experts out for a kernel, one directory a rank",
+    .options = options,
+    .arguments = arguments,
+    COMMAND_DEFAULTS(defaults),
+    .run = run_repack,
+};

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* moepack synth: a made-up checkpoint in the exact form of a released one. */
+#include "commands.h"
+#include "output.h"
+#include "progress.h"
+
+#include <moepack/pack.h>
+#include <string.h>
+
+/* What a number holds that was not given. */
+#define UNSET UINT64_MAX
+
+#define FORMAT_UNSET (-1)
+
+#define SIZE_MAX_OPTION  (1u << 24)
+#define COUNT_MAX_OPTION (1u << 16)
+
+typedef struct synth_options {
+    common_options common;
+    const char *output;
+    const char *preset;
+    const char *family;
+    uint64_t hidden;
+    uint64_t intermediate;
+    uint64_t experts;
+    uint64_t shared;
+    uint64_t layers;
+    uint64_t top_k;
+    uint64_t mtp;
+    uint64_t dense;
+    uint64_t dense_intermediate;
+    uint64_t hash_layers;
+    uint64_t vocab;
+    double routed_scaling; /* negative: not given */
+    int format;            /* an mp_scheme, or FORMAT_UNSET */
+    uint64_t seed;
+    uint64_t max_shard_size;
+} synth_options;
+
+static const char *preset_name(size_t index)
+{
+    size_t count;
+    const mp_preset *presets = mp_presets(&count);
+
+    return index < count ? presets[index].name : NULL;
+}
+
+/* Begins with the vocabulary and scaling factor of a family's first preset, and no sizes. */
+static int start_from_family(const synth_options *o, mp_synth_options *synth, mp_error *err)
+{
+    const struct {
+        const char *option;
+        uint64_t value;
+    } needed[] = {
+        {"hidden", o->hidden},   {"intermediate", o->intermediate},
+        {"experts", o->experts}, {"layers", o->layers},
+        {"top-k", o->top_k},
+    };
+    size_t count;
+    const mp_preset *preset = mp_presets(&count);
+
+    for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++)
+        if (needed[i].value == UNSET)
+            return cmd_fail(err, MP_ERR_USAGE, "--family needs --%s", needed[i].option);
+    *synth = (mp_synth_options){.family = o->family};
+    mp_synth_scheme(o->family, 0, &synth->scheme);
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(preset[i].options.family, o->family) == 0) {
+            synth->vocab_size = preset[i].options.vocab_size;
+            synth->routed_scaling_factor = preset[i].options.routed_scaling_factor;
+            break;
+        }
+    return 0;
+}
+
+static void replace_u64(uint64_t *number, uint64_t given)
+{
+    if (given != UNSET)
+        *number = given;
+}
+
+static void replace_u32(uint32_t *number, uint64_t given)
+{
+    if (given != UNSET)
+        *number = (uint32_t)given;
+}
+
+static void lower(uint32_t *number, uint32_t limit)
+{
+    if (*number > limit)
+        *number = limit;
+}
+
+/* Lowers numbers of a preset to what the sizes given leave room for. */
+static void fit(mp_synth_options *synth)
+{
+    lower(&synth->top_k, synth->num_experts);
+    lower(&synth->num_dense, synth->num_layers - 1);
+    lower(&synth->num_hash_layers, synth->num_layers);
+}
+
+static void apply(const synth_options *o, mp_synth_options *synth)
+{
+    replace_u64(&synth->hidden_size, o->hidden);
+    replace_u64(&synth->intermediate_size, o->intermediate);
+    replace_u32(&synth->num_experts, o->experts);
+    replace_u32(&synth->num_shared_experts, o->shared);
+    replace_u32(&synth->num_layers, o->layers);
+    fit(synth);
+    replace_u32(&synth->top_k, o->top_k);
+    replace_u32(&synth->num_mtp, o->mtp);
+    replace_u32(&synth->num_dense, o->dense);
+    replace_u64(&synth->dense_intermediate_size, o->dense_intermediate);
+    replace_u32(&synth->num_hash_layers, o->hash_layers);
+    replace_u64(&synth->vocab_size, o->vocab);
+    if (o->routed_scaling >= 0)
+        synth->routed_scaling_factor = o->routed_scaling;
+    if (o->format != FORMAT_UNSET)
+        synth->scheme = (mp_scheme)o->format;
+    synth->seed = o->seed;
+    synth->max_shard_size = o->max_shard_size;
+}
+
+static int run_synth(const void *values, mp_error *err)
+{
+    const synth_options *o = values;
+    mp_synth_options synth;
+    mp_context context;
+
+    if (!o->preset == !o->family)
+        return cmd_fail(err, MP_ERR_USAGE, "give either --preset or --family");
+    if (o->preset)
+        synth = mp_preset_find(o->preset)->options;
+    else if (start_from_family(o, &synth, err) != 0)
+        return err->code;
+    apply(o, &synth);
+    cmd_context(&o->common, &context);
+    return mp_synth(&synth, o->output, &context, err);
+}
+
+static const cmd_choice formats[] = {
+    {"mxfp4", MP_SCHEME_MXFP4},
+    {"fp8_block", MP_SCHEME_FP8_BLOCK},
+    {"bf16", MP_SCHEME_BF16},
+    {NULL, 0},
+};
+
+#define SIZE(name, member, low, help) \
+    OPT_U64(0, name, "N", synth_options, member, low, SIZE_MAX_OPTION, help)
+#define NUMBER(name, member, low, help) \
+    OPT_U64(0, name, "N", synth_options, member, low, COUNT_MAX_OPTION, help)
+
+static const cmd_option options[] = {
+    OPT_STRING('o', "output", "DIR", synth_options, output, "write the checkpoint to DIR",
+               .flags = OPT_REQUIRED),
+    OPT_STRING(0, "preset", "NAME", synth_options, preset,
+               "start from the shapes of a released model", .choice_name = preset_name),
+    OPT_STRING(0, "family", "NAME", synth_options, family, "start from a family without shapes",
+               .choice_name = mp_synth_family_name),
+    SIZE("hidden", hidden, 1, "hidden size"),
+    SIZE("intermediate", intermediate, 1, "intermediate size of an expert"),
+    NUMBER("experts", experts, 1, "routed experts of a layer"),
+    NUMBER("shared", shared, 0, "shared experts of a layer"),
+    NUMBER("layers", layers, 1, "decoder layers"),
+    NUMBER("top-k", top_k, 1, "experts of a token"),
+    NUMBER("mtp", mtp, 0, "MTP blocks, besides the decoder layers"),
+    NUMBER("dense", dense, 0, "dense layers at the start"),
+    SIZE("dense-intermediate", dense_intermediate, 1, "intermediate size of a dense layer"),
+    NUMBER("hash-layers", hash_layers, 0, "layers at the start that route by token id"),
+    SIZE("vocab", vocab, 1, "vocabulary size"),
+    OPT_DOUBLE(0, "routed-scaling", "X", synth_options, routed_scaling, 0, 1e6,
+               "factor of the routed experts' sum"),
+    OPT_CHOICE(0, "format", "SCHEME", synth_options, format, formats,
+               "scheme of the routed experts; not every family has every one"),
+    OPT_U64(0, "seed", "N", synth_options, seed, 0, UINT64_MAX, "seed of the weights"),
+    OPT_SIZE(0, "max-shard-size", "SIZE", synth_options, max_shard_size, 1, INT64_MAX,
+             "most bytes of tensors in a shard"),
+    OPT_END,
+};
+
+static const synth_options defaults = {
+    .hidden = UNSET,
+    .intermediate = UNSET,
+    .experts = UNSET,
+    .shared = UNSET,
+    .layers = UNSET,
+    .top_k = UNSET,
+    .mtp = UNSET,
+    .dense = UNSET,
+    .dense_intermediate = UNSET,
+    .hash_layers = UNSET,
+    .vocab = UNSET,
+    .routed_scaling = -1,
+    .format = FORMAT_UNSET,
+    .max_shard_size = 5000000000,
+};
+
+const command command_synth = {
+    .name = "synth",
+    .summary = "make a synthetic checkpoint in the form of a released one",
+    .options = options,
+    COMMAND_DEFAULTS(defaults),
+    .run = run_synth,
+};

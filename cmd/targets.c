@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* moepack targets: prints the table of target layouts. */
+#include "commands.h"
+#include "output.h"
+
+#include <moepack/layout.h>
+#include <string.h>
+
+typedef struct targets_options {
+    common_options common;
+} targets_options;
+
+/* Sizes that every target takes; names and dtypes do not depend on them. */
+static const mp_dims sample_dims = {.hidden_size = 4096, .intermediate_size = 2048};
+
+static json_t *tensor_json(const mp_slot_tensor *tensor)
+{
+    return json_pack("{s:s, s:s, s:s, s:s}", "name", tensor->name, "side",
+                     tensor->side == MP_L1 ? "l1" : "l2", "role",
+                     tensor->role == MP_ROLE_WEIGHT ? "weight" : "scale", "dtype",
+                     mp_dtype_name(tensor->dtype));
+}
+
+static json_t *tensors_json(const mp_target *target)
+{
+    mp_slot_tensor tensors[MP_TARGET_TENSORS];
+    unsigned count = target->describe(&sample_dims, tensors);
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < count; i++)
+        json_array_append_new(list, tensor_json(&tensors[i]));
+    return list;
+}
+
+static json_t *target_json(const mp_target *target)
+{
+    return json_pack("{s:s, s:i, s:s, s:[s], s:o, s:s}", "name", target->name, "version",
+                     (int)target->version, "engine", target->engine, "source_schemes",
+                     mp_scheme_name(target->scheme), "tensors", tensors_json(target), "constraints",
+                     target->constraints);
+}
+
+static int print_targets_json(const mp_target *const *targets, size_t count, mp_error *err)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < count; i++) {
+        /* Null goes in nowhere: without memory the list would be short. */
+        if (json_array_append_new(list, target_json(targets[i])) != 0) {
+            json_decref(list);
+            list = NULL;
+            break;
+        }
+    }
+    return print_json(list, err);
+}
+
+static void print_target(const mp_target *target, const output_ink *ink)
+{
+    mp_slot_tensor tensors[MP_TARGET_TENSORS];
+    unsigned count = target->describe(&sample_dims, tensors);
+
+    printf("%s%s/%u%s\n", ink->bold, target->name, target->version, ink->plain);
+    printf("  kernel       %s\n", target->engine);
+    printf("  weights      %s\n", mp_scheme_name(target->scheme));
+    printf("  tensors      ");
+    for (unsigned i = 0; i < count; i++)
+        printf("%s%s %s", i > 0 ? ", " : "", tensors[i].name, mp_dtype_name(tensors[i].dtype));
+    printf("\n  constraints  %s\n", target->constraints);
+}
+
+static int run_targets(const void *values, mp_error *err)
+{
+    const targets_options *o = values;
+    size_t count;
+    const mp_target *const *targets = mp_targets(&count);
+
+    if (o->common.json)
+        return print_targets_json(targets, count, err);
+
+    output_ink ink = ink_for(stdout, &o->common);
+    for (size_t i = 0; i < count; i++) {
+        if (i > 0)
+            putchar('\n');
+        print_target(targets[i], &ink);
+    }
+    return 0;
+}
+
+static const cmd_option options[] = {OPT_JSON(targets_options), OPT_END};
+static const targets_options defaults = {0};
+
+const command command_targets = {
+    .name = "targets",
+    .summary = "list the target layouts and what their kernels demand",
+    .options = options,
+    COMMAND_DEFAULTS(defaults),
+    .run = run_targets,
+};

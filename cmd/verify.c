@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* moepack verify: checks a packed directory and names what does not hold. */
+#include "commands.h"
+#include "output.h"
+#include "progress.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <moepack/verify.h>
+#include <string.h>
+
+#define LEVEL_FROM_SOURCE (-1) /* exact with a source, digest without */
+
+typedef struct verify_options {
+    common_options common;
+    const char *out;
+    int level;
+    const char *source;
+    const char *layers;
+    const char *ranks;
+    bool tap;
+    const char *junit;
+} verify_options;
+
+/* ------------------------------------------------------------------------
+ * Words
+ */
+
+/* Writes a text in the escapes of some format. */
+typedef void put_text(FILE *out, const char *text);
+
+/* Names that a file gives can hold control characters. */
+static void put_line(FILE *out, const char *text)
+{
+    for (; *text; text++)
+        putc((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text, out);
+}
+
+static void put_xml(FILE *out, const char *text)
+{
+    static const char special[] = "&<>\"'";
+    static const char *const entities[] = {"&amp;", "&lt;", "&gt;", "&quot;", "&apos;"};
+
+    for (; *text; text++) {
+        const char *found = strchr(special, *text);
+
+        if (found)
+            fputs(entities[found - special], out);
+        else
+            putc((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text, out);
+    }
+}
+
+/* The tensor's name without the layer, which stands before it. */
+static const char *short_name(const mp_fault *fault)
+{
+    static const char between[] = ".experts.";
+    size_t length = fault->layer ? strlen(fault->layer) : 0;
+
+    if (length > 0 && strncmp(fault->tensor, fault->layer, length) == 0 &&
+        strncmp(fault->tensor + length, between, sizeof between - 1) == 0)
+        return fault->tensor + length + sizeof between - 1;
+    return fault->tensor;
+}
+
+/* "rank 1, layers.3, slot 7, l1_weight_sf, element 96: ...", without a newline. */
+static void put_fault(FILE *out, const mp_fault *fault, put_text *put)
+{
+    const char *separator = "";
+
+    if (fault->rank >= 0) {
+        fprintf(out, "rank %" PRId64, fault->rank);
+        separator = ", ";
+    }
+    if (fault->layer) {
+        fputs(separator, out);
+        put(out, fault->layer);
+        separator = ", ";
+    }
+    if (fault->slot >= 0)
+        fprintf(out, "%sslot %" PRId64, separator, fault->slot);
+    if (fault->tensor) {
+        fputs(separator, out);
+        put(out, short_name(fault));
+        separator = ", ";
+    }
+    if (fault->element >= 0)
+        fprintf(out, ", element %" PRId64, fault->element);
+    fputs(separator[0] ? ": " : "", out);
+    put(out, fault->detail);
+}
+
+/* "pack" for what belongs to no rank, else "rank 3". */
+static const char *part_name(const mp_verify_part *part, char text[32])
+{
+    if (part->rank < 0)
+        return "pack";
+    snprintf(text, 32, "rank %" PRId64, part->rank);
+    return text;
+}
+
+/* Prints the faults of one part, each on a line behind `before`, and how many more
+ * there are. */
+static void put_part(FILE *out, const mp_verify_report *report, const mp_verify_part *part,
+                     const char *before, put_text *put)
+{
+    uint64_t left = part->faults;
+
+    for (size_t i = 0; i < report->num_faults; i++) {
+        const mp_fault *fault = &report->faults[i];
+
+        if (fault->rank != part->rank || fault->level != part->level)
+            continue;
+        fputs(before, out);
+        put_fault(out, fault, put);
+        putc('\n', out);
+        left--;
+    }
+    if (left > 0)
+        fprintf(out, "%s... and %" PRIu64 " more\n", before, left);
+}
+
+/* ------------------------------------------------------------------------
+ * Formats
+ */
+
+static void print_text(const mp_verify_report *report, const output_ink *ink)
+{
+    const char *level = mp_verify_level_name(report->level);
+    char bytes[SIZE_TEXT];
+
+    for (size_t i = 0; i < report->num_faults; i++) {
+        put_fault(stdout, &report->faults[i], put_line);
+        putchar('\n');
+    }
+    if (report->total_faults > report->num_faults)
+        printf("... and %" PRIu64 " more\n", report->total_faults - report->num_faults);
+    if (report->total_faults > 0) {
+        printf("%sFAILED%s: %" PRIu64 " fault%s\n", ink->bad, ink->plain, report->total_faults,
+               report->total_faults == 1 ? "" : "s");
+        return;
+    }
+    printf("%sok%s: %s: %" PRIu64 " files, %" PRIu64 " tensors, ", ink->good, ink->plain, level,
+           report->files, report->tensors);
+    if (report->level == MP_VERIFY_EXACT)
+        printf("%" PRIu64 " slots, ", report->slots);
+    printf("%s\n", size_text(report->bytes, bytes));
+}
+
+/* The number, or null where it does not apply. */
+static json_t *number_json(int64_t number)
+{
+    return number < 0 ? json_null() : json_integer((json_int_t)number);
+}
+
+static json_t *fault_json(const mp_fault *fault)
+{
+    return json_pack("{s:s, s:o, s:s?, s:o, s:s?, s:o, s:s}", "level",
+                     mp_verify_level_name(fault->level), "rank", number_json(fault->rank), "layer",
+                     fault->layer, "slot", number_json(fault->slot), "tensor", fault->tensor,
+                     "element", number_json(fault->element), "detail", fault->detail);
+}
+
+static int print_report_json(const mp_verify_report *report, mp_error *err)
+{
+    json_t *faults = json_array();
+
+    for (size_t i = 0; i < report->num_faults; i++) {
+        if (json_array_append_new(faults, fault_json(&report->faults[i])) != 0) {
+            json_decref(faults);
+            return print_json(NULL, err);
+        }
+    }
+    json_t *json = json_pack(
+        "{s:b, s:s, s:{s:I, s:I, s:I, s:I}, s:I, s:o, s:[]}", "ok", report->total_faults == 0,
+        "level", mp_verify_level_name(report->level), "checked", "files",
+        (json_int_t)report->files, "tensors", (json_int_t)report->tensors, "slots",
+        (json_int_t)report->slots, "bytes", (json_int_t)report->bytes, "total_faults",
+        (json_int_t)report->total_faults, "faults", faults, "numeric");
+    return print_json(json, err);
+}
+
+/* A test for each rank at each level, and for what belongs to no rank. */
+static void print_tap(const mp_verify_report *report)
+{
+    printf("1..%zu\n", report->num_parts);
+    for (size_t i = 0; i < report->num_parts; i++) {
+        const mp_verify_part *part = &report->parts[i];
+        char name[32];
+
+        printf("%sok %zu - %s: %s\n", part->faults ? "not " : "", i + 1, part_name(part, name),
+               mp_verify_level_name(part->level));
+        put_part(stdout, report, part, "# ", put_line);
+    }
+}
+
+static void write_junit_case(FILE *out, const mp_verify_report *report, const mp_verify_part *part)
+{
+    char name[32];
+
+    fprintf(out, "    <testcase classname=\"%s\" name=\"%s\"", part_name(part, name),
+            mp_verify_level_name(part->level));
+    if (part->faults == 0) {
+        fputs("/>\n", out);
+        return;
+    }
+    fprintf(out, ">\n      <failure message=\"%" PRIu64 " fault%s\">\n", part->faults,
+            part->faults == 1 ? "" : "s");
+    put_part(out, report, part, "", put_xml);
+    fputs("</failure>\n    </testcase>\n", out);
+}
+
+static void write_junit(FILE *out, const mp_verify_report *report)
+{
+    size_t failures = 0;
+
+    for (size_t i = 0; i < report->num_parts; i++)
+        failures += report->parts[i].faults > 0;
+    fprintf(out,
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
+            "<testsuites>\n"
+            "  <testsuite name=\"moepack verify\" tests=\"%zu\" failures=\"%zu\" errors=\"0\" "
+            "skipped=\"0\">\n",
+            report->num_parts, failures);
+    for (size_t i = 0; i < report->num_parts; i++)
+        write_junit_case(out, report, &report->parts[i]);
+    fputs("  </testsuite>\n</testsuites>\n", out);
+}
+
+static int write_junit_file(const char *path, const mp_verify_report *report, mp_error *err)
+{
+    FILE *out = fopen(path, "w");
+
+    if (!out)
+        return cmd_fail(err, MP_ERR_IO, "cannot write \"%s\": %s", path, strerror(errno));
+    write_junit(out, report);
+    bool failed = ferror(out) != 0;
+    if (fclose(out) != 0 || failed)
+        return cmd_fail(err, MP_ERR_IO, "cannot write \"%s\": %s", path,
+                        errno ? strerror(errno) : "write error");
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * The command
+ */
+
+static int print_report(const verify_options *o, const mp_verify_report *report, mp_error *err)
+{
+    int rc = 0;
+
+    if (o->junit)
+        rc = write_junit_file(o->junit, report, err);
+    if (rc == 0 && o->common.json) {
+        rc = print_report_json(report, err);
+    } else if (rc == 0 && o->tap) {
+        print_tap(report);
+    } else if (rc == 0) {
+        output_ink ink = ink_for(stdout, &o->common);
+
+        print_text(report, &ink);
+    }
+    /* The faults are on standard output; there is nothing to add. */
+    return rc == 0 && report->total_faults > 0 ? MP_ERR_CHECK : rc;
+}
+
+static int run_verify(const void *values, mp_error *err)
+{
+    const verify_options *o = values;
+    int level = o->level;
+    mp_verify_report report;
+    mp_context context;
+
+    if (level == LEVEL_FROM_SOURCE)
+        level = o->source ? MP_VERIFY_EXACT : MP_VERIFY_DIGEST;
+    if (level == MP_VERIFY_EXACT && !o->source)
+        return cmd_fail(err, MP_ERR_USAGE, "--level exact needs --source");
+    if (o->tap && o->common.json)
+        return cmd_fail(err, MP_ERR_USAGE, "--tap and --json exclude each other");
+
+    mp_verify_options options = {
+        .level = (mp_verify_level)level,
+        .source = o->source,
+        .layers = o->layers,
+        .ranks = o->ranks,
+    };
+    cmd_context(&o->common, &context);
+    int rc = mp_verify(o->out, &options, &context, &report, err);
+    progress_clear();
+    if (rc != 0)
+        return rc;
+    rc = print_report(o, &report, err);
+    mp_verify_report_release(&report);
+    return rc;
+}
+
+static const cmd_choice levels[] = {
+    {"structure", MP_VERIFY_STRUCTURE},
+    {"digest", MP_VERIFY_DIGEST},
+    {"exact", MP_VERIFY_EXACT},
+    {NULL, 0},
+};
+
+static const cmd_option options[] = {
+    OPT_CHOICE(0, "level", "LEVEL", verify_options, level, levels,
+               "how much to check; without it exact with --source and digest without"),
+    OPT_STRING(0, "source", "CKPT", verify_options, source, "the checkpoint that was packed"),
+    OPT_STRING(0, "layers", "LIST", verify_options, layers,
+               "look at the bytes of these layers only: numbers, ranges, prefixes"),
+    OPT_STRING(0, "ranks", "LIST", verify_options, ranks,
+               "look at the bytes of these ranks only: numbers, ranges"),
+    OPT_FLAG(0, "tap", verify_options, tap, "print TAP instead of text"),
+    OPT_STRING(0, "junit", "FILE", verify_options, junit, "write a JUnit XML report to FILE"),
+    OPT_JSON(verify_options),
+    OPT_END,
+};
+
+static const cmd_argument arguments[] = {ARG_ONE("OUT", verify_options, out), ARG_END};
+static const verify_options defaults = {.level = LEVEL_FROM_SOURCE};
+
+const command command_verify = {
+    .name = "verify",
+    .summary = "check a packed directory, against its source where that is given",
+    .options = options,
+    .arguments = arguments,
+    COMMAND_DEFAULTS(defaults),
+    .run = run_verify,
+};

@@ -1,0 +1,179 @@
+/*
+ * moepack/base.h - errors, element types, quantization schemes, and the
+ * context that every long-running call takes.
+ *
+ * Conventions of the whole library:
+ *   - A function that can fail returns 0 (MP_OK) or a negative mp_code and
+ *     fills an mp_error. After a failure the objects passed in are still safe
+ *     to release, and nothing else about them is promised.
+ *   - Objects are plain structs: thing_init or thing_open fills one,
+ *     thing_release frees what it owns and leaves it empty. Releasing a zeroed
+ *     or an already released object does nothing.
+ *   - The library never prints, never exits and keeps no state.
+ *   - Sizes are uint64_t and count bytes unless the name says otherwise.
+ */
+#ifndef MOEPACK_BASE_H
+#define MOEPACK_BASE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MP_VERSION "0.1.0"
+
+/* Version of the library that is linked, as "major.minor.patch". */
+const char *mp_version(void);
+
+/* ------------------------------------------------------------------------
+ * Errors
+ */
+
+/* What went wrong. The command line maps -code to its exit status. */
+typedef enum mp_code {
+    MP_OK = 0,
+    MP_ERR_CHECK = -1,       /* a check did not hold */
+    MP_ERR_USAGE = -2,       /* the caller asked for something contradictory */
+    MP_ERR_INPUT = -3,       /* input is malformed or inconsistent */
+    MP_ERR_IO = -4,          /* the system refused: I/O or memory */
+    MP_ERR_UNSUPPORTED = -5, /* understood, but not supported */
+    MP_ERR_CANCELLED = -6    /* the caller's cancel flag was raised */
+} mp_code;
+
+#define MP_ERROR_MAX 1024
+
+/* Where and why, in one line: lowercase, no full stop, names in quotes. */
+typedef struct mp_error {
+    int code; /* an mp_code */
+    char message[MP_ERROR_MAX];
+} mp_error;
+
+/* How many problems a list keeps the text of; the rest are only counted. */
+#define MP_PROBLEMS_KEPT 20
+
+/* A list of everything that is wrong with an input. Only the first
+ * MP_PROBLEMS_KEPT texts are kept; `count` goes on. */
+typedef struct mp_problems {
+    uint64_t count;
+    char *text[MP_PROBLEMS_KEPT]; /* min(count, MP_PROBLEMS_KEPT) owned strings */
+} mp_problems;
+
+void mp_problems_release(mp_problems *problems);
+
+/* ------------------------------------------------------------------------
+ * Element types, as safetensors names them
+ */
+
+typedef enum mp_dtype {
+    MP_BOOL,
+    MP_F4, /* two E2M1 values a byte, the even element in the low nibble */
+    MP_F6_E2M3,
+    MP_F6_E3M2,
+    MP_U8,
+    MP_I8,
+    MP_F8_E4M3,
+    MP_F8_E5M2,
+    MP_F8_E8M0,
+    MP_F8_E4M3FNUZ,
+    MP_F8_E5M2FNUZ,
+    MP_I16,
+    MP_U16,
+    MP_F16,
+    MP_BF16,
+    MP_I32,
+    MP_U32,
+    MP_F32,
+    MP_C64,
+    MP_F64,
+    MP_I64,
+    MP_U64,
+    MP_DTYPE_COUNT
+} mp_dtype;
+
+/* "BF16", "F8_E4M3", ...; a static string. */
+const char *mp_dtype_name(mp_dtype dtype);
+
+/* Width of one element in bits: 4, 6, 8, 16, 32 or 64. */
+unsigned mp_dtype_bits(mp_dtype dtype);
+
+/* The dtype of that exact, case-sensitive name; false if there is none. */
+bool mp_dtype_parse(const char *name, mp_dtype *dtype);
+
+/* ------------------------------------------------------------------------
+ * Quantization schemes: how a weight matrix [N, K] is stored
+ *
+ * Formulas: moepack-format(5), "SCHEMES". K is the reduction dimension.
+ */
+
+typedef enum mp_scheme {
+    MP_SCHEME_BF16,
+    MP_SCHEME_F16,
+    MP_SCHEME_F32,
+    MP_SCHEME_MXFP4,        /* E2M1, UE8M0 scale a 1x32 block */
+    MP_SCHEME_MXFP8,        /* E4M3, UE8M0 scale a 1x32 block */
+    MP_SCHEME_FP8_BLOCK,    /* E4M3, float scale a 128x128 (or 32x32) block */
+    MP_SCHEME_FP8_GROUP,    /* E4M3, float scale a 1x128 block */
+    MP_SCHEME_FP8_CHANNEL,  /* E4M3, float scale a row */
+    MP_SCHEME_FP8_TENSOR,   /* E4M3, one float scale */
+    MP_SCHEME_NVFP4,        /* E2M1, E4M3 scale a 1x16 block, one float scale */
+    MP_SCHEME_INT8_CHANNEL, /* INT8, float scale a row */
+    MP_SCHEME_INT4_GROUP,   /* INT4 plus 8, eight a word, float scale a 1x32 block */
+    MP_SCHEME_COUNT
+} mp_scheme;
+
+/* "mxfp4", "fp8_block", ...; a static string. */
+const char *mp_scheme_name(mp_scheme scheme);
+
+/* The scheme of that name; false if there is none. */
+bool mp_scheme_parse(const char *name, mp_scheme *scheme);
+
+/* Width of one stored weight in bits, scales not counted: 4, 8, 16 or 32. */
+unsigned mp_scheme_bits(mp_scheme scheme);
+
+/* ------------------------------------------------------------------------
+ * Running
+ */
+
+/* How a long call runs. A zeroed context is one thread per processor, no
+ * progress and no way to cancel. */
+typedef struct mp_context {
+    int threads; /* <= 0: one per available processor */
+
+    /* Read with acquire order between units; when nonzero, the call finishes
+     * the units at hand and returns MP_ERR_CANCELLED. May be null. */
+    const int *cancel;
+
+    /* Called with the bytes done and to do; never from two threads at once.
+     * May be null. */
+    void (*progress)(void *user, uint64_t done, uint64_t total);
+    void *progress_user;
+} mp_context;
+
+/* Threads that a context stands for; context may be null. */
+int mp_threads(const mp_context *context);
+
+/* Reads a whole small file, or standard input where path is "-".
+ * text: set to a malloc'ed, NUL-terminated buffer that the caller frees;
+ * length: its bytes without the NUL, may be null.
+ * MP_ERR_INPUT if it holds more than `limit` bytes, MP_ERR_IO. */
+int mp_read_text(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err);
+
+/* Marks the layers that a list selects.
+ * list: "0-3,7,mtp.0": numbers and ranges name decoder layers by the number that ends
+ *   their prefix ("model.layers.3"); anything else is a whole prefix. Null: all.
+ * prefixes: the `count` layers there are; selected: [count], filled.
+ * MP_ERR_USAGE for a list that cannot be read or an item that selects nothing. */
+int mp_select_layers(const char *list, const char *const *prefixes, size_t count, bool *selected,
+                     mp_error *err);
+
+/* The same for ranks 0 .. ep-1: "0-3,7". */
+int mp_select_ranks(const char *list, uint32_t ep, bool *selected, mp_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

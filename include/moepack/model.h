@@ -1,0 +1,194 @@
+/*
+ * moepack/model.h - what a checkpoint's config.json says, and the catalog of
+ * its experts: (layer, expert, projection) -> stored weight and scale.
+ *
+ * Words: an expert has three matrices: gate (w1) and up (w3), both [I, H], and
+ * down (w2), [H, I]; H is the hidden size, I the expert's intermediate size. A
+ * matrix is [N, K], row-major, K the reduction dimension.
+ */
+#ifndef MOEPACK_MODEL_H
+#define MOEPACK_MODEL_H
+
+#include <moepack/base.h>
+#include <moepack/store.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------
+ * config.json
+ */
+
+/* A number that config.json does not give, or gives as null. */
+#define MP_CONFIG_ABSENT UINT64_MAX
+
+/* Facts of config.json, from its root or the nested text_config. Synonyms are
+ * resolved: num_experts also stands for n_routed_experts, and so on. */
+typedef struct mp_config {
+    bool present; /* there was a config.json at all */
+    char model_type[64]; /* "" where absent */
+    uint64_t hidden_size;
+    uint64_t moe_intermediate_size;
+    uint64_t num_experts;
+    uint64_t num_shared_experts;
+    uint64_t experts_per_token;
+    uint64_t num_hidden_layers;
+    uint64_t first_k_dense_replace;
+    uint64_t moe_layer_freq; /* absent where it is a list */
+    uint64_t decoder_sparse_step;
+    uint64_t vocab_size;
+    uint64_t block_rows; /* quantization_config.weight_block_size */
+    uint64_t block_cols;
+    char quant_method[64]; /* "" where absent */
+    unsigned char *dense_layers; /* num_dense_layers flags, 1: dense by a list; or null */
+    uint64_t num_dense_layers;
+} mp_config;
+
+/* Reads DIR/config.json. A missing file gives present = false and no error.
+ * MP_ERR_INPUT if it is not JSON, or a number has another type or sign. */
+int mp_config_load(mp_config *config, const char *dir, mp_error *err);
+void mp_config_release(mp_config *config);
+
+/* Whether config.json makes decoder layer `layer` an MoE layer. True also where
+ * config.json does not say. */
+bool mp_config_is_moe_layer(const mp_config *config, uint64_t layer);
+
+/* ------------------------------------------------------------------------
+ * The catalog
+ */
+
+typedef enum mp_projection { MP_GATE, MP_UP, MP_DOWN, MP_PROJECTIONS } mp_projection;
+
+/* "gate", "up", "down"; a static string. */
+const char *mp_projection_name(mp_projection projection);
+
+/* How the matrices of a layer's experts are stored; one for all of them. */
+typedef struct mp_storage {
+    mp_scheme scheme;
+    mp_dtype weight_dtype;
+    mp_dtype scale_dtype; /* where has_scale */
+    bool has_scale;
+    uint32_t block_rows; /* of one scale */
+    uint32_t block_cols;
+} mp_storage;
+
+/* One matrix of one expert, as stored. */
+typedef struct mp_matrix {
+    const mp_tensor *weight;
+    const mp_tensor *scale; /* null where the scheme has none */
+} mp_matrix;
+
+typedef struct mp_expert {
+    mp_matrix matrix[MP_PROJECTIONS];
+} mp_expert;
+
+/* How a family names the tensors of an expert. */
+typedef struct mp_naming {
+    const char *block;   /* "ffn", "mlp", ... */
+    const char *experts; /* "experts" */
+    const char *shared;  /* "shared_experts" */
+    const char *projection[MP_PROJECTIONS];
+} mp_naming;
+
+/* An MoE layer. */
+typedef struct mp_moe_layer {
+    char *prefix;          /* what comes before ".mlp", ".ffn" ...: "model.layers.3" */
+    uint64_t number;       /* that ends the prefix */
+    bool mtp;              /* a multi-token prediction block */
+    uint32_t num_experts;  /* routed */
+    mp_expert *experts;    /* [num_experts] */
+    mp_storage storage;    /* of the routed experts */
+    bool has_shared;
+    mp_expert shared;      /* one matrix set of width num_shared_experts * I */
+    mp_storage shared_storage;
+    uint64_t bytes;        /* of all tensors of its routed experts */
+    const mp_naming *naming;
+    size_t room; /* private: of experts */
+} mp_moe_layer;
+
+/* Tensors that are not experts, counted by what they are. */
+typedef struct mp_kind_count {
+    const char *kind; /* "router", "attention", "norm", ...; a static string */
+    uint64_t tensors;
+    uint64_t bytes;
+} mp_kind_count;
+
+#define MP_KINDS 7
+
+typedef struct mp_catalog {
+    mp_checkpoint checkpoint;
+    mp_config config;
+    const char *family;  /* "deepseek_v4", ...; a static string */
+    char reason[256];    /* why it is that family */
+    uint64_t hidden_size;           /* H of the experts, from the tensors */
+    uint64_t moe_intermediate_size; /* I */
+    uint32_t num_experts;           /* of the first layer */
+    uint32_t num_shared_experts;
+    mp_moe_layer *layers; /* decoder layers ascending, then MTP blocks */
+    size_t num_layers;
+    uint64_t expert_tensors;       /* understood as expert weights or scales */
+    mp_kind_count others[MP_KINDS]; /* passed over, by kind */
+    mp_problems problems;           /* everything that is wrong or contradictory */
+} mp_catalog;
+
+/* Opens a checkpoint and finds its experts.
+ * Succeeds with problems listed when the files are readable but the experts are
+ * incomplete or contradict config.json; mp_catalog_check turns that into an error.
+ * MP_ERR_INPUT when the files are malformed or hold no experts at all,
+ * MP_ERR_UNSUPPORTED when the experts are stored in a way that is recognized and
+ * not supported, MP_ERR_IO. */
+int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *context,
+                    mp_error *err);
+void mp_catalog_release(mp_catalog *catalog);
+
+/* MP_ERR_INPUT with the first problem and the count of the others, if any. */
+int mp_catalog_check(const mp_catalog *catalog, mp_error *err);
+
+/* Rows and columns of one routed expert's matrix: N, K. */
+void mp_catalog_shape(const mp_catalog *catalog, mp_projection projection, uint64_t *rows,
+                      uint64_t *cols);
+
+/* Bytes of a row of weights, and of a row of scales (which covers block_rows rows
+ * of the matrix), of a matrix with `cols` columns. */
+uint64_t mp_storage_row_bytes(const mp_storage *storage, uint64_t cols);
+uint64_t mp_storage_scale_row_bytes(const mp_storage *storage, uint64_t cols);
+
+/* Reads weight rows row0 .. row0+rows-1 of a matrix with `cols` columns, and the
+ * scale rows that cover them.
+ * weight: rows * mp_storage_row_bytes() bytes.
+ * scale: the scale rows row0 / block_rows .. (row0+rows-1) / block_rows; may be null
+ *   to leave them out. */
+int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
+                        const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
+                        void *weight, void *scale, mp_error *err);
+
+/* Drops the pages of a whole matrix from the page cache. Never fails. */
+void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix);
+
+/* ------------------------------------------------------------------------
+ * Names, for writers of checkpoints
+ */
+
+/* A family that the catalog knows. */
+typedef struct mp_family {
+    const char *name;
+    const char *model_types[8]; /* of config.json; null-terminated */
+    const char *layer_prefix;   /* "layers." or "model.layers." */
+    const char *mtp_prefix;     /* "mtp."; null where MTP blocks are further decoder layers */
+    const mp_naming *naming;
+    const char *router;         /* of the router's weight, behind block: "gate.weight" */
+    bool shared;                /* models of this family have shared experts */
+} mp_family;
+
+/* The family of that name, or null. */
+const mp_family *mp_family_find(const char *name);
+
+/* All families; *count of them. */
+const mp_family *mp_families(size_t *count);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

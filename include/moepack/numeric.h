@@ -1,0 +1,227 @@
+/*
+ * moepack/numeric.h - number formats, quantization schemes, and the kernels
+ * that encode and decode them.
+ *
+ * Two levels:
+ *   1. Kernels work on runs of elements. A table of them exists for every
+ *      instruction set; the scalar table is the definition and every other
+ *      one gives the same bits.
+ *   2. Schemes work on rows of a matrix [N, K] with its scales, and are built
+ *      on kernels.
+ *
+ * All arithmetic is IEEE float32 with round to nearest even and no fused
+ * multiply-add, unless a comment says otherwise.
+ */
+#ifndef MOEPACK_NUMERIC_H
+#define MOEPACK_NUMERIC_H
+
+#include <moepack/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How E2M1 rounds. */
+typedef enum mp_rounding {
+    MP_ROUND_DEEPGEMM, /* ties toward zero; a zero code has no sign (DeepGEMM's host helper) */
+    MP_ROUND_OCP       /* ties to even; zero keeps its sign (OCP MX 1.0, and the hardware) */
+} mp_rounding;
+
+/* How a power-of-two block scale is chosen. */
+typedef enum mp_scale_rule {
+    MP_SCALE_CEIL, /* smallest power of two that saturates nothing */
+    MP_SCALE_MSE   /* that one or the next smaller, whichever has less squared error */
+} mp_scale_rule;
+
+/* How to quantize. A zeroed value is the default of MegaMoE targets. */
+typedef struct mp_quant_options {
+    mp_rounding rounding;     /* mxfp4; nvfp4 always rounds as MP_ROUND_OCP */
+    mp_scale_rule scale_rule; /* mxfp4, mxfp8 */
+    float amax_floor;     /* mxfp4, mxfp8, fp8_*: a block's amax counts as at least this; >= 0 */
+    bool ue8m0;           /* fp8_block, fp8_group: round the scale up to a power of two */
+    bool allow_nonfinite; /* let NaN and Inf through instead of refusing; see mp_requantize */
+    float global_scale;   /* nvfp4: its second scale, a multiplier; see mp_nvfp4_global */
+} mp_quant_options;
+
+/* ------------------------------------------------------------------------
+ * Kernels
+ */
+
+/* Kernel functions for one instruction set. No pointer may be null, none needs
+ * to be aligned, and n = 0 is allowed. Input and output do not overlap, but
+ * `scale` may work in place.
+ *
+ * NaN: bf16_encode makes it quiet and keeps its sign and upper bits; e4m3_encode
+ * makes it 0x7f or 0xff by its sign; e2m1_encode takes it for a large number.
+ * Decoders give a quiet NaN for the NaN codes of E4M3 (with its sign) and UE8M0.
+ *
+ * "codes" of E2M1 are packed: element 2j in the low nibble of byte j. n is
+ * then even. */
+typedef struct mp_kernels {
+    const char *level; /* "scalar", "avx2", "avx512" or "neon" */
+
+    void (*bf16_decode)(const uint16_t *in, float *out, size_t n);
+    void (*bf16_encode)(const float *in, uint16_t *out, size_t n);
+    void (*e4m3_decode)(const uint8_t *in, float *out, size_t n);
+    void (*e4m3_encode)(const float *in, uint8_t *out, size_t n);
+    void (*e2m1_decode)(const uint8_t *codes, float *out, size_t n);
+    void (*e2m1_encode)(const float *in, uint8_t *codes, size_t n, mp_rounding rounding);
+    void (*ue8m0_decode)(const uint8_t *in, float *out, size_t n);
+    /* Smallest power of two >= |in|, clamped to exponent bytes 1..254. */
+    void (*ue8m0_encode)(const float *in, uint8_t *out, size_t n);
+
+    /* out[i] = in[i] * scale */
+    void (*scale)(const float *in, float scale, float *out, size_t n);
+
+    /* Largest |x| as the bits of a non-negative float32, 0 if n is 0. A NaN or
+     * an Inf anywhere gives a value >= 0x7f800000. */
+    uint32_t (*amax_bits)(const float *in, size_t n);
+
+    /* mxfp4, blocks of 32 elements along K; n is a multiple of 32.
+     * codes: n/2 bytes; scales: n/32 exponent bytes. The encoder wants finite input. */
+    void (*mxfp4_decode)(const uint8_t *codes, const uint8_t *scales, float *out, size_t n);
+    void (*mxfp4_encode)(const float *in, uint8_t *codes, uint8_t *scales, size_t n,
+                         const mp_quant_options *options);
+
+    /* The same from BF16 input, without the detour through memory. Returns the
+     * number of leading elements before the first block of 32 that holds a NaN or
+     * an Inf, n if all are finite; blocks from there on are not written. */
+    size_t (*mxfp4_encode_bf16)(const uint16_t *in, uint8_t *codes, uint8_t *scales, size_t n,
+                                const mp_quant_options *options);
+
+    /* sums[0] += sum of (a-b)^2, sums[1] += sum of b^2, in float64: element i
+     * goes to lane i % 8 of either sum, lanes are added as
+     * ((0+4)+(2+6)) + ((1+5)+(3+7)), then to sums[]. */
+    void (*error_sums)(const float *a, const float *b, size_t n, double sums[2]);
+} mp_kernels;
+
+/* The kernels of the best level that this processor and its operating system
+ * support, or of the one that the environment variable MOEPACK_CPU names
+ * (scalar, avx2, avx512, neon; empty is as unset). Chosen once per process; never
+ * null. An unknown or unsupported name falls back to scalar. Thread-safe. */
+const mp_kernels *mp_kernels_best(void);
+
+/* The kernels of one level, or null if this processor or build lacks it. */
+const mp_kernels *mp_kernels_for(const char *level);
+
+/* ------------------------------------------------------------------------
+ * Schemes
+ */
+
+/* Rows row0 .. row0+rows-1 of a stored matrix of `cols` columns.
+ * weight: rows of mp_scheme_row_bytes() each, contiguous. Neither it nor scale
+ *   needs to be aligned.
+ * scale: the scale rows that cover these rows, contiguous; the first is scale row
+ *   row0 / block_rows. Null for a scheme without scales.
+ * scale_dtype and block_rows x block_cols of one scale, ragged edges allowed:
+ *   mxfp4, mxfp8      F8_E8M0, U8 (the same byte)           1x32
+ *   nvfp4             F8_E4M3                               1x16
+ *   fp8_block         F32, BF16, F16, F8_E8M0, U8           any
+ *   fp8_group         F32, BF16, F16, F8_E8M0, U8           1 x any
+ *   int4_group        F32, BF16, F16                        1 x any
+ *   fp8_channel, int8_channel: F32, BF16, F16; a scale a row, block_* are not read
+ *   fp8_tensor: F32, BF16, F16; one scale, block_* are not read
+ * global_scale: nvfp4's second scale, a multiplier; not read otherwise. */
+typedef struct mp_rows {
+    mp_scheme scheme;
+    mp_dtype scale_dtype;
+    uint32_t block_rows;
+    uint32_t block_cols;
+    uint64_t row0;
+    uint64_t rows;
+    uint64_t cols;
+    const void *weight;
+    const void *scale;
+    float global_scale;
+} mp_rows;
+
+/* Bytes of one row of weights of a scheme, cols columns; cols fills whole
+ * bytes (a multiple of 2 for 4-bit schemes). int4_group has whole words of 4. */
+uint64_t mp_scheme_row_bytes(mp_scheme scheme, uint64_t cols);
+
+/* Decodes to float32 [rows, cols] (checkpoint formulas w = code * scale, the
+ * product rounded once to float32; for nvfp4 code * scale, which is exact, times
+ * the global scale). A NaN code or weight decodes to NaN.
+ * MP_ERR_INPUT where a scale is NaN (the message names row and column of the
+ * matrix, not of the tile: row0 counts), MP_ERR_UNSUPPORTED for a combination
+ * of scheme, scale type and block size that does not exist. */
+int mp_decode_rows(const mp_rows *in, float *out, mp_error *err);
+
+/* Error of a requantization, added up in float64 in a fixed order: row by row,
+ * within a row as the kernel error_sums does. A NaN that was let through counts
+ * nowhere. */
+typedef struct mp_quant_stats {
+    double error_sq;  /* sum of (decoded - original)^2 */
+    double signal_sq; /* sum of original^2 */
+    uint64_t elements;
+    /* |original| > scale * (largest code + half the step below it): 7 for E2M1,
+     * 464 for E4M3, 127.5 for INT8, the end of the range for BF16. */
+    uint64_t saturated;
+    uint64_t flushed; /* nonzero original that decodes to zero */
+    /* mxfp4 to nvfp4: blocks of 32 whose codes could not pass through. */
+    uint64_t requantized_blocks;
+} mp_quant_stats;
+
+void mp_quant_stats_add(mp_quant_stats *into, const mp_quant_stats *more);
+
+/* Quantizes rows of a matrix from the scheme they are in to another one.
+ *
+ *   to            codes                   scales                                      cols
+ *   bf16          BF16 [rows, cols]       none                                        any
+ *   mxfp4         E2M1 [rows, cols/2]     F8_E8M0 [rows, cols/32]                     of 32
+ *   mxfp8         E4M3 [rows, cols]       F8_E8M0 [rows, cols/32]                     of 32
+ *   fp8_block     E4M3 [rows, cols]       F32 [ceil(rows/128), ceil(cols/128)]        any
+ *   fp8_group     E4M3 [rows, cols]       F32 [rows, ceil(cols/128)]                  any
+ *   fp8_channel   E4M3 [rows, cols]       F32 [rows]                                  any
+ *   nvfp4         E2M1 [rows, cols/2]     F8_E4M3 [rows, cols/16]                     of 16
+ *   int8_channel  INT8 [rows, cols]       F32 [rows]                                  any
+ *
+ * Formulas: moepack-format(5), "SCHEMES". For fp8_block, row0 is a multiple of
+ * 128, and so is rows unless these are the last ones of the matrix. Codes and
+ * scales are written without need of alignment; scales may be null for bf16.
+ *
+ * What the source says exactly is kept:
+ *   - Rows of the same scheme, block size and scale value pass through; only the
+ *     type of the scales may change. (ue8m0 rounds scales that are no powers of two.)
+ *   - mxfp4 to mxfp8 loses nothing, and mxfp4 to fp8_block or fp8_group with ue8m0
+ *     loses nothing where exponents within a block are at most 14 apart.
+ *   - mxfp4 to nvfp4 passes a block's codes through where 2^(k-127) / global_scale
+ *     is an E4M3 value (mp_nvfp4_global_exact); stats count the other blocks.
+ *
+ * work: scratch of mp_requantize_scratch(cols) bytes, aligned as malloc aligns.
+ * stats: added to; may be null, which measures nothing and is faster.
+ *
+ * MP_ERR_INPUT on a NaN or Inf in weight or scale, naming row and column of the
+ * matrix. With allow_nonfinite a NaN becomes the target's NaN and is still
+ * refused where the target has none (mxfp4, nvfp4, int8_channel); an Inf counts
+ * as the largest float32 of its sign, but stays an Inf in bf16. NaN does not
+ * count for amax.
+ * MP_ERR_UNSUPPORTED for a pair of schemes that cannot be converted, or for cols
+ * that the target cannot divide; MP_ERR_USAGE for options out of range. */
+int mp_requantize(const mp_rows *in, mp_scheme to, const mp_quant_options *options, void *codes,
+                  void *scales, void *work, mp_quant_stats *stats, mp_error *err);
+
+/* Bytes of scratch that requantizing rows of `cols` columns needs; UINT64_MAX
+ * if that is not a number of bytes. */
+uint64_t mp_requantize_scratch(uint64_t cols);
+
+/* Largest |w| of rows, for mp_nvfp4_global: a matrix may be passed in parts, the
+ * largest of their results taken. work: as for mp_requantize.
+ * MP_ERR_INPUT on a NaN or Inf, unless allow_nonfinite: then as in mp_requantize. */
+int mp_rows_amax(const mp_rows *in, bool allow_nonfinite, void *work, float *amax, mp_error *err);
+
+/* The global scale of an nvfp4 matrix: amax / (6 * 448). Gate and up of one
+ * expert share one, that of the larger amax. 0 for amax 0, else above 0. */
+float mp_nvfp4_global(float amax);
+
+/* The global scale under which mxfp4 blocks pass through to nvfp4:
+ * 2^(largest - 127 - 8), where `largest` is the largest exponent byte of the
+ * matrix, or of gate and up together. Blocks with exponents of up to 17 less are
+ * exact. */
+float mp_nvfp4_global_exact(uint8_t largest);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

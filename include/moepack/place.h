@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * moepack/place.h - which expert sits where: placement files, slots, load
+ * balancing (EPLB) and the remap of routed choices.
+ *
+ * Three numberings, and the counts that bound them:
+ *   logical expert   0 .. N-1      an expert of the model
+ *   physical expert  0 .. P-1      a copy of a logical one; P = N + redundant ones
+ *   slot             0 .. slots-1  a place in the ranks' weight tensors
+ * and the numbering of the checkpoint:
+ *   checkpoint id    0 .. N+S-1    logical experts, then S fused shared experts
+ *
+ * A placement says which logical expert each physical one is. Slots say where a
+ * physical expert, and each shared one, lies. A checkpoint id is shared when it
+ * is >= N; the slot arithmetic knows only P. Both counts are in mp_slots, so that
+ * no caller has to choose one.
+ *
+ *     mp_placement placement;
+ *     mp_slots slots;
+ *     mp_slot slot;
+ *     if (mp_placement_trivial(&placement, 1, 256, 32, &err) != 0 ||
+ *         mp_slots_init(&slots, 256, placement.num_physical, 32, 1, false, &err) != 0)
+ *         ...
+ *     mp_slots_describe(&slots, mp_placement_row(&placement, layer), 17, &slot);
+ *     // slot.checkpoint_id is the expert whose weights belong into slot 17
+ *
+ * No function here opens a file. All ids are checked before they index.
+ */
+#ifndef MOEPACK_PLACE_H
+#define MOEPACK_PLACE_H
+
+#include <moepack/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------
+ * Placement
+ */
+
+typedef struct mp_placement {
+    uint32_t layers;       /* rows of map, at least 1; 1 row may serve any number of layers */
+    uint32_t num_logical;  /* N */
+    uint32_t num_physical; /* P = N + R */
+    int32_t *map;          /* [layers][P]: logical expert of each physical one; owned */
+    uint32_t first_layer;  /* model layer of row 0, for files that name model layers; else 0 */
+} mp_placement;
+
+/* Placement files. Rows count MoE layers in order from 0: dense layers have none.
+ * Only trtllm files name model layers, dense ones counted; they must follow each
+ * other without a gap, and the first becomes first_layer. */
+typedef enum mp_placement_format {
+    MP_PLACEMENT_SGLANG,      /* JSON: {"physical_to_logical_map": [[..], ..]} */
+    MP_PLACEMENT_TRTLLM,      /* YAML: num_slots, initial_global_assignments */
+    MP_PLACEMENT_VLLM_ASCEND, /* JSON: moe_layer_count, layer_list */
+    MP_PLACEMENT_VLLM,        /* JSON: [[..], ..], or one [..] for all layers */
+    MP_PLACEMENT_FORMAT_COUNT
+} mp_placement_format;
+
+/* "sglang", "trtllm", "vllm-ascend", "vllm"; a static string. */
+const char *mp_placement_format_name(mp_placement_format format);
+
+/* The format of that name; false if there is none. */
+bool mp_placement_format_parse(const char *name, mp_placement_format *format);
+
+/* Physical expert p of every layer is a copy of logical expert p mod num_logical.
+ * MP_ERR_INPUT for no layer, no expert, or more than INT32_MAX of them. */
+int mp_placement_trivial(mp_placement *p, uint32_t layers, uint32_t num_logical, uint32_t redundant,
+                         mp_error *err);
+
+/* Reads a placement file of any of the four formats, told apart by content.
+ * num_logical: experts that the model has; 0 takes the largest id + 1.
+ * MP_ERR_INPUT for anything but a whole and valid placement: ragged rows, ids out
+ * of range, a logical expert that no physical one holds, unknown keys. The message
+ * names row and column. MP_ERR_UNSUPPORTED for a PyTorch .pt file, with a hint. */
+int mp_placement_parse(mp_placement *p, const char *text, uint64_t length, uint32_t num_logical,
+                       mp_error *err);
+
+/* The text of a placement file, which mp_placement_parse reads back.
+ * ep: ranks, which vllm-ascend files name; ignored by the others.
+ * text: set to a malloc'ed, NUL-terminated string that the caller frees.
+ * MP_ERR_INPUT where ep does not divide num_physical. */
+int mp_placement_write(const mp_placement *p, mp_placement_format format, uint32_t ep, char **text,
+                       mp_error *err);
+
+/* Checks that every id is below num_logical, that every logical expert is placed,
+ * and that ep (0: not checked) divides num_physical.
+ * warnings: gets one text for each layer that has two copies of an expert on one
+ *   rank, which is legal; may be null.
+ * MP_ERR_INPUT, naming row and column. */
+int mp_placement_check(const mp_placement *p, uint32_t ep, mp_problems *warnings, mp_error *err);
+
+/* The num_physical logical ids of a layer. A single row serves all layers;
+ * otherwise null when the layer is not below p->layers. */
+const int32_t *mp_placement_row(const mp_placement *p, uint32_t layer);
+
+void mp_placement_release(mp_placement *p);
+
+/* ------------------------------------------------------------------------
+ * Slots
+ *
+ * Every rank holds r = P / ep routed slots, then S shared ones, l = r + S in all:
+ * physical expert p lies in slot p + (p / r) * S, and checkpoint id N + s in slots
+ * k * l + r + s of every rank k. With shared_once a shared expert has one slot
+ * only, P + s, after all routed ones; the last rank then holds S slots more.
+ */
+
+/* Slot arithmetic as a value. */
+typedef struct mp_slots {
+    uint32_t num_logical;  /* N: a checkpoint id is shared from here on */
+    uint32_t num_physical; /* P: what the slots are counted by */
+    uint32_t ep;           /* ranks; divides P */
+    uint32_t shared;       /* S, fused shared experts */
+    bool shared_once;      /* in one slot each, instead of one on every rank */
+} mp_slots;
+
+/* MP_ERR_INPUT when a count is 0 (shared may be), num_physical < num_logical, ep
+ * does not divide num_physical, or slots do not fit an int32_t. */
+int mp_slots_init(mp_slots *s, uint32_t num_logical, uint32_t num_physical, uint32_t ep,
+                  uint32_t shared, bool shared_once, mp_error *err);
+
+/* Routed slots of a rank, P / ep. */
+uint32_t mp_slots_routed_per_rank(const mp_slots *s);
+
+/* Slots of a rank: P / ep + S, or P / ep with shared_once. */
+uint32_t mp_slots_per_rank(const mp_slots *s);
+
+/* Slots of this rank, the shared ones at the end of the last rank counted. */
+uint32_t mp_slots_on_rank(const mp_slots *s, uint32_t rank);
+
+/* The rank that holds a slot < mp_slots_total. */
+uint32_t mp_slots_rank(const mp_slots *s, uint32_t slot);
+
+/* Slots of all ranks. */
+uint32_t mp_slots_total(const mp_slots *s);
+
+/* The slot of a physical expert; physical < num_physical. */
+uint32_t mp_slots_of_physical(const mp_slots *s, uint32_t physical);
+
+/* True when the checkpoint id is one of the shared experts. */
+bool mp_slots_is_shared(const mp_slots *s, uint32_t checkpoint_id);
+
+/* Slots that a checkpoint id goes to, ascending.
+ * row: the layer's num_physical logical ids.
+ * slots: room for num_physical numbers.
+ * Returns how many; 0 for an id that is not below num_logical + shared. */
+uint32_t mp_slots_of_checkpoint_id(const mp_slots *s, const int32_t *row, uint32_t checkpoint_id,
+                                   uint32_t *slots);
+
+typedef enum mp_slot_kind { MP_SLOT_ROUTED, MP_SLOT_SHARED } mp_slot_kind;
+
+/* What a slot holds. */
+typedef struct mp_slot {
+    uint32_t slot;
+    uint32_t rank;
+    uint32_t local; /* place among the slots of its rank */
+    mp_slot_kind kind;
+    uint32_t checkpoint_id; /* logical expert, or num_logical + s */
+    uint32_t replica;       /* copies of the same checkpoint id in slots before this one */
+} mp_slot;
+
+/* Describes one slot; slot < mp_slots_total. Looks at the row up to that slot. */
+void mp_slots_describe(const mp_slots *s, const int32_t *row, uint32_t slot, mp_slot *out);
+
+/* Describes all slots of a layer into mp_slots_total entries. MP_ERR_IO without memory. */
+int mp_slots_table(const mp_slots *s, const int32_t *row, mp_slot *table, mp_error *err);
+
+/* Slot of fused shared expert s < shared on a rank; with shared_once its only one. */
+uint32_t mp_slots_of_shared(const mp_slots *s, uint32_t rank, uint32_t shared);
+
+/* ------------------------------------------------------------------------
+ * Replicas: from logical experts to their physical ones
+ */
+
+/* Physical experts of each logical one, in a layer. Replicas are numbered by
+ * ascending physical expert. */
+typedef struct mp_replicas {
+    uint32_t num_logical;
+    uint32_t *start; /* [N + 1]: those of logical e are physical[start[e]] .. physical[start[e + 1]
+                        - 1] */
+    uint32_t *physical; /* [P] */
+} mp_replicas;
+
+/* row: the layer's num_physical logical ids, all below num_logical. MP_ERR_INPUT for
+ * one that is not, MP_ERR_IO without memory. */
+int mp_replicas_init(mp_replicas *r, const int32_t *row, uint32_t num_logical,
+                     uint32_t num_physical, mp_error *err);
+void mp_replicas_release(mp_replicas *r);
+
+/* ------------------------------------------------------------------------
+ * Load counts
+ */
+
+/* How often each logical expert was chosen. */
+typedef struct mp_counts {
+    uint32_t layers;
+    uint32_t num_logical;
+    float *count; /* [layers][N], finite and not negative; owned */
+} mp_counts;
+
+/* Reads {"logical_count": ...}, [layers][N] or [steps][layers][N]; steps are added up.
+ * MP_ERR_INPUT for ragged rows, empty lists, numbers that are negative or not
+ * finite, and unknown keys; the message names where. */
+int mp_counts_parse(mp_counts *c, const char *text, uint64_t length, mp_error *err);
+void mp_counts_release(mp_counts *c);
+
+/* ------------------------------------------------------------------------
+ * Load balancing
+ *
+ * The algorithm is that of DeepSeek's expert parallelism load balancer
+ * (https://github.com/deepseek-ai/EPLB), in float32, with ties made stable:
+ * equal weights in index order, the lowest pack and the lowest expert first.
+ */
+
+typedef enum mp_eplb_algorithm {
+    MP_EPLB_AUTO,         /* hierarchical when nodes divides groups, else global */
+    MP_EPLB_HIERARCHICAL, /* expert groups go to nodes whole, then replicas inside the nodes */
+    MP_EPLB_GLOBAL        /* one group, one node */
+} mp_eplb_algorithm;
+
+typedef struct mp_eplb_options {
+    uint32_t num_physical; /* P */
+    uint32_t ep;           /* GPUs; divides P */
+    uint32_t nodes;        /* divides ep and, unless global, groups; 0 is 1 */
+    uint32_t groups;       /* expert groups of the router; divides N unless global; 0 is 1 */
+    mp_eplb_algorithm algorithm;
+    uint32_t refine; /* most swaps a layer that improve the result afterwards; 0: none */
+} mp_eplb_options;
+
+/* How well a layer is balanced. A replica carries count / replicas; balancedness is
+ * mean over largest GPU load, 1 for a layer that was never chosen. */
+typedef struct mp_eplb_report {
+    double balancedness_trivial; /* of the trivial placement with the same P */
+    double balancedness;         /* of EPLB */
+    double balancedness_refined; /* after refinement; the same without */
+    double max_load;             /* largest GPU load */
+    double max_load_refined;
+    double lower_bound;        /* larger of mean GPU load and largest count / replicas */
+    double colocated_replicas; /* copies on a GPU that has the expert already, in the end;
+                                  whole but in a mean */
+} mp_eplb_report;
+
+typedef struct mp_eplb {
+    mp_placement placement;
+    uint32_t ep;
+    int32_t *replica_rank;  /* [layers][P]: number of each physical expert among its replicas,
+                               in the order that they were made */
+    int32_t *replica_count; /* [layers][N] */
+    double *load_trivial;   /* [layers][ep]: GPU loads of the trivial placement */
+    double *load;           /* [layers][ep]: GPU loads in the end */
+    mp_eplb_report *report; /* [layers] */
+    mp_eplb_report mean;    /* over the layers */
+} mp_eplb;
+
+/* Places every layer of the counts.
+ * Refinement swaps physical experts between GPUs of one node (hierarchical) or
+ * of all (global). It first parts copies of one expert that are on one GPU, where
+ * that can be done without raising the largest load, then lowers the largest load
+ * as long as a swap does, and puts no copies together. It never does worse.
+ * MP_ERR_INPUT for counts out of range, fewer physical than logical experts, or
+ * numbers that do not divide; MP_ERR_IO without memory. */
+int mp_eplb_balance(mp_eplb *e, const mp_counts *counts, const mp_eplb_options *options,
+                    mp_error *err);
+void mp_eplb_release(mp_eplb *e);
+
+/* ------------------------------------------------------------------------
+ * Routing: from top-k choices to slots
+ */
+
+typedef enum mp_dispatch {
+    MP_DISPATCH_NEAREST,    /* a replica on the own rank, the lowest; else round robin */
+    MP_DISPATCH_ROUND_ROBIN /* replica (token * K + k) mod replicas */
+} mp_dispatch;
+
+typedef enum mp_waterfill_mode {
+    MP_WATERFILL_OFF,    /* shared experts are computed on the token's own rank */
+    MP_WATERFILL_STATIC, /* the shared expert goes where this rank's own choices weigh least */
+    MP_WATERFILL_DYNAMIC /* where the summed loads of all ranks weigh least */
+} mp_waterfill_mode;
+
+/* In dynamic mode, a batch of fewer tokens keeps the shared expert on its own rank. */
+#define MP_WATERFILL_MIN_TOKENS 64u
+
+/* Ranks beyond which the engine's 32-bit candidate masks do not reach. */
+#define MP_WATERFILL_ENGINE_RANKS 31u
+
+/* Loads of all ranks, which dynamic waterfill starts from. */
+typedef struct mp_rank_load {
+    uint32_t ep;
+    uint64_t *routed_counts; /* [ep]: routed choices that each rank gets; owned */
+    uint64_t *tokens;        /* [ep]: tokens of each rank; owned */
+} mp_rank_load;
+
+/* Reads {"routed_counts": [ep], "tokens": [ep]}. MP_ERR_INPUT. */
+int mp_rank_load_parse(mp_rank_load *load, const char *text, uint64_t length, uint32_t ep,
+                       mp_error *err);
+void mp_rank_load_release(mp_rank_load *load);
+
+typedef struct mp_route_options {
+    mp_slots slots;
+    uint32_t rank; /* that the tokens are on, < slots.ep */
+    mp_dispatch dispatch;
+    double routed_scaling_factor; /* the engine multiplies the output by it; 0: none */
+    mp_waterfill_mode waterfill;
+    const mp_rank_load *rank_load; /* dynamic waterfill; else null */
+} mp_route_options;
+
+/* Maps the top-k choices of one rank's tokens to slots and appends the shared
+ * columns, whose weight is 1 / routed_scaling_factor.
+ * row: the layer's num_physical logical ids.
+ * ids, weights: [tokens][k], logical experts; -1 is a masked choice, which stays -1
+ *   with weight 0.
+ * slot_ids, slot_weights: [tokens][k + shared], not overlapping the input.
+ * choices: [ep], set to how many choices each rank gets, shared ones included.
+ * MP_ERR_INPUT for an id out of range, naming token and choice; MP_ERR_USAGE for
+ * waterfill with other than one shared expert on every rank, or no rank load. */
+int mp_route(const mp_route_options *options, const int32_t *row, const int32_t *ids,
+             const float *weights, uint64_t tokens, uint32_t k, int32_t *slot_ids,
+             float *slot_weights, uint64_t *choices, mp_error *err);
+
+/* Where waterfill may send the shared expert of one rank's tokens. */
+typedef struct mp_waterfill {
+    const uint64_t *load; /* [ep], each at most INT32_MAX */
+    uint64_t target;      /* load to fill up to; 0: ceil((sum + sum / k) / ep) */
+    bool allow_all;       /* all ranks, or the own one and those of the token's choices */
+    uint32_t rank;        /* own */
+} mp_waterfill;
+
+/* Chooses a slot of the shared expert for each token (SGLang's waterfill: integers
+ * throughout, a preference of 11 to 10 for the own rank).
+ * slots: one shared expert on every rank.
+ * physical: [tokens][k] physical experts, -1 for a masked choice.
+ * shared_ids, stride: the slot of token t goes to shared_ids[t * stride]; -1 for a
+ *   token without a valid choice.
+ * MP_ERR_INPUT, MP_ERR_USAGE, MP_ERR_IO without memory. */
+int mp_waterfill_assign(const mp_waterfill *w, const mp_slots *slots, const int32_t *physical,
+                        uint64_t tokens, uint32_t k, int32_t *shared_ids, uint64_t stride,
+                        mp_error *err);
+
+/* Mean over largest, 1 when all are 0: 1 is perfect balance. */
+double mp_balancedness(const uint64_t *choices, uint32_t ep);
+
+/* ------------------------------------------------------------------------
+ * Drawings
+ */
+
+/* Heat maps of GPU loads, layers by GPUs, trivial placement and result side by
+ * side, with the balancedness of each layer, as a plain SVG that follows the
+ * reader's light or dark scheme. svg: malloc'ed, NUL-terminated; the caller
+ * frees it. */
+int mp_eplb_svg(const mp_eplb *e, char **svg, mp_error *err);
+
+/* The same figures for a terminal: a line a layer, with bars `columns` wide. */
+int mp_eplb_bars(const mp_eplb *e, uint32_t columns, char **text, mp_error *err);
+
+/* Bars of the choices of each rank. */
+int mp_rank_load_svg(const uint64_t *choices, uint32_t ep, char **svg, mp_error *err);
+int mp_rank_load_bars(const uint64_t *choices, uint32_t ep, uint32_t columns, char **text,
+                      mp_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * moepack/verify.h - checks of a packed directory.
+ *
+ * Nothing here shares code with what writes packs: files are read anew, slots
+ * are unpacked by the layouts' own inverses, and what each slot has to hold is
+ * worked out from placement.json.
+ *
+ *     mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = "DeepSeek-V4-Flash"};
+ *     mp_verify_report report;
+ *     mp_error err;
+ *     if (mp_verify("packed", &options, NULL, &report, &err) != 0)
+ *         ... it could not be checked: err says why
+ *     else if (report.total_faults > 0)
+ *         ... report.faults says what is wrong
+ *     mp_verify_report_release(&report);
+ *
+ * Memory is bounded by the threads times a few MiB, and the headers of one rank.
+ */
+#ifndef MOEPACK_VERIFY_H
+#define MOEPACK_VERIFY_H
+
+#include <moepack/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Each level includes the ones before. */
+typedef enum mp_verify_level {
+    MP_VERIFY_STRUCTURE, /* manifest, placement, headers, names, shapes, sizes, index */
+    MP_VERIFY_DIGEST,    /* every tensor's bytes against the manifest */
+    MP_VERIFY_EXACT      /* every slot against the source expert that placement says */
+} mp_verify_level;
+
+/* "structure", "digest" or "exact"; a static string. */
+const char *mp_verify_level_name(mp_verify_level level);
+
+typedef struct mp_verify_options {
+    mp_verify_level level;
+    const char *source; /* checkpoint; needed for exact, not looked at otherwise */
+    /* What digest and exact look at, as mp_select_layers and mp_select_ranks read it;
+     * null: all. Structure is always checked whole. */
+    const char *layers;
+    const char *ranks;
+} mp_verify_options;
+
+/* Something that does not hold. Members that do not apply are -1 or null. */
+typedef struct mp_fault {
+    mp_verify_level level;
+    int64_t rank;
+    char *layer;  /* prefix */
+    int64_t slot; /* on that rank: mp_slot.local */
+    char *tensor; /* its name in the file */
+    /* Index inside the slot, row-major, of the first element that differs. Elements are
+     * those of the tensor's dtype, except that a byte of a 4-bit weight holds two. */
+    int64_t element;
+    char *detail; /* one printable line of UTF-8: what is there, and what should be */
+} mp_fault;
+
+/* How many faults keep their details; the rest are counted. */
+#define MP_FAULTS_KEPT 100
+
+/* One part of what was checked: a rank at a level. */
+typedef struct mp_verify_part {
+    int64_t rank; /* -1: what belongs to no rank */
+    mp_verify_level level;
+    uint64_t faults; /* all of them, kept or not */
+} mp_verify_part;
+
+typedef struct mp_verify_report {
+    mp_verify_level level;
+    uint64_t files;   /* safetensors files that were there and well-formed */
+    uint64_t tensors; /* checked at the level */
+    uint64_t slots;   /* held against the source: of a rank in a layer; 0 below exact */
+    uint64_t bytes;   /* of those tensors */
+    mp_fault *faults; /* in order of rank, layer, slot, tensor, element */
+    size_t num_faults; /* kept: min(total_faults, MP_FAULTS_KEPT) */
+    uint64_t total_faults;
+    mp_verify_part *parts; /* in order of rank and level */
+    size_t num_parts;
+} mp_verify_report;
+
+void mp_verify_report_release(mp_verify_report *report);
+
+/* Checks a packed directory and goes on after faults, so that all are found; only
+ * what makes the rest meaningless (a changed manifest) ends the check.
+ * options: level, and what it needs.
+ * context: threads, cancel, and progress in bytes of tensors; may be null.
+ * report: filled, the same for any number of threads; to be released.
+ * Returns 0 when it could be checked, whatever was found: look at total_faults.
+ * MP_ERR_INPUT when OUT is not a packed directory or the source is not the checkpoint
+ * that the manifest names, MP_ERR_UNSUPPORTED for a target that this version does not
+ * know, MP_ERR_USAGE for exact without a source and for lists that select nothing,
+ * MP_ERR_IO when a file cannot be read (one that is missing or short is a fault, not
+ * an error), MP_ERR_CANCELLED. */
+int mp_verify(const char *out, const mp_verify_options *options, const mp_context *context,
+              mp_verify_report *report, mp_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

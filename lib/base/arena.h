@@ -1,0 +1,25 @@
+/* base/arena.h - memory that is freed all at once. */
+#ifndef MP_BASE_ARENA_H
+#define MP_BASE_ARENA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* A chain of blocks. A zeroed arena is empty and ready. */
+typedef struct mp_arena {
+    struct mp_arena_block *blocks;
+    size_t used, size; /* of the first block */
+} mp_arena;
+
+/* n bytes aligned to 8, or null without memory. */
+void *mp_arena_alloc(mp_arena *arena, size_t n);
+
+/* A copy of n bytes and a NUL. */
+char *mp_arena_string(mp_arena *arena, const char *text, size_t n);
+
+/* Hands all of more's memory to arena; more is empty afterwards. */
+void mp_arena_join(mp_arena *arena, mp_arena *more);
+
+void mp_arena_release(mp_arena *arena);
+
+#endif

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* System calls on files, through interrupts and short counts, with errors that name the file. */
+#include "base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/error.h"
+
+/* One call moves at most this much: Linux itself stops short of 2 GiB. */
+#define CALL_MAX ((uint64_t)1 << 30)
+
+/* Descriptors that walking a tree may hold at once; deeper trees still work. */
+#define WALK_DESCRIPTORS 16
+
+int mp_pread_all(int fd, void *buffer, uint64_t n, uint64_t offset, const char *path, mp_error *err)
+{
+    char *to = buffer;
+    if (offset > INT64_MAX || n > INT64_MAX - offset)
+        return mp_fail_errno(err, EOVERFLOW, "cannot read \"%s\"", path);
+    while (n > 0) {
+        ssize_t got = pread(fd, to, n < CALL_MAX ? (size_t)n : CALL_MAX, (off_t)offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return mp_fail_errno(err, errno, "cannot read \"%s\" at byte %llu", path,
+                                 (unsigned long long)offset);
+        if (got == 0)
+            return mp_fail(err, MP_ERR_IO, "\"%s\" ends at byte %llu, %llu bytes too early", path,
+                           (unsigned long long)offset, (unsigned long long)n);
+        to += got;
+        offset += (uint64_t)got;
+        n -= (uint64_t)got;
+    }
+    return 0;
+}
+
+int mp_pwrite_all(int fd, const void *buffer, uint64_t n, uint64_t offset, const char *path,
+                  mp_error *err)
+{
+    const char *from = buffer;
+    if (offset > INT64_MAX || n > INT64_MAX - offset)
+        return mp_fail_errno(err, EOVERFLOW, "cannot write \"%s\"", path);
+    while (n > 0) {
+        ssize_t put = pwrite(fd, from, n < CALL_MAX ? (size_t)n : CALL_MAX, (off_t)offset);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return mp_fail_errno(err, errno, "cannot write \"%s\" at byte %llu", path,
+                                 (unsigned long long)offset);
+        from += put;
+        offset += (uint64_t)put;
+        n -= (uint64_t)put;
+    }
+    return 0;
+}
+
+static int open_with(const char *path, int flags, int *fd, mp_error *err)
+{
+    do {
+        *fd = open(path, flags | O_CLOEXEC, 0666);
+    } while (*fd < 0 && errno == EINTR);
+    if (*fd >= 0)
+        return 0;
+    if (errno == EMFILE || errno == ENFILE)
+        return mp_fail_errno(err, errno, "cannot open \"%s\" (raise `ulimit -n`)", path);
+    return mp_fail_errno(err, errno, "cannot open \"%s\"", path);
+}
+
+int mp_open_read(const char *path, int *fd, mp_error *err)
+{
+    return open_with(path, O_RDONLY, fd, err);
+}
+
+int mp_open_write(const char *path, int *fd, mp_error *err)
+{
+    return open_with(path, O_RDWR | O_CREAT, fd, err);
+}
+
+int mp_file_size(int fd, const char *path, uint64_t *size, mp_error *err)
+{
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return mp_fail_errno(err, errno, "cannot stat \"%s\"", path);
+    if (!S_ISREG(st.st_mode))
+        return mp_fail(err, MP_ERR_IO, "\"%s\" is not a regular file", path);
+    *size = (uint64_t)st.st_size;
+    return 0;
+}
+
+int mp_file_resize(int fd, const char *path, uint64_t size, mp_error *err)
+{
+    if (size > INT64_MAX)
+        return mp_fail_errno(err, EFBIG, "cannot resize \"%s\"", path);
+    int rc;
+    do {
+        rc = ftruncate(fd, (off_t)size);
+    } while (rc != 0 && errno == EINTR);
+    if (rc != 0)
+        return mp_fail_errno(err, errno, "cannot resize \"%s\" to %llu bytes", path,
+                             (unsigned long long)size);
+    return 0;
+}
+
+int mp_file_sync(int fd, const char *path, mp_error *err)
+{
+    if (fdatasync(fd) != 0)
+        return mp_fail_errno(err, errno, "cannot sync \"%s\"", path);
+    return 0;
+}
+
+int mp_dir_sync(const char *path, mp_error *err)
+{
+    int fd;
+    int rc = open_with(path, O_RDONLY | O_DIRECTORY, &fd, err);
+    if (rc != 0)
+        return rc;
+    if (fsync(fd) != 0)
+        rc = mp_fail_errno(err, errno, "cannot sync \"%s\"", path);
+    close(fd);
+    return rc;
+}
+
+int mp_file_close(int fd, const char *path, mp_error *err)
+{
+    /* After EINTR Linux has closed the descriptor; trying again could close another's. */
+    if (fd >= 0 && close(fd) != 0 && errno != EINTR)
+        return mp_fail_errno(err, errno, "cannot close \"%s\"", path);
+    return 0;
+}
+
+int mp_write_file(const char *path, const void *data, uint64_t n, mp_error *err)
+{
+    int fd;
+    int rc = open_with(path, O_WRONLY | O_CREAT | O_TRUNC, &fd, err);
+    if (rc != 0)
+        return rc;
+    rc = mp_pwrite_all(fd, data, n, 0, path, err);
+    if (rc == 0)
+        rc = mp_file_sync(fd, path, err);
+    if (rc != 0) {
+        close(fd);
+        return rc;
+    }
+    return mp_file_close(fd, path, err);
+}
+
+int mp_make_dir(const char *path, mp_error *err)
+{
+    struct stat st;
+    if (mkdir(path, 0777) == 0)
+        return 0;
+    int why = errno;
+    if (why == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        return 0;
+    return mp_fail_errno(err, why, "cannot make directory \"%s\"", path);
+}
+
+bool mp_path_exists(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0;
+}
+
+static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *walk)
+{
+    (void)st;
+    (void)type;
+    (void)walk;
+    return remove(path);
+}
+
+int mp_remove_tree(const char *path, mp_error *err)
+{
+    if (nftw(path, remove_entry, WALK_DESCRIPTORS, FTW_DEPTH | FTW_PHYS) != 0)
+        return mp_fail_errno(err, errno, "cannot remove \"%s\"", path);
+    return 0;
+}
+
+void mp_file_forget(int fd, uint64_t offset, uint64_t n)
+{
+    if (n > 0) /* a length of 0 would mean the rest of the file */
+        (void)posix_fadvise(fd, (off_t)offset, (off_t)n, POSIX_FADV_DONTNEED);
+}
+
+char *mp_path_join(const char *dir, const char *name)
+{
+    size_t n = strlen(dir);
+    return mp_format("%s%s%s", dir, n == 0 || dir[n - 1] == '/' ? "" : "/", name);
+}
+
+const char *mp_path_base(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash && slash[1] ? slash + 1 : path;
+}

@@ -1,0 +1,50 @@
+/* base/file.h - whole reads and writes, and making them durable. */
+#ifndef MP_BASE_FILE_H
+#define MP_BASE_FILE_H
+
+#include <moepack/base.h>
+
+/* Reads or writes exactly n bytes at offset, through EINTR and short counts.
+ * A file that ends early is MP_ERR_IO too. `path` is for the message only. */
+int mp_pread_all(int fd, void *buffer, uint64_t n, uint64_t offset, const char *path,
+                 mp_error *err);
+int mp_pwrite_all(int fd, const void *buffer, uint64_t n, uint64_t offset, const char *path,
+                  mp_error *err);
+
+/* open(2) with O_CLOEXEC; the message says "cannot open". fd: set, or -1. */
+int mp_open_read(const char *path, int *fd, mp_error *err);
+/* Opens for reading and writing, creates with mode 0666 less umask, does not truncate. */
+int mp_open_write(const char *path, int *fd, mp_error *err);
+
+int mp_file_size(int fd, const char *path, uint64_t *size, mp_error *err);
+int mp_file_resize(int fd, const char *path, uint64_t size, mp_error *err);
+
+/* fdatasync of a file; fsync of a directory by name. */
+int mp_file_sync(int fd, const char *path, mp_error *err);
+int mp_dir_sync(const char *path, mp_error *err);
+
+/* Closes and reports what close says. fd = -1 is fine. */
+int mp_file_close(int fd, const char *path, mp_error *err);
+
+/* Writes a small file whole, synced. */
+int mp_write_file(const char *path, const void *data, uint64_t n, mp_error *err);
+
+/* mkdir that accepts an existing directory. */
+int mp_make_dir(const char *path, mp_error *err);
+
+/* True if something is there, whatever it is; symbolic links are not followed. */
+bool mp_path_exists(const char *path);
+
+/* Removes a directory and what is in it; links are removed, not followed. */
+int mp_remove_tree(const char *path, mp_error *err);
+
+/* POSIX_FADV_DONTNEED. Never fails. */
+void mp_file_forget(int fd, uint64_t offset, uint64_t n);
+
+/* "dir/name", malloc'ed; null without memory. */
+char *mp_path_join(const char *dir, const char *name);
+
+/* The part after the last slash; "." and "/" stay. */
+const char *mp_path_base(const char *path);
+
+#endif

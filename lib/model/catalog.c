@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The catalog: every tensor of a checkpoint sorted into layers, experts and matrices. */
+#include <moepack/model.h>
+
+#include "base/error.h"
+#include "model/complete.h"
+#include "model/families.h"
+#include "model/names.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const projection_names[MP_PROJECTIONS] = {"gate", "up", "down"};
+
+const char *mp_projection_name(mp_projection projection)
+{
+    return projection_names[projection];
+}
+
+/* The layer with that prefix, added if it is new. Null without memory. */
+static mp_moe_layer *layer_of(mp_catalog *catalog, const char *name, const mp_expert_name *parts)
+{
+    mp_moe_layer *layers = catalog->layers, *layer;
+    char *prefix;
+
+    /* Tensors come sorted by name, so the layer is nearly always the last one. */
+    for (size_t i = catalog->num_layers; i-- > 0;)
+        if (strlen(layers[i].prefix) == parts->prefix_length &&
+            memcmp(layers[i].prefix, name, parts->prefix_length) == 0)
+            return &layers[i];
+    if ((catalog->num_layers & (catalog->num_layers - 1)) == 0) {
+        size_t room = catalog->num_layers ? 2 * catalog->num_layers : 1;
+
+        layers = realloc(layers, room * sizeof *layers);
+        if (!layers)
+            return NULL;
+        catalog->layers = layers;
+    }
+    prefix = strndup(name, parts->prefix_length);
+    if (!prefix)
+        return NULL;
+    layer = &layers[catalog->num_layers++];
+    *layer = (mp_moe_layer){
+        .prefix = prefix,
+        .number = parts->layer,
+        .mtp = parts->mtp,
+        .naming = parts->naming,
+    };
+    return layer;
+}
+
+/* Room for expert number `expert` in a layer; doubles, so that adding is linear. */
+static bool reserve_expert(mp_moe_layer *layer, uint64_t expert)
+{
+    size_t room = layer->num_experts, want = (size_t)expert + 1;
+    mp_expert *experts;
+
+    if (want <= room)
+        return true;
+    if (want > layer->room) {
+        size_t grown = layer->room * 2 > want ? layer->room * 2 : want;
+
+        experts = realloc(layer->experts, grown * sizeof *experts);
+        if (!experts)
+            return false;
+        layer->experts = experts;
+        layer->room = grown;
+    }
+    memset(layer->experts + room, 0, (want - room) * sizeof *layer->experts);
+    layer->num_experts = (uint32_t)want;
+    return true;
+}
+
+/* Puts a tensor into its place in the matrix. */
+static void set_role(mp_catalog *catalog, mp_matrix *matrix, const mp_expert_name *parts,
+                     const mp_tensor *tensor)
+{
+    const mp_tensor **place = parts->role == MP_TENSOR_WEIGHT ? &matrix->weight : &matrix->scale;
+
+    if (*place)
+        mp_problem(&catalog->problems, "%s: a second scale beside \"%s\"", tensor->name,
+                   (*place)->name);
+    *place = tensor;
+    catalog->expert_tensors++;
+}
+
+static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
+                             const mp_expert_name *parts, mp_error *err)
+{
+    mp_moe_layer *layer = layer_of(catalog, tensor->name, parts);
+
+    if (!layer)
+        return mp_fail_memory(err);
+    if (layer->naming != parts->naming) {
+        mp_problem(&catalog->problems, "%s: another naming than the rest of layer %s",
+                   tensor->name, layer->prefix);
+        return 0;
+    }
+    if (parts->kind == MP_NAME_SHARED) {
+        layer->has_shared = true;
+        set_role(catalog, &layer->shared.matrix[parts->projection], parts, tensor);
+        return 0;
+    }
+    /* A contiguous numbering cannot have more experts than there are tensors, so a wild
+     * number does not make us allocate. */
+    if (parts->expert >= catalog->checkpoint.num_tensors) {
+        mp_problem(&catalog->problems, "%s: expert %llu, but the checkpoint has %zu tensors",
+                   tensor->name, (unsigned long long)parts->expert,
+                   catalog->checkpoint.num_tensors);
+        return 0;
+    }
+    if (!reserve_expert(layer, parts->expert))
+        return mp_fail_memory(err);
+    layer->bytes += tensor->bytes;
+    set_role(catalog, &layer->experts[parts->expert].matrix[parts->projection], parts, tensor);
+    return 0;
+}
+
+static void add_other_tensor(mp_catalog *catalog, const mp_tensor *tensor)
+{
+    mp_kind_count *other = &catalog->others[mp_other_kind(tensor->name)];
+
+    other->tensors++;
+    other->bytes += tensor->bytes;
+}
+
+static int sort_tensors(mp_catalog *catalog, mp_error *err)
+{
+    for (unsigned i = 0; i < MP_KINDS; i++)
+        catalog->others[i].kind = mp_other_kind_names[i];
+    for (size_t i = 0; i < catalog->checkpoint.num_tensors; i++) {
+        const mp_tensor *tensor = &catalog->checkpoint.tensors[i];
+        mp_expert_name parts;
+
+        mp_expert_name_parse(tensor->name, &parts);
+        if (parts.kind == MP_NAME_OTHER) {
+            add_other_tensor(catalog, tensor);
+        } else if (parts.kind == MP_NAME_UNKNOWN) {
+            add_other_tensor(catalog, tensor);
+            mp_problem(&catalog->problems, "%s: named like an expert's tensor, in no known form",
+                       tensor->name);
+        } else if (add_expert_tensor(catalog, tensor, &parts, err) != 0) {
+            return err->code;
+        }
+    }
+    return 0;
+}
+
+static int compare_layers(const void *a, const void *b)
+{
+    const mp_moe_layer *x = a, *y = b;
+
+    if (x->mtp != y->mtp)
+        return x->mtp ? 1 : -1;
+    if (x->number != y->number)
+        return x->number < y->number ? -1 : 1;
+    return strcmp(x->prefix, y->prefix);
+}
+
+/* Decides on the family by the experts' names; config.json may only agree. */
+static void detect_family(mp_catalog *catalog)
+{
+    const mp_moe_layer *layer = &catalog->layers[0];
+    const mp_config *config = &catalog->config;
+    const mp_family *family = mp_family_of_model_type(config->model_type);
+    char storage[MP_STORAGE_TEXT], says[96] = "no model_type in config.json";
+
+    if (config->model_type[0])
+        snprintf(says, sizeof says, "config.json says model_type \"%s\"", config->model_type);
+    if (family && family->naming != layer->naming) {
+        mp_problem(&catalog->problems,
+                   "config.json: model_type \"%s\", but experts are named as in \"%s.%s\"",
+                   config->model_type, layer->prefix, layer->naming->block);
+        family = NULL;
+    }
+    if (!family)
+        family = mp_family_of_naming(layer->naming, layer->has_shared);
+    catalog->family = family->name;
+    snprintf(catalog->reason, sizeof catalog->reason, "%.80s.%s.experts.N.%s: %s; %s",
+             layer->prefix, layer->naming->block, layer->naming->projection[MP_GATE],
+             mp_storage_text(&layer->storage, storage), says);
+}
+
+static int find_experts(mp_catalog *catalog, mp_error *err)
+{
+    if (sort_tensors(catalog, err) != 0)
+        return err->code;
+    if (catalog->num_layers == 0) {
+        if (catalog->problems.count > 0)
+            return mp_catalog_check(catalog, err);
+        return mp_fail(err, MP_ERR_INPUT, "no expert weights among %zu tensors",
+                       catalog->checkpoint.num_tensors);
+    }
+    qsort(catalog->layers, catalog->num_layers, sizeof *catalog->layers, compare_layers);
+    if (mp_catalog_complete(catalog, err) != 0)
+        return err->code;
+    detect_family(catalog);
+    return 0;
+}
+
+int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *context,
+                    mp_error *err)
+{
+    int rc;
+
+    memset(catalog, 0, sizeof *catalog);
+    rc = mp_checkpoint_open(&catalog->checkpoint, path, context, err);
+    if (rc == 0)
+        rc = mp_config_load(&catalog->config, catalog->checkpoint.dir, err);
+    if (rc == 0)
+        rc = find_experts(catalog, err);
+    if (rc != 0)
+        mp_catalog_release(catalog);
+    return rc;
+}
+
+void mp_catalog_release(mp_catalog *catalog)
+{
+    for (size_t i = 0; i < catalog->num_layers; i++) {
+        free(catalog->layers[i].prefix);
+        free(catalog->layers[i].experts);
+    }
+    free(catalog->layers);
+    mp_problems_release(&catalog->problems);
+    mp_config_release(&catalog->config);
+    mp_checkpoint_release(&catalog->checkpoint);
+    memset(catalog, 0, sizeof *catalog);
+}
+
+int mp_catalog_check(const mp_catalog *catalog, mp_error *err)
+{
+    const mp_problems *problems = &catalog->problems;
+
+    if (problems->count == 0)
+        return 0;
+    if (problems->count == 1)
+        return mp_fail(err, MP_ERR_INPUT, "%s", problems->text[0] ? problems->text[0] : "?");
+    return mp_fail(err, MP_ERR_INPUT, "%s (and %llu more problems)",
+                   problems->text[0] ? problems->text[0] : "?",
+                   (unsigned long long)problems->count - 1);
+}
+
+void mp_catalog_shape(const mp_catalog *catalog, mp_projection projection, uint64_t *rows,
+                      uint64_t *cols)
+{
+    bool down = projection == MP_DOWN;
+
+    *rows = down ? catalog->hidden_size : catalog->moe_intermediate_size;
+    *cols = down ? catalog->moe_intermediate_size : catalog->hidden_size;
+}
+
+int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
+                        const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
+                        void *weight, void *scale, mp_error *err)
+{
+    const mp_checkpoint *ckpt = &catalog->checkpoint;
+    uint64_t row_bytes = mp_storage_row_bytes(storage, cols);
+    uint64_t scale_bytes = mp_storage_scale_row_bytes(storage, cols);
+    uint64_t first, last;
+
+    if (rows == 0)
+        return 0;
+    if (mp_tensor_read(ckpt, matrix->weight, row0 * row_bytes, rows * row_bytes, weight, err) != 0)
+        return err->code;
+    if (!scale || !storage->has_scale)
+        return 0;
+    first = row0 / storage->block_rows;
+    last = (row0 + rows - 1) / storage->block_rows;
+    return mp_tensor_read(ckpt, matrix->scale, first * scale_bytes, (last - first + 1) * scale_bytes,
+                          scale, err);
+}
+
+void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix)
+{
+    mp_tensor_forget(&catalog->checkpoint, matrix->weight, 0, matrix->weight->bytes);
+    if (matrix->scale)
+        mp_tensor_forget(&catalog->checkpoint, matrix->scale, 0, matrix->scale->bytes);
+}

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Completeness of the catalog: missing matrices, odd shapes, contradictions with
+ * config.json. Every finding is listed, none is skipped. */
+#include "model/complete.h"
+
+#include "base/error.h"
+
+#include <stdio.h>
+
+/* No model has this many; keeps a wild number in config.json from being counted through. */
+#define LAYERS_MAX 100000u
+
+/* What the matrices of a first look say. */
+typedef struct sizes {
+    uint64_t hidden_size, intermediate_size;
+} sizes;
+
+/* "layers.3.ffn.experts.7" */
+#define EXPERT_TEXT 256
+
+static const char *expert_text(const mp_moe_layer *layer, uint32_t expert, char text[EXPERT_TEXT])
+{
+    snprintf(text, EXPERT_TEXT, "%.180s.%s.%s.%u", layer->prefix, layer->naming->block,
+             layer->naming->experts, expert);
+    return text;
+}
+
+static const char *shared_text(const mp_moe_layer *layer, char text[EXPERT_TEXT])
+{
+    snprintf(text, EXPERT_TEXT, "%.180s.%s.%s", layer->prefix, layer->naming->block,
+             layer->naming->shared);
+    return text;
+}
+
+/* Storage and sizes as one expert has them; false unless its gate and down agree. */
+static bool look_at(const mp_expert *expert, const mp_config *config, mp_storage *storage,
+                    sizes *size)
+{
+    const mp_matrix *gate = &expert->matrix[MP_GATE], *down = &expert->matrix[MP_DOWN];
+    mp_storage down_storage;
+    uint64_t down_cols;
+
+    return gate->weight && down->weight &&
+           mp_storage_recognize(gate, config, storage, &size->hidden_size) &&
+           mp_storage_recognize(down, config, &down_storage, &down_cols) &&
+           down_storage.scheme == storage->scheme && down->weight->shape[0] == size->hidden_size &&
+           gate->weight->shape[0] == down_cols && (size->intermediate_size = down_cols) > 0;
+}
+
+/* The first expert of a layer that is whole in itself. */
+static bool look_at_layer(const mp_moe_layer *layer, const mp_config *config, mp_storage *storage,
+                          sizes *size)
+{
+    for (uint32_t e = 0; e < layer->num_experts; e++)
+        if (look_at(&layer->experts[e], config, storage, size))
+            return true;
+    return false;
+}
+
+/* Number of experts of a layer that have these sizes, looking at `enough` at most. */
+static unsigned votes_for(const mp_moe_layer *layer, const mp_config *config, const sizes *size,
+                          unsigned enough)
+{
+    unsigned votes = 0;
+
+    for (uint32_t e = 0; e < layer->num_experts && votes < enough; e++) {
+        mp_storage storage;
+        sizes other;
+
+        if (look_at(&layer->experts[e], config, &storage, &other) &&
+            other.hidden_size == size->hidden_size &&
+            other.intermediate_size == size->intermediate_size)
+            votes++;
+    }
+    return votes;
+}
+
+static bool differs(uint64_t config_value, uint64_t value)
+{
+    return config_value != MP_CONFIG_ABSENT && config_value != value;
+}
+
+/* H and I of the experts. Two experts that agree outvote config.json; a single odd one
+ * does not. */
+static int settle_sizes(mp_catalog *catalog, mp_error *err)
+{
+    const mp_config *config = &catalog->config;
+    sizes size = {0, 0};
+    bool found = false;
+
+    for (size_t i = 0; i < catalog->num_layers && !found; i++) {
+        mp_moe_layer *layer = &catalog->layers[i];
+        mp_storage storage;
+
+        found = look_at_layer(layer, config, &storage, &size);
+        if (found && (differs(config->hidden_size, size.hidden_size) ||
+                      differs(config->moe_intermediate_size, size.intermediate_size))) {
+            sizes of_config = {config->hidden_size, config->moe_intermediate_size};
+
+            if (votes_for(layer, config, &size, 2) < 2 &&
+                votes_for(layer, config, &of_config, 1) == 1)
+                size = of_config;
+        }
+    }
+    if (!found) {
+        if (catalog->problems.count > 0)
+            return mp_catalog_check(catalog, err);
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "%s: no expert has gate, up and down in a known storage form",
+                       catalog->layers[0].prefix);
+    }
+    catalog->hidden_size = size.hidden_size;
+    catalog->moe_intermediate_size = size.intermediate_size;
+    return 0;
+}
+
+static void check_number(mp_catalog *catalog, const char *what, uint64_t config_value,
+                         uint64_t value)
+{
+    if (differs(config_value, value))
+        mp_problem(&catalog->problems, "config.json: %s is %llu, tensors say %llu", what,
+                   (unsigned long long)config_value, (unsigned long long)value);
+}
+
+/* One matrix of an expert `text`: its tensors are there and fit. */
+static void check_matrix(mp_catalog *catalog, const char *text, const mp_moe_layer *layer,
+                         const mp_storage *storage, const mp_matrix *matrix,
+                         mp_projection projection, uint64_t rows, uint64_t cols)
+{
+    mp_problems *problems = &catalog->problems;
+    const char *name = layer->naming->projection[projection];
+
+    if (!matrix->weight)
+        mp_problem(problems, "%s.%s.weight: missing", text, name);
+    if (!matrix->scale && storage->has_scale)
+        mp_problem(problems, "%s.%s: no scale beside the weight", text, name);
+    mp_storage_check(storage, matrix, rows, cols, problems);
+}
+
+static void check_expert(mp_catalog *catalog, const char *text, const mp_moe_layer *layer,
+                         const mp_storage *storage, const mp_expert *expert,
+                         uint64_t intermediate_size)
+{
+    uint64_t h = catalog->hidden_size, i = intermediate_size;
+    bool any = false;
+
+    for (int p = 0; p < MP_PROJECTIONS; p++)
+        any |= expert->matrix[p].weight || expert->matrix[p].scale;
+    if (!any) {
+        mp_problem(&catalog->problems, "%s: missing, all of it", text);
+        return;
+    }
+    for (int p = 0; p < MP_PROJECTIONS; p++)
+        check_matrix(catalog, text, layer, storage, &expert->matrix[p], (mp_projection)p,
+                     p == MP_DOWN ? h : i, p == MP_DOWN ? i : h);
+}
+
+static void check_routed(mp_catalog *catalog, mp_moe_layer *layer)
+{
+    char text[EXPERT_TEXT];
+    sizes ignored;
+
+    if (!look_at_layer(layer, &catalog->config, &layer->storage, &ignored)) {
+        mp_problem(&catalog->problems, "%s: no expert is stored in a known form", layer->prefix);
+        return;
+    }
+    for (uint32_t e = 0; e < layer->num_experts; e++)
+        check_expert(catalog, expert_text(layer, e, text), layer, &layer->storage,
+                     &layer->experts[e], catalog->moe_intermediate_size);
+    if (!layer->mtp && differs(catalog->config.num_experts, layer->num_experts))
+        mp_problem(&catalog->problems, "%s: %u experts, config.json says %llu", layer->prefix,
+                   layer->num_experts, (unsigned long long)catalog->config.num_experts);
+}
+
+/* The shared experts are one matrix set of width num_shared_experts * I. */
+static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
+{
+    uint64_t i = catalog->moe_intermediate_size;
+    uint64_t count = catalog->config.num_shared_experts;
+    char text[EXPERT_TEXT];
+    sizes size;
+
+    if (!layer->has_shared) {
+        if (count != MP_CONFIG_ABSENT && count > 0)
+            mp_problem(&catalog->problems, "%s: no shared expert, config.json says %llu",
+                       layer->prefix, (unsigned long long)count);
+        return;
+    }
+    shared_text(layer, text);
+    if (!look_at(&layer->shared, &catalog->config, &layer->shared_storage, &size)) {
+        mp_problem(&catalog->problems, "%s: incomplete, or stored in no known form", text);
+        return;
+    }
+    if (count == MP_CONFIG_ABSENT || count == 0)
+        count = size.intermediate_size / i;
+    if (size.intermediate_size % i != 0 || size.intermediate_size / i != count) {
+        mp_problem(&catalog->problems, "%s: %llu wide, expected %llu experts of %llu", text,
+                   (unsigned long long)size.intermediate_size, (unsigned long long)count,
+                   (unsigned long long)i);
+        return;
+    }
+    catalog->num_shared_experts = (uint32_t)count;
+    check_expert(catalog, text, layer, &layer->shared_storage, &layer->shared, count * i);
+}
+
+/* Layers that config.json promises and nobody has, and two layers of one number. */
+static void check_layers(mp_catalog *catalog)
+{
+    const mp_config *config = &catalog->config;
+    uint64_t layers = config->num_hidden_layers, found = 0;
+
+    for (size_t i = 1; i < catalog->num_layers; i++) {
+        const mp_moe_layer *a = &catalog->layers[i - 1], *b = &catalog->layers[i];
+
+        if (a->mtp == b->mtp && a->number == b->number)
+            mp_problem(&catalog->problems, "%s: the same layer as %s", b->prefix, a->prefix);
+    }
+    if (layers == MP_CONFIG_ABSENT)
+        return;
+    if (layers > LAYERS_MAX) {
+        mp_problem(&catalog->problems, "config.json: num_hidden_layers is %llu, over %u",
+                   (unsigned long long)layers, LAYERS_MAX);
+        return;
+    }
+    for (uint64_t n = 0; n < layers; n++) {
+        while (found < catalog->num_layers && !catalog->layers[found].mtp &&
+               catalog->layers[found].number < n)
+            found++;
+        if (mp_config_is_moe_layer(config, n) &&
+            (found == catalog->num_layers || catalog->layers[found].mtp ||
+             catalog->layers[found].number != n))
+            mp_problem(&catalog->problems, "layer %llu: no experts, config.json says %llu layers",
+                       (unsigned long long)n, (unsigned long long)layers);
+    }
+}
+
+int mp_catalog_complete(mp_catalog *catalog, mp_error *err)
+{
+    const mp_config *config = &catalog->config;
+
+    if (settle_sizes(catalog, err) != 0)
+        return err->code;
+    check_number(catalog, "hidden_size", config->hidden_size, catalog->hidden_size);
+    check_number(catalog, "moe_intermediate_size", config->moe_intermediate_size,
+                 catalog->moe_intermediate_size);
+    check_layers(catalog);
+    for (size_t i = 0; i < catalog->num_layers; i++) {
+        check_routed(catalog, &catalog->layers[i]);
+        check_shared(catalog, &catalog->layers[i]);
+    }
+    catalog->num_experts = catalog->layers[0].num_experts;
+    return 0;
+}

@@ -1,0 +1,21 @@
+/* model/storage.h - in which scheme a pair of tensors stores a matrix. */
+#ifndef MP_MODEL_STORAGE_H
+#define MP_MODEL_STORAGE_H
+
+#include <moepack/model.h>
+
+/* Recognizes the scheme of a matrix by the types and shapes of its tensors.
+ * False when they are no known form; logical columns go to *cols. */
+bool mp_storage_recognize(const mp_matrix *matrix, const mp_config *config, mp_storage *storage,
+                          uint64_t *cols);
+
+/* Checks types and shapes of a matrix [rows, cols] that has to be stored like
+ * `storage`; problems are listed. A missing tensor is none of its business. */
+void mp_storage_check(const mp_storage *storage, const mp_matrix *matrix, uint64_t rows,
+                      uint64_t cols, mp_problems *problems);
+
+/* "fp8_block with F32 scales", malloc-free. */
+#define MP_STORAGE_TEXT 64
+char *mp_storage_text(const mp_storage *storage, char text[MP_STORAGE_TEXT]);
+
+#endif

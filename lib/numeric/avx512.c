@@ -1,0 +1,433 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The kernels for x86-64 with AVX-512 F, BW, DQ and VL. Ends of runs that do
+ * not fill a vector go to the scalar kernels. */
+#include "numeric/kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+
+#define LANES  16 /* float32 in a vector */
+#define PACKED (MP_MX_BLOCK / 2)
+
+AVX512 static inline __m512i set1(uint32_t bits)
+{
+    return _mm512_set1_epi32((int)bits);
+}
+
+AVX512 static inline __m512i magnitude_of(__m512i bits)
+{
+    return _mm512_and_si512(bits, set1(MP_F32_ABS));
+}
+
+AVX512 static inline __m512i sign_of(__m512i bits)
+{
+    return _mm512_andnot_si512(set1(MP_F32_ABS), bits);
+}
+
+AVX512 static void bf16_decode(const uint16_t *in, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m512i codes = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(in + i)));
+
+        _mm512_storeu_si512(out + i, _mm512_slli_epi32(codes, 16));
+    }
+    mp_kernels_scalar.bf16_decode(in + i, out + i, n - i);
+}
+
+AVX512 static void bf16_encode(const float *in, uint16_t *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m512i bits = _mm512_loadu_si512(in + i);
+        __m512i upper = _mm512_srli_epi32(bits, 16);
+        __m512i odd = _mm512_and_si512(upper, set1(1));
+        __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, set1(0x7fff)));
+        __m512i codes = _mm512_srli_epi32(sum, 16);
+        __mmask16 nan = _mm512_cmpgt_epu32_mask(magnitude_of(bits), set1(MP_F32_INF));
+
+        codes = _mm512_mask_or_epi32(codes, nan, upper, set1(0x40));
+        _mm256_storeu_si256((void *)(out + i), _mm512_cvtepi32_epi16(codes));
+    }
+    mp_kernels_scalar.bf16_encode(in + i, out + i, n - i);
+}
+
+AVX512 static void e4m3_decode(const uint8_t *in, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(in + i)));
+        __m512i sign = _mm512_slli_epi32(_mm512_and_si512(codes, set1(0x80)), 24);
+        __m512i magnitude = _mm512_and_si512(codes, set1(0x7f));
+        __m512i bits = _mm512_add_epi32(_mm512_slli_epi32(magnitude, 20), set1((127 - 7) << 23));
+        __m512 steps = _mm512_mul_ps(_mm512_cvtepi32_ps(magnitude), _mm512_set1_ps(0x1p-9f));
+        __mmask16 subnormal = _mm512_cmplt_epu32_mask(magnitude, set1(8));
+        __mmask16 nan = _mm512_cmpeq_epi32_mask(magnitude, set1(0x7f));
+
+        bits = _mm512_mask_mov_epi32(bits, subnormal, _mm512_castps_si512(steps));
+        bits = _mm512_mask_mov_epi32(bits, nan, set1(MP_F32_NAN));
+        _mm512_storeu_si512(out + i, _mm512_or_si512(bits, sign));
+    }
+    mp_kernels_scalar.e4m3_decode(in + i, out + i, n - i);
+}
+
+AVX512 static void e4m3_encode(const float *in, uint8_t *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m512i bits = _mm512_loadu_si512(in + i);
+        __m512i sign = _mm512_srli_epi32(sign_of(bits), 24);
+        __m512i magnitude = magnitude_of(bits);
+        __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, 20), set1(1));
+        __m512i sum = _mm512_add_epi32(magnitude, _mm512_add_epi32(odd, set1(0x7ffff)));
+        __m512i codes = _mm512_sub_epi32(_mm512_srli_epi32(sum, 20), set1((127 - 7) << 3));
+        __m512 steps = _mm512_add_ps(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(0x1p14f));
+        __m512i rounded = _mm512_sub_epi32(_mm512_castps_si512(steps), set1(0x46800000));
+        __mmask16 subnormal = _mm512_cmplt_epu32_mask(magnitude, set1(0x3c800000)); /* 2^-6 */
+        __mmask16 nan = _mm512_cmpgt_epu32_mask(magnitude, set1(MP_F32_INF));
+
+        codes = _mm512_mask_mov_epi32(codes, subnormal, rounded);
+        codes = _mm512_min_epu32(codes, set1(0x7e));
+        codes = _mm512_mask_mov_epi32(codes, nan, set1(0x7f));
+        codes = _mm512_or_si512(codes, sign);
+        _mm_storeu_si128((void *)(out + i), _mm512_cvtepi32_epi8(codes));
+    }
+    mp_kernels_scalar.e4m3_encode(in + i, out + i, n - i);
+}
+
+AVX512 static inline __m512 e2m1_values(__m512i codes)
+{
+    const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f,
+                                         -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+
+    return _mm512_permutexvar_ps(codes, values);
+}
+
+/* 16 packed bytes as 32 codes, one a byte, in order. */
+AVX512 static inline __m256i unpack_codes(const uint8_t *codes)
+{
+    __m128i bytes = _mm_loadu_si128((const void *)codes);
+    __m128i low = _mm_and_si128(bytes, _mm_set1_epi8(15));
+    __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
+
+    return _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+}
+
+/* out[0..31] = value of code * factor */
+AVX512 static inline void e2m1_decode32(const uint8_t *codes, __m512 factor, float *out)
+{
+    __m256i nibbles = unpack_codes(codes);
+    __m512i first = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(nibbles));
+    __m512i second = _mm512_cvtepu8_epi32(_mm256_extracti128_si256(nibbles, 1));
+
+    _mm512_storeu_ps(out, _mm512_mul_ps(e2m1_values(first), factor));
+    _mm512_storeu_ps(out + LANES, _mm512_mul_ps(e2m1_values(second), factor));
+}
+
+AVX512 static void e2m1_decode(const uint8_t *codes, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 32 <= n; i += 32)
+        e2m1_decode32(codes + i / 2, _mm512_set1_ps(1.0f), out + i);
+    mp_kernels_scalar.e2m1_decode(codes + i / 2, out + i, n - i);
+}
+
+/* Encodes 16 elements into 8 bytes. */
+AVX512 static inline void e2m1_encode16(__m512 in, uint8_t *codes, mp_rounding rounding)
+{
+    __m512i bits = _mm512_castps_si512(in);
+    __m512i magnitude = magnitude_of(bits);
+    __m512i code = _mm512_setzero_si512();
+    __mmask16 signed_lanes = 0xffff;
+
+    for (int i = 0; i < MP_E2M1_STEPS; i++) {
+        __mmask16 above = _mm512_cmpgt_epu32_mask(magnitude, set1(mp_e2m1_steps[rounding][i]));
+
+        code = _mm512_mask_add_epi32(code, above, code, set1(1));
+    }
+    if (rounding == MP_ROUND_DEEPGEMM)
+        signed_lanes = _mm512_test_epi32_mask(code, code);
+    code = _mm512_mask_or_epi32(code, signed_lanes, code, _mm512_srli_epi32(sign_of(bits), 28));
+    /* Element 2j+1 lies in the upper half of 64-bit lane j. */
+    code = _mm512_or_si512(code, _mm512_srli_epi64(code, 28));
+    _mm_storel_epi64((void *)codes, _mm512_cvtepi64_epi8(code));
+}
+
+AVX512 static void e2m1_encode(const float *in, uint8_t *codes, size_t n, mp_rounding rounding)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES)
+        e2m1_encode16(_mm512_loadu_ps(in + i), codes + i / 2, rounding);
+    mp_kernels_scalar.e2m1_encode(in + i, codes + i / 2, n - i, rounding);
+}
+
+AVX512 static void ue8m0_decode(const uint8_t *in, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(in + i)));
+        __m512i bits = _mm512_slli_epi32(codes, 23);
+
+        bits = _mm512_mask_mov_epi32(bits, _mm512_testn_epi32_mask(codes, codes), set1(0x00400000));
+        bits = _mm512_mask_mov_epi32(bits, _mm512_cmpeq_epi32_mask(codes, set1(255)),
+                                     set1(MP_F32_NAN));
+        _mm512_storeu_si512(out + i, bits);
+    }
+    mp_kernels_scalar.ue8m0_decode(in + i, out + i, n - i);
+}
+
+AVX512 static void ue8m0_encode(const float *in, uint8_t *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m512i magnitude = magnitude_of(_mm512_loadu_si512(in + i));
+        /* A mantissa that is not zero carries into the exponent. */
+        __m512i sum = _mm512_add_epi32(magnitude, set1(MP_F32_MANTISSA));
+        __m512i e = _mm512_srli_epi32(sum, 23);
+
+        e = _mm512_min_epu32(_mm512_max_epu32(e, set1(1)), set1(254));
+        _mm_storeu_si128((void *)(out + i), _mm512_cvtepi32_epi8(e));
+    }
+    mp_kernels_scalar.ue8m0_encode(in + i, out + i, n - i);
+}
+
+AVX512 static void scale(const float *in, float factor, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES)
+        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_loadu_ps(in + i), _mm512_set1_ps(factor)));
+    mp_kernels_scalar.scale(in + i, factor, out + i, n - i);
+}
+
+AVX512 static uint32_t amax_bits(const float *in, size_t n)
+{
+    __m512i amax = _mm512_setzero_si512();
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES)
+        amax = _mm512_max_epu32(amax, magnitude_of(_mm512_loadu_si512(in + i)));
+
+    uint32_t vectors = _mm512_reduce_max_epu32(amax);
+    uint32_t rest = mp_kernels_scalar.amax_bits(in + i, n - i);
+    return vectors > rest ? vectors : rest;
+}
+
+AVX512 static void mxfp4_decode(const uint8_t *codes, const uint8_t *scales, float *out, size_t n)
+{
+    for (size_t block = 0; block < n / MP_MX_BLOCK; block++)
+        e2m1_decode32(codes + block * PACKED, _mm512_set1_ps(mp_ue8m0_value(scales[block])),
+                      out + block * MP_MX_BLOCK);
+}
+
+/* Largest of 32 magnitudes, as bits. */
+AVX512 static inline uint32_t amax32(const float *in)
+{
+    __m512i first = magnitude_of(_mm512_loadu_si512(in));
+    __m512i second = magnitude_of(_mm512_loadu_si512(in + LANES));
+
+    return _mm512_reduce_max_epu32(_mm512_max_epu32(first, second));
+}
+
+/* Up to MP_MX_GROUP blocks. */
+AVX512 static inline void encode_group(const float *in, uint8_t *codes, uint8_t *scales,
+                                       size_t blocks, const mp_quant_options *options)
+{
+    uint32_t amax[MP_MX_GROUP];
+    float multipliers[MP_MX_GROUP];
+
+    for (size_t i = 0; i < blocks; i++)
+        amax[i] = amax32(in + i * MP_MX_BLOCK);
+    mp_mx_exponents(amax, blocks, options->amax_floor, MP_E2M1_MAX, scales, multipliers);
+    for (size_t i = 0; i < blocks; i++) {
+        __m512 first = _mm512_loadu_ps(in + i * MP_MX_BLOCK);
+        __m512 second = _mm512_loadu_ps(in + i * MP_MX_BLOCK + LANES);
+        __m512 multiplier = _mm512_set1_ps(multipliers[i]);
+
+        e2m1_encode16(_mm512_mul_ps(first, multiplier), codes + i * PACKED, options->rounding);
+        e2m1_encode16(_mm512_mul_ps(second, multiplier), codes + i * PACKED + PACKED / 2,
+                      options->rounding);
+    }
+}
+
+AVX512 static void mxfp4_encode(const float *in, uint8_t *codes, uint8_t *scales, size_t n,
+                                const mp_quant_options *options)
+{
+    size_t blocks = n / MP_MX_BLOCK;
+
+    if (options->scale_rule == MP_SCALE_MSE) {
+        mp_mxfp4_encode_mse(&mp_kernels_avx512, in, codes, scales, n, options);
+        return;
+    }
+    for (size_t i = 0; i < blocks; i += MP_MX_GROUP)
+        encode_group(in + i * MP_MX_BLOCK, codes + i * PACKED, scales + i,
+                     blocks - i < MP_MX_GROUP ? blocks - i : MP_MX_GROUP, options);
+}
+
+/* Largest of 32 BF16 magnitudes. */
+AVX512 static inline uint32_t amax_bf16(__m512i block)
+{
+    __m512i magnitude = _mm512_and_si512(block, _mm512_set1_epi16(MP_BF16_ABS));
+    __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(magnitude),
+                                    _mm512_extracti64x4_epi64(magnitude, 1));
+    __m128i quarter =
+        _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    /* The instruction finds the smallest, so look for the smallest complement. */
+    __m128i smallest = _mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi16(-1)));
+
+    return 0xffff & ~(uint32_t)_mm_cvtsi128_si32(smallest);
+}
+
+/* 32 BF16 times a power of two, as BF16: exact but for subnormal products,
+ * which are cut off and far below the smallest step of E2M1. */
+AVX512 static inline __m512i scale_bf16(__m512i block, __m512 multiplier)
+{
+    const __m512i zero = _mm512_setzero_si512();
+    __m512 low = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, block));
+    __m512 high = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, block));
+
+    low = _mm512_mul_ps(low, multiplier);
+    high = _mm512_mul_ps(high, multiplier);
+    return _mm512_packus_epi32(_mm512_srli_epi32(_mm512_castps_si512(low), 16),
+                               _mm512_srli_epi32(_mm512_castps_si512(high), 16));
+}
+
+/* The steps of E2M1 as BF16. */
+typedef struct bf16_steps {
+    __m512i step[MP_E2M1_STEPS];
+    __mmask32 signed_zero; /* lanes whose zero keeps its sign */
+} bf16_steps;
+
+AVX512 static inline bf16_steps load_steps(mp_rounding rounding)
+{
+    bf16_steps steps = {.signed_zero = rounding == MP_ROUND_OCP ? 0xffffffff : 0};
+
+    for (int i = 0; i < MP_E2M1_STEPS; i++)
+        steps.step[i] = _mm512_set1_epi16((short)(mp_e2m1_steps[rounding][i] >> 16));
+    return steps;
+}
+
+AVX512 static inline __m512i count_above(__m512i count, __m512i magnitude, __m512i step)
+{
+    __mmask32 above = _mm512_cmpgt_epu16_mask(magnitude, step);
+
+    return _mm512_mask_add_epi16(count, above, count, _mm512_set1_epi16(1));
+}
+
+/* Encodes 32 BF16 into 16 bytes. */
+AVX512 static inline void e2m1_encode_bf16(__m512i in, uint8_t *codes, const bf16_steps *steps)
+{
+    __m512i magnitude = _mm512_and_si512(in, _mm512_set1_epi16(MP_BF16_ABS));
+    __m512i sign = _mm512_and_si512(_mm512_srli_epi16(in, 12), _mm512_set1_epi16(8));
+    __m512i code = _mm512_setzero_si512();
+
+    code = count_above(code, magnitude, steps->step[0]);
+    code = count_above(code, magnitude, steps->step[1]);
+    code = count_above(code, magnitude, steps->step[2]);
+    code = count_above(code, magnitude, steps->step[3]);
+    code = count_above(code, magnitude, steps->step[4]);
+    code = count_above(code, magnitude, steps->step[5]);
+    code = count_above(code, magnitude, steps->step[6]);
+    __mmask32 signed_lanes = _mm512_test_epi16_mask(code, code) | steps->signed_zero;
+    code = _mm512_mask_mov_epi16(code, signed_lanes, _mm512_or_si512(code, sign));
+    /* Element 2j+1 lies in the upper half of 32-bit lane j. */
+    code = _mm512_or_si512(code, _mm512_srli_epi32(code, 12));
+    _mm_storeu_si128((void *)codes, _mm512_cvtepi32_epi8(code));
+}
+
+/* Up to MP_MX_GROUP blocks; returns how many precede one that is not finite. */
+AVX512 static inline size_t encode_group_bf16(const uint16_t *in, uint8_t *codes, uint8_t *scales,
+                                              size_t blocks, float floor, const bf16_steps *steps)
+{
+    uint32_t amax[MP_MX_GROUP];
+    float multipliers[MP_MX_GROUP];
+    size_t finite = 0;
+
+    for (; finite < blocks; finite++) {
+        uint32_t largest = amax_bf16(_mm512_loadu_si512(in + finite * MP_MX_BLOCK));
+
+        if (largest >= MP_BF16_INF)
+            break;
+        amax[finite] = largest << 16;
+    }
+    mp_mx_exponents(amax, finite, floor, MP_E2M1_MAX, scales, multipliers);
+    for (size_t i = 0; i < finite; i++) {
+        __m512i block = _mm512_loadu_si512(in + i * MP_MX_BLOCK);
+
+        block = scale_bf16(block, _mm512_set1_ps(multipliers[i]));
+        e2m1_encode_bf16(block, codes + i * PACKED, steps);
+    }
+    return finite;
+}
+
+AVX512 static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8_t *scales,
+                                       size_t n, const mp_quant_options *options)
+{
+    const bf16_steps steps = load_steps(options->rounding);
+    size_t blocks = n / MP_MX_BLOCK;
+
+    if (options->scale_rule == MP_SCALE_MSE)
+        return mp_mxfp4_encode_bf16_mse(&mp_kernels_avx512, in, codes, scales, n, options);
+    for (size_t i = 0; i < blocks; i += MP_MX_GROUP) {
+        size_t group = blocks - i < MP_MX_GROUP ? blocks - i : MP_MX_GROUP;
+        size_t finite = encode_group_bf16(in + i * MP_MX_BLOCK, codes + i * PACKED, scales + i,
+                                          group, options->amax_floor, &steps);
+
+        if (finite < group)
+            return (i + finite) * MP_MX_BLOCK;
+    }
+    return n;
+}
+
+AVX512 static void error_sums(const float *a, const float *b, size_t n, double sums[2])
+{
+    __m512d error = _mm512_setzero_pd();
+    __m512d signal = _mm512_setzero_pd();
+    double error_lanes[8];
+    double signal_lanes[8];
+    size_t i = 0;
+
+    for (; i + 8 <= n; i += 8) {
+        __m512d original = _mm512_cvtps_pd(_mm256_loadu_ps(b + i));
+        __m512d difference = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(a + i)), original);
+
+        error = _mm512_add_pd(error, _mm512_mul_pd(difference, difference));
+        signal = _mm512_add_pd(signal, _mm512_mul_pd(original, original));
+    }
+    _mm512_storeu_pd(error_lanes, error);
+    _mm512_storeu_pd(signal_lanes, signal);
+    mp_add_squares(a + i, b + i, n - i, error_lanes, signal_lanes);
+    sums[0] += mp_sum_lanes(error_lanes);
+    sums[1] += mp_sum_lanes(signal_lanes);
+}
+
+const mp_kernels mp_kernels_avx512 = {
+    .level = "avx512",
+    .bf16_decode = bf16_decode,
+    .bf16_encode = bf16_encode,
+    .e4m3_decode = e4m3_decode,
+    .e4m3_encode = e4m3_encode,
+    .e2m1_decode = e2m1_decode,
+    .e2m1_encode = e2m1_encode,
+    .ue8m0_decode = ue8m0_decode,
+    .ue8m0_encode = ue8m0_encode,
+    .scale = scale,
+    .amax_bits = amax_bits,
+    .mxfp4_decode = mxfp4_decode,
+    .mxfp4_encode = mxfp4_encode,
+    .mxfp4_encode_bf16 = mxfp4_encode_bf16,
+    .error_sums = error_sums,
+};
+
+#endif

@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reading a stored matrix: which scale belongs to which block of a scheme, and
+ * rows of codes and scales as float32. */
+#include <inttypes.h>
+#include <math.h>
+
+#include "base/error.h"
+#include "numeric/kernels.h"
+#include "numeric/rows.h"
+
+#define F_SCALES    (1u << MP_F32 | 1u << MP_BF16 | 1u << MP_F16)
+#define E8M0_SCALES (1u << MP_F8_E8M0 | 1u << MP_U8)
+#define E4M3_SCALES (1u << MP_F8_E4M3)
+
+_Static_assert(MP_DTYPE_COUNT <= 32, "dtypes fit a set of 32 bits");
+
+/* What shares one scale. */
+enum extent { NO_SCALE, BLOCK, ROW, TENSOR };
+
+/* The scales of each scheme; a block size of 0 is free. */
+static const struct {
+    enum extent extent;
+    uint32_t dtypes;
+    uint32_t block_rows;
+    uint32_t block_cols;
+} schemes[MP_SCHEME_COUNT] = {
+    [MP_SCHEME_MXFP4] = {BLOCK, E8M0_SCALES, 1, 32},
+    [MP_SCHEME_MXFP8] = {BLOCK, E8M0_SCALES, 1, 32},
+    [MP_SCHEME_FP8_BLOCK] = {BLOCK, F_SCALES | E8M0_SCALES, 0, 0},
+    [MP_SCHEME_FP8_GROUP] = {BLOCK, F_SCALES | E8M0_SCALES, 1, 0},
+    [MP_SCHEME_FP8_CHANNEL] = {ROW, F_SCALES, 0, 0},
+    [MP_SCHEME_FP8_TENSOR] = {TENSOR, F_SCALES, 0, 0},
+    [MP_SCHEME_NVFP4] = {BLOCK, E4M3_SCALES, 1, 16},
+    [MP_SCHEME_INT8_CHANNEL] = {ROW, F_SCALES, 0, 0},
+    [MP_SCHEME_INT4_GROUP] = {BLOCK, F_SCALES, 1, 0},
+};
+
+uint64_t mp_scheme_row_bytes(mp_scheme scheme, uint64_t cols)
+{
+    unsigned bits = mp_scheme_bits(scheme);
+
+    if (scheme == MP_SCHEME_INT4_GROUP)
+        return mp_ceil_div(cols, 8) * 4;
+    return bits < 8 ? mp_ceil_div(cols, 8 / bits) : cols * (bits / 8);
+}
+
+bool mp_scheme_has_scales(mp_scheme scheme)
+{
+    return schemes[scheme].extent != NO_SCALE;
+}
+
+static int check_block(const mp_rows *in, mp_error *err)
+{
+    uint32_t rows = schemes[in->scheme].block_rows;
+    uint32_t cols = schemes[in->scheme].block_cols;
+
+    if (in->block_rows == 0 || in->block_cols == 0 || (rows && in->block_rows != rows) ||
+        (cols && in->block_cols != cols))
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "%s weights with a scale for %" PRIu32 "x%" PRIu32 " elements",
+                       mp_scheme_name(in->scheme), in->block_rows, in->block_cols);
+    return 0;
+}
+
+int mp_rows_check(const mp_rows *in, mp_error *err)
+{
+    if ((unsigned)in->scheme >= MP_SCHEME_COUNT)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "unknown scheme %d", (int)in->scheme);
+    if (mp_scheme_bits(in->scheme) == 4 && in->cols % 2 != 0)
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "%s weights with %" PRIu64 " columns, an odd number",
+                       mp_scheme_name(in->scheme), in->cols);
+    if (!mp_scheme_has_scales(in->scheme))
+        return 0;
+    if ((unsigned)in->scale_dtype >= MP_DTYPE_COUNT ||
+        !(schemes[in->scheme].dtypes >> in->scale_dtype & 1))
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s weights with scales of type %s",
+                       mp_scheme_name(in->scheme),
+                       (unsigned)in->scale_dtype < MP_DTYPE_COUNT ? mp_dtype_name(in->scale_dtype)
+                                                                  : "unknown");
+    if (!in->scale)
+        return mp_fail(err, MP_ERR_USAGE, "%s weights without scales", mp_scheme_name(in->scheme));
+    return schemes[in->scheme].extent == BLOCK ? check_block(in, err) : 0;
+}
+
+mp_scale_block mp_rows_block(const mp_rows *in)
+{
+    switch (schemes[in->scheme].extent) {
+    case BLOCK:
+        return (mp_scale_block){in->block_rows, in->block_cols};
+    case ROW:
+        return (mp_scale_block){1, UINT64_MAX};
+    case NO_SCALE:
+    case TENSOR:
+        break;
+    }
+    return (mp_scale_block){UINT64_MAX, UINT64_MAX};
+}
+
+static uint16_t load_u16(const uint8_t *bytes)
+{
+    uint16_t value;
+
+    memcpy(&value, bytes, sizeof(value));
+    return value;
+}
+
+static float f16_value(uint16_t code)
+{
+    uint32_t sign = (uint32_t)(code & 0x8000) << 16;
+    uint32_t magnitude = code & 0x7fff;
+
+    if (magnitude >= 0x7c00) /* infinite, or NaN */
+        return mp_f32_from_bits(sign | MP_F32_INF | (magnitude & 0x3ff) << 13);
+    if (magnitude < 0x400) /* subnormal: steps of 2^-24 */
+        return mp_f32_from_bits(sign | mp_f32_bits((float)magnitude * 0x1p-24f));
+    return mp_f32_from_bits(sign | ((magnitude << 13) + ((127u - 15u) << 23)));
+}
+
+float mp_rows_scale_at(const mp_rows *in, uint64_t i)
+{
+    const uint8_t *scales = in->scale;
+    float value = 0;
+
+    switch (in->scale_dtype) {
+    case MP_F32:
+        memcpy(&value, scales + 4 * i, sizeof(value));
+        return value;
+    case MP_BF16:
+        return mp_f32_from_bits((uint32_t)load_u16(scales + 2 * i) << 16);
+    case MP_F16:
+        return f16_value(load_u16(scales + 2 * i));
+    case MP_F8_E4M3:
+        mp_kernels_scalar.e4m3_decode(scales + i, &value, 1);
+        return value;
+    default: /* F8_E8M0, U8: the check lets no other type through */
+        return mp_ue8m0_value(scales[i]);
+    }
+}
+
+uint64_t mp_rows_first_scale(const mp_rows *in, uint64_t row)
+{
+    mp_scale_block block = mp_rows_block(in);
+    uint64_t scale_row = (in->row0 + row) / block.rows - in->row0 / block.rows;
+
+    return scale_row * mp_ceil_div(in->cols, block.cols);
+}
+
+uint64_t mp_rows_scale_count(const mp_rows *in)
+{
+    mp_scale_block block = mp_rows_block(in);
+
+    if (in->rows == 0)
+        return 0;
+    return mp_rows_first_scale(in, in->rows - 1) + mp_ceil_div(in->cols, block.cols);
+}
+
+double mp_rows_scale(const mp_rows *in, uint64_t row, uint64_t col)
+{
+    mp_scale_block block = mp_rows_block(in);
+
+    if (!mp_scheme_has_scales(in->scheme))
+        return 1;
+    double scale = mp_rows_scale_at(in, mp_rows_first_scale(in, row) + col / block.cols);
+    return in->scheme == MP_SCHEME_NVFP4 ? scale * in->global_scale : scale;
+}
+
+static void decode_f16(const uint8_t *in, float *out, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        out[i] = f16_value(load_u16(in + 2 * i));
+}
+
+static void decode_int8(const uint8_t *in, float *out, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        out[i] = (int8_t)in[i];
+}
+
+/* Words of eight values, the first in the lowest bits, so that each byte holds
+ * two; stored plus 8. */
+static void decode_int4(const uint8_t *in, float *out, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++)
+        out[i] = (float)((in[i / 2] >> i % 2 * 4 & 15) - 8);
+}
+
+/* Codes as float32, not yet scaled. */
+static void decode_codes(const mp_rows *in, const uint8_t *codes, float *out)
+{
+    const mp_kernels *kernels = mp_kernels_best();
+
+    switch (in->scheme) {
+    case MP_SCHEME_BF16:
+        kernels->bf16_decode((const uint16_t *)(const void *)codes, out, in->cols);
+        break;
+    case MP_SCHEME_F16:
+        decode_f16(codes, out, in->cols);
+        break;
+    case MP_SCHEME_F32:
+        memcpy(out, codes, in->cols * sizeof(*out));
+        break;
+    case MP_SCHEME_MXFP4:
+    case MP_SCHEME_NVFP4:
+        kernels->e2m1_decode(codes, out, in->cols);
+        break;
+    case MP_SCHEME_INT8_CHANNEL:
+        decode_int8(codes, out, in->cols);
+        break;
+    case MP_SCHEME_INT4_GROUP:
+        decode_int4(codes, out, in->cols);
+        break;
+    default: /* the E4M3 schemes */
+        kernels->e4m3_decode(codes, out, in->cols);
+        break;
+    }
+}
+
+static int fail_scale(const mp_rows *in, uint64_t row, uint64_t col, mp_error *err)
+{
+    return mp_fail(err, MP_ERR_INPUT, "scale of weight [%" PRIu64 ", %" PRIu64 "] is NaN",
+                   in->row0 + row, col);
+}
+
+/* Multiplies codes in place by the scales of their blocks. */
+static int scale_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err)
+{
+    const mp_kernels *kernels = mp_kernels_best();
+    mp_scale_block block = mp_rows_block(in);
+    uint64_t i = mp_rows_first_scale(in, row);
+
+    for (uint64_t col = 0; col < in->cols; col += block.cols) {
+        uint64_t width = in->cols - col < block.cols ? in->cols - col : block.cols;
+        float scale = mp_rows_scale_at(in, i++);
+
+        if (isnan(scale) && !allow_nan)
+            return fail_scale(in, row, col, err);
+        kernels->scale(out + col, scale, out + col, width);
+    }
+    if (in->scheme != MP_SCHEME_NVFP4)
+        return 0;
+    if (isnan(in->global_scale) && !allow_nan)
+        return mp_fail(err, MP_ERR_INPUT, "global scale is NaN");
+    kernels->scale(out, in->global_scale, out, in->cols);
+    return 0;
+}
+
+/* A row of whole mxfp4 blocks in one go. */
+static int decode_mxfp4(const mp_rows *in, uint64_t row, const uint8_t *codes, float *out,
+                        bool allow_nan, mp_error *err)
+{
+    uint64_t blocks = in->cols / MP_MX_BLOCK;
+    const uint8_t *scales = (const uint8_t *)in->scale + row * blocks;
+    const uint8_t *nan = allow_nan ? NULL : memchr(scales, 255, blocks);
+
+    if (nan)
+        return fail_scale(in, row, (uint64_t)(nan - scales) * MP_MX_BLOCK, err);
+    mp_kernels_best()->mxfp4_decode(codes, scales, out, in->cols);
+    return 0;
+}
+
+int mp_decode_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err)
+{
+    const uint8_t *codes =
+        (const uint8_t *)in->weight + row * mp_scheme_row_bytes(in->scheme, in->cols);
+
+    if (in->scheme == MP_SCHEME_MXFP4 && in->cols % MP_MX_BLOCK == 0)
+        return decode_mxfp4(in, row, codes, out, allow_nan, err);
+    decode_codes(in, codes, out);
+    return mp_scheme_has_scales(in->scheme) ? scale_row(in, row, out, allow_nan, err) : 0;
+}
+
+int mp_decode_rows(const mp_rows *in, float *out, mp_error *err)
+{
+    int rc = mp_rows_check(in, err);
+
+    for (uint64_t row = 0; rc == 0 && row < in->rows; row++)
+        rc = mp_decode_row(in, row, out + row * in->cols, false, err);
+    return rc;
+}

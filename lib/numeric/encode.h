@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* numeric/encode.h - one row of float32 into codes and scales. Elements are
+ * finite, or NaN where the scheme has a NaN. Nothing needs to be aligned. */
+#ifndef MP_NUMERIC_ENCODE_H
+#define MP_NUMERIC_ENCODE_H
+
+#include <moepack/numeric.h>
+
+#define MP_FP8_BLOCK   128 /* columns, and for fp8_block rows, of one scale */
+#define MP_NVFP4_BLOCK 16
+
+/* Any target but fp8_block, whose scales depend on other rows as well. */
+void mp_encode_row(mp_scheme to, const mp_quant_options *options, const float *row, uint64_t cols,
+                   uint8_t *codes, uint8_t *scales);
+
+/* amax_bits[i] = the larger of itself and the amax of columns 128*i .. 128*i+127. */
+void mp_fp8_block_amax(const float *row, uint64_t cols, uint32_t *amax_bits);
+
+/* Scales of n blocks, as float32. */
+void mp_fp8_scales(const uint32_t *amax_bits, uint64_t n, const mp_quant_options *options,
+                   uint8_t *scales);
+
+/* A row under given float32 scales of `width` columns each. */
+void mp_fp8_encode(const float *row, uint64_t cols, uint64_t width, const uint8_t *scales,
+                   uint8_t *codes);
+
+/* One block of 16 under a global scale above 0. */
+void mp_nvfp4_encode_block(const float *in, float global_scale, uint8_t *codes, uint8_t *scale);
+
+#endif

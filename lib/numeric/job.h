@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* numeric/job.h - one call of mp_requantize, as its parts see it. */
+#ifndef MP_NUMERIC_JOB_H
+#define MP_NUMERIC_JOB_H
+
+#include <moepack/numeric.h>
+
+typedef struct mp_requantize_job {
+    const mp_kernels *kernels;
+    const mp_rows *in;
+    mp_rows out; /* describes what is written */
+    const mp_quant_options *options;
+    bool same_codes; /* the source's codes are those of the target */
+    uint8_t *codes;
+    uint8_t *scales;
+    float *row;          /* the row at hand, finite but for NaN that may stay */
+    float *decoded;      /* the same row out of codes and scales */
+    uint32_t *tile_amax; /* fp8_block: of each run of 128 columns */
+    mp_quant_stats *stats;
+    mp_error *err;
+} mp_requantize_job;
+
+/* Decodes a row of the source into job->row. */
+int mp_job_read_row(const mp_requantize_job *job, uint64_t row);
+
+/* Where a row's codes and scales go. */
+uint8_t *mp_job_codes(const mp_requantize_job *job, uint64_t row);
+uint8_t *mp_job_scales(const mp_requantize_job *job, uint64_t row);
+
+/* Holds a row that was written against job->row and adds to the statistics. */
+int mp_job_measure(const mp_requantize_job *job, uint64_t row);
+
+/* mxfp4 to nvfp4: encodes a row that was read. */
+void mp_job_mxfp4_to_nvfp4(const mp_requantize_job *job, uint64_t row);
+
+#endif

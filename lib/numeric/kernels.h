@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* numeric/kernels.h - the kernel tables, and the facts about formats that they share. */
+#ifndef MP_NUMERIC_KERNELS_H
+#define MP_NUMERIC_KERNELS_H
+
+#include <string.h>
+
+#include <moepack/numeric.h>
+
+extern const mp_kernels mp_kernels_scalar;
+#if defined(__x86_64__)
+extern const mp_kernels mp_kernels_avx2;
+extern const mp_kernels mp_kernels_avx512; /* F, BW, DQ, VL */
+#elif defined(__aarch64__)
+extern const mp_kernels mp_kernels_neon;
+#endif
+
+#define MP_MX_BLOCK 32 /* elements along K that share an exponent */
+
+#define MP_E2M1_MAX 6.0f
+#define MP_E4M3_MAX 448.0f
+
+/* float32 and BF16 bit patterns */
+#define MP_F32_ABS      0x7fffffffu
+#define MP_F32_INF      0x7f800000u
+#define MP_F32_NAN      0x7fc00000u
+#define MP_F32_MANTISSA 0x007fffffu
+#define MP_BF16_ABS     0x7fffu
+#define MP_BF16_INF     0x7f80u
+
+/* The magnitude code of E2M1 is the number of these float32 bit patterns that
+ * |x| is above. They are the midpoints .25 .75 1.25 1.75 2.5 3.5 5; where a tie
+ * goes up (OCP, to the even codes 2, 4, 6) the pattern just below the midpoint
+ * stands for it. The upper halves serve BF16 in the same way. A NaN is above
+ * them all. Indexed by mp_rounding. */
+#define MP_E2M1_STEPS 7
+extern const uint32_t mp_e2m1_steps[2][MP_E2M1_STEPS];
+
+static inline uint32_t mp_f32_bits(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+static inline float mp_f32_from_bits(uint32_t bits)
+{
+    float x;
+
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
+/* 2^(e-127); byte 0 is the subnormal 2^-127, byte 255 a NaN. */
+static inline float mp_ue8m0_value(uint8_t e)
+{
+    if (e == 0)
+        return mp_f32_from_bits(0x00400000u);
+    return e == 255 ? mp_f32_from_bits(MP_F32_NAN) : mp_f32_from_bits((uint32_t)e << 23);
+}
+
+/* The exponent byte of the smallest power of two >= |x|, clamped to 1..254. */
+static inline uint8_t mp_ue8m0_ceil(float x)
+{
+    uint32_t bits = mp_f32_bits(x) & MP_F32_ABS;
+    uint32_t e = (bits >> 23) + ((bits & MP_F32_MANTISSA) != 0);
+
+    if (e < 1)
+        return 1;
+    return (uint8_t)(e > 254 ? 254 : e);
+}
+
+/* The exponent byte of a block with this amax (as amax_bits gives it), so that
+ * nothing in it goes beyond `largest`. */
+static inline uint8_t mp_mx_exponent(uint32_t amax_bits, float floor, float largest)
+{
+    float amax = mp_f32_from_bits(amax_bits);
+
+    return mp_ue8m0_ceil((amax > floor ? amax : floor) / largest);
+}
+
+/* 2^(127-e), what elements are multiplied by; e is 1..254. */
+static inline float mp_mx_multiplier(uint8_t e)
+{
+    return mp_ue8m0_value((uint8_t)(254 - e));
+}
+
+/* Blocks that the wide kernels take in three passes (amax, exponents, codes):
+ * one block's passes wait for each other, those of a group overlap. */
+#define MP_MX_GROUP 16
+
+/* The second pass: exponents and multipliers of up to MP_MX_GROUP blocks. */
+static inline void mp_mx_exponents(const uint32_t *amax_bits, size_t blocks, float floor,
+                                   float largest, uint8_t *exponents, float *multipliers)
+{
+    for (size_t i = 0; i < blocks; i++) {
+        exponents[i] = mp_mx_exponent(amax_bits[i], floor, largest);
+        multipliers[i] = mp_mx_multiplier(exponents[i]);
+    }
+}
+
+/* Adds (a-b)^2 and b^2 to lane i % 8 of either sum: the end of a run whose
+ * beginning was a multiple of eight long. */
+void mp_add_squares(const float *a, const float *b, size_t n, double error[8], double signal[8]);
+
+/* Adds the eight lanes of error_sums in their fixed order. */
+static inline double mp_sum_lanes(const double lane[8])
+{
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+/* mxfp4_encode and mxfp4_encode_bf16 under MP_SCALE_MSE, for every table. */
+void mp_mxfp4_encode_mse(const mp_kernels *kernels, const float *in, uint8_t *codes,
+                         uint8_t *scales, size_t n, const mp_quant_options *options);
+size_t mp_mxfp4_encode_bf16_mse(const mp_kernels *kernels, const uint16_t *in, uint8_t *codes,
+                                uint8_t *scales, size_t n, const mp_quant_options *options);
+
+/* mxfp8 under either rule: n codes, n/32 exponent bytes. A NaN becomes the NaN
+ * of E4M3 and does not count for the exponent. */
+void mp_mxfp8_encode(const mp_kernels *kernels, const float *in, uint8_t *codes, uint8_t *scales,
+                     size_t n, const mp_quant_options *options);
+
+/* amax_bits of the elements that are not NaN. */
+uint32_t mp_amax_but_nan(const mp_kernels *kernels, const float *in, size_t n);
+
+#endif

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the MX formats share beyond kernels: the scale rule MP_SCALE_MSE, which
+ * encodes each block under two exponents and keeps the better, and mxfp8. */
+#include "numeric/kernels.h"
+
+/* The elements of an MX format. */
+struct element {
+    float largest;
+    size_t block_bytes;
+    void (*encode)(const mp_kernels *kernels, const float *in, uint8_t *codes,
+                   mp_rounding rounding);
+    void (*decode)(const mp_kernels *kernels, const uint8_t *codes, float *out);
+};
+
+static void encode_e2m1(const mp_kernels *kernels, const float *in, uint8_t *codes,
+                        mp_rounding rounding)
+{
+    kernels->e2m1_encode(in, codes, MP_MX_BLOCK, rounding);
+}
+
+static void decode_e2m1(const mp_kernels *kernels, const uint8_t *codes, float *out)
+{
+    kernels->e2m1_decode(codes, out, MP_MX_BLOCK);
+}
+
+static void encode_e4m3(const mp_kernels *kernels, const float *in, uint8_t *codes,
+                        mp_rounding rounding)
+{
+    (void)rounding;
+    kernels->e4m3_encode(in, codes, MP_MX_BLOCK);
+}
+
+static void decode_e4m3(const mp_kernels *kernels, const uint8_t *codes, float *out)
+{
+    kernels->e4m3_decode(codes, out, MP_MX_BLOCK);
+}
+
+static const struct element e2m1 = {MP_E2M1_MAX, MP_MX_BLOCK / 2, encode_e2m1, decode_e2m1};
+static const struct element e4m3 = {MP_E4M3_MAX, MP_MX_BLOCK, encode_e4m3, decode_e4m3};
+
+static void encode_under(const mp_kernels *kernels, const struct element *element, const float *in,
+                         uint8_t *codes, uint8_t exponent, mp_rounding rounding)
+{
+    float values[MP_MX_BLOCK];
+
+    kernels->scale(in, mp_mx_multiplier(exponent), values, MP_MX_BLOCK);
+    element->encode(kernels, values, codes, rounding);
+}
+
+/* The squared error of a block of codes. */
+static double error_under(const mp_kernels *kernels, const struct element *element, const float *in,
+                          const uint8_t *codes, uint8_t exponent)
+{
+    float values[MP_MX_BLOCK];
+    double sums[2] = {0};
+
+    element->decode(kernels, codes, values);
+    kernels->scale(values, mp_ue8m0_value(exponent), values, MP_MX_BLOCK);
+    kernels->error_sums(values, in, MP_MX_BLOCK, sums);
+    return sums[0];
+}
+
+static void encode_block(const mp_kernels *kernels, const struct element *element, const float *in,
+                         uint8_t *codes, uint8_t *scale, const mp_quant_options *options)
+{
+    uint32_t amax_bits = mp_amax_but_nan(kernels, in, MP_MX_BLOCK);
+    uint8_t exponent = mp_mx_exponent(amax_bits, options->amax_floor, element->largest);
+    uint8_t finer[MP_MX_BLOCK];
+
+    *scale = exponent;
+    encode_under(kernels, element, in, codes, exponent, options->rounding);
+    if (options->scale_rule == MP_SCALE_CEIL || exponent == 1)
+        return;
+    encode_under(kernels, element, in, finer, exponent - 1, options->rounding);
+    if (error_under(kernels, element, in, finer, exponent - 1) <
+        error_under(kernels, element, in, codes, exponent)) {
+        memcpy(codes, finer, element->block_bytes);
+        *scale = exponent - 1;
+    }
+}
+
+void mp_mxfp4_encode_mse(const mp_kernels *kernels, const float *in, uint8_t *codes,
+                         uint8_t *scales, size_t n, const mp_quant_options *options)
+{
+    for (size_t block = 0; block < n / MP_MX_BLOCK; block++)
+        encode_block(kernels, &e2m1, in + block * MP_MX_BLOCK, codes + block * e2m1.block_bytes,
+                     scales + block, options);
+}
+
+size_t mp_mxfp4_encode_bf16_mse(const mp_kernels *kernels, const uint16_t *in, uint8_t *codes,
+                                uint8_t *scales, size_t n, const mp_quant_options *options)
+{
+    for (size_t block = 0; block < n / MP_MX_BLOCK; block++) {
+        float values[MP_MX_BLOCK];
+
+        kernels->bf16_decode(in + block * MP_MX_BLOCK, values, MP_MX_BLOCK);
+        if (kernels->amax_bits(values, MP_MX_BLOCK) >= MP_F32_INF)
+            return block * MP_MX_BLOCK;
+        encode_block(kernels, &e2m1, values, codes + block * e2m1.block_bytes, scales + block,
+                     options);
+    }
+    return n;
+}
+
+void mp_mxfp8_encode(const mp_kernels *kernels, const float *in, uint8_t *codes, uint8_t *scales,
+                     size_t n, const mp_quant_options *options)
+{
+    for (size_t block = 0; block < n / MP_MX_BLOCK; block++)
+        encode_block(kernels, &e4m3, in + block * MP_MX_BLOCK, codes + block * e4m3.block_bytes,
+                     scales + block, options);
+}
+
+uint32_t mp_amax_but_nan(const mp_kernels *kernels, const float *in, size_t n)
+{
+    uint32_t amax = kernels->amax_bits(in, n);
+
+    if (amax <= MP_F32_INF)
+        return amax;
+    amax = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t one = kernels->amax_bits(in + i, 1);
+
+        if (one <= MP_F32_INF && one > amax)
+            amax = one;
+    }
+    return amax;
+}

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The scalar kernels: the definition of every format, one element at a time.
+ * Pointers may be unaligned, hence the loads and stores through memcpy. */
+#include "numeric/kernels.h"
+
+const uint32_t mp_e2m1_steps[2][MP_E2M1_STEPS] = {
+    [MP_ROUND_DEEPGEMM] = {0x3e800000, 0x3f400000, 0x3fa00000, 0x3fe00000, 0x40200000, 0x40600000,
+                           0x40a00000},
+    [MP_ROUND_OCP] = {0x3e800000, 0x3f3fffff, 0x3fa00000, 0x3fdfffff, 0x40200000, 0x405fffff,
+                      0x40a00000},
+};
+
+static uint16_t load_u16(const void *in, size_t i)
+{
+    const unsigned char *bytes = in;
+    uint16_t value;
+
+    memcpy(&value, bytes + i * sizeof(value), sizeof(value));
+    return value;
+}
+
+static uint32_t load_bits(const void *in, size_t i)
+{
+    const unsigned char *bytes = in;
+    uint32_t value;
+
+    memcpy(&value, bytes + i * sizeof(value), sizeof(value));
+    return value;
+}
+
+static float load_f32(const void *in, size_t i)
+{
+    return mp_f32_from_bits(load_bits(in, i));
+}
+
+static void store_u16(void *out, size_t i, uint16_t value)
+{
+    unsigned char *bytes = out;
+
+    memcpy(bytes + i * sizeof(value), &value, sizeof(value));
+}
+
+static void store_f32(void *out, size_t i, float value)
+{
+    unsigned char *bytes = out;
+
+    memcpy(bytes + i * sizeof(value), &value, sizeof(value));
+}
+
+static void bf16_decode(const uint16_t *in, float *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        store_f32(out, i, mp_f32_from_bits((uint32_t)load_u16(in, i) << 16));
+}
+
+/* To nearest, ties to even; a NaN keeps its upper bits and becomes quiet. */
+static uint16_t bf16_code(uint32_t bits)
+{
+    if ((bits & MP_F32_ABS) > MP_F32_INF)
+        return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static void bf16_encode(const float *in, uint16_t *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        store_u16(out, i, bf16_code(load_bits(in, i)));
+}
+
+static float e4m3_value(uint8_t code)
+{
+    uint32_t sign = (uint32_t)(code & 0x80) << 24;
+    uint32_t magnitude = code & 0x7f;
+
+    if (magnitude == 0x7f)
+        return mp_f32_from_bits(sign | MP_F32_NAN);
+    if (magnitude < 8) /* subnormal: steps of 2^-9 */
+        return mp_f32_from_bits(sign | mp_f32_bits((float)magnitude * 0x1p-9f));
+    return mp_f32_from_bits(sign | ((magnitude << 20) + ((127u - 7u) << 23)));
+}
+
+static void e4m3_decode(const uint8_t *in, float *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        store_f32(out, i, e4m3_value(in[i]));
+}
+
+/* To nearest, ties to even; beyond 448 is 448, a NaN is 0x7f. */
+static uint8_t e4m3_code(uint32_t bits)
+{
+    uint8_t sign = (uint8_t)(bits >> 24 & 0x80);
+    uint32_t magnitude = bits & MP_F32_ABS;
+    uint32_t code;
+
+    if (magnitude > MP_F32_INF)
+        return sign | 0x7f;
+    if (magnitude < mp_f32_bits(0x1p-6f)) {
+        /* Adding 2^14 leaves steps of 2^-9 in the sum, so the addition rounds. */
+        float sum = mp_f32_from_bits(magnitude) + 0x1p14f;
+
+        code = mp_f32_bits(sum) - mp_f32_bits(0x1p14f);
+    } else {
+        code = (magnitude + 0x7ffff + (magnitude >> 20 & 1)) >> 20;
+        code -= (127 - 7) << 3;
+    }
+    return sign | (uint8_t)(code > 0x7e ? 0x7e : code);
+}
+
+static void e4m3_encode(const float *in, uint8_t *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = e4m3_code(load_bits(in, i));
+}
+
+static float e2m1_value(unsigned code)
+{
+    static const float values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                                     -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+
+    return values[code];
+}
+
+static void e2m1_decode(const uint8_t *codes, float *out, size_t n)
+{
+    for (size_t i = 0; i < n / 2; i++) {
+        store_f32(out, 2 * i, e2m1_value(codes[i] & 15));
+        store_f32(out, 2 * i + 1, e2m1_value(codes[i] >> 4));
+    }
+}
+
+static unsigned e2m1_code(uint32_t bits, mp_rounding rounding)
+{
+    uint32_t magnitude = bits & MP_F32_ABS;
+    unsigned sign = bits >> 28 & 8;
+    unsigned code = 0;
+
+    for (int i = 0; i < MP_E2M1_STEPS; i++)
+        code += magnitude > mp_e2m1_steps[rounding][i];
+    if (rounding == MP_ROUND_DEEPGEMM && code == 0)
+        return 0;
+    return sign | code;
+}
+
+static void e2m1_encode(const float *in, uint8_t *codes, size_t n, mp_rounding rounding)
+{
+    for (size_t i = 0; i < n / 2; i++) {
+        unsigned low = e2m1_code(load_bits(in, 2 * i), rounding);
+        unsigned high = e2m1_code(load_bits(in, 2 * i + 1), rounding);
+
+        codes[i] = (uint8_t)(high << 4 | low);
+    }
+}
+
+static void ue8m0_decode(const uint8_t *in, float *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        store_f32(out, i, mp_ue8m0_value(in[i]));
+}
+
+static void ue8m0_encode(const float *in, uint8_t *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = mp_ue8m0_ceil(load_f32(in, i));
+}
+
+static void scale(const float *in, float factor, float *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        store_f32(out, i, load_f32(in, i) * factor);
+}
+
+static uint32_t amax_bits(const float *in, size_t n)
+{
+    uint32_t amax = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        uint32_t magnitude = load_bits(in, i) & MP_F32_ABS;
+
+        amax = magnitude > amax ? magnitude : amax;
+    }
+    return amax;
+}
+
+static void mxfp4_decode(const uint8_t *codes, const uint8_t *scales, float *out, size_t n)
+{
+    for (size_t block = 0; block < n / MP_MX_BLOCK; block++) {
+        float values[MP_MX_BLOCK];
+
+        e2m1_decode(codes + block * (MP_MX_BLOCK / 2), values, MP_MX_BLOCK);
+        scale(values, mp_ue8m0_value(scales[block]), out + block * MP_MX_BLOCK, MP_MX_BLOCK);
+    }
+}
+
+static void mxfp4_encode_block(const float *in, uint8_t *codes, uint8_t *exponent,
+                               const mp_quant_options *options)
+{
+    float values[MP_MX_BLOCK];
+
+    *exponent = mp_mx_exponent(amax_bits(in, MP_MX_BLOCK), options->amax_floor, MP_E2M1_MAX);
+    scale(in, mp_mx_multiplier(*exponent), values, MP_MX_BLOCK);
+    e2m1_encode(values, codes, MP_MX_BLOCK, options->rounding);
+}
+
+static void mxfp4_encode(const float *in, uint8_t *codes, uint8_t *scales, size_t n,
+                         const mp_quant_options *options)
+{
+    if (options->scale_rule == MP_SCALE_MSE) {
+        mp_mxfp4_encode_mse(&mp_kernels_scalar, in, codes, scales, n, options);
+        return;
+    }
+    for (size_t block = 0; block < n / MP_MX_BLOCK; block++)
+        mxfp4_encode_block(in + block * MP_MX_BLOCK, codes + block * (MP_MX_BLOCK / 2),
+                           scales + block, options);
+}
+
+static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8_t *scales, size_t n,
+                                const mp_quant_options *options)
+{
+    if (options->scale_rule == MP_SCALE_MSE)
+        return mp_mxfp4_encode_bf16_mse(&mp_kernels_scalar, in, codes, scales, n, options);
+    for (size_t block = 0; block < n / MP_MX_BLOCK; block++) {
+        float values[MP_MX_BLOCK];
+
+        bf16_decode(in + block * MP_MX_BLOCK, values, MP_MX_BLOCK);
+        if (amax_bits(values, MP_MX_BLOCK) >= MP_F32_INF)
+            return block * MP_MX_BLOCK;
+        mxfp4_encode_block(values, codes + block * (MP_MX_BLOCK / 2), scales + block, options);
+    }
+    return n;
+}
+
+void mp_add_squares(const float *a, const float *b, size_t n, double error[8], double signal[8])
+{
+    for (size_t i = 0; i < n; i++) {
+        double original = load_f32(b, i);
+        double difference = load_f32(a, i) - original;
+
+        error[i % 8] += difference * difference;
+        signal[i % 8] += original * original;
+    }
+}
+
+static void error_sums(const float *a, const float *b, size_t n, double sums[2])
+{
+    double error[8] = {0};
+    double signal[8] = {0};
+
+    mp_add_squares(a, b, n, error, signal);
+    sums[0] += mp_sum_lanes(error);
+    sums[1] += mp_sum_lanes(signal);
+}
+
+const mp_kernels mp_kernels_scalar = {
+    .level = "scalar",
+    .bf16_decode = bf16_decode,
+    .bf16_encode = bf16_encode,
+    .e4m3_decode = e4m3_decode,
+    .e4m3_encode = e4m3_encode,
+    .e2m1_decode = e2m1_decode,
+    .e2m1_encode = e2m1_encode,
+    .ue8m0_decode = ue8m0_decode,
+    .ue8m0_encode = ue8m0_encode,
+    .scale = scale,
+    .amax_bits = amax_bits,
+    .mxfp4_decode = mxfp4_decode,
+    .mxfp4_encode = mxfp4_encode,
+    .mxfp4_encode_bf16 = mxfp4_encode_bf16,
+    .error_sums = error_sums,
+};

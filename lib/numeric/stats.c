@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a requantization lost: squared error, saturated and flushed elements. */
+#include <math.h>
+
+#include "base/error.h"
+#include "numeric/job.h"
+#include "numeric/rows.h"
+
+/* Largest code plus half the step below it, in units of the scale. For BF16 the
+ * step is the one that would follow. */
+static double code_limit(mp_scheme scheme)
+{
+    switch (scheme) {
+    case MP_SCHEME_MXFP4:
+    case MP_SCHEME_NVFP4:
+        return 7;
+    case MP_SCHEME_INT8_CHANNEL:
+        return 127.5;
+    case MP_SCHEME_BF16:
+        return 0x1.ffp127;
+    default: /* the E4M3 schemes */
+        return 464;
+    }
+}
+
+/* Takes elements that are not finite out of a comparison; returns how many. */
+static uint64_t drop_nonfinite(float *original, float *decoded, uint64_t n)
+{
+    uint64_t dropped = 0;
+
+    for (uint64_t i = 0; i < n; i++) {
+        if (isfinite(original[i]))
+            continue;
+        original[i] = decoded[i] = 0;
+        dropped++;
+    }
+    return dropped;
+}
+
+static void count_lost(const float *original, const float *decoded, uint64_t n, double limit,
+                       mp_quant_stats *stats)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        stats->saturated += fabsf(original[i]) > limit;
+        stats->flushed += original[i] != 0 && decoded[i] == 0;
+    }
+}
+
+int mp_job_measure(const mp_requantize_job *job, uint64_t row)
+{
+    mp_quant_stats *stats = job->stats;
+    const mp_rows *out = &job->out;
+    uint64_t width = mp_rows_block(out).cols;
+    double sums[2] = {0};
+
+    if (!stats)
+        return 0;
+    int rc = mp_decode_row(out, row, job->decoded, true, job->err);
+    if (rc != 0)
+        return rc;
+    stats->elements += out->cols;
+    if (job->options->allow_nonfinite)
+        stats->elements -= drop_nonfinite(job->row, job->decoded, out->cols);
+    job->kernels->error_sums(job->decoded, job->row, out->cols, sums);
+    stats->error_sq += sums[0];
+    stats->signal_sq += sums[1];
+    for (uint64_t col = 0; col < out->cols; col += width) {
+        double limit = code_limit(out->scheme) * mp_rows_scale(out, row, col);
+        uint64_t n = out->cols - col < width ? out->cols - col : width;
+
+        count_lost(job->row + col, job->decoded + col, n, limit, stats);
+    }
+    return 0;
+}
+
+void mp_quant_stats_add(mp_quant_stats *into, const mp_quant_stats *more)
+{
+    into->error_sq += more->error_sq;
+    into->signal_sq += more->signal_sq;
+    into->elements += more->elements;
+    into->saturated += more->saturated;
+    into->flushed += more->flushed;
+    into->requantized_blocks += more->requantized_blocks;
+}

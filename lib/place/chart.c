@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Drawings of loads as plain SVG. Numbers are whole, so that no locale changes how they look. */
+#include <moepack/place.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "place/text.h"
+
+/* Pixels. */
+enum {
+    MARGIN = 16,
+    HEADER = 64, /* above the maps */
+    FOOTER = 56, /* below them: axis and legend */
+    GUTTER = 40, /* left of a map: numbers of layers */
+    MAP_WIDTH = 384,
+    MAP_HEIGHT = 560,
+    BAR_GAP = 8,
+    BAR_WIDTH = 80, /* of balancedness 1 */
+    SWATCH = 40,
+    LOAD_HEIGHT = 200
+};
+
+/* Cells are colored by load over mean load: upper bounds in hundredths, the last has none. */
+static const unsigned class_bound[] = {25, 50, 75, 90, 110, 125, 150, 200};
+#define CLASSES (sizeof(class_bound) / sizeof(class_bound[0]) + 1)
+
+static const char *const style =
+    "<style>\n"
+    "text { font: 12px sans-serif; fill: #1c1c1c; }\n"
+    ".title { font-size: 14px; font-weight: bold; }\n"
+    ".end { text-anchor: end; }\n"
+    ".middle { text-anchor: middle; }\n"
+    ".paper { fill: #ffffff; }\n"
+    ".bar { fill: #5b8f5b; }\n"
+    ".frame { fill: none; stroke: #9a9a9a; }\n"
+    ".c0 { fill: #2166ac; } .c1 { fill: #67a9cf; } .c2 { fill: #a6cde3; } .c3 { fill: #d1e5f0; }\n"
+    ".c4 { fill: #e6e6e6; }\n"
+    ".c5 { fill: #fddbc7; } .c6 { fill: #f4a582; } .c7 { fill: #d6604d; } .c8 { fill: #b2182b; }\n"
+    "@media (prefers-color-scheme: dark) {\n"
+    "text { fill: #e4e4e4; }\n"
+    ".paper { fill: #161616; }\n"
+    ".bar { fill: #74b874; }\n"
+    ".frame { stroke: #707070; }\n"
+    ".c0 { fill: #5aa9ff; } .c1 { fill: #4484c6; } .c2 { fill: #386494; } .c3 { fill: #344b63; }\n"
+    ".c4 { fill: #3a3a3a; }\n"
+    ".c5 { fill: #634538; } .c6 { fill: #985739; } .c7 { fill: #d66f41; } .c8 { fill: #ff9a66; }\n"
+    "}\n"
+    "</style>\n";
+
+static void begin_svg(FILE *out, uint32_t width, uint32_t height, const char *title)
+{
+    fprintf(out,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%u\" height=\"%u\" "
+            "viewBox=\"0 0 %u %u\" role=\"img\">\n<title>%s</title>\n%s"
+            "<rect class=\"paper\" width=\"%u\" height=\"%u\"/>\n",
+            width, height, width, height, title, style, width, height);
+}
+
+/* Numbers of the first and the last of `count` things along an axis. */
+static void draw_ends(FILE *out, const char *thing, uint32_t left, uint32_t right, uint32_t y,
+                      uint32_t count)
+{
+    fprintf(out, "<text x=\"%u\" y=\"%u\">%s 0</text>\n", left, y, thing);
+    if (count > 1)
+        fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">%u</text>\n", right, y, count - 1);
+}
+
+/* ------------------------------------------------------------------------
+ * Heat maps of a load balancing
+ */
+
+/* One of the two maps: what it shows and where. */
+typedef struct heat_map {
+    const char *title;
+    const double *load; /* [layers][ep] */
+    double mean_balancedness;
+    uint32_t layers, ep;
+    uint32_t x, y;           /* of the upper left corner */
+    uint32_t cell_x, cell_y; /* size of a cell */
+} heat_map;
+
+static unsigned class_of(double load, double mean)
+{
+    unsigned c = 0;
+    if (mean <= 0)
+        return CLASSES / 2; /* a layer that was never chosen is even */
+    while (c < CLASSES - 1 && load * 100 > mean * class_bound[c])
+        c++;
+    return c;
+}
+
+/* Adds the cells of one color in one row to a path, neighbours as one rectangle. */
+static void draw_runs(FILE *out, const heat_map *map, uint32_t layer, unsigned color)
+{
+    const double *load = map->load + (size_t)layer * map->ep;
+    double mean = mp_mean(load, map->ep);
+    for (uint32_t gpu = 0; gpu < map->ep; gpu++) {
+        uint32_t start = gpu;
+        while (gpu < map->ep && class_of(load[gpu], mean) == color)
+            gpu++;
+        if (gpu > start) {
+            uint32_t width = (gpu - start) * map->cell_x;
+            fprintf(out, "M%u %uh%uv%uh-%uz", map->x + start * map->cell_x,
+                    map->y + layer * map->cell_y, width, map->cell_y, width);
+        }
+    }
+}
+
+static void draw_cells(FILE *out, const heat_map *map)
+{
+    for (unsigned color = 0; color < CLASSES; color++) {
+        fprintf(out, "<path class=\"c%u\" d=\"", color);
+        for (uint32_t layer = 0; layer < map->layers; layer++)
+            draw_runs(out, map, layer, color);
+        fputs("\"/>\n", out);
+    }
+}
+
+/* Numbers of the layers and of the first and last GPU. */
+static void draw_axes(FILE *out, const heat_map *map)
+{
+    uint32_t step = 1;
+    while (step * map->cell_y < 14)
+        step++;
+    for (uint32_t layer = 0; layer < map->layers; layer += step)
+        fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">%u</text>\n", map->x - 4,
+                map->y + layer * map->cell_y + map->cell_y / 2 + 4, layer);
+    draw_ends(out, "GPU", map->x, map->x + map->ep * map->cell_x,
+              map->y + map->layers * map->cell_y + 16, map->ep);
+}
+
+static void draw_balancedness(FILE *out, const heat_map *map)
+{
+    uint32_t x = map->x + map->ep * map->cell_x + BAR_GAP;
+    uint32_t height = map->cell_y > 2 ? map->cell_y - 1 : map->cell_y;
+    fputs("<path class=\"bar\" d=\"", out);
+    for (uint32_t layer = 0; layer < map->layers; layer++) {
+        uint32_t width =
+            (uint32_t)(BAR_WIDTH * mp_balance(map->load + (size_t)layer * map->ep, map->ep));
+        fprintf(out, "M%u %uh%uv%uh-%uz", x, map->y + layer * map->cell_y, width, height, width);
+    }
+    fprintf(out, "\"/>\n<path class=\"frame\" d=\"M%u %uh%uv%uh-%uz\"/>\n", x, map->y, BAR_WIDTH,
+            map->layers * map->cell_y, BAR_WIDTH);
+}
+
+static void draw_map(FILE *out, const heat_map *map)
+{
+    char number[MP_THOUSANDTHS];
+    fprintf(out,
+            "<text class=\"title\" x=\"%u\" y=\"%u\">%s</text>\n"
+            "<text x=\"%u\" y=\"%u\">mean balancedness %s</text>\n",
+            map->x, map->y - 26, map->title, map->x, map->y - 8,
+            mp_thousandths(map->mean_balancedness, number));
+    draw_cells(out, map);
+    draw_axes(out, map);
+    draw_balancedness(out, map);
+}
+
+static void draw_legend(FILE *out, uint32_t x, uint32_t y)
+{
+    fprintf(out, "<text x=\"%u\" y=\"%u\">load / mean:</text>\n", x, y + 10);
+    x += 80;
+    for (unsigned color = 0; color < CLASSES; color++, x += SWATCH) {
+        char number[MP_THOUSANDTHS] = "";
+        if (color < CLASSES - 1)
+            mp_thousandths(class_bound[color] / 100.0, number);
+        fprintf(out,
+                "<rect class=\"c%u\" x=\"%u\" y=\"%u\" width=\"%d\" height=\"12\"/>\n"
+                "<text class=\"middle\" x=\"%u\" y=\"%u\">%.4s</text>\n",
+                color, x, y, SWATCH, x + SWATCH, y + 26, number);
+    }
+}
+
+static uint32_t cell_size(uint32_t room, uint32_t cells, uint32_t largest)
+{
+    uint32_t size = room / cells;
+    return size < 1 ? 1 : size > largest ? largest : size;
+}
+
+static void draw_eplb(FILE *out, const mp_eplb *e)
+{
+    uint32_t layers = e->placement.layers;
+    heat_map map = {.title = "trivial placement",
+                    .load = e->load_trivial,
+                    .mean_balancedness = e->mean.balancedness_trivial,
+                    .layers = layers,
+                    .ep = e->ep,
+                    .x = MARGIN + GUTTER,
+                    .y = HEADER,
+                    .cell_x = cell_size(MAP_WIDTH, e->ep, 24),
+                    .cell_y = cell_size(MAP_HEIGHT, layers, 16)};
+    uint32_t panel = GUTTER + e->ep * map.cell_x + BAR_GAP + BAR_WIDTH;
+    uint32_t legend = GUTTER + 80 + CLASSES * SWATCH;
+    uint32_t width = 2 * panel + MARGIN > legend ? 2 * panel + MARGIN : legend;
+    uint32_t height = HEADER + layers * map.cell_y + FOOTER + MARGIN;
+
+    begin_svg(out, width + 2 * MARGIN, height, "GPU loads by layer, before and after balancing");
+    draw_map(out, &map);
+    map.title = "balanced placement";
+    map.load = e->load;
+    map.mean_balancedness = e->mean.balancedness_refined;
+    map.x += panel + MARGIN;
+    draw_map(out, &map);
+    draw_legend(out, MARGIN + GUTTER, height - MARGIN - 28);
+    fputs("</svg>\n", out);
+}
+
+int mp_eplb_svg(const mp_eplb *e, char **svg, mp_error *err)
+{
+    size_t length;
+    FILE *out = open_memstream(svg, &length);
+    if (!out)
+        return mp_fail_memory(err);
+    draw_eplb(out, e);
+    return mp_text_finish(out, svg, err);
+}
+
+/* ------------------------------------------------------------------------
+ * Rank loads
+ */
+
+static void draw_rank_load(FILE *out, const uint64_t *choices, uint32_t ep)
+{
+    uint32_t bar = cell_size(2 * MAP_WIDTH, ep, 32);
+    uint32_t width = ep * bar < MAP_WIDTH ? MAP_WIDTH : ep * bar;
+    uint32_t x = MARGIN, bottom = HEADER + LOAD_HEIGHT;
+    uint64_t largest = 0, sum = 0;
+    char number[MP_THOUSANDTHS];
+    for (uint32_t rank = 0; rank < ep; rank++) {
+        sum += choices[rank];
+        largest = choices[rank] > largest ? choices[rank] : largest;
+    }
+    double scale = largest > 0 ? (double)LOAD_HEIGHT / (double)largest : 0;
+    begin_svg(out, width + 2 * MARGIN + GUTTER, bottom + FOOTER, "choices of each rank");
+    fprintf(out,
+            "<text class=\"title\" x=\"%u\" y=\"%u\">choices of each rank</text>\n"
+            "<text x=\"%u\" y=\"%u\">largest %" PRIu64 ", balancedness %s</text>\n"
+            "<path class=\"bar\" d=\"",
+            x, HEADER - 26, x, HEADER - 8, largest,
+            mp_thousandths(mp_balancedness(choices, ep), number));
+    for (uint32_t rank = 0; rank < ep; rank++) {
+        uint32_t height = (uint32_t)((double)choices[rank] * scale);
+        fprintf(out, "M%u %uv-%uh%uv%uz", x + rank * bar, bottom, height, bar > 2 ? bar - 1 : bar,
+                height);
+    }
+    uint32_t mean = bottom - (uint32_t)((double)sum / ep * scale);
+    fprintf(out,
+            "\"/>\n<path class=\"frame\" d=\"M%u %uh%uM%u %uh%u\"/>\n"
+            "<text x=\"%u\" y=\"%u\">mean</text>\n",
+            x, bottom, ep * bar, x, mean, ep * bar, x + ep * bar + 4, mean + 4);
+    draw_ends(out, "rank", x, x + ep * bar, bottom + 16, ep);
+    fputs("</svg>\n", out);
+}
+
+int mp_rank_load_svg(const uint64_t *choices, uint32_t ep, char **svg, mp_error *err)
+{
+    size_t length;
+    FILE *out = open_memstream(svg, &length);
+    if (!out)
+        return mp_fail_memory(err);
+    draw_rank_load(out, choices, ep);
+    return mp_text_finish(out, svg, err);
+}

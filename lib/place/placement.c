@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Placements: making the trivial one, checking any, and telling placement files apart. */
+#include <moepack/place.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "place/rows.h"
+
+static const char *const format_names[MP_PLACEMENT_FORMAT_COUNT] = {
+    [MP_PLACEMENT_SGLANG] = "sglang",
+    [MP_PLACEMENT_TRTLLM] = "trtllm",
+    [MP_PLACEMENT_VLLM_ASCEND] = "vllm-ascend",
+    [MP_PLACEMENT_VLLM] = "vllm",
+};
+
+const char *mp_placement_format_name(mp_placement_format format)
+{
+    return format_names[format];
+}
+
+bool mp_placement_format_parse(const char *name, mp_placement_format *format)
+{
+    for (int f = 0; f < MP_PLACEMENT_FORMAT_COUNT; f++) {
+        if (strcmp(name, format_names[f]) == 0) {
+            *format = (mp_placement_format)f;
+            return true;
+        }
+    }
+    return false;
+}
+
+int mp_placement_trivial(mp_placement *p, uint32_t layers, uint32_t num_logical, uint32_t redundant,
+                         mp_error *err)
+{
+    *p = (mp_placement){0};
+    uint64_t num_physical = (uint64_t)num_logical + redundant;
+    uint64_t count;
+    if (layers == 0)
+        return mp_fail(err, MP_ERR_INPUT, "placement: no layers");
+    if (num_logical == 0)
+        return mp_fail(err, MP_ERR_INPUT, "placement: no logical experts");
+    if (num_physical > INT32_MAX || !mp_mul_u64(layers, num_physical, &count))
+        return mp_fail(err, MP_ERR_INPUT,
+                       "placement: %u logical and %u redundant experts do not fit 32-bit ids",
+                       num_logical, redundant);
+    p->map = mp_alloc(count, sizeof(*p->map));
+    if (!p->map)
+        return mp_fail_memory(err);
+    p->layers = layers;
+    p->num_logical = num_logical;
+    p->num_physical = (uint32_t)num_physical;
+    for (uint64_t i = 0; i < count; i++)
+        p->map[i] = (int32_t)(i % num_physical % num_logical);
+    return 0;
+}
+
+const int32_t *mp_placement_row(const mp_placement *p, uint32_t layer)
+{
+    if (p->layers == 1)
+        return p->map;
+    return layer < p->layers ? p->map + (uint64_t)layer * p->num_physical : NULL;
+}
+
+void mp_placement_release(mp_placement *p)
+{
+    free(p->map);
+    *p = (mp_placement){0};
+}
+
+/* ------------------------------------------------------------------------
+ * Checks
+ */
+
+uint32_t mp_colocated(const int32_t *row, uint32_t num_logical, uint32_t num_physical, uint32_t ep,
+                      uint32_t *seen, uint32_t *first)
+{
+    uint32_t per_rank = num_physical / ep;
+    uint32_t count = 0;
+    memset(seen, 0, num_logical * sizeof(*seen));
+    for (uint32_t p = 0; p < num_physical; p++) {
+        uint32_t rank_mark = p / per_rank + 1;
+        uint32_t *mark = &seen[row[p]];
+        if (*mark == rank_mark && count++ == 0 && first)
+            *first = p;
+        *mark = rank_mark;
+    }
+    return count;
+}
+
+static int check_row(const mp_placement *p, uint32_t layer, uint32_t *copies, mp_error *err)
+{
+    const int32_t *row = p->map + (uint64_t)layer * p->num_physical;
+    memset(copies, 0, p->num_logical * sizeof(*copies));
+    for (uint32_t i = 0; i < p->num_physical; i++) {
+        if (row[i] < 0 || (uint32_t)row[i] >= p->num_logical)
+            return mp_fail(err, MP_ERR_INPUT,
+                           "placement: row %u, column %u: logical expert %d, expected 0 to %u",
+                           layer, i, row[i], p->num_logical - 1);
+        copies[row[i]]++;
+    }
+    for (uint32_t e = 0; e < p->num_logical; e++)
+        if (copies[e] == 0)
+            return mp_fail(err, MP_ERR_INPUT,
+                           "placement: row %u: logical expert %u is in none of the %u columns",
+                           layer, e, p->num_physical);
+    return 0;
+}
+
+static void warn_colocated(const mp_placement *p, uint32_t layer, uint32_t ep, uint32_t *seen,
+                           mp_problems *warnings)
+{
+    const int32_t *row = p->map + (uint64_t)layer * p->num_physical;
+    uint32_t first = 0;
+    uint32_t count = mp_colocated(row, p->num_logical, p->num_physical, ep, seen, &first);
+    if (count > 0)
+        mp_problem(warnings,
+                   "placement: row %u: %u %s on a rank that has the expert already, first "
+                   "expert %d in column %u on rank %u",
+                   layer, count, count == 1 ? "copy" : "copies", row[first], first,
+                   first / (p->num_physical / ep));
+}
+
+int mp_placement_check(const mp_placement *p, uint32_t ep, mp_problems *warnings, mp_error *err)
+{
+    if (p->layers == 0 || p->num_logical == 0)
+        return mp_fail(err, MP_ERR_INPUT, "placement: no %s",
+                       p->layers == 0 ? "layers" : "logical experts");
+    if (p->num_physical < p->num_logical)
+        return mp_fail(err, MP_ERR_INPUT,
+                       "placement: rows of %u columns cannot hold %u logical experts",
+                       p->num_physical, p->num_logical);
+    if (ep > 0 && p->num_physical % ep != 0)
+        return mp_fail(err, MP_ERR_INPUT,
+                       "placement: %u physical experts do not divide among %u ranks",
+                       p->num_physical, ep);
+
+    uint32_t *scratch = mp_alloc(p->num_logical, sizeof(*scratch));
+    if (!scratch)
+        return mp_fail_memory(err);
+    int rc = 0;
+    for (uint32_t layer = 0; layer < p->layers && rc == 0; layer++)
+        rc = check_row(p, layer, scratch, err);
+    for (uint32_t layer = 0; layer < p->layers && rc == 0 && ep > 0 && warnings; layer++)
+        warn_colocated(p, layer, ep, scratch, warnings);
+    free(scratch);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Reading
+ */
+
+uint64_t mp_rows_column(const mp_rows_read *rows)
+{
+    return rows->count - rows->rows * rows->columns;
+}
+
+int mp_rows_add(mp_rows_read *rows, int64_t id, mp_error *err)
+{
+    if (id < 0 || id >= INT32_MAX)
+        return mp_fail(err, MP_ERR_INPUT,
+                       "placement: row %llu, column %llu: %lld is not a logical expert",
+                       (unsigned long long)rows->rows, (unsigned long long)mp_rows_column(rows),
+                       (long long)id);
+    if (rows->count == rows->room) {
+        uint64_t room = rows->room ? rows->room * 2 : 1024;
+        int32_t *ids = realloc(rows->ids, room * sizeof(*ids));
+        if (!ids)
+            return mp_fail_memory(err);
+        rows->ids = ids;
+        rows->room = room;
+    }
+    rows->ids[rows->count++] = (int32_t)id;
+    return 0;
+}
+
+int mp_rows_end(mp_rows_read *rows, mp_error *err)
+{
+    uint64_t columns = mp_rows_column(rows);
+    if (columns == 0)
+        return mp_fail(err, MP_ERR_INPUT, "placement: row %llu is empty",
+                       (unsigned long long)rows->rows);
+    if (rows->rows == 0)
+        rows->columns = columns;
+    else if (columns != rows->columns)
+        return mp_fail(err, MP_ERR_INPUT, "placement: row %llu has %llu columns, row 0 has %llu",
+                       (unsigned long long)rows->rows, (unsigned long long)columns,
+                       (unsigned long long)rows->columns);
+    rows->rows++;
+    return 0;
+}
+
+/* Takes over the rows. Without a number of experts, the largest id tells it. */
+static int adopt_rows(mp_placement *p, mp_rows_read *rows, uint32_t num_logical, mp_error *err)
+{
+    if (rows->rows == 0)
+        return mp_fail(err, MP_ERR_INPUT, "placement: no layers");
+    if (rows->rows > INT32_MAX || rows->columns > INT32_MAX)
+        return mp_fail(err, MP_ERR_INPUT, "placement: %llu rows of %llu columns are too many",
+                       (unsigned long long)rows->rows, (unsigned long long)rows->columns);
+    uint64_t largest = 0;
+    for (uint64_t i = 1; i < rows->count; i++)
+        if (rows->ids[i] > rows->ids[largest])
+            largest = i;
+    if (num_logical == 0 && (uint64_t)rows->ids[largest] >= rows->columns)
+        return mp_fail(err, MP_ERR_INPUT,
+                       "placement: row %llu, column %llu: logical expert %d, but rows of %llu "
+                       "columns cannot hold that many",
+                       (unsigned long long)(largest / rows->columns),
+                       (unsigned long long)(largest % rows->columns), rows->ids[largest],
+                       (unsigned long long)rows->columns);
+    p->layers = (uint32_t)rows->rows;
+    p->num_logical = num_logical ? num_logical : (uint32_t)rows->ids[largest] + 1;
+    p->num_physical = (uint32_t)rows->columns;
+    p->map = rows->ids;
+    rows->ids = NULL;
+    return mp_placement_check(p, 0, NULL, err);
+}
+
+/* PyTorch writes zip archives; before version 1.6, and with torch.save of old, pickles. */
+static bool is_torch_file(const char *text, uint64_t length)
+{
+    return length >= 4 && (memcmp(text, "PK\003\004", 4) == 0 ||
+                           (memcmp(text, "\200", 1) == 0 && text[1] >= 2 && text[1] <= 5));
+}
+
+int mp_placement_parse(mp_placement *p, const char *text, uint64_t length, uint32_t num_logical,
+                       mp_error *err)
+{
+    *p = (mp_placement){0};
+    if (is_torch_file(text, length))
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "placement: this is a PyTorch .pt file; turn it into JSON with: python -c "
+                       "\"import json, sys, torch; print(json.dumps({k: v.tolist() for k, v in "
+                       "torch.load(sys.argv[1]).items() if k == 'physical_to_logical_map'}))\" "
+                       "FILE.pt");
+    uint64_t start = 0;
+    while (start < length && memchr(" \t\r\n", text[start], 4))
+        start++;
+    if (start == length)
+        return mp_fail(err, MP_ERR_INPUT, "placement: the file is empty");
+
+    mp_rows_read rows = {0};
+    uint32_t first_layer = 0;
+    int rc;
+    if (text[start] == '{' || text[start] == '[')
+        rc = mp_placement_read_json(&rows, text, length, err);
+    else
+        rc = mp_placement_read_yaml(&rows, &first_layer, text, length, err);
+    if (rc == 0)
+        rc = adopt_rows(p, &rows, num_logical, err);
+    p->first_layer = first_layer;
+    free(rows.ids);
+    if (rc != 0)
+        mp_placement_release(p);
+    return rc;
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The manifest as JSON text. */
+#include <moepack/artifact.h>
+
+#include "base/digest.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "store/manifest.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+char *mp_rank_name(uint32_t rank, char name[MP_RANK_NAME_MAX])
+{
+    snprintf(name, MP_RANK_NAME_MAX, "rank-%03u", rank);
+    return name;
+}
+
+static json_t *number(uint64_t value)
+{
+    return json_integer((json_int_t)value);
+}
+
+/* A string, or null. */
+static json_t *text_or_null(const char *text)
+{
+    return text && text[0] ? json_string(text) : json_null();
+}
+
+/* JSON has no infinity. */
+static json_t *real_or_null(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static json_t *quantization_json(const mp_manifest *m)
+{
+    json_t *json = json_pack("{s:s, s:s, s:b, s:o, s:o}", "source", m->source_scheme, "target",
+                             m->target_scheme, "lossless", m->lossless, "scale_rule",
+                             text_or_null(m->scale_rule), "rounding", text_or_null(m->rounding));
+
+    if (json && !m->lossless)
+        json_object_set_new(json, "amax_floor", json_real(m->amax_floor));
+    return json;
+}
+
+static json_t *model_json(const mp_manifest *m)
+{
+    return json_pack("{s:s, s:o, s:o, s:o, s:o, s:o}", "family", m->family, "hidden_size",
+                     number(m->hidden_size), "moe_intermediate_size",
+                     number(m->moe_intermediate_size), "num_experts", number(m->num_experts),
+                     "num_shared_experts", number(m->num_shared_experts), "layers",
+                     number(m->model_layers));
+}
+
+static json_t *shards_json(const mp_manifest *m)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < m->num_shards; i++)
+        json_array_append_new(list, json_pack("{s:s, s:o, s:s}", "name", m->shards[i].name, "size",
+                                              number(m->shards[i].size), "header_xxh3",
+                                              m->shards[i].header_xxh3));
+    return list;
+}
+
+static json_t *layers_json(const mp_manifest *m)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < m->num_layers; i++)
+        json_array_append_new(list, json_string(m->layers[i]));
+    return list;
+}
+
+static json_t *file_json(const mp_packed_file *file)
+{
+    json_t *tensors = json_array();
+
+    for (size_t i = 0; i < file->num_tensors; i++)
+        json_array_append_new(tensors, json_pack("{s:s, s:s}", "name", file->tensors[i].name,
+                                                 "xxh3", file->tensors[i].xxh3));
+    return json_pack("{s:s, s:o, s:o}", "name", file->name, "size", number(file->size), "tensors",
+                     tensors);
+}
+
+static json_t *ranks_json(const mp_manifest *m)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < m->num_ranks; i++) {
+        const mp_packed_rank *rank = &m->ranks[i];
+        json_t *files = json_array();
+
+        for (size_t f = 0; f < rank->num_files; f++)
+            json_array_append_new(files, file_json(&rank->files[f]));
+        json_array_append_new(list, json_pack("{s:o, s:s, s:o}", "rank", number(rank->rank),
+                                              "index_xxh3", rank->index_xxh3, "files", files));
+    }
+    return list;
+}
+
+static json_t *errors_json(const mp_manifest *m)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < m->num_errors; i++) {
+        const mp_layer_error *e = &m->errors[i];
+
+        json_array_append_new(
+            list, json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "layer", e->layer, "matrix",
+                            e->matrix, "relative_rms", real_or_null(e->relative_rms), "sqnr_db",
+                            real_or_null(e->sqnr_db), "saturated", number(e->saturated), "flushed",
+                            number(e->flushed), "elements", number(e->elements)));
+    }
+    return list;
+}
+
+static json_t *manifest_json(const mp_manifest *m)
+{
+    json_t *json = json_pack(
+        "{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:o, s:o, s:o}", "format_version",
+        MP_FORMAT_VERSION, "tool_version", m->tool_version, "target", m->target, "target_version",
+        number(m->target_version), "quantization", quantization_json(m), "model", model_json(m),
+        "ep_size", number(m->ep_size), "num_physical", number(m->num_physical), "shared", m->shared,
+        "placement_xxh3", m->placement_xxh3, "config_xxh3", text_or_null(m->config_xxh3), "source",
+        shards_json(m), "layers", layers_json(m), "ranks", ranks_json(m));
+
+    if (json && m->num_errors > 0)
+        json_object_set_new(json, "errors", errors_json(m));
+    if (json && m->command)
+        json_object_set_new(json, "command", json_string(m->command));
+    return json;
+}
+
+int mp_manifest_text(const mp_manifest *manifest, char **text, mp_error *err)
+{
+    json_t *json = manifest_json(manifest);
+    char *body = json ? mp_json_text(json) : NULL;
+    char hex[MP_DIGEST_TEXT];
+    mp_digest digest;
+    size_t length;
+
+    *text = NULL;
+    json_decref(json);
+    if (!body)
+        return mp_fail_memory(err);
+    length = strlen(body);
+    mp_digest_of(body, length, &digest);
+    *text = mp_format("%.*s" MP_SEAL_BEFORE "%s" MP_SEAL_AFTER, (int)(length - strlen(MP_SEAL_CUT)),
+                      body, mp_digest_text(&digest, hex));
+    free(body);
+    return *text ? 0 : mp_fail_memory(err);
+}

@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The list of faults: sorted, bounded, and counted by rank and level. */
+#include "verify/faults.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+
+void mp_verify_report_release(mp_verify_report *report)
+{
+    for (size_t i = 0; i < report->num_faults; i++) {
+        free(report->faults[i].layer);
+        free(report->faults[i].tensor);
+        free(report->faults[i].detail);
+    }
+    free(report->faults);
+    free(report->parts);
+    *report = (mp_verify_report){0};
+}
+
+static void release_kept(mp_kept_fault *fault)
+{
+    free(fault->tensor);
+    free(fault->detail);
+    *fault = (mp_kept_fault){0};
+}
+
+void mp_faults_release(mp_faults *faults)
+{
+    for (size_t i = 0; i < faults->num_kept; i++)
+        release_kept(&faults->kept[i]);
+    free(faults->parts);
+    *faults = (mp_faults){0};
+}
+
+static int compare_numbers(int64_t a, int64_t b)
+{
+    return (a > b) - (a < b);
+}
+
+/* strcmp with null before everything. */
+static int compare_texts(const char *a, const char *b)
+{
+    if (!a || !b)
+        return (a != NULL) - (b != NULL);
+    return strcmp(a, b);
+}
+
+static int compare_spots(const mp_spot *a, const mp_spot *b)
+{
+    int order = compare_numbers(a->rank, b->rank);
+    if (order == 0)
+        order = compare_numbers(a->layer, b->layer);
+    if (order == 0)
+        order = compare_numbers(a->slot, b->slot);
+    if (order == 0)
+        order = compare_texts(a->tensor, b->tensor);
+    if (order == 0)
+        order = compare_numbers(a->element, b->element);
+    if (order == 0)
+        order = compare_numbers(a->level, b->level);
+    return order;
+}
+
+/* The part, made if it is not there; null without memory. */
+static mp_verify_part *find_part(mp_faults *faults, int64_t rank, mp_verify_level level)
+{
+    size_t at = faults->num_parts;
+
+    while (at > 0) {
+        mp_verify_part *part = &faults->parts[at - 1];
+        int order = compare_numbers(part->rank, rank);
+
+        if (order == 0)
+            order = compare_numbers(part->level, level);
+        if (order == 0)
+            return part;
+        if (order < 0)
+            break;
+        at--;
+    }
+    mp_verify_part *parts = realloc(faults->parts, (faults->num_parts + 1) * sizeof *parts);
+    if (!parts)
+        return NULL;
+    faults->parts = parts;
+    memmove(parts + at + 1, parts + at, (faults->num_parts - at) * sizeof *parts);
+    parts[at] = (mp_verify_part){.rank = rank, .level = level};
+    faults->num_parts++;
+    return &parts[at];
+}
+
+void mp_faults_add_part(mp_faults *faults, int64_t rank, mp_verify_level level)
+{
+    if (!find_part(faults, rank, level))
+        faults->no_memory = true;
+}
+
+/* Where a fault belongs among those that are kept. */
+static size_t place_of(const mp_faults *faults, const mp_spot *spot, const char *detail)
+{
+    size_t at = faults->num_kept;
+
+    while (at > 0) {
+        const mp_kept_fault *before = &faults->kept[at - 1];
+        int order = compare_spots(&before->spot, spot);
+
+        if (order < 0 || (order == 0 && strcmp(before->detail, detail) <= 0))
+            break;
+        at--;
+    }
+    return at;
+}
+
+static void keep(mp_faults *faults, const mp_spot *spot, const char *detail)
+{
+    size_t at = place_of(faults, spot, detail);
+    if (at == MP_FAULTS_KEPT)
+        return;
+
+    mp_kept_fault fault = {.spot = *spot, .detail = strdup(detail)};
+    fault.tensor = spot->tensor ? strdup(spot->tensor) : NULL;
+    fault.spot.tensor = fault.tensor;
+    if (!fault.detail || (spot->tensor && !fault.tensor)) {
+        release_kept(&fault);
+        faults->no_memory = true;
+        return;
+    }
+    if (faults->num_kept == MP_FAULTS_KEPT)
+        release_kept(&faults->kept[--faults->num_kept]);
+    memmove(faults->kept + at + 1, faults->kept + at,
+            (faults->num_kept - at) * sizeof *faults->kept);
+    faults->kept[at] = fault;
+    faults->num_kept++;
+}
+
+/* Bytes of the UTF-8 character at text, 0 if it is none or not for printing: names of
+ * files, which details quote, can hold anything. */
+static size_t character_length(const unsigned char *text)
+{
+    unsigned char first = text[0];
+    size_t length = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+    uint32_t code = length == 1 ? first : first & (0x7fu >> length);
+    static const uint32_t least[] = {0, 0x20, 0xa0, 0x800, 0x10000};
+
+    if ((first >= 0x80 && first < 0xc0) || first >= 0xf8 || first == 0x7f)
+        return 0;
+    for (size_t i = 1; i < length; i++) {
+        if ((text[i] & 0xc0) != 0x80)
+            return 0;
+        code = code << 6 | (text[i] & 0x3f);
+    }
+    bool surrogate = code >= 0xd800 && code < 0xe000;
+    return code < least[length] || code > 0x10ffff || surrogate || code == 0xfffe || code == 0xffff
+               ? 0
+               : length;
+}
+
+/* Puts a question mark in place of everything that is not printable UTF-8. */
+static void make_printable(char *text)
+{
+    while (*text) {
+        size_t length = character_length((unsigned char *)text);
+
+        if (length == 0)
+            *text = '?';
+        text += length ? length : 1;
+    }
+}
+
+void mp_fault_add(mp_faults *faults, const mp_spot *spot, const char *format, ...)
+{
+    char detail[MP_ERROR_MAX];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(detail, sizeof detail, format, args);
+    va_end(args);
+    make_printable(detail);
+
+#pragma omp critical(mp_faults)
+    {
+        mp_verify_part *part = find_part(faults, spot->rank, spot->level);
+
+        if (part)
+            part->faults++;
+        else
+            faults->no_memory = true;
+        faults->total++;
+        keep(faults, spot, detail);
+    }
+}
+
+bool mp_faults_wants(const mp_faults *faults, const mp_spot *spot)
+{
+    bool wants;
+
+#pragma omp critical(mp_faults)
+    wants = faults->num_kept < MP_FAULTS_KEPT ||
+            compare_spots(spot, &faults->kept[MP_FAULTS_KEPT - 1].spot) <= 0;
+    return wants;
+}
+
+int mp_faults_take(mp_faults *faults, char *const *layers, mp_verify_report *report,
+                   mp_error *err)
+{
+    if (faults->num_kept > 0) {
+        report->faults = mp_alloc_zeroed(faults->num_kept, sizeof *report->faults);
+        if (!report->faults)
+            return mp_fail_memory(err);
+    }
+    for (size_t i = 0; i < faults->num_kept; i++) {
+        mp_kept_fault *kept = &faults->kept[i];
+        const mp_spot *spot = &kept->spot;
+        char *layer = spot->layer < 0 ? NULL : strdup(layers[spot->layer]);
+
+        if (spot->layer >= 0 && !layer)
+            return mp_fail_memory(err);
+        report->faults[report->num_faults++] = (mp_fault){
+            .level = spot->level,
+            .rank = spot->rank,
+            .layer = layer,
+            .slot = spot->slot,
+            .tensor = kept->tensor,
+            .element = spot->element,
+            .detail = kept->detail,
+        };
+        *kept = (mp_kept_fault){0};
+    }
+    report->total_faults = faults->total;
+    report->parts = faults->parts;
+    report->num_parts = faults->num_parts;
+    faults->parts = NULL;
+    faults->num_parts = 0;
+    return faults->no_memory ? mp_fail_memory(err) : 0;
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The check of a packed directory from top to bottom: one rank after the other, so that
+ * only its files are open and only its headers in memory. */
+#include <moepack/verify.h>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "verify/check.h"
+#include "verify/exact.h"
+
+const char *mp_verify_level_name(mp_verify_level level)
+{
+    static const char *const names[] = {
+        [MP_VERIFY_STRUCTURE] = "structure",
+        [MP_VERIFY_DIGEST] = "digest",
+        [MP_VERIFY_EXACT] = "exact",
+    };
+
+    return names[level];
+}
+
+/* True if the options select what digest and exact look at in this rank. */
+static bool is_selected(const mp_check *check, uint32_t rank)
+{
+    return check->options->level > MP_VERIFY_STRUCTURE && check->ranks[rank];
+}
+
+/* Bytes that reading every selected tensor once for each level above structure takes. */
+static void measure_progress(mp_check *check)
+{
+    uint64_t layer_bytes = 0, ranks = 0;
+
+    for (unsigned t = 0; t < check->num_tensors; t++)
+        layer_bytes += check->tensors[t].slot_bytes * check->slots_per_rank;
+    for (size_t r = 0; r < check->manifest.num_ranks; r++)
+        ranks += is_selected(check, check->manifest.ranks[r].rank);
+    check->progress_total = layer_bytes * check->num_layers * ranks * check->options->level;
+}
+
+/* Counts the tensors of the rank that are there to be checked. */
+static void count_tensors(const mp_check *check, const mp_rank *rank)
+{
+    bool whole = check->options->level == MP_VERIFY_STRUCTURE;
+
+    if (!whole && !check->ranks[rank->packed->rank])
+        return;
+    for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
+        for (unsigned t = 0; t < check->num_tensors; t++) {
+            const mp_held *held = &rank->held[layer * check->num_tensors + t];
+
+            if (!held->tensor || (!whole && !check->layers[layer]))
+                continue;
+            check->report->tensors++;
+            check->report->bytes += held->tensor->bytes;
+        }
+    }
+}
+
+/* exact: null where slots cannot be held against a source. */
+static int check_rank(mp_check *check, const mp_exact *exact, const mp_packed_rank *packed,
+                      mp_error *err)
+{
+    mp_rank rank;
+
+    int rc = mp_rank_open(&rank, check, packed, err);
+    if (rc == 0)
+        count_tensors(check, &rank);
+    if (rc == 0 && is_selected(check, packed->rank)) {
+        rc = mp_check_digests(check, &rank, err);
+        if (rc == 0 && exact)
+            rc = mp_check_exact(exact, check, &rank, err);
+    }
+    mp_rank_release(&rank);
+    return rc;
+}
+
+static int check_ranks(mp_check *check, const mp_exact *exact, mp_error *err)
+{
+    int rc = 0;
+
+    measure_progress(check);
+    for (size_t i = 0; i < check->manifest.num_ranks && rc == 0; i++) {
+        if (mp_cancelled(check->context))
+            return mp_fail(err, MP_ERR_CANCELLED, "cancelled");
+        rc = check_rank(check, exact, &check->manifest.ranks[i], err);
+    }
+    return rc;
+}
+
+static int check_all(mp_check *check, mp_error *err)
+{
+    mp_exact exact = {0};
+    bool usable, with_source = false;
+
+    int rc = mp_check_open(check, &usable, err);
+    if (rc != 0 || !usable)
+        return rc;
+    rc = mp_check_select(check, err);
+    if (rc == 0 && check->options->level == MP_VERIFY_EXACT)
+        rc = mp_exact_open(&exact, check, &with_source, err);
+    if (rc == 0)
+        rc = mp_check_directory(check, err);
+    if (rc == 0)
+        rc = check_ranks(check, with_source && check->placement.map ? &exact : NULL, err);
+    mp_exact_release(&exact);
+    return rc;
+}
+
+int mp_verify(const char *out, const mp_verify_options *options, const mp_context *context,
+              mp_verify_report *report, mp_error *err)
+{
+    mp_check check = {.dir = out, .options = options, .context = context, .report = report};
+    mp_error why = {0};
+    int rc;
+
+    *report = (mp_verify_report){.level = options->level};
+    if (options->level == MP_VERIFY_EXACT && !options->source)
+        rc = mp_fail(&why, MP_ERR_USAGE, "level exact needs the source checkpoint");
+    else
+        rc = check_all(&check, &why);
+    if (rc == 0)
+        rc = mp_faults_take(&check.faults, check.manifest.layers, report, &why);
+    mp_check_release(&check);
+    if (rc != 0)
+        mp_verify_report_release(report);
+    if (rc != 0 && err)
+        *err = why;
+    return rc;
+}

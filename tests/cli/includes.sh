@@ -1,0 +1,102 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Holds #include lines against the layers of the program, and the source lists of
+# the Makefile against the folders.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# Layers that a layer may use, itself apart.
+uses()
+{
+    case $1 in
+    base) ;;
+    store) echo base ;;
+    model) echo base store ;;
+    numeric) echo base ;;
+    place) echo base ;;
+    layout) echo base numeric ;;
+    pack) echo base store model numeric place layout ;;
+    reference) echo base numeric layout model store place ;;
+    verify) echo base store model numeric place layout reference backend ;;
+    backend) echo base model place layout ;;
+    *) return 1 ;;
+    esac
+}
+
+# The layer that a public header belongs to.
+header_layer()
+{
+    case $1 in
+    artifact) echo store ;;
+    *) echo "$1" ;;
+    esac
+}
+
+# The files' own includes, "FILE HEADER" a line. Headers of the system and of other
+# libraries have no slash or one that is not ours.
+own_includes()
+{
+    grep -HoE '^[[:space:]]*#[[:space:]]*include[[:space:]]+("[^"]+"|<moepack/[^>]+>)' "$@" |
+        sed -E 's/:[^"<]*["<]([^">]+)[">]/ \1/'
+}
+
+# Prints the includes of files that stand for a layer and reach a forbidden one.
+forbidden()
+{
+    local layer=$1 allowed file header target
+    shift
+    allowed=" $layer $(uses "$layer") "
+
+    own_includes "$@" | while read -r file header; do
+        case $header in
+        moepack/*) target=$(basename "$header" .h) && target=$(header_layer "$target") ;;
+        */*) target=${header%%/*} ;;
+        *) target=$layer ;;
+        esac
+        case $allowed in
+        *" $target "*) ;;
+        *) echo "$file includes $header" ;;
+        esac
+    done
+}
+
+cd "$ROOT" || exit 1
+
+for folder in lib/*/; do
+    layer=$(basename "$folder")
+    it "keeps lib/$layer to the layers below it"
+    uses "$layer" >/dev/null
+    assert $? "lib/$layer is no layer that this test knows"
+    assert_equal "$(cd "$ROOT" && forbidden "$layer" "$folder"*.[ch])" ''
+done
+
+for header in include/moepack/*.h; do
+    name=$(basename "$header" .h)
+    [ "$name" != moepack ] || continue
+    it "keeps moepack/$name.h to the layers below it"
+    assert_equal "$(cd "$ROOT" && forbidden "$(header_layer "$name")" "$header")" ''
+done
+
+it "keeps lib/verify from what it is to check"
+assert_equal "$(cd "$ROOT" && own_includes lib/verify/*.[ch] | grep '[ /]pack[./]')" ''
+
+it "gives commands the public headers only"
+assert_equal "$(cd "$ROOT" && own_includes cmd/*.[ch] | while read -r file header; do
+    case $header in
+    moepack/*.h) ;;
+    *) [ -f "cmd/$header" ] || echo "$file includes $header" ;;
+    esac
+done)" ''
+
+it "names every source file in the Makefile"
+cd "$ROOT" && make -s sources | sort >"$WORK/listed"
+find .ci/run cmd include lib man tests tools -path tests/malformed -prune -o \
+    \( -name '*.c' -o -name '*.sh' -o -path 'include/*.h' -o -path 'man/*.[1-9]' -o -name run \) \
+    -type f -print | sort >"$WORK/there"
+assert_file_is "$WORK/listed" <"$WORK/there"
+
+it "keeps files below 800 lines"
+assert_equal "$(cd "$ROOT" && find cmd include lib tests -name '*.[ch]' -exec wc -l {} + |
+    awk '$2 != "total" && $1 > 800')" ''
+
+finish

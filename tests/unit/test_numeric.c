@@ -1,0 +1,617 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The kernels of every level against golden codes, against every code of a format,
+ * and against a search for the nearest value that knows nothing of bit tricks. */
+#include <criterion/criterion.h>
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <moepack/numeric.h>
+
+#include "golden.h"
+
+#define GOLDEN "testdata/golden/numerics.safetensors"
+#define CHUNK  4096 /* elements that a sweep encodes at a time */
+
+static const char *const levels[] = {"scalar", "avx2", "avx512", "neon"};
+
+#define EACH_LEVEL(k)                                                              \
+    for (size_t level_ = 0; level_ < sizeof(levels) / sizeof(levels[0]); level_++) \
+        for (const mp_kernels *k = mp_kernels_for(levels[level_]); k; k = NULL)
+
+static const mp_quant_options ceil_deepgemm = {.rounding = MP_ROUND_DEEPGEMM};
+static const mp_quant_options ceil_ocp = {.rounding = MP_ROUND_OCP};
+
+static float from_bits(uint32_t bits)
+{
+    float x;
+
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
+static uint32_t to_bits(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+static const float e2m1_values[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+
+static float e2m1_value(unsigned code)
+{
+    return code & 8 ? -e2m1_values[code & 7] : e2m1_values[code & 7];
+}
+
+/* From the definition of the format, for codes that are not NaN. */
+static float e4m3_value(unsigned code)
+{
+    int exponent = code >> 3 & 15;
+    float fraction = (float)(code & 7) / 8;
+    float magnitude = exponent ? ldexpf(1 + fraction, exponent - 7) : ldexpf(fraction, -6);
+
+    return code & 0x80 ? -magnitude : magnitude;
+}
+
+Test(kernels, levels)
+{
+    cr_assert_str_eq(mp_kernels_for("scalar")->level, "scalar");
+    cr_assert_null(mp_kernels_for("avx9"));
+    cr_assert_null(mp_kernels_for(""));
+    EACH_LEVEL(k)
+    {
+        cr_assert_str_eq(k->level, levels[level_]);
+    }
+    cr_assert_eq(mp_kernels_best(), mp_kernels_best());
+}
+
+/* Every test is a process of its own, so that each can choose once. */
+Test(kernels, level_by_name)
+{
+    setenv("MOEPACK_CPU", "scalar", 1);
+    cr_assert_str_eq(mp_kernels_best()->level, "scalar");
+}
+
+Test(kernels, unknown_level_is_scalar)
+{
+    setenv("MOEPACK_CPU", "sse9", 1);
+    cr_assert_str_eq(mp_kernels_best()->level, "scalar");
+}
+
+Test(kernels, empty_level_is_the_fastest)
+{
+    const mp_kernels *fastest = mp_kernels_for("scalar");
+
+    EACH_LEVEL(k)
+    {
+        fastest = k; /* named from slow to fast; no processor has both avx512 and neon */
+    }
+    setenv("MOEPACK_CPU", "", 1);
+    cr_assert_eq(mp_kernels_best(), fastest);
+}
+
+Test(kernels, bf16_all_codes)
+{
+    static uint16_t codes[65536];
+    static float values[65536];
+    static uint16_t again[65536];
+
+    for (uint32_t i = 0; i < 65536; i++)
+        codes[i] = (uint16_t)i;
+    EACH_LEVEL(k)
+    {
+        k->bf16_decode(codes, values, 65536);
+        k->bf16_encode(values, again, 65536);
+        for (uint32_t i = 0; i < 65536; i++) {
+            bool nan = (i & 0x7fff) > 0x7f80;
+
+            cr_assert_eq(to_bits(values[i]), i << 16, "%s: %#x", k->level, i);
+            cr_assert_eq(again[i], nan ? i | 0x40 : i, "%s: %#x", k->level, i);
+        }
+    }
+}
+
+Test(kernels, e4m3_all_codes)
+{
+    golden_file *golden = golden_open(GOLDEN);
+    const float *expected = golden_tensor(golden, "e4m3_decoded", NULL);
+    uint8_t codes[256];
+    uint8_t again[256];
+    float values[256];
+
+    for (unsigned i = 0; i < 256; i++)
+        codes[i] = (uint8_t)i;
+    EACH_LEVEL(k)
+    {
+        k->e4m3_decode(codes, values, 256);
+        k->e4m3_encode(values, again, 256);
+        cr_assert_arr_eq(again, codes, 256);
+        for (unsigned i = 0; i < 256; i++) {
+            if ((i & 0x7f) == 0x7f) {
+                cr_assert_eq(to_bits(values[i]), (i & 0x80) << 24 | 0x7fc00000);
+                continue;
+            }
+            cr_assert_eq(to_bits(values[i]), to_bits(expected[i]), "%s: %#x", k->level, i);
+            cr_assert_eq(to_bits(values[i]), to_bits(e4m3_value(i)), "%s: %#x", k->level, i);
+        }
+    }
+    golden_close(golden);
+}
+
+Test(kernels, ue8m0_all_codes)
+{
+    uint8_t codes[256];
+    uint8_t again[256];
+    float values[256];
+
+    for (unsigned i = 0; i < 256; i++)
+        codes[i] = (uint8_t)i;
+    EACH_LEVEL(k)
+    {
+        k->ue8m0_decode(codes, values, 256);
+        k->ue8m0_encode(values, again, 256);
+        for (int i = 0; i < 255; i++) {
+            cr_assert_eq(values[i], ldexpf(1, i - 127), "%s: %d", k->level, i);
+            cr_assert_eq(again[i], i < 1 ? 1 : i, "%s: %d", k->level, i);
+        }
+        cr_assert_eq(to_bits(values[255]), 0x7fc00000);
+    }
+}
+
+Test(kernels, e2m1_all_bytes)
+{
+    uint8_t codes[256];
+    uint8_t again[256];
+    float values[512];
+
+    for (unsigned i = 0; i < 256; i++)
+        codes[i] = (uint8_t)i;
+    EACH_LEVEL(k)
+    {
+        k->e2m1_decode(codes, values, 512);
+        for (unsigned i = 0; i < 256; i++) {
+            cr_assert_eq(to_bits(values[2 * i]), to_bits(e2m1_value(i & 15)));
+            cr_assert_eq(to_bits(values[2 * i + 1]), to_bits(e2m1_value(i >> 4)));
+        }
+        k->e2m1_encode(values, again, 512, MP_ROUND_OCP);
+        cr_assert_arr_eq(again, codes, 256);
+        k->e2m1_encode(values, again, 512, MP_ROUND_DEEPGEMM);
+        for (unsigned i = 0; i < 256; i++) {
+            unsigned low = (i & 15) == 8 ? 0 : i & 15;
+            unsigned high = i >> 4 == 8 ? 0 : i >> 4;
+
+            cr_assert_eq(again[i], high << 4 | low, "%s: %#x", k->level, i);
+        }
+    }
+}
+
+/* Packed codes against golden ones, one a byte. */
+static void assert_codes(const uint8_t *packed, const uint8_t *expected, size_t n,
+                         const char *level)
+{
+    for (size_t i = 0; i < n; i++)
+        cr_assert_eq(packed[i / 2] >> i % 2 * 4 & 15, expected[i], "%s: element %zu", level, i);
+}
+
+Test(kernels, golden_codes)
+{
+    golden_file *golden = golden_open(GOLDEN);
+    size_t bytes;
+    const float *x = golden_tensor(golden, "x", &bytes);
+    size_t n = bytes / sizeof(*x);
+    uint16_t *halves = malloc(n * sizeof(*halves));
+    uint8_t *codes = malloc(n);
+    float *magnitudes = malloc(n * sizeof(*magnitudes));
+
+    for (size_t i = 0; i < n; i++)
+        magnitudes[i] = fabsf(x[i]);
+    EACH_LEVEL(k)
+    {
+        k->bf16_encode(x, halves, n);
+        cr_assert_arr_eq(halves, golden_tensor(golden, "bf16", NULL), n * sizeof(*halves));
+        k->e4m3_encode(x, codes, n);
+        cr_assert_arr_eq(codes, golden_tensor(golden, "e4m3", NULL), n);
+        k->ue8m0_encode(magnitudes, codes, n);
+        cr_assert_arr_eq(codes, golden_tensor(golden, "ue8m0_ceil_of_abs", NULL), n);
+        k->e2m1_encode(x, codes, n, MP_ROUND_DEEPGEMM);
+        assert_codes(codes, golden_tensor(golden, "e2m1_deepgemm", NULL), n, k->level);
+        k->e2m1_encode(x, codes, n, MP_ROUND_OCP);
+        assert_codes(codes, golden_tensor(golden, "e2m1_ocp", NULL), n, k->level);
+    }
+    free(halves);
+    free(codes);
+    free(magnitudes);
+    golden_close(golden);
+}
+
+/* Magnitudes in ascending order: every 256th bit pattern of float32, and the
+ * patterns around the midpoint of each pair of neighbours in a table of values. */
+struct sweep {
+    uint32_t *bits;
+    size_t count;
+};
+
+static int by_value(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a;
+    uint32_t y = *(const uint32_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+static struct sweep make_sweep(const float *values, size_t count)
+{
+    struct sweep sweep = {malloc(((0x7f800000 >> 8) + 5 * count) * sizeof(uint32_t)), 0};
+
+    cr_assert(sweep.bits);
+    for (uint32_t bits = 0; bits < 0x7f800000; bits += 256)
+        sweep.bits[sweep.count++] = bits;
+    for (size_t i = 0; i + 1 < count; i++) {
+        uint32_t middle = to_bits((values[i] + values[i + 1]) / 2);
+
+        for (int d = -2; d <= 2; d++)
+            sweep.bits[sweep.count++] = middle + (uint32_t)d;
+    }
+    qsort(sweep.bits, sweep.count, sizeof(*sweep.bits), by_value);
+    return sweep;
+}
+
+/* Index of the value nearest to x. *at is where the search begins: the largest
+ * index whose value is not above the x of the call before. */
+static unsigned nearest(const float *values, unsigned count, float x, unsigned *at,
+                        bool ties_to_even)
+{
+    while (*at + 1 < count && values[*at + 1] <= x)
+        (*at)++;
+    if (*at + 1 == count)
+        return *at;
+    double below = (double)x - values[*at];
+    double above = (double)values[*at + 1] - x;
+    if (below == above)
+        return ties_to_even ? *at + (*at & 1) : *at;
+    return below < above ? *at : *at + 1;
+}
+
+Test(kernels, e4m3_is_nearest)
+{
+    float values[0x7f];
+
+    for (unsigned i = 0; i < 0x7f; i++)
+        values[i] = e4m3_value(i);
+    struct sweep sweep = make_sweep(values, 0x7f);
+    EACH_LEVEL(k)
+    {
+        static float in[CHUNK];
+        static uint8_t out[CHUNK];
+        unsigned at = 0;
+
+        for (size_t first = 0; first < sweep.count; first += CHUNK) {
+            size_t n = sweep.count - first < CHUNK ? sweep.count - first : CHUNK;
+
+            for (size_t i = 0; i < n; i++)
+                in[i] = from_bits(sweep.bits[first + i] | (uint32_t)(i & 1) << 31);
+            k->e4m3_encode(in, out, n);
+            for (size_t i = 0; i < n; i++) {
+                unsigned code = nearest(values, 0x7f, fabsf(in[i]), &at, true);
+
+                if (out[i] != (code | (i & 1) << 7))
+                    cr_assert_fail("%s: %a is %#x", k->level, (double)in[i], out[i]);
+            }
+        }
+    }
+    free(sweep.bits);
+}
+
+static void check_e2m1(const mp_kernels *k, const struct sweep *sweep, mp_rounding rounding)
+{
+    static float in[CHUNK];
+    static uint8_t out[CHUNK / 2];
+    bool ocp = rounding == MP_ROUND_OCP;
+    unsigned at = 0;
+
+    for (size_t first = 0; first + CHUNK <= sweep->count; first += CHUNK) {
+        for (size_t i = 0; i < CHUNK; i++)
+            in[i] = from_bits(sweep->bits[first + i] | (uint32_t)(i & 1) << 31);
+        k->e2m1_encode(in, out, CHUNK, rounding);
+        for (size_t i = 0; i < CHUNK; i++) {
+            unsigned code = nearest(e2m1_values, 8, fabsf(in[i]), &at, ocp);
+
+            if (i & 1 && (code || ocp))
+                code |= 8;
+            if ((out[i / 2] >> i % 2 * 4 & 15) != code)
+                cr_assert_fail("%s: %a is not %u", k->level, (double)in[i], code);
+        }
+    }
+}
+
+Test(kernels, e2m1_is_nearest)
+{
+    struct sweep sweep = make_sweep(e2m1_values, 8);
+
+    EACH_LEVEL(k)
+    {
+        check_e2m1(k, &sweep, MP_ROUND_DEEPGEMM);
+        check_e2m1(k, &sweep, MP_ROUND_OCP);
+    }
+    free(sweep.bits);
+}
+
+/* BF16 patterns are upper halves of float32, so the neighbours of a value are its
+ * own upper half and the next one; both differences are exact in float64. */
+static uint16_t nearest_bf16(uint32_t bits)
+{
+    uint32_t lower = bits & 0xffff0000;
+    double x = from_bits(bits & 0x7fffffff);
+    double below = x - from_bits(lower & 0x7fffffff);
+    double next =
+        (lower & 0x7fffffff) == 0x7f7f0000 ? 0x1p128 : from_bits((lower & 0x7fffffff) + 0x10000);
+    bool up = below > next - x || (below == next - x && lower & 0x10000);
+
+    return (uint16_t)((lower >> 16) + up);
+}
+
+Test(kernels, bf16_is_nearest)
+{
+    EACH_LEVEL(k)
+    {
+        static float in[CHUNK];
+        static uint16_t out[CHUNK];
+
+        /* The stride is odd, so all low halves occur, ties among them. */
+        for (uint64_t first = 0; first < 0xff800000; first += CHUNK * 0x301) {
+            for (size_t i = 0; i < CHUNK; i++) {
+                uint32_t bits = (uint32_t)(first + i * 0x301);
+                bool finite = (bits & 0x7fffffff) < 0x7f800000;
+
+                in[i] = from_bits(finite ? bits : bits & 0x80007fff);
+            }
+            k->bf16_encode(in, out, CHUNK);
+            for (size_t i = 0; i < CHUNK; i++) {
+                if (out[i] != nearest_bf16(to_bits(in[i])))
+                    cr_assert_fail("%s: %a is %#x", k->level, (double)in[i], out[i]);
+            }
+        }
+    }
+}
+
+Test(kernels, values_that_are_not_finite)
+{
+    const uint32_t bits[] = {0x7f800000, 0xff800000, 0x7fc00000, 0xff800001, 0x7fffffff, 0};
+    const uint16_t bf16[] = {0x7f80, 0xff80, 0x7fc0, 0xffc0, 0x7fff, 0};
+    const uint8_t e4m3[] = {0x7e, 0xfe, 0x7f, 0xff, 0x7f, 0};
+    const uint8_t e2m1[] = {0xf7, 0xf7, 0x07};
+    float in[6 * 11];
+    uint16_t halves[6 * 11];
+    uint8_t codes[6 * 11];
+
+    /* Often enough to fill every vector. */
+    for (size_t i = 0; i < 6 * 11; i++)
+        in[i] = from_bits(bits[i % 6]);
+    EACH_LEVEL(k)
+    {
+        k->bf16_encode(in, halves, 6 * 11);
+        for (size_t i = 0; i < 6 * 11; i++)
+            cr_assert_eq(halves[i], bf16[i % 6], "%s: element %zu", k->level, i);
+        k->e4m3_encode(in, codes, 6 * 11);
+        for (size_t i = 0; i < 6 * 11; i++)
+            cr_assert_eq(codes[i], e4m3[i % 6], "%s: element %zu", k->level, i);
+        k->e2m1_encode(in, codes, 6 * 11, MP_ROUND_OCP);
+        for (size_t i = 0; i < 3 * 11; i++)
+            cr_assert_eq(codes[i], e2m1[i % 3], "%s: byte %zu", k->level, i);
+        cr_assert_geq(k->amax_bits(in, 6 * 11), 0x7f800000);
+    }
+}
+
+Test(kernels, amax_and_scale)
+{
+    float in[77];
+    float out[77];
+
+    for (int i = 0; i < 77; i++)
+        in[i] = (float)((i * 31) % 77 - 40) * 0x1p-130f; /* -40..36, subnormal */
+    EACH_LEVEL(k)
+    {
+        cr_assert_eq(k->amax_bits(in, 0), 0);
+        cr_assert_eq(k->amax_bits(in, 77), to_bits(40 * 0x1p-130f));
+        k->scale(in, 3 * 0x1p100f, out, 77);
+        for (int i = 0; i < 77; i++)
+            cr_assert_eq(out[i], (float)((i * 31) % 77 - 40) * (3 * 0x1p-30f));
+        k->scale(out, 0.5f, out, 77); /* in place */
+        cr_assert_eq(out[76], (float)((76 * 31) % 77 - 40) * (3 * 0x1p-31f));
+    }
+}
+
+Test(kernels, error_sums_in_lane_order)
+{
+    enum { N = 107 };
+    float a[N];
+    float b[N];
+    double lanes[2][8] = {{0}};
+
+    for (int i = 0; i < N; i++) {
+        b[i] = sinf((float)i) * ldexpf(1, i % 23);
+        a[i] = b[i] + cosf((float)i);
+        lanes[0][i % 8] += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        lanes[1][i % 8] += (double)b[i] * b[i];
+    }
+    EACH_LEVEL(k)
+    {
+        double sums[2] = {1, 2};
+
+        k->error_sums(a, b, N, sums);
+        for (int s = 0; s < 2; s++) {
+            const double *l = lanes[s];
+            double tree = ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+
+            cr_assert_eq(sums[s], 1 + s + tree, "%s: sum %d", k->level, s);
+        }
+    }
+}
+
+static void check_mxfp4(const mp_kernels *k, const golden_file *golden, const char *name,
+                        const mp_quant_options *options)
+{
+    size_t bytes;
+    const float *w = golden_tensor(golden, "w", &bytes);
+    size_t n = bytes / sizeof(*w);
+    char scale_name[64];
+    uint8_t *codes = malloc(n / 2);
+    uint8_t *scales = malloc(n / 32);
+    float *decoded = malloc(n * sizeof(*decoded));
+
+    snprintf(scale_name, sizeof(scale_name), "%s_scale", name);
+    k->mxfp4_encode(w, codes, scales, n, options);
+    cr_assert_arr_eq(scales, golden_tensor(golden, scale_name, NULL), n / 32);
+    cr_assert_arr_eq(codes, golden_tensor(golden, name, NULL), n / 2);
+    k->mxfp4_decode(codes, scales, decoded, n);
+    for (size_t i = 0; i < n; i++) {
+        float code = e2m1_value(codes[i / 2] >> i % 2 * 4 & 15);
+
+        cr_assert_eq(decoded[i], code * ldexpf(1, scales[i / 32] - 127));
+    }
+    free(codes);
+    free(scales);
+    free(decoded);
+}
+
+Test(kernels, mxfp4_golden)
+{
+    golden_file *golden = golden_open(GOLDEN);
+    const mp_quant_options floored = {.rounding = MP_ROUND_DEEPGEMM, .amax_floor = 1e-4f};
+
+    EACH_LEVEL(k)
+    {
+        check_mxfp4(k, golden, "mxfp4_deepgemm", &ceil_deepgemm);
+        check_mxfp4(k, golden, "mxfp4_ocp", &ceil_ocp);
+        check_mxfp4(k, golden, "mxfp4_floor1e-4", &floored);
+    }
+    golden_close(golden);
+}
+
+/* Blocks of every exponent, with elements up to 15 binades below. */
+static void fill_bf16(uint16_t *out, size_t n)
+{
+    uint32_t state = 12345;
+
+    for (size_t i = 0; i < n; i++) {
+        state = state * 1664525 + 1013904223;
+        uint32_t top = (uint32_t)(i / 32 % 255);
+        uint32_t below = state >> 28;
+        uint32_t exponent = top > below ? top - below : 0;
+
+        out[i] = (uint16_t)((state >> 8 & 0x807f) | exponent << 7);
+    }
+}
+
+Test(kernels, mxfp4_from_bf16_is_mxfp4_from_float)
+{
+    enum { N = 32 * 255 * 2 };
+    static uint16_t in[N];
+    static float wide[N];
+    static uint8_t codes[2][N / 2];
+    static uint8_t scales[2][N / 32];
+
+    fill_bf16(in, N);
+    EACH_LEVEL(k)
+    {
+        k->bf16_decode(in, wide, N);
+        for (int rounding = MP_ROUND_DEEPGEMM; rounding <= MP_ROUND_OCP; rounding++) {
+            for (int rule = MP_SCALE_CEIL; rule <= MP_SCALE_MSE; rule++) {
+                const mp_quant_options options = {.rounding = (mp_rounding)rounding,
+                                                  .scale_rule = (mp_scale_rule)rule};
+
+                k->mxfp4_encode(wide, codes[0], scales[0], N, &options);
+                cr_assert_eq(k->mxfp4_encode_bf16(in, codes[1], scales[1], N, &options), N);
+                cr_assert_arr_eq(scales[1], scales[0], N / 32);
+                cr_assert_arr_eq(codes[1], codes[0], N / 2);
+            }
+        }
+    }
+}
+
+Test(kernels, mxfp4_from_bf16_stops_before_nonfinite)
+{
+    enum { N = 32 * 41 };
+    static const uint16_t bad[] = {0x7f80, 0xff80, 0x7f81, 0xffff};
+    static uint16_t in[N];
+    static uint8_t codes[N / 2];
+    static uint8_t scales[N / 32];
+
+    EACH_LEVEL(k)
+    {
+        for (int rule = MP_SCALE_CEIL; rule <= MP_SCALE_MSE; rule++) {
+            const mp_quant_options options = {.scale_rule = (mp_scale_rule)rule};
+
+            for (size_t at = 0; at < N; at += 17) {
+                size_t block = at / 32;
+
+                fill_bf16(in, N);
+                in[at] = bad[at % 4];
+                memset(codes, 0xaa, sizeof(codes));
+                memset(scales, 0xaa, sizeof(scales));
+                cr_assert_eq(k->mxfp4_encode_bf16(in, codes, scales, N, &options), block * 32);
+                for (size_t i = block; i < N / 32; i++)
+                    cr_assert_eq(scales[i], 0xaa, "%s: scale %zu", k->level, i);
+                for (size_t i = block * 16; i < N / 2; i++)
+                    cr_assert_eq(codes[i], 0xaa, "%s: byte %zu", k->level, i);
+            }
+        }
+    }
+}
+
+/* Squared error of a block whose elements take the nearest value under 2^exponent. */
+static double error_under(const float *in, int exponent)
+{
+    double sum = 0;
+
+    for (int i = 0; i < 32; i++) {
+        unsigned at = 0;
+        float x = ldexpf(fabsf(in[i]), -exponent);
+        double value = ldexp(e2m1_values[nearest(e2m1_values, 8, x, &at, false)], exponent);
+
+        sum += (fabs((double)in[i]) - value) * (fabs((double)in[i]) - value);
+    }
+    return sum;
+}
+
+Test(kernels, mse_takes_the_better_exponent)
+{
+    golden_file *golden = golden_open(GOLDEN);
+    const mp_quant_options options = {.scale_rule = MP_SCALE_MSE};
+    size_t bytes;
+    const float *w = golden_tensor(golden, "w", &bytes);
+    const uint8_t *ceil_scales = golden_tensor(golden, "mxfp4_deepgemm_scale", NULL);
+    size_t n = bytes / sizeof(*w);
+    uint8_t *codes = malloc(n / 2);
+    uint8_t *scales = malloc(n / 32);
+    float decoded[32];
+
+    EACH_LEVEL(k)
+    {
+        size_t finer = 0;
+
+        k->mxfp4_encode(w, codes, scales, n, &options);
+        for (size_t b = 0; b < n / 32; b++) {
+            const float *block = w + b * 32;
+            double coarse = error_under(block, ceil_scales[b] - 127);
+            double fine = ceil_scales[b] > 1 ? error_under(block, ceil_scales[b] - 128) : INFINITY;
+            double sums[2] = {0};
+
+            finer += fine < coarse;
+            cr_assert_eq(scales[b], fine < coarse ? ceil_scales[b] - 1 : ceil_scales[b],
+                         "%s: block %zu", k->level, b);
+            k->mxfp4_decode(codes + b * 16, scales + b, decoded, 32);
+            k->error_sums(decoded, block, 32, sums);
+            cr_assert_float_eq(sums[0], fmin(fine, coarse), 1e-12 * sums[1]);
+        }
+        cr_assert_gt(finer, n / 32 / 10);
+        cr_assert_lt(finer, n / 32);
+    }
+    free(codes);
+    free(scales);
+    golden_close(golden);
+}

@@ -1,0 +1,812 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Synthetic checkpoints as files: their tensors, config.json and index, that nothing but
+ * the options decides on their bytes, and what is refused. */
+#include "synth_scratch.h"
+
+#include <unistd.h>
+
+#include "base/digest.h"
+#include "base/json.h"
+#include "pack/synth.h"
+
+TestSuite(synth, .init = make_scratch, .fini = remove_scratch);
+
+/* ------------------------------------------------------------------------
+ * Tensors
+ */
+
+/* What a checkpoint has to hold; a name with "%u" stands for all experts. */
+typedef struct wanted {
+    const char *name;
+    mp_dtype dtype;
+    uint64_t shape[2]; /* a second number of 0: a vector */
+} wanted;
+
+static void expect_tensor(const mp_checkpoint *ckpt, const char *name, const wanted *w)
+{
+    const mp_tensor *tensor = mp_checkpoint_find(ckpt, name);
+    uint32_t rank = w->shape[1] == 0 ? 1 : 2;
+    char found[MP_SHAPE_TEXT], want[MP_SHAPE_TEXT];
+    cr_assert_not_null(tensor, "no tensor %s", name);
+    cr_assert_eq(tensor->dtype, w->dtype, "%s is %s", name, mp_dtype_name(tensor->dtype));
+    cr_assert_str_eq(mp_shape_text(tensor->shape, tensor->rank, found),
+                     mp_shape_text(w->shape, rank, want), "%s is %s, not %s", name, found, want);
+}
+
+static void expect_tensors(const mp_checkpoint *ckpt, const wanted *list, size_t count,
+                           uint32_t num_experts)
+{
+    size_t all = 0;
+    for (size_t i = 0; i < count; i++) {
+        const char *number = strstr(list[i].name, "%u");
+        for (uint32_t e = 0; e < (number ? num_experts : 1); e++, all++) {
+            char name[128];
+            if (number)
+                snprintf(name, sizeof(name), "%.*s%u%s", (int)(number - list[i].name), list[i].name,
+                         e, number + 2);
+            else
+                snprintf(name, sizeof(name), "%s", list[i].name);
+            expect_tensor(ckpt, name, &list[i]);
+        }
+    }
+    cr_assert_eq(ckpt->num_tensors, all);
+}
+
+#define EXPECT_TENSORS(ckpt, list, experts) \
+    expect_tensors(ckpt, list, sizeof(list) / sizeof((list)[0]), experts)
+
+#define V4_NORMS(prefix)                             \
+    {prefix ".attn_norm.weight", MP_BF16, {288, 0}}, \
+    {                                                \
+        prefix ".ffn_norm.weight", MP_BF16,          \
+        {                                            \
+            288, 0                                   \
+        }                                            \
+    }
+#define V4_ROUTER(prefix)                   \
+    {                                       \
+        prefix ".ffn.gate.weight", MP_BF16, \
+        {                                   \
+            7, 288                          \
+        }                                   \
+    }
+#define V4_MXFP4(prefix)                                           \
+    {prefix ".ffn.experts.%u.w1.weight", MP_I8, {160, 144}},       \
+        {prefix ".ffn.experts.%u.w1.scale", MP_F8_E8M0, {160, 9}}, \
+        {prefix ".ffn.experts.%u.w2.weight", MP_I8, {288, 80}},    \
+        {prefix ".ffn.experts.%u.w2.scale", MP_F8_E8M0, {288, 5}}, \
+        {prefix ".ffn.experts.%u.w3.weight", MP_I8, {160, 144}},   \
+    {                                                              \
+        prefix ".ffn.experts.%u.w3.scale", MP_F8_E8M0,             \
+        {                                                          \
+            160, 9                                                 \
+        }                                                          \
+    }
+#define V4_SHARED(prefix, scale)                                          \
+    {prefix ".ffn.shared_experts.w1.weight", MP_F8_E4M3, {320, 288}},     \
+        {prefix ".ffn.shared_experts.w1.scale", scale, {3, 3}},           \
+        {prefix ".ffn.shared_experts.w2.weight", MP_F8_E4M3, {288, 320}}, \
+        {prefix ".ffn.shared_experts.w2.scale", scale, {3, 3}},           \
+        {prefix ".ffn.shared_experts.w3.weight", MP_F8_E4M3, {320, 288}}, \
+    {                                                                     \
+        prefix ".ffn.shared_experts.w3.scale", scale,                     \
+        {                                                                 \
+            3, 3                                                          \
+        }                                                                 \
+    }
+#define V4_FP8(prefix)                                                \
+    {prefix ".ffn.experts.%u.w1.weight", MP_F8_E4M3, {160, 288}},     \
+        {prefix ".ffn.experts.%u.w1.scale", MP_F32, {2, 3}},          \
+        {prefix ".ffn.experts.%u.w2.weight", MP_F8_E4M3, {288, 160}}, \
+        {prefix ".ffn.experts.%u.w2.scale", MP_F32, {3, 2}},          \
+        {prefix ".ffn.experts.%u.w3.weight", MP_F8_E4M3, {160, 288}}, \
+    {                                                                 \
+        prefix ".ffn.experts.%u.w3.scale", MP_F32,                    \
+        {                                                             \
+            2, 3                                                      \
+        }                                                             \
+    }
+
+Test(synth, v4_has_the_tensors_of_its_released_form)
+{
+    static const wanted list[] = {
+        V4_NORMS("layers.0"),
+        V4_ROUTER("layers.0"),
+        {"layers.0.ffn.gate.tid2eid", MP_I64, {101, 3}},
+        V4_MXFP4("layers.0"),
+        V4_SHARED("layers.0", MP_F8_E8M0),
+        V4_NORMS("layers.1"),
+        V4_ROUTER("layers.1"),
+        {"layers.1.ffn.gate.bias", MP_F32, {7, 0}},
+        V4_MXFP4("layers.1"),
+        V4_SHARED("layers.1", MP_F8_E8M0),
+        V4_NORMS("mtp.0"),
+        V4_ROUTER("mtp.0"),
+        {"mtp.0.ffn.gate.bias", MP_F32, {7, 0}},
+        V4_MXFP4("mtp.0"),
+        V4_SHARED("mtp.0", MP_F8_E8M0),
+    };
+    mp_synth_options options = small_v4();
+    EXPECT_TENSORS(make_and_open(&options, "v4"), list, 7);
+    cr_assert_str_eq(catalog.family, "deepseek_v4");
+    cr_assert_eq(catalog.num_layers, 3);
+    cr_assert(catalog.layers[2].mtp);
+    cr_assert_eq(catalog.num_shared_experts, 2);
+    cr_assert_eq(catalog.layers[0].storage.scheme, MP_SCHEME_MXFP4);
+    cr_assert_eq(catalog.layers[0].shared_storage.scheme, MP_SCHEME_FP8_BLOCK);
+}
+
+Test(synth, v4_base_has_fp8_experts_with_float_scales)
+{
+    static const wanted list[] = {
+        V4_NORMS("layers.0"),
+        V4_ROUTER("layers.0"),
+        {"layers.0.ffn.gate.bias", MP_F32, {7, 0}},
+        V4_FP8("layers.0"),
+        V4_SHARED("layers.0", MP_F32),
+    };
+    mp_synth_options options = small_v4();
+    options.scheme = MP_SCHEME_FP8_BLOCK;
+    options.num_layers = 1;
+    options.num_hash_layers = 0;
+    options.num_mtp = 0;
+    EXPECT_TENSORS(make_and_open(&options, "v4"), list, 7);
+    cr_assert_eq(catalog.layers[0].storage.scheme, MP_SCHEME_FP8_BLOCK);
+    cr_assert_eq(catalog.layers[0].storage.scale_dtype, MP_F32);
+}
+
+#define HF_NORMS(prefix)                                    \
+    {prefix ".input_layernorm.weight", MP_BF16, {200, 0}},  \
+    {                                                       \
+        prefix ".post_attention_layernorm.weight", MP_BF16, \
+        {                                                   \
+            200, 0                                          \
+        }                                                   \
+    }
+/* An MLP of the width with its scale rows; a scale of MP_DTYPE_COUNT counts for none. */
+#define HF_FP8(prefix, scale, width, blocks)                        \
+    {prefix ".gate_proj.weight", MP_F8_E4M3, {width, 200}},         \
+        {prefix ".gate_proj.weight_scale_inv", scale, {blocks, 2}}, \
+        {prefix ".up_proj.weight", MP_F8_E4M3, {width, 200}},       \
+        {prefix ".up_proj.weight_scale_inv", scale, {blocks, 2}},   \
+        {prefix ".down_proj.weight", MP_F8_E4M3, {200, width}},     \
+    {                                                               \
+        prefix ".down_proj.weight_scale_inv", scale,                \
+        {                                                           \
+            2, blocks                                               \
+        }                                                           \
+    }
+#define HF_BF16(prefix, width)                             \
+    {prefix ".gate_proj.weight", MP_BF16, {width, 200}},   \
+        {prefix ".up_proj.weight", MP_BF16, {width, 200}}, \
+    {                                                      \
+        prefix ".down_proj.weight", MP_BF16,               \
+        {                                                  \
+            200, width                                     \
+        }                                                  \
+    }
+
+Test(synth, v3_has_a_dense_layer_first_and_its_mtp_block_last)
+{
+    static const wanted list[] = {
+        HF_NORMS("model.layers.0"),
+        HF_FP8("model.layers.0.mlp", MP_F32, 333, 3),
+        HF_NORMS("model.layers.1"),
+        {"model.layers.1.mlp.gate.weight", MP_BF16, {6, 200}},
+        {"model.layers.1.mlp.gate.e_score_correction_bias", MP_F32, {6, 0}},
+        HF_FP8("model.layers.1.mlp.experts.%u", MP_F32, 150, 2),
+        HF_FP8("model.layers.1.mlp.shared_experts", MP_F32, 150, 2),
+        HF_NORMS("model.layers.2"),
+        {"model.layers.2.mlp.gate.weight", MP_BF16, {6, 200}},
+        {"model.layers.2.mlp.gate.e_score_correction_bias", MP_F32, {6, 0}},
+        HF_FP8("model.layers.2.mlp.experts.%u", MP_F32, 150, 2),
+        HF_FP8("model.layers.2.mlp.shared_experts", MP_F32, 150, 2),
+    };
+    mp_synth_options options = small_v3();
+    EXPECT_TENSORS(make_and_open(&options, "v3"), list, 6);
+    cr_assert_str_eq(catalog.family, "deepseek_v3");
+    cr_assert_eq(catalog.num_layers, 2);
+    cr_assert_eq(catalog.layers[1].number, 2);
+}
+
+Test(synth, v3_can_be_bf16)
+{
+    static const wanted list[] = {
+        HF_NORMS("model.layers.0"),
+        HF_BF16("model.layers.0.mlp", 333),
+        HF_NORMS("model.layers.1"),
+        {"model.layers.1.mlp.gate.weight", MP_BF16, {6, 200}},
+        {"model.layers.1.mlp.gate.e_score_correction_bias", MP_F32, {6, 0}},
+        HF_BF16("model.layers.1.mlp.experts.%u", 150),
+    };
+    mp_synth_options options = small_v3();
+    options.scheme = MP_SCHEME_BF16;
+    options.num_mtp = 0;
+    options.num_shared_experts = 0;
+    EXPECT_TENSORS(make_and_open(&options, "v3"), list, 6);
+}
+
+Test(synth, qwen3_has_neither_shared_experts_nor_a_bias)
+{
+    static const wanted bf16[] = {
+        HF_NORMS("model.layers.0"),
+        HF_BF16("model.layers.0.mlp", 90),
+        HF_NORMS("model.layers.1"),
+        {"model.layers.1.mlp.gate.weight", MP_BF16, {5, 200}},
+        HF_BF16("model.layers.1.mlp.experts.%u", 150),
+    };
+    static const wanted fp8[] = {
+        HF_NORMS("model.layers.0"),
+        {"model.layers.0.mlp.gate.weight", MP_BF16, {5, 200}},
+        HF_FP8("model.layers.0.mlp.experts.%u", MP_BF16, 150, 2),
+        HF_NORMS("model.layers.1"),
+        {"model.layers.1.mlp.gate.weight", MP_BF16, {5, 200}},
+        HF_FP8("model.layers.1.mlp.experts.%u", MP_BF16, 150, 2),
+    };
+    mp_synth_options options = small_qwen3();
+    options.scheme = MP_SCHEME_FP8_BLOCK;
+    EXPECT_TENSORS(make_and_open(&options, "fp8"), fp8, 5);
+    cr_assert_eq(catalog.layers[0].storage.scale_dtype, MP_BF16);
+    options.scheme = MP_SCHEME_BF16;
+    options.num_dense = 1;
+    options.dense_intermediate_size = 90;
+    EXPECT_TENSORS(make_and_open(&options, "bf16"), bf16, 5);
+    cr_assert_str_eq(catalog.family, "qwen3_moe");
+    cr_assert_eq(catalog.num_layers, 1);
+}
+
+static bool is_of_moe(const char *name)
+{
+    return strstr(name, ".ffn.") || strstr(name, ".attn_norm.");
+}
+
+/* Sizes as in testdata/fixtures/v4-fp4, which other code has written. */
+Test(synth, v4_agrees_with_a_checkpoint_of_other_origin)
+{
+    mp_synth_options options = small_v4();
+    mp_checkpoint other = {0};
+    size_t common = 0;
+    options.hidden_size = 384;
+    options.intermediate_size = 256;
+    options.num_experts = 5;
+    options.num_shared_experts = 1;
+    options.num_layers = 1;
+    options.num_hash_layers = 0;
+    const mp_checkpoint *ckpt = make_and_open(&options, "v4");
+    cr_assert_eq(mp_checkpoint_open(&other, "testdata/fixtures/v4-fp4", NULL, &err), 0, "%s",
+                 err.message);
+    for (size_t i = 0; i < other.num_tensors; i++) {
+        const mp_tensor *t = &other.tensors[i];
+        if (!is_of_moe(t->name))
+            continue;
+        wanted w = {t->name, t->dtype, {t->shape[0], t->rank > 1 ? t->shape[1] : 0}};
+        expect_tensor(ckpt, t->name, &w);
+        common++;
+    }
+    /* Two ffn_norm.weight are all that it lacks. */
+    cr_assert_eq(ckpt->num_tensors, common + 2);
+    mp_checkpoint_release(&other);
+}
+
+/* ------------------------------------------------------------------------
+ * Presets
+ */
+
+/* Bytes of the experts of a model as its presets has them, in its usual format. */
+static uint64_t mxfp4_expert_bytes(const mp_synth_options *o)
+{
+    return 3 *
+           (o->hidden_size * o->intermediate_size / 2 + o->hidden_size * o->intermediate_size / 32);
+}
+
+static uint64_t fp8_expert_bytes(uint64_t h, uint64_t i, uint64_t scale_bytes)
+{
+    return 3 * (h * i + h / 128 * (i / 128) * scale_bytes);
+}
+
+static uint64_t preset_bytes(const char *name)
+{
+    mp_synth_plan plan;
+    cr_assert_eq(mp_synth_plan_init(&plan, &mp_preset_find(name)->options, &err), 0, "%s",
+                 err.message);
+    uint64_t bytes = plan.bytes;
+    mp_synth_plan_release(&plan);
+    return bytes;
+}
+
+Test(synth, presets_are_as_large_as_the_released_models)
+{
+    const mp_synth_options *o = &mp_preset_find("deepseek-v4-flash")->options;
+    uint64_t layer = 256 * mxfp4_expert_bytes(o) + fp8_expert_bytes(4096, 2048, 1) +
+                     256 * 4096 * 2 + 2 * 4096 * 2;
+    cr_assert_eq(preset_bytes("deepseek-v4-flash"),
+                 44 * layer + 3 * 129280ull * 6 * 8 + 41 * 256 * 4);
+
+    o = &mp_preset_find("deepseek-v4-pro")->options;
+    layer = 384 * mxfp4_expert_bytes(o) + fp8_expert_bytes(7168, 3072, 1) + 384 * 7168 * 2 +
+            2 * 7168 * 2;
+    cr_assert_eq(preset_bytes("deepseek-v4-pro"),
+                 62 * layer + 3 * 129280ull * 6 * 8 + 59 * 384 * 4);
+
+    layer = 257 * fp8_expert_bytes(7168, 2048, 4) + 256 * 7168 * 2 + 256 * 4 + 2 * 7168 * 2;
+    cr_assert_eq(preset_bytes("deepseek-v3"),
+                 59 * layer + 3 * (fp8_expert_bytes(7168, 18432, 4) + 2 * 7168 * 2));
+
+    layer = 128 * 3 * 2048ull * 768 * 2 + 128 * 2048 * 2 + 2 * 2048 * 2;
+    cr_assert_eq(preset_bytes("qwen3-30b-a3b"), 48 * layer);
+}
+
+Test(synth, every_preset_is_of_a_family_and_found_by_its_name)
+{
+    size_t count;
+    const mp_preset *presets = mp_presets(&count);
+    cr_assert_eq(count, 4);
+    for (size_t i = 0; i < count; i++) {
+        mp_scheme usual;
+        cr_assert_eq(mp_preset_find(presets[i].name), &presets[i]);
+        cr_assert(mp_synth_scheme(presets[i].options.family, 0, &usual));
+        cr_assert_eq(presets[i].options.scheme, usual);
+    }
+    cr_assert_null(mp_preset_find("deepseek-v4"));
+}
+
+Test(synth, families_and_schemes_end)
+{
+    mp_scheme scheme;
+    size_t families = 0;
+    for (; mp_synth_family_name(families); families++)
+        cr_assert_not_null(mp_family_find(mp_synth_family_name(families)));
+    cr_assert_eq(families, 3);
+    cr_assert(mp_synth_scheme("deepseek_v3", 1, &scheme));
+    cr_assert_eq(scheme, MP_SCHEME_BF16);
+    cr_assert_not(mp_synth_scheme("deepseek_v3", 2, &scheme));
+    cr_assert_not(mp_synth_scheme("deepseek_v3", 1000, &scheme));
+    cr_assert_not(mp_synth_scheme("llama", 0, &scheme));
+}
+
+/* ------------------------------------------------------------------------
+ * config.json and index
+ */
+
+static json_t *load(const char *name)
+{
+    json_t *json = NULL;
+    cr_assert_eq(mp_json_load(in_dir(name), 1 << 20, &json, &err), 0, "%s", err.message);
+    return json;
+}
+
+static void expect_json(const char *name, const char *text)
+{
+    json_t *found = load(name);
+    json_t *want = json_loads(text, 0, NULL);
+    cr_assert_not_null(want);
+    char *dump = json_dumps(found, JSON_INDENT(1));
+    cr_assert(json_equal(found, want), "%s", dump);
+    free(dump);
+    json_decref(found);
+    json_decref(want);
+}
+
+Test(synth, config_of_v4)
+{
+    mp_synth_options options = small_v4();
+    make(&options, "v4");
+    expect_json("v4/config.json",
+                "{\"architectures\": [\"DeepseekV4ForCausalLM\"], \"model_type\": \"deepseek_v4\","
+                "\"hidden_size\": 288, \"moe_intermediate_size\": 160, \"num_experts_per_tok\": 3,"
+                "\"num_hidden_layers\": 2, \"vocab_size\": 101, \"hidden_act\": \"silu\","
+                "\"torch_dtype\": \"bfloat16\", \"n_routed_experts\": 7, \"n_shared_experts\": 2,"
+                "\"num_hash_layers\": 1, \"num_nextn_predict_layers\": 1,"
+                "\"scoring_func\": \"sqrtsoftplus\", \"topk_method\": \"noaux_tc\","
+                "\"norm_topk_prob\": true, \"routed_scaling_factor\": 1.5, \"swiglu_limit\": 10.0,"
+                "\"expert_dtype\": \"fp4\", \"quantization_config\": {\"quant_method\": \"fp8\","
+                "\"fmt\": \"e4m3\", \"scale_fmt\": \"ue8m0\", \"activation_scheme\": \"dynamic\","
+                "\"weight_block_size\": [128, 128]}}");
+    options.scheme = MP_SCHEME_FP8_BLOCK;
+    make(&options, "base");
+    json_t *config = load("base/config.json");
+    cr_assert_str_eq(json_string_value(json_object_get(config, "expert_dtype")), "fp8");
+    cr_assert_null(json_object_get(json_object_get(config, "quantization_config"), "scale_fmt"));
+    json_decref(config);
+}
+
+Test(synth, config_of_v3)
+{
+    mp_synth_options options = small_v3();
+    make(&options, "v3");
+    expect_json("v3/config.json",
+                "{\"architectures\": [\"DeepseekV3ForCausalLM\"], \"model_type\": \"deepseek_v3\","
+                "\"hidden_size\": 200, \"moe_intermediate_size\": 150, \"num_experts_per_tok\": 2,"
+                "\"num_hidden_layers\": 2, \"vocab_size\": 101, \"hidden_act\": \"silu\","
+                "\"torch_dtype\": \"bfloat16\", \"n_routed_experts\": 6, \"n_shared_experts\": 1,"
+                "\"first_k_dense_replace\": 1, \"moe_layer_freq\": 1, \"intermediate_size\": 333,"
+                "\"n_group\": 2, \"topk_group\": 1, \"scoring_func\": \"sigmoid\","
+                "\"topk_method\": \"noaux_tc\", \"norm_topk_prob\": true,"
+                "\"routed_scaling_factor\": 2.5, \"num_nextn_predict_layers\": 1,"
+                "\"quantization_config\": {\"quant_method\": \"fp8\", \"fmt\": \"e4m3\","
+                "\"activation_scheme\": \"dynamic\", \"weight_block_size\": [128, 128]}}");
+}
+
+/* Groups of one size that leave the router enough experts in those that it keeps. */
+Test(synth, config_of_v3_has_groups_that_the_experts_fill)
+{
+    static const struct {
+        uint32_t experts, top_k, groups, kept;
+    } cases[] = {{256, 8, 8, 4}, {16, 8, 8, 4}, {16, 9, 1, 1}, {12, 6, 4, 2},
+                 {10, 5, 2, 1},  {8, 2, 4, 2},  {7, 2, 1, 1},  {2, 1, 1, 1}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        mp_synth_options options = small_v3();
+        options.num_experts = cases[i].experts;
+        options.top_k = cases[i].top_k;
+        json_t *config = mp_synth_config_v3(&options);
+        cr_assert_eq(json_integer_value(json_object_get(config, "n_group")), cases[i].groups);
+        cr_assert_eq(json_integer_value(json_object_get(config, "topk_group")), cases[i].kept);
+        json_decref(config);
+    }
+}
+
+Test(synth, config_of_qwen3)
+{
+    mp_synth_options options = small_qwen3();
+    options.num_dense = 1;
+    options.dense_intermediate_size = 90;
+    make(&options, "qwen3");
+    expect_json("qwen3/config.json",
+                "{\"architectures\": [\"Qwen3MoeForCausalLM\"], \"model_type\": \"qwen3_moe\","
+                "\"hidden_size\": 200, \"moe_intermediate_size\": 150, \"num_experts_per_tok\": 2,"
+                "\"num_hidden_layers\": 2, \"vocab_size\": 101, \"hidden_act\": \"silu\","
+                "\"torch_dtype\": \"bfloat16\", \"num_experts\": 5, \"intermediate_size\": 90,"
+                "\"norm_topk_prob\": true, \"decoder_sparse_step\": 1, \"mlp_only_layers\": [0],"
+                "\"router_aux_loss_coef\": 0.001, \"output_router_logits\": false}");
+}
+
+Test(synth, index_names_the_shard_of_every_tensor)
+{
+    mp_synth_options options = small_v4();
+    uint64_t total = 0;
+    options.max_shard_size = 100000; /* the largest item takes 92169 bytes */
+    const mp_checkpoint *ckpt = make_and_open(&options, "v4");
+    json_t *index = load("v4/model.safetensors.index.json");
+    const json_t *map = json_object_get(index, "weight_map");
+    uint64_t *filled = calloc(ckpt->num_shards, sizeof(*filled));
+    cr_assert_gt(ckpt->num_shards, 5);
+    cr_assert_eq(json_object_size(map), ckpt->num_tensors);
+    for (size_t i = 0; i < ckpt->num_tensors; i++) {
+        const mp_tensor *t = &ckpt->tensors[i];
+        cr_assert_str_eq(json_string_value(json_object_get(map, t->name)),
+                         ckpt->shards[t->shard].name);
+        filled[t->shard] += t->bytes;
+        total += t->bytes;
+    }
+    cr_assert_eq((uint64_t)json_integer_value(
+                     json_object_get(json_object_get(index, "metadata"), "total_size")),
+                 total);
+    for (size_t s = 0; s < ckpt->num_shards; s++) {
+        char name[64];
+        snprintf(name, sizeof(name), "model-%05zu-of-%05zu.safetensors", s + 1, ckpt->num_shards);
+        cr_assert(mp_path_exists(in_dir("v4")) && filled[s] > 0 && filled[s] <= 100000);
+        cr_assert_str_eq(ckpt->shards[s].name, name);
+        cr_assert_eq(ckpt->shards[s].header_bytes % 8, 0);
+    }
+    free(filled);
+    json_decref(index);
+}
+
+/* ------------------------------------------------------------------------
+ * What decides on the bytes
+ */
+
+/* A digest of all tensors, and of their files where `files` is set. */
+static mp_digest digest_of(const char *name, bool files)
+{
+    mp_checkpoint ckpt = {0};
+    mp_digest digest = {{0}};
+    struct {
+        mp_digest before, tensor;
+        uint64_t offset, shard;
+        char name[96];
+    } link;
+    cr_assert_eq(mp_checkpoint_open(&ckpt, in_dir(name), NULL, &err), 0, "%s", err.message);
+    for (size_t i = 0; i < ckpt.num_tensors; i++) {
+        const mp_tensor *t = &ckpt.tensors[i];
+        void *bytes = read_tensor(&ckpt, t->name);
+        memset(&link, 0, sizeof(link));
+        link.before = digest;
+        mp_digest_of(bytes, t->bytes, &link.tensor);
+        if (files) {
+            link.offset = t->offset;
+            link.shard = t->shard;
+        }
+        snprintf(link.name, sizeof(link.name), "%s", t->name);
+        mp_digest_of(&link, sizeof(link), &digest);
+        free(bytes);
+    }
+    mp_checkpoint_release(&ckpt);
+    return digest;
+}
+
+static void expect_same(const char *a, const char *b, bool files)
+{
+    mp_digest x = digest_of(a, files), y = digest_of(b, files);
+    cr_assert(mp_digest_equal(&x, &y), "%s and %s differ", a, b);
+}
+
+Test(synth, threads_do_not_change_a_byte)
+{
+    mp_synth_options options[] = {small_v4(), small_v3(), small_qwen3()};
+    for (size_t i = 0; i < 3; i++) {
+        static const int threads[] = {1, 2, 5};
+        static const char *const names[3][3] = {
+            {"a1", "a2", "a5"}, {"b1", "b2", "b5"}, {"c1", "c2", "c5"}};
+        for (size_t t = 0; t < 3; t++) {
+            mp_context context = {.threads = threads[t]};
+            cr_assert_eq(mp_synth(&options[i], in_dir(names[i][t]), &context, &err), 0);
+        }
+        expect_same(names[i][0], names[i][1], true);
+        expect_same(names[i][0], names[i][2], true);
+    }
+}
+
+Test(synth, shard_size_changes_no_tensor)
+{
+    mp_synth_options options = small_v4();
+    make(&options, "one");
+    options.max_shard_size = 1;
+    make(&options, "many");
+    expect_same("one", "many", false);
+}
+
+/* A matrix of several tiles, the last one short: 1 MiB holds 1149 rows of 1824 columns. */
+Test(synth, tiles_do_not_show)
+{
+    mp_synth_options options = small_v4();
+    options.hidden_size = 1824;
+    options.intermediate_size = 1248;
+    options.num_experts = 1;
+    options.top_k = 1;
+    options.num_layers = 1;
+    options.num_hash_layers = 0;
+    options.num_mtp = 0;
+    const mp_checkpoint *ckpt = make_and_open(&options, "v4");
+    static float shapes[MP_SYNTH_SHAPES];
+    static float columns[1824], row[1824];
+    const char *name = "layers.0.ffn.experts.0.w1.weight";
+    uint8_t *codes = read_tensor(ckpt, name);
+    uint64_t key = mp_synth_key(options.seed, name);
+    const mp_quant_options quant = {.rounding = MP_ROUND_OCP};
+    mp_synth_shapes(shapes);
+    mp_synth_columns(key, 1824, columns);
+    mp_synth_values values = {shapes, columns, key};
+    for (uint64_t r = 0; r < 1248; r++) {
+        uint8_t want[1824 / 2], scales[1824 / 32];
+        mp_synth_row(&values, r, 0, 1824, row);
+        mp_kernels_for("scalar")->mxfp4_encode(row, want, scales, 1824, &quant);
+        cr_assert_eq(memcmp(want, codes + r * 912, 912), 0, "row %u", (unsigned)r);
+    }
+    free(codes);
+}
+
+Test(synth, another_seed_changes_every_tensor)
+{
+    mp_synth_options options = small_v4();
+    mp_checkpoint other = {0};
+    make(&options, "other");
+    options.seed++;
+    const mp_checkpoint *ckpt = make_and_open(&options, "this");
+    cr_assert_eq(mp_checkpoint_open(&other, in_dir("other"), NULL, &err), 0);
+    for (size_t i = 0; i < ckpt->num_tensors; i++) {
+        const mp_tensor *t = &ckpt->tensors[i];
+        void *a = read_tensor(ckpt, t->name), *b = read_tensor(&other, t->name);
+        if (t->bytes > 32) /* a few scales of powers of two may well be equal */
+            cr_assert_neq(memcmp(a, b, t->bytes), 0, "%s", t->name);
+        free(a);
+        free(b);
+    }
+    mp_checkpoint_release(&other);
+}
+
+/* ------------------------------------------------------------------------
+ * The directory
+ */
+
+static void expect_refused(const mp_synth_options *options, const char *path, mp_code code,
+                           const char *message)
+{
+    err = (mp_error){0};
+    cr_assert_eq(mp_synth(options, path, NULL, &err), code, "%s", err.message);
+    cr_assert_eq(err.code, code);
+    cr_assert_str_eq(err.message, message);
+}
+
+Test(synth, takes_an_empty_directory_and_slashes_behind_its_name)
+{
+    mp_synth_options options = small_qwen3();
+    cr_assert_eq(mp_make_dir(in_dir("empty"), &err), 0);
+    make(&options, "empty//");
+    make(&options, "new/");
+    expect_same("empty", "new", true);
+    cr_assert_not(mp_path_exists(in_dir("new.partial")));
+}
+
+Test(synth, refuses_what_is_there)
+{
+    mp_synth_options options = small_qwen3();
+    char message[1024];
+    cr_assert_eq(mp_make_dir(in_dir("full"), &err), 0);
+    cr_assert_eq(mp_write_file(in_dir("full/file"), "x", 1, &err), 0);
+    snprintf(message, sizeof(message), "\"%s\" is there already, and not empty", in_dir("full"));
+    expect_refused(&options, in_dir("full"), MP_ERR_IO, message);
+    snprintf(message, sizeof(message), "\"%s\" is there already, and no directory",
+             in_dir("full/file"));
+    expect_refused(&options, in_dir("full/file"), MP_ERR_IO, message);
+    cr_assert_eq(mp_make_dir(in_dir("new.partial"), &err), 0);
+    snprintf(message, sizeof(message),
+             "\"%s\" is there already: another run writes it, or it can be removed",
+             in_dir("new.partial"));
+    expect_refused(&options, in_dir("new"), MP_ERR_IO, message);
+    cr_assert(mp_path_exists(in_dir("new.partial")));
+    cr_assert_not(mp_path_exists(in_dir("new")));
+    snprintf(message, sizeof(message), "cannot create \"%s.partial\": No such file or directory",
+             in_dir("no/where"));
+    expect_refused(&options, in_dir("no/where"), MP_ERR_IO, message);
+}
+
+Test(synth, refuses_a_name_that_is_none)
+{
+    mp_synth_options options = small_qwen3();
+    cr_assert_eq(mp_make_dir(in_dir("empty"), &err), 0);
+    cr_assert_eq(chdir(in_dir("empty")), 0);
+    expect_refused(&options, ".", MP_ERR_USAGE, "\".\" does not name a directory to be made");
+    expect_refused(&options, "", MP_ERR_USAGE, "\"\" does not name a directory to be made");
+    expect_refused(&options, "./", MP_ERR_USAGE, "\"./\" does not name a directory to be made");
+}
+
+typedef struct watch {
+    uint64_t calls, last, total;
+    int cancel;
+    uint64_t cancel_at;
+} watch;
+
+static void on_progress(void *user, uint64_t done, uint64_t total)
+{
+    watch *w = user;
+    cr_assert(done > w->last && done <= total);
+    w->calls++;
+    w->last = done;
+    w->total = total;
+    if (w->cancel_at && done >= w->cancel_at)
+        __atomic_store_n(&w->cancel, 1, __ATOMIC_RELEASE);
+}
+
+Test(synth, reports_progress_up_to_the_last_byte)
+{
+    mp_synth_options options = small_v4();
+    watch w = {0};
+    mp_context context = {.threads = 2, .progress = on_progress, .progress_user = &w};
+    options.max_shard_size = 100000;
+    cr_assert_eq(mp_synth(&options, in_dir("v4"), &context, &err), 0, "%s", err.message);
+    cr_assert_gt(w.calls, 50);
+    cr_assert_eq(w.last, w.total);
+    json_t *index = load("v4/model.safetensors.index.json");
+    cr_assert_eq((uint64_t)json_integer_value(
+                     json_object_get(json_object_get(index, "metadata"), "total_size")),
+                 w.total);
+    json_decref(index);
+}
+
+Test(synth, leaves_nothing_when_it_is_cancelled)
+{
+    mp_synth_options options = small_v4();
+    watch w = {.cancel_at = 300000};
+    mp_context context = {
+        .threads = 2, .cancel = &w.cancel, .progress = on_progress, .progress_user = &w};
+    cr_assert_eq(mp_synth(&options, in_dir("v4"), &context, &err), MP_ERR_CANCELLED);
+    cr_assert_geq(w.last, 300000);
+    cr_assert_lt(w.last, w.total);
+    cr_assert_not(mp_path_exists(in_dir("v4")));
+    cr_assert_not(mp_path_exists(in_dir("v4.partial")));
+}
+
+/* ------------------------------------------------------------------------
+ * Options
+ */
+
+static void expect_message(const mp_synth_options *options, mp_code code, const char *message)
+{
+    expect_refused(options, in_dir("never"), code, message);
+    cr_assert_not(mp_path_exists(in_dir("never")));
+    cr_assert_not(mp_path_exists(in_dir("never.partial")));
+}
+
+Test(synth, refuses_what_a_family_does_not_have)
+{
+    mp_synth_options o = small_qwen3();
+    o.family = "llama";
+    expect_message(&o, MP_ERR_UNSUPPORTED,
+                   "no synthetic checkpoints of family \"llama\"; it has to be deepseek_v4, "
+                   "deepseek_v3 or qwen3_moe");
+    o = small_v4();
+    o.scheme = MP_SCHEME_BF16;
+    expect_message(&o, MP_ERR_UNSUPPORTED,
+                   "experts of family \"deepseek_v4\" are mxfp4 or fp8_block, not bf16");
+    o = small_v3();
+    o.scheme = MP_SCHEME_MXFP4;
+    expect_message(&o, MP_ERR_UNSUPPORTED,
+                   "experts of family \"deepseek_v3\" are fp8_block or bf16, not mxfp4");
+    o = small_qwen3();
+    o.scheme = MP_SCHEME_NVFP4;
+    expect_message(&o, MP_ERR_UNSUPPORTED,
+                   "experts of family \"qwen3_moe\" are bf16 or fp8_block, not nvfp4");
+    o = small_qwen3();
+    o.num_shared_experts = 1;
+    expect_message(&o, MP_ERR_UNSUPPORTED,
+                   "family \"qwen3_moe\" has no shared experts; 1 asked for");
+    o = small_qwen3();
+    o.num_mtp = 2;
+    expect_message(&o, MP_ERR_UNSUPPORTED, "family \"qwen3_moe\" has no MTP blocks; 2 asked for");
+    o = small_v3();
+    o.num_hash_layers = 1;
+    expect_message(&o, MP_ERR_UNSUPPORTED,
+                   "family \"deepseek_v3\" has no hash layers; 1 asked for");
+    o = small_v4();
+    o.num_dense = 1;
+    o.dense_intermediate_size = 32;
+    expect_message(&o, MP_ERR_UNSUPPORTED,
+                   "family \"deepseek_v4\" has no dense layers; 1 asked for");
+}
+
+Test(synth, refuses_sizes_that_no_checkpoint_has)
+{
+    mp_synth_options o = small_v4();
+    o.hidden_size = 0;
+    expect_message(&o, MP_ERR_USAGE, "hidden size is 0; it has to be 1 to 16777216");
+    o = small_v4();
+    o.hidden_size = 1ull << 60;
+    expect_message(&o, MP_ERR_USAGE,
+                   "hidden size is 1152921504606846976; it has to be 1 to 16777216");
+    o = small_v4();
+    o.intermediate_size = 0;
+    expect_message(&o, MP_ERR_USAGE, "intermediate size is 0; it has to be 1 to 16777216");
+    o = small_v4();
+    o.hidden_size = 100;
+    expect_message(&o, MP_ERR_USAGE, "hidden size is 100; for mxfp4 it has to be a multiple of 32");
+    o = small_v4();
+    o.intermediate_size = 33;
+    expect_message(&o, MP_ERR_USAGE,
+                   "intermediate size is 33; for mxfp4 it has to be a multiple of 32");
+    o = small_v4();
+    o.num_experts = 0;
+    expect_message(&o, MP_ERR_USAGE, "number of experts is 0; it has to be 1 to 65536");
+    o = small_v4();
+    o.top_k = 8;
+    expect_message(&o, MP_ERR_USAGE, "top-k is 8; it has to be 1 to 7");
+    o = small_v4();
+    o.num_layers = 0;
+    expect_message(&o, MP_ERR_USAGE, "number of layers is 0; it has to be 1 to 65536");
+    o = small_v4();
+    o.num_hash_layers = 3;
+    expect_message(&o, MP_ERR_USAGE, "number of hash layers is 3; it has to be 0 to 2");
+    o = small_v4();
+    o.vocab_size = 0;
+    expect_message(&o, MP_ERR_USAGE, "vocabulary size is 0; it has to be 1 to 16777216");
+    o = small_v3();
+    o.num_dense = 2;
+    expect_message(&o, MP_ERR_USAGE, "number of dense layers is 2; it has to be 0 to 1");
+    o = small_v3();
+    o.dense_intermediate_size = 0;
+    expect_message(&o, MP_ERR_USAGE, "dense intermediate size is 0; it has to be 1 to 16777216");
+    o = small_v3();
+    o.routed_scaling_factor = -1;
+    expect_message(&o, MP_ERR_USAGE, "routed scaling factor is -1; it has to be 0 or more");
+}
+
+/* A single expert of these sizes is a quarter of what 64 bits count. */
+Test(synth, refuses_what_no_disk_holds)
+{
+    mp_synth_options o = small_v3();
+    o.scheme = MP_SCHEME_BF16;
+    o.hidden_size = 1 << 24;
+    o.intermediate_size = 1 << 24;
+    o.num_shared_experts = 1 << 14;
+    expect_message(&o, MP_ERR_INPUT, "?");
+}

@@ -1,0 +1,25 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Usage: tools/fuzz.sh SECONDS FUZZER...
+# Runs each fuzzer for SECONDS from tests/fuzz/seeds/NAME. What it finds on the way
+# is kept beside it in FUZZER.corpus and used again; an input that fails is left there
+# as FUZZER.crash-... .
+set -euo pipefail
+
+seconds=$1
+shift
+for fuzzer; do
+    seeds=tests/fuzz/seeds/${fuzzer##*/}
+    if [ ! -d "$seeds" ]; then
+        echo "$fuzzer: there are no seeds in $seeds" >&2
+        exit 1
+    fi
+    mkdir -p "$fuzzer.corpus"
+    echo "$fuzzer: $seconds seconds"
+    if ! "$fuzzer" -max_total_time="$seconds" -timeout=10 -print_final_stats=1 \
+        -artifact_prefix="$fuzzer." "$fuzzer.corpus" "$seeds" >"$fuzzer.log" 2>&1; then
+        tail -n 50 "$fuzzer.log"
+        exit 1
+    fi
+    grep -E 'number_of_executed_units|new_units_added' "$fuzzer.log"
+done
