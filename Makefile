@@ -90,37 +90,58 @@ LIB_SOURCES := \
 CMD_SOURCES := \
 	cmd/commands.c \
 	cmd/completion.c \
+	cmd/eplb.c \
+	cmd/files.c \
 	cmd/help.c \
 	cmd/inspect.c \
 	cmd/inspect_pack.c \
 	cmd/main.c \
+	cmd/map.c \
 	cmd/nearest.c \
 	cmd/options.c \
 	cmd/output.c \
 	cmd/progress.c \
 	cmd/repack.c \
+	cmd/route.c \
 	cmd/synth.c \
 	cmd/targets.c \
 	cmd/values.c \
 	cmd/verify.c \
 
 UNIT_SOURCES := \
+	tests/unit/failing_memory.c \
 	tests/unit/golden.c \
 	tests/unit/test_base.c \
+	tests/unit/test_catalog.c \
 	tests/unit/test_checkpoint.c \
+	tests/unit/test_config.c \
 	tests/unit/test_eplb.c \
+	tests/unit/test_layout.c \
 	tests/unit/test_memory.c \
+	tests/unit/test_names.c \
 	tests/unit/test_numeric.c \
 	tests/unit/test_options.c \
 	tests/unit/test_place.c \
+	tests/unit/test_requantize.c \
+	tests/unit/test_requantize_loss.c \
+	tests/unit/test_route.c \
+	tests/unit/test_schemes.c \
+	tests/unit/test_select.c \
+	tests/unit/test_storage.c \
 	tests/unit/test_store.c \
 	tests/unit/test_store_write.c \
+	tests/unit/test_synth.c \
+	tests/unit/test_synth_run.c \
+	tests/unit/test_synth_values.c \
 	tests/unit/test_verify.c \
+	tests/unit/test_verify_source.c \
+	tests/unit/test_verify_structure.c \
 
-# Each is a program of its own, fed from tests/fuzz/seeds/NAME.
+# Each is a program of its own; fuzz_NAME is fed from tests/fuzz/seeds/NAME.
 FUZZ_SOURCES := \
 	tests/fuzz/fuzz_index.c \
 	tests/fuzz/fuzz_json.c \
+	tests/fuzz/fuzz_placement.c \
 	tests/fuzz/fuzz_safetensors.c \
 
 # Each is a program of its own.
@@ -134,6 +155,7 @@ PUBLIC_HEADERS := \
 	include/moepack/base.h \
 	include/moepack/layout.h \
 	include/moepack/model.h \
+	include/moepack/moepack.h \
 	include/moepack/numeric.h \
 	include/moepack/pack.h \
 	include/moepack/place.h \
@@ -142,27 +164,49 @@ PUBLIC_HEADERS := \
 
 MAN_PAGES := \
 	man/moepack-completion.1 \
+	man/moepack-eplb.1 \
+	man/moepack-format.5 \
 	man/moepack-help.1 \
+	man/moepack-inspect.1 \
+	man/moepack-layouts.7 \
+	man/moepack-map.1 \
+	man/moepack-repack.1 \
+	man/moepack-route.1 \
+	man/moepack-synth.1 \
 	man/moepack-targets.1 \
+	man/moepack-verify.1 \
 	man/moepack.1 \
 
 SCRIPTS := \
 	.ci/run \
+	tests/cli/eplb.sh \
 	tests/cli/headers.sh \
 	tests/cli/help.sh \
 	tests/cli/includes.sh \
+	tests/cli/inspect.sh \
+	tests/cli/install.sh \
 	tests/cli/lib.sh \
+	tests/cli/malformed.sh \
 	tests/cli/man.sh \
+	tests/cli/map.sh \
 	tests/cli/options.sh \
+	tests/cli/repack.sh \
+	tests/cli/route.sh \
 	tests/cli/run \
 	tests/cli/symbols.sh \
+	tests/cli/synth.sh \
+	tests/cli/verify.sh \
+	tests/demo.sh \
+	tests/malformed/st.sh \
 	tools/deps.sh \
 	tools/fuzz.sh \
+	tools/tidy.sh \
 
 # ---------------------------------------------------------------------------
 # Configurations
 # ---------------------------------------------------------------------------
 
+comma  := ,
 CONF   ?= release
 BUILD  := build/$(CONF)
 CFLAGS ?= -O2 -g
@@ -231,7 +275,7 @@ objects     = $(patsubst %.c,$(BUILD)/%.o,$(1))
 LIB_OBJECTS  := $(call objects,$(LIB_SOURCES))
 CMD_OBJECTS  := $(call objects,$(CMD_SOURCES))
 UNIT_OBJECTS := $(call objects,$(UNIT_SOURCES))
-FUZZERS      := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(FUZZ_SOURCES))
+FUZZERS      := $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(FUZZ_SOURCES))
 BENCHES      := $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(BENCH_SOURCES))
 SHELLS       := bash zsh fish
 COMPLETIONS  := $(addprefix $(BUILD)/completion/moepack.,$(SHELLS))
@@ -260,14 +304,17 @@ $(BUILD)/libmoepack.so: $(BUILD)/$(SO_NAME)
 $(BUILD)/moepack: $(CMD_OBJECTS) $(BUILD)/libmoepack.a
 	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES)
 
+# tests/unit/failing_memory.c stands between the program and these.
+WRAPPED      := malloc calloc realloc aligned_alloc strdup strndup free
+UNIT_LDFLAGS := $(addprefix -Wl$(comma)--wrap=,$(WRAPPED))
 $(BUILD)/unit: $(UNIT_OBJECTS) $(filter-out %/main.o,$(CMD_OBJECTS)) $(BUILD)/libmoepack.a
-	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES) -lcriterion
+	$(call say,link)$(LINK) $(UNIT_LDFLAGS) -o $@ $^ $(LIBRARIES) -lcriterion
 
 $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/libmoepack.a
 	@mkdir -p $(@D)
 	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES)
 
-$(BUILD)/fuzz/%: $(BUILD)/tests/fuzz/%.o $(BUILD)/libmoepack.a
+$(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmoepack.a
 	@mkdir -p $(@D)
 	$(call say,link)$(LINK) -fsanitize=fuzzer -o $@ $^ $(LIBRARIES)
 
@@ -275,7 +322,9 @@ $(BUILD)/completion/moepack.%: $(BUILD)/moepack
 	@mkdir -p $(@D)
 	$(call say,write)$(BUILD)/moepack completion $* >$@.new && mv $@.new $@
 
-$(BUILD)/moepack.pc: Makefile include/moepack/base.h
+# Always: it depends on PREFIX.
+.PHONY: $(BUILD)/moepack.pc
+$(BUILD)/moepack.pc:
 	@mkdir -p $(@D)
 	$(call say,write)printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$(LIBDIR)' 'includedir=$(INCLUDEDIR)' '' \
 		'Name: moepack' \
@@ -291,7 +340,7 @@ $(BUILD)/moepack.pc: Makefile include/moepack/base.h
 # ---------------------------------------------------------------------------
 
 # The submakes see what deps has installed.
-.PHONY: demo check test unit
+.PHONY: demo check test unit commands
 demo: deps
 	+$(MAKE) all
 	bash tests/demo.sh
@@ -303,17 +352,25 @@ test: all unit
 	bash tests/cli/run
 
 unit: $(BUILD)/unit
-	$(UNIT_ENVIRONMENT) $(BUILD)/unit
+	$(BUILD)/unit
 
-# libomp orders accesses that only it knows of.
-tsan: export TSAN_OPTIONS := ignore_noninstrumented_modules=1
+# The commands' tests, without those that read sources or look at what is installed.
+COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,headers.sh includes.sh install.sh lib.sh \
+	man.sh symbols.sh),$(filter tests/cli/%.sh,$(SCRIPTS)))
+commands: $(BUILD)/moepack
+	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)
 
 .PHONY: asan ubsan tsan clang
-asan ubsan tsan:
-	+$(MAKE) CONF=$@ unit
+asan ubsan:
+	+$(MAKE) CONF=$@ unit commands
+
+# Criterion maps memory where this sanitizer keeps its own, so that the unit tests
+# cannot run. libomp orders accesses in ways that only its own code knows.
+tsan:
+	+TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(MAKE) CONF=tsan commands
 
 clang:
-	+$(MAKE) CONF=clang all build/clang/unit
+	+$(MAKE) CONF=clang all unit
 
 .PHONY: fuzz run-fuzzers
 FUZZ_SECONDS ?= 10
@@ -354,7 +411,7 @@ endif
 
 C_SOURCES := $(LIB_SOURCES) $(CMD_SOURCES) $(UNIT_SOURCES) $(FUZZ_SOURCES) $(BENCH_SOURCES) \
 	$(PORTABILITY_SOURCES)
-C_HEADERS := $(PUBLIC_HEADERS) $(wildcard lib/*/*.h cmd/*.h tests/*/*.h)
+C_HEADERS := $(PUBLIC_HEADERS) $(wildcard lib/*/*.h cmd/*.h tests/*/*.h tools/*.h)
 # One process a processor; clang-tidy is what takes long.
 EACH      := xargs -n 1 -P $(shell nproc)
 
@@ -366,21 +423,21 @@ lint-format:
 
 lint-tidy:
 	printf '%s\n' $(LIB_SOURCES) $(CMD_SOURCES) | $(EACH) sh -c \
-		'clang-tidy --quiet "$$1" -- $(CPPFLAGS) $(STANDARD) 2>/dev/null' sh
+		'bash tools/tidy.sh "$$1" $(CPPFLAGS) $(STANDARD)' sh
 
 lint-cppcheck:
 	cppcheck -j $(shell nproc) --quiet --error-exitcode=1 --std=c11 --inline-suppr \
-		--enable=warning,portability --suppress=missingIncludeSystem \
-		--suppressions-list=.cppcheck-suppressions $(CPPFLAGS) $(LIB_SOURCES) $(CMD_SOURCES)
+		--enable=warning,portability --library=tools/cppcheck.cfg $(CPPFLAGS) \
+		$(LIB_SOURCES) $(CMD_SOURCES)
 
 lint-shell:
-	shellcheck -x $(SCRIPTS)
+	shellcheck -x $(SCRIPTS) $(wildcard tests/malformed/*/*.sh)
 
 lint-man:
 	mandoc -Tlint -Wwarning $(MAN_PAGES)
 
 lint-spelling:
-	codespell README.md CHANGELOG.md CONTRIBUTING.md Makefile .ci cmd include lib man tests tools
+	codespell --ignore-words-list nd README.md CHANGELOG.md CONTRIBUTING.md Makefile .ci cmd include lib man tests tools
 
 # ---------------------------------------------------------------------------
 # Installing
@@ -449,7 +506,7 @@ help:
 		'make check      install what is needed, build, and run all tests' \
 		'make test       the same without looking at what is installed' \
 		'make lint       formatting, static analysis, scripts, man pages, spelling' \
-		'make asan       the unit tests under AddressSanitizer; also: ubsan, tsan' \
+		'make asan       the tests under AddressSanitizer; also: ubsan, tsan' \
 		'make clang      everything with clang' \
 		'make fuzz       every fuzz target for FUZZ_SECONDS=10' \
 		'make aarch64    everything for aarch64, and its kernels under qemu' \

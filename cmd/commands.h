@@ -24,6 +24,9 @@
     X(targets)          \
     X(repack)           \
     X(verify)           \
+    X(eplb)             \
+    X(map)              \
+    X(route)            \
     X(help)             \
     X(completion)
 /* clang-format on */

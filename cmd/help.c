@@ -137,7 +137,9 @@ void help_command(FILE *out, const command *cmd)
     size_t own, count = options_all(cmd, all, &own);
 
     help_synopsis(out, cmd);
-    fprintf(out, "\nmoepack %s: %s\n", cmd->name, cmd->summary);
+    putc('\n', out);
+    flow summary = {out, fprintf(out, "moepack %s:", cmd->name), 0};
+    flow_text(&summary, cmd->summary);
     if (own > 0)
         fprintf(out, "\nOptions:\n");
     for (size_t i = 0; i < own; i++)

@@ -238,7 +238,7 @@ static const inspect_options defaults = {0};
 
 const command command_inspect = {
     .name = "inspect",
-    .summary = "show family, expert formats, sizes and problems of a checkpoint or a pack",
+    .summary = "show what a checkpoint or a packed directory holds",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

@@ -56,7 +56,8 @@ static void fill_tables(const command *cmd, getopt_tables *t)
 {
     size_t own, n = 0;
 
-    memset(t, 0, sizeof(*t));
+    memset(t->letters, 0, sizeof(t->letters));
+    memset(t->names, 0, sizeof(t->names));
     t->count = options_all(cmd, t->all, &own);
     t->letters[n++] = ':'; /* tells a missing value from an unknown option */
     for (size_t i = 0; i < t->count; i++) {
@@ -140,9 +141,9 @@ static int parse_options(const getopt_tables *t, int argc, char **argv, void *va
     opterr = 0;
     optind = 0; /* glibc: begin anew, also after a scan that stopped midway */
     while ((result = getopt_long(argc, argv, t->letters, t->names, NULL)) != -1) {
-        if (result == '?' || result == ':')
-            return fail_option(t, result, argv[optind - 1], err);
         int index = find_option(t, result);
+        if (index < 0) /* '?' or ':', which are no option's letter */
+            return fail_option(t, result, argv[optind - 1], err);
         if (t->all[index]->type == TYPE_HELP) {
             *help = true;
             return 0;

@@ -48,12 +48,28 @@ typedef struct repack_job {
  * Making the plan
  */
 
-/* The last part of a path, so that the manifest names no directory of this machine. */
-static const char *last_part(const char *path)
+/* The last part of a path, so that the manifest names no directory of this machine, and
+ * its length: "name/" is the same directory as "name". */
+static const char *last_part(const char *path, int *length)
 {
-    const char *slash = strrchr(path, '/');
+    size_t end = strlen(path), begin;
 
-    return slash && slash[1] ? slash + 1 : path;
+    while (end > 1 && path[end - 1] == '/')
+        end--;
+    for (begin = end; begin > 0 && path[begin - 1] != '/';)
+        begin--;
+    *length = (int)(end - begin);
+    return path + begin;
+}
+
+static void print_path(FILE *f, const char *before, const char *path)
+{
+    int length;
+
+    if (path) {
+        path = last_part(path, &length);
+        fprintf(f, "%s%.*s", before, length, path);
+    }
 }
 
 static void print_option(FILE *f, const char *name, const char *value)
@@ -71,9 +87,9 @@ static char *command_text(const repack_options *o)
 
     if (!f)
         return NULL;
-    fprintf(f, "moepack repack %s --target %s --ep %llu", last_part(o->source), o->target,
-            (unsigned long long)o->ep);
-    print_option(f, "placement", o->placement ? last_part(o->placement) : NULL);
+    print_path(f, "moepack repack ", o->source);
+    fprintf(f, " --target %s --ep %llu", o->target, (unsigned long long)o->ep);
+    print_path(f, " --placement ", o->placement);
     if (o->redundant)
         fprintf(f, " --redundant %llu", (unsigned long long)o->redundant);
     if (o->shared != MP_SHARED_NONE)
@@ -397,7 +413,7 @@ static const repack_options defaults = {.rounding = -1};
 
 const command command_repack = {
     .name = "repack",
-    .summary = "lay a checkpoint's experts out for a kernel, one directory a rank",
+    .summary = "lay the experts of a checkpoint out for a kernel",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

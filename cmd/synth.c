@@ -59,10 +59,10 @@ static int start_from_family(const synth_options *o, mp_synth_options *synth, mp
     size_t count;
     const mp_preset *preset = mp_presets(&count);
 
+    *synth = (mp_synth_options){.family = o->family};
     for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++)
         if (needed[i].value == UNSET)
             return cmd_fail(err, MP_ERR_USAGE, "--family needs --%s", needed[i].option);
-    *synth = (mp_synth_options){.family = o->family};
     mp_synth_scheme(o->family, 0, &synth->scheme);
     for (size_t i = 0; i < count; i++)
         if (strcmp(preset[i].options.family, o->family) == 0) {

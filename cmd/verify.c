@@ -173,10 +173,10 @@ static int print_report_json(const mp_verify_report *report, mp_error *err)
     }
     json_t *json = json_pack(
         "{s:b, s:s, s:{s:I, s:I, s:I, s:I}, s:I, s:o, s:[]}", "ok", report->total_faults == 0,
-        "level", mp_verify_level_name(report->level), "checked", "files",
-        (json_int_t)report->files, "tensors", (json_int_t)report->tensors, "slots",
-        (json_int_t)report->slots, "bytes", (json_int_t)report->bytes, "total_faults",
-        (json_int_t)report->total_faults, "faults", faults, "numeric");
+        "level", mp_verify_level_name(report->level), "checked", "files", (json_int_t)report->files,
+        "tensors", (json_int_t)report->tensors, "slots", (json_int_t)report->slots, "bytes",
+        (json_int_t)report->bytes, "total_faults", (json_int_t)report->total_faults, "faults",
+        faults, "numeric");
     return print_json(json, err);
 }
 
@@ -303,7 +303,7 @@ static const cmd_choice levels[] = {
 
 static const cmd_option options[] = {
     OPT_CHOICE(0, "level", "LEVEL", verify_options, level, levels,
-               "how much to check; without it exact with --source and digest without"),
+               "how much to check, by default as much as --source allows"),
     OPT_STRING(0, "source", "CKPT", verify_options, source, "the checkpoint that was packed"),
     OPT_STRING(0, "layers", "LIST", verify_options, layers,
                "look at the bytes of these layers only: numbers, ranges, prefixes"),
@@ -320,7 +320,7 @@ static const verify_options defaults = {.level = LEVEL_FROM_SOURCE};
 
 const command command_verify = {
     .name = "verify",
-    .summary = "check a packed directory, against its source where that is given",
+    .summary = "check a packed directory",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * moepack/artifact.h - a packed directory: its manifest moepack.json as a value.
  *

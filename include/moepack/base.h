@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * moepack/base.h - errors, element types, quantization schemes, and the
  * context that every long-running call takes.

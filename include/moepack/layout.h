@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * moepack/layout.h - target layouts: what a kernel wants, byte for byte.
  *

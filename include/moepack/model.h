@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * moepack/model.h - what a checkpoint's config.json says, and the catalog of
  * its experts: (layer, expert, projection) -> stored weight and scale.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * moepack/numeric.h - number formats, quantization schemes, and the kernels
  * that encode and decode them.
@@ -54,6 +55,7 @@ typedef struct mp_quant_options {
  * NaN: bf16_encode makes it quiet and keeps its sign and upper bits; e4m3_encode
  * makes it 0x7f or 0xff by its sign; e2m1_encode takes it for a large number.
  * Decoders give a quiet NaN for the NaN codes of E4M3 (with its sign) and UE8M0.
+ * Which NaN a product gives is up to the processor.
  *
  * "codes" of E2M1 are packed: element 2j in the low nibble of byte j. n is
  * then even. */
@@ -93,6 +95,11 @@ typedef struct mp_kernels {
      * goes to lane i % 8 of either sum, lanes are added as
      * ((0+4)+(2+6)) + ((1+5)+(3+7)), then to sums[]. */
     void (*error_sums)(const float *a, const float *b, size_t n, double sums[2]);
+
+    /* counts[0] += number of elements with |original| > limit, limit >= 0;
+     * counts[1] += number of nonzero originals that were decoded to zero. */
+    void (*count_lost)(const float *original, const float *decoded, size_t n, float limit,
+                       uint64_t counts[2]);
 } mp_kernels;
 
 /* The kernels of the best level that this processor and its operating system
@@ -148,8 +155,8 @@ uint64_t mp_scheme_row_bytes(mp_scheme scheme, uint64_t cols);
 int mp_decode_rows(const mp_rows *in, float *out, mp_error *err);
 
 /* Error of a requantization, added up in float64 in a fixed order: row by row,
- * within a row as the kernel error_sums does. A NaN that was let through counts
- * nowhere. */
+ * within a row as the kernel error_sums does. A NaN (in bf16 also an Inf) that
+ * was let through counts nowhere. */
 typedef struct mp_quant_stats {
     double error_sq;  /* sum of (decoded - original)^2 */
     double signal_sq; /* sum of original^2 */
@@ -176,7 +183,8 @@ void mp_quant_stats_add(mp_quant_stats *into, const mp_quant_stats *more);
  *   nvfp4         E2M1 [rows, cols/2]     F8_E4M3 [rows, cols/16]                     of 16
  *   int8_channel  INT8 [rows, cols]       F32 [rows]                                  any
  *
- * Formulas: moepack-format(5), "SCHEMES". For fp8_block, row0 is a multiple of
+ * Formulas: moepack-format(5), "SCHEMES"; where 1/scale is beyond float32,
+ * elements are divided by the scale instead. For fp8_block, row0 is a multiple of
  * 128, and so is rows unless these are the last ones of the matrix. Codes and
  * scales are written without need of alignment; scales may be null for bf16.
  *
@@ -186,7 +194,8 @@ void mp_quant_stats_add(mp_quant_stats *into, const mp_quant_stats *more);
  *   - mxfp4 to mxfp8 loses nothing, and mxfp4 to fp8_block or fp8_group with ue8m0
  *     loses nothing where exponents within a block are at most 14 apart.
  *   - mxfp4 to nvfp4 passes a block's codes through where 2^(k-127) / global_scale
- *     is an E4M3 value (mp_nvfp4_global_exact); stats count the other blocks.
+ *     is an E4M3 value (mp_nvfp4_global_exact), or where all of them are zeros;
+ *     stats count the other blocks.
  *
  * work: scratch of mp_requantize_scratch(cols) bytes, aligned as malloc aligns.
  * stats: added to; may be null, which measures nothing and is faster.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * moepack/pack.h - repacking a checkpoint, and making synthetic ones.
  *
@@ -134,22 +135,22 @@ int mp_plan_run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp
  */
 
 typedef struct mp_synth_options {
-    const char *family;                /* one of mp_synth_family_name() */
-    mp_scheme scheme;                  /* of routed experts: one of mp_synth_scheme() */
-    uint64_t hidden_size;              /* H */
-    uint64_t intermediate_size;        /* I, of one expert */
-    uint64_t dense_intermediate_size;  /* of a dense layer's MLP; 0 without such layers */
-    uint32_t num_experts;              /* routed, in every MoE layer */
-    uint32_t num_shared_experts;       /* their tensors are num_shared_experts * I wide */
+    const char *family;               /* one of mp_synth_family_name() */
+    mp_scheme scheme;                 /* of routed experts: one of mp_synth_scheme() */
+    uint64_t hidden_size;             /* H */
+    uint64_t intermediate_size;       /* I, of one expert */
+    uint64_t dense_intermediate_size; /* of a dense layer's MLP; 0 without such layers */
+    uint32_t num_experts;             /* routed, in every MoE layer */
+    uint32_t num_shared_experts;      /* their tensors are num_shared_experts * I wide */
     uint32_t top_k;
-    uint32_t num_layers;               /* decoder layers */
-    uint32_t num_dense;                /* of them, dense ones at the start */
-    uint32_t num_hash_layers;          /* of them, those at the start that route by token id */
-    uint32_t num_mtp;                  /* MTP blocks, not counted in num_layers */
+    uint32_t num_layers;      /* decoder layers */
+    uint32_t num_dense;       /* of them, dense ones at the start */
+    uint32_t num_hash_layers; /* of them, those at the start that route by token id */
+    uint32_t num_mtp;         /* MTP blocks, not counted in num_layers */
     uint64_t vocab_size;
-    double routed_scaling_factor;      /* not used where the family has none */
+    double routed_scaling_factor; /* not used where the family has none */
     uint64_t seed;
-    uint64_t max_shard_size;           /* of a shard's tensors, in bytes; 0: 5 GB */
+    uint64_t max_shard_size; /* of a shard's tensors, in bytes; 0: 5 GB */
 } mp_synth_options;
 
 /* A named set of options with a released model's shapes. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * moepack/store.h - safetensors files and sharded checkpoints.
  *

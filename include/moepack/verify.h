@@ -70,11 +70,11 @@ typedef struct mp_verify_part {
 
 typedef struct mp_verify_report {
     mp_verify_level level;
-    uint64_t files;   /* safetensors files that were there and well-formed */
-    uint64_t tensors; /* checked at the level */
-    uint64_t slots;   /* held against the source: of a rank in a layer; 0 below exact */
-    uint64_t bytes;   /* of those tensors */
-    mp_fault *faults; /* in order of rank, layer, slot, tensor, element */
+    uint64_t files;    /* safetensors files that were there and well-formed */
+    uint64_t tensors;  /* checked at the level */
+    uint64_t slots;    /* held against the source: of a rank in a layer; 0 below exact */
+    uint64_t bytes;    /* of those tensors */
+    mp_fault *faults;  /* in order of rank, layer, slot, tensor, element */
     size_t num_faults; /* kept: min(total_faults, MP_FAULTS_KEPT) */
     uint64_t total_faults;
     mp_verify_part *parts; /* in order of rank and level */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* base/arena.h - memory that is freed all at once. */
 #ifndef MP_BASE_ARENA_H
 #define MP_BASE_ARENA_H

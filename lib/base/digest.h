@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* base/digest.h - XXH3-128, as 16 big-endian bytes and as 32 hex digits, the
  * form that `xxh128sum` prints. */
 #ifndef MP_BASE_DIGEST_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* base/error.h - filling an mp_error, and checked arithmetic. */
 #ifndef MP_BASE_ERROR_H
 #define MP_BASE_ERROR_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* base/file.h - whole reads and writes, and making them durable. */
 #ifndef MP_BASE_FILE_H
 #define MP_BASE_FILE_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* base/json.h - jansson with our errors. Every getter names what it missed. */
 #ifndef MP_BASE_JSON_H
 #define MP_BASE_JSON_H

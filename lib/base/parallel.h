@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* base/parallel.h - a loop over independent work on all threads. */
 #ifndef MP_BASE_PARALLEL_H
 #define MP_BASE_PARALLEL_H

@@ -73,13 +73,14 @@ static int each_item(const char *list, const char *what,
 /* The number that ends "model.layers.3"; false for an MTP block or another name. */
 static bool decoder_layer_number(const char *prefix, uint64_t *number)
 {
-    static const char before[] = "layers.";
+    static const char before[] = ".layers.";
     const char *dot = strrchr(prefix, '.');
     const char *digits = dot ? dot + 1 : prefix;
     size_t head = (size_t)(digits - prefix);
+    size_t length = head > 7 ? 8 : 7; /* a prefix may begin with it, without the dot */
 
-    if (strstr(prefix, "mtp.") || head < sizeof before - 1 ||
-        strncmp(digits - (sizeof before - 1), before, sizeof before - 1) != 0)
+    if (strncmp(prefix, "mtp.", 4) == 0 || strstr(prefix, ".mtp.") || head < length ||
+        memcmp(digits - length, before + (8 - length), length) != 0)
         return false;
     return read_number(&digits, digits + strlen(digits), number) && *digits == '\0';
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* layout/megamoe_scale.h - the order of block scales that SM100's UTCCP copies.
  *
  * Canonical scale bytes [MN, K/block], one byte a block, are packed four along K to a

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* layout/targets.h - the targets, one a file. */
 #ifndef MP_LAYOUT_TARGETS_H
 #define MP_LAYOUT_TARGETS_H

@@ -11,6 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* No model has this many; keeps the search for a tensor's layer short. */
+#define LAYERS_MAX 10000u
+
 static const char *const projection_names[MP_PROJECTIONS] = {"gate", "up", "down"};
 
 const char *mp_projection_name(mp_projection projection)
@@ -18,8 +21,15 @@ const char *mp_projection_name(mp_projection projection)
     return projection_names[projection];
 }
 
-/* The layer with that prefix, added if it is new. Null without memory. */
-static mp_moe_layer *layer_of(mp_catalog *catalog, const char *name, const mp_expert_name *parts)
+static mp_moe_layer *no_memory(mp_error *err)
+{
+    mp_fail_memory(err);
+    return NULL;
+}
+
+/* The layer with that prefix, added if it is new; null with an error. */
+static mp_moe_layer *layer_of(mp_catalog *catalog, const char *name, const mp_expert_name *parts,
+                              mp_error *err)
 {
     mp_moe_layer *layers = catalog->layers, *layer;
     char *prefix;
@@ -29,17 +39,22 @@ static mp_moe_layer *layer_of(mp_catalog *catalog, const char *name, const mp_ex
         if (strlen(layers[i].prefix) == parts->prefix_length &&
             memcmp(layers[i].prefix, name, parts->prefix_length) == 0)
             return &layers[i];
+    if (catalog->num_layers == LAYERS_MAX) {
+        mp_fail(err, MP_ERR_INPUT, "%s: in another layer than %u that have experts too", name,
+                LAYERS_MAX);
+        return NULL;
+    }
     if ((catalog->num_layers & (catalog->num_layers - 1)) == 0) {
         size_t room = catalog->num_layers ? 2 * catalog->num_layers : 1;
 
         layers = realloc(layers, room * sizeof *layers);
         if (!layers)
-            return NULL;
+            return no_memory(err);
         catalog->layers = layers;
     }
     prefix = strndup(name, parts->prefix_length);
     if (!prefix)
-        return NULL;
+        return no_memory(err);
     layer = &layers[catalog->num_layers++];
     *layer = (mp_moe_layer){
         .prefix = prefix,
@@ -48,6 +63,30 @@ static mp_moe_layer *layer_of(mp_catalog *catalog, const char *name, const mp_ex
         .naming = parts->naming,
     };
     return layer;
+}
+
+/* Whether a layer can have an expert of that number. All layers together have no more
+ * experts than there are tensors, so that wild numbers do not make us allocate. */
+static bool check_number(mp_catalog *catalog, const mp_moe_layer *layer, const mp_tensor *tensor,
+                         uint64_t expert)
+{
+    size_t tensors = catalog->checkpoint.num_tensors, others = 0;
+
+    if (expert < layer->num_experts)
+        return true;
+    for (size_t i = 0; i < catalog->num_layers; i++)
+        if (&catalog->layers[i] != layer)
+            others += catalog->layers[i].num_experts;
+    if (expert < tensors - others)
+        return true;
+    if (others == 0 || expert >= tensors)
+        mp_problem(&catalog->problems, "%s: expert %llu, but the checkpoint has %zu tensors",
+                   tensor->name, (unsigned long long)expert, tensors);
+    else
+        mp_problem(&catalog->problems,
+                   "%s: expert %llu, and %zu in other layers, but the checkpoint has %zu tensors",
+                   tensor->name, (unsigned long long)expert, others, tensors);
+    return false;
 }
 
 /* Room for expert number `expert` in a layer; doubles, so that adding is linear. */
@@ -88,10 +127,10 @@ static void set_role(mp_catalog *catalog, mp_matrix *matrix, const mp_expert_nam
 static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
                              const mp_expert_name *parts, mp_error *err)
 {
-    mp_moe_layer *layer = layer_of(catalog, tensor->name, parts);
+    mp_moe_layer *layer = layer_of(catalog, tensor->name, parts, err);
 
     if (!layer)
-        return mp_fail_memory(err);
+        return err->code;
     if (layer->naming != parts->naming) {
         mp_problem(&catalog->problems, "%s: another naming than the rest of layer %s",
                    tensor->name, layer->prefix);
@@ -102,14 +141,8 @@ static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
         set_role(catalog, &layer->shared.matrix[parts->projection], parts, tensor);
         return 0;
     }
-    /* A contiguous numbering cannot have more experts than there are tensors, so a wild
-     * number does not make us allocate. */
-    if (parts->expert >= catalog->checkpoint.num_tensors) {
-        mp_problem(&catalog->problems, "%s: expert %llu, but the checkpoint has %zu tensors",
-                   tensor->name, (unsigned long long)parts->expert,
-                   catalog->checkpoint.num_tensors);
+    if (!check_number(catalog, layer, tensor, parts->expert))
         return 0;
-    }
     if (!reserve_expert(layer, parts->expert))
         return mp_fail_memory(err);
     layer->bytes += tensor->bytes;

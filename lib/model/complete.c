@@ -6,6 +6,7 @@
 #include "base/error.h"
 
 #include <stdio.h>
+#include <string.h>
 
 /* No model has this many; keeps a wild number in config.json from being counted through. */
 #define LAYERS_MAX 100000u
@@ -57,6 +58,94 @@ static bool look_at_layer(const mp_moe_layer *layer, const mp_config *config, mp
     return false;
 }
 
+/* ------------------------------------------------------------------------
+ * Why no look was possible
+ */
+
+/* "w1 is I8 [128, 64] with F8_E8M0 [128, 4] scales" */
+#define MATRIX_TEXT (2 * MP_SHAPE_TEXT + 128)
+
+static const char *matrix_text(const char *name, const mp_matrix *matrix, char text[MATRIX_TEXT])
+{
+    const mp_tensor *weight = matrix->weight, *scale = matrix->scale;
+    char shape[MP_SHAPE_TEXT];
+    size_t n;
+
+    snprintf(text, MATRIX_TEXT, "%s is %s %s", name, mp_dtype_name(weight->dtype),
+             mp_shape_text(weight->shape, weight->rank, shape));
+    n = strlen(text);
+    if (scale)
+        snprintf(text + n, MATRIX_TEXT - n, " with %s %s scales", mp_dtype_name(scale->dtype),
+                 mp_shape_text(scale->shape, scale->rank, shape));
+    return text;
+}
+
+/* Both gate and down are in a known form, though maybe not the same. */
+static bool is_known(const mp_expert *expert, const mp_config *config)
+{
+    mp_storage storage;
+    uint64_t cols;
+
+    return mp_storage_recognize(&expert->matrix[MP_GATE], config, &storage, &cols) &&
+           mp_storage_recognize(&expert->matrix[MP_DOWN], config, &storage, &cols);
+}
+
+/* Lists the weights that an expert has none of; false if it has all. */
+static bool list_missing(mp_catalog *catalog, const char *text, const mp_naming *naming,
+                         const mp_expert *expert)
+{
+    bool missing = false;
+
+    for (int p = 0; p < MP_PROJECTIONS; p++) {
+        if (expert->matrix[p].weight)
+            continue;
+        mp_problem(&catalog->problems, "%s.%s.weight: missing", text, naming->projection[p]);
+        missing = true;
+    }
+    return missing;
+}
+
+/* Lists that an expert with all its weights is not whole in itself. */
+static void list_misfit(mp_catalog *catalog, const char *text, const mp_naming *naming,
+                        const mp_expert *expert)
+{
+    char gate[MATRIX_TEXT], down[MATRIX_TEXT];
+
+    matrix_text(naming->projection[MP_GATE], &expert->matrix[MP_GATE], gate);
+    matrix_text(naming->projection[MP_DOWN], &expert->matrix[MP_DOWN], down);
+    mp_problem(&catalog->problems, "%s: %s, %s: %s", text, gate, down,
+               is_known(expert, &catalog->config) ? "these do not go together"
+                                                  : "no known storage form");
+}
+
+/* Lists why look_at_layer finds nothing. Returns MP_ERR_UNSUPPORTED where all is there,
+ * in no form that we know, else MP_ERR_INPUT. */
+static mp_code list_unknown(mp_catalog *catalog, const mp_moe_layer *layer)
+{
+    const mp_expert *first = layer->experts;
+    char text[EXPERT_TEXT];
+    bool missing = false;
+
+    if (layer->num_experts == 0) {
+        /* Without a shared one there are only numbers that are listed as wild. */
+        if (layer->has_shared)
+            mp_problem(&catalog->problems, "%s: a shared expert, but no routed one",
+                       layer->prefix);
+        return MP_ERR_INPUT;
+    }
+    for (uint32_t e = 0; e < layer->num_experts; e++)
+        missing |=
+            list_missing(catalog, expert_text(layer, e, text), layer->naming, &layer->experts[e]);
+    if (missing)
+        return MP_ERR_INPUT;
+    list_misfit(catalog, expert_text(layer, 0, text), layer->naming, first);
+    return is_known(first, &catalog->config) ? MP_ERR_INPUT : MP_ERR_UNSUPPORTED;
+}
+
+/* ------------------------------------------------------------------------
+ * Sizes
+ */
+
 /* Number of experts of a layer that have these sizes, looking at `enough` at most. */
 static unsigned votes_for(const mp_moe_layer *layer, const mp_config *config, const sizes *size,
                           unsigned enough)
@@ -78,6 +167,15 @@ static unsigned votes_for(const mp_moe_layer *layer, const mp_config *config, co
 static bool differs(uint64_t config_value, uint64_t value)
 {
     return config_value != MP_CONFIG_ABSENT && config_value != value;
+}
+
+/* No layer has an expert that is whole in itself: says why of the first layer. */
+static int fail_unknown(mp_catalog *catalog, mp_error *err)
+{
+    mp_code code = list_unknown(catalog, &catalog->layers[0]);
+    int rc = mp_catalog_check(catalog, err);
+
+    return catalog->problems.count == 1 ? mp_fail(err, code, "%s", err->message) : rc;
 }
 
 /* H and I of the experts. Two experts that agree outvote config.json; a single odd one
@@ -102,13 +200,8 @@ static int settle_sizes(mp_catalog *catalog, mp_error *err)
                 size = of_config;
         }
     }
-    if (!found) {
-        if (catalog->problems.count > 0)
-            return mp_catalog_check(catalog, err);
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: no expert has gate, up and down in a known storage form",
-                       catalog->layers[0].prefix);
-    }
+    if (!found)
+        return fail_unknown(catalog, err);
     catalog->hidden_size = size.hidden_size;
     catalog->moe_intermediate_size = size.intermediate_size;
     return 0;
@@ -161,7 +254,7 @@ static void check_routed(mp_catalog *catalog, mp_moe_layer *layer)
     sizes ignored;
 
     if (!look_at_layer(layer, &catalog->config, &layer->storage, &ignored)) {
-        mp_problem(&catalog->problems, "%s: no expert is stored in a known form", layer->prefix);
+        list_unknown(catalog, layer);
         return;
     }
     for (uint32_t e = 0; e < layer->num_experts; e++)
@@ -188,12 +281,18 @@ static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
     }
     shared_text(layer, text);
     if (!look_at(&layer->shared, &catalog->config, &layer->shared_storage, &size)) {
-        mp_problem(&catalog->problems, "%s: incomplete, or stored in no known form", text);
+        if (!list_missing(catalog, text, layer->naming, &layer->shared))
+            list_misfit(catalog, text, layer->naming, &layer->shared);
+        return;
+    }
+    if (size.intermediate_size % i != 0) {
+        mp_problem(&catalog->problems, "%s: %llu wide, expected a multiple of %llu", text,
+                   (unsigned long long)size.intermediate_size, (unsigned long long)i);
         return;
     }
     if (count == MP_CONFIG_ABSENT || count == 0)
         count = size.intermediate_size / i;
-    if (size.intermediate_size % i != 0 || size.intermediate_size / i != count) {
+    if (size.intermediate_size / i != count) {
         mp_problem(&catalog->problems, "%s: %llu wide, expected %llu experts of %llu", text,
                    (unsigned long long)size.intermediate_size, (unsigned long long)count,
                    (unsigned long long)i);

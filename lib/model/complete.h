@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model/complete.h - is every expert there, and does config.json agree? */
 #ifndef MP_MODEL_COMPLETE_H
 #define MP_MODEL_COMPLETE_H

@@ -35,20 +35,34 @@ static const number_key number_keys[] = {
 /* Objects that may hold the language model's facts, outermost first. */
 static const char *const nested_keys[] = {"text_config", "language_config", "llm_config"};
 
-/* A member of the root, else of a nested config; null also where it says null. */
+static const json_t *member(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+
+    return json_is_null(value) ? NULL : value;
+}
+
+/* A member of the root, else of a nested config. One that is null is as absent. */
 static const json_t *find(const json_t *root, const char *key)
 {
-    const json_t *value = json_object_get(root, key);
+    const json_t *value = member(root, key);
 
     for (size_t i = 0; !value && i < sizeof nested_keys / sizeof nested_keys[0]; i++)
-        value = json_object_get(json_object_get(root, nested_keys[i]), key);
-    return json_is_null(value) ? NULL : value;
+        value = member(json_object_get(root, nested_keys[i]), key);
+    return value;
 }
 
 static int read_number(const json_t *value, const char *key, uint64_t *number, mp_error *err)
 {
-    if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return mp_fail(err, MP_ERR_INPUT, "config.json: \"%s\" is not a non-negative integer", key);
+    char text[40] = "";
+
+    if (!json_is_integer(value) || json_integer_value(value) < 0) {
+        size_t n = json_dumpb(value, text, sizeof text - 1, JSON_ENCODE_ANY);
+
+        return mp_fail(err, MP_ERR_INPUT,
+                       "config.json: \"%s\" is %s, expected an integer of 0 or more", key,
+                       n < sizeof text ? text : "something long");
+    }
     *number = (uint64_t)json_integer_value(value);
     return 0;
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model/families.h - look-ups in the table of families. */
 #ifndef MP_MODEL_FAMILIES_H
 #define MP_MODEL_FAMILIES_H

@@ -34,6 +34,20 @@ static bool read_number(const char **text, const char *end, uint64_t *number)
     return true;
 }
 
+/* Whether "mtp" is one of the parts between the dots. */
+static bool has_mtp(const char *prefix, size_t length)
+{
+    return (length > 4 && memcmp(prefix, "mtp.", 4) == 0) || memmem(prefix, length, ".mtp.", 5);
+}
+
+/* Whether the part that ends at `end`, behind a dot or at the beginning, is "layers". */
+static bool ends_in_layers(const char *prefix, const char *end)
+{
+    size_t length = (size_t)(end - prefix);
+
+    return length >= 6 && memcmp(end - 6, "layers", 6) == 0 && (length == 6 || end[-7] == '.');
+}
+
 /* "....layers.N" or "....mtp.N": the number at the end, and which of the two. */
 static bool parse_prefix(const char *prefix, size_t length, mp_expert_name *parts)
 {
@@ -47,8 +61,8 @@ static bool parse_prefix(const char *prefix, size_t length, mp_expert_name *part
     if (digits == prefix || !read_number(&p, end, &parts->layer) || p != end)
         return false;
     parts->prefix_length = length;
-    parts->mtp = memmem(prefix, length, "mtp.", 4) != NULL;
-    return parts->mtp || (digits - prefix >= 7 && memcmp(digits - 7, "layers.", 7) == 0);
+    parts->mtp = has_mtp(prefix, length);
+    return parts->mtp || ends_in_layers(prefix, digits - 1);
 }
 
 /* "PREFIX.BLOCK" in front of ".experts." or ".shared_experts.". */

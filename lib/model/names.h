@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model/names.h - what the name of a tensor says about it. */
 #ifndef MP_MODEL_NAMES_H
 #define MP_MODEL_NAMES_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* model/storage.h - in which scheme a pair of tensors stores a matrix. */
 #ifndef MP_MODEL_STORAGE_H
 #define MP_MODEL_STORAGE_H

@@ -457,6 +457,38 @@ AVX2 static void error_sums(const float *a, const float *b, size_t n, double sum
     sums[1] += mp_sum_lanes(signal_lanes);
 }
 
+AVX2 static inline uint32_t sum_lanes(__m256i v)
+{
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    __m128i one = _mm_add_epi32(two, _mm_shuffle_epi32(two, 1));
+
+    return (uint32_t)_mm_cvtsi128_si32(one);
+}
+
+AVX2 static void count_lost(const float *original, const float *decoded, size_t n, float limit,
+                            uint64_t counts[2])
+{
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i saturated = zero;
+    __m256i flushed = zero;
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m256i before = magnitude_of(load_bits(original + i));
+        __m256i after = magnitude_of(load_bits(decoded + i));
+        __m256i above = _mm256_cmpgt_epi32(before, set1(mp_f32_bits(limit)));
+        __m256i lost =
+            _mm256_andnot_si256(_mm256_cmpeq_epi32(before, zero), _mm256_cmpeq_epi32(after, zero));
+
+        saturated = _mm256_sub_epi32(saturated, above);
+        flushed = _mm256_sub_epi32(flushed, lost);
+    }
+    counts[0] += sum_lanes(saturated);
+    counts[1] += sum_lanes(flushed);
+    mp_kernels_scalar.count_lost(original + i, decoded + i, n - i, limit, counts);
+}
+
 const mp_kernels mp_kernels_avx2 = {
     .level = "avx2",
     .bf16_decode = bf16_decode,
@@ -473,6 +505,7 @@ const mp_kernels mp_kernels_avx2 = {
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
     .error_sums = error_sums,
+    .count_lost = count_lost,
 };
 
 #endif

@@ -412,6 +412,28 @@ AVX512 static void error_sums(const float *a, const float *b, size_t n, double s
     sums[1] += mp_sum_lanes(signal_lanes);
 }
 
+AVX512 static void count_lost(const float *original, const float *decoded, size_t n, float limit,
+                              uint64_t counts[2])
+{
+    __m512i saturated = _mm512_setzero_si512();
+    __m512i flushed = _mm512_setzero_si512();
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m512i before = magnitude_of(_mm512_loadu_si512(original + i));
+        __m512i after = magnitude_of(_mm512_loadu_si512(decoded + i));
+        __mmask16 above = _mm512_cmpgt_epu32_mask(before, set1(mp_f32_bits(limit)));
+        __mmask16 zero =
+            _mm512_mask_testn_epi32_mask(_mm512_test_epi32_mask(before, before), after, after);
+
+        saturated = _mm512_mask_add_epi32(saturated, above, saturated, set1(1));
+        flushed = _mm512_mask_add_epi32(flushed, zero, flushed, set1(1));
+    }
+    counts[0] += (uint32_t)_mm512_reduce_add_epi32(saturated);
+    counts[1] += (uint32_t)_mm512_reduce_add_epi32(flushed);
+    mp_kernels_scalar.count_lost(original + i, decoded + i, n - i, limit, counts);
+}
+
 const mp_kernels mp_kernels_avx512 = {
     .level = "avx512",
     .bf16_decode = bf16_decode,
@@ -428,6 +450,7 @@ const mp_kernels mp_kernels_avx512 = {
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
     .error_sums = error_sums,
+    .count_lost = count_lost,
 };
 
 #endif

@@ -15,13 +15,18 @@ static float load_f32(const uint8_t *bytes)
     return value;
 }
 
-/* 1/scale, what elements are multiplied by. The reciprocal of a subnormal may be
- * beyond float32, and Inf would turn zeros into NaN. */
-static float reciprocal(float scale)
+/* out = in * (1/scale), scale > 0. The reciprocal of a small subnormal is beyond
+ * float32; there, out = in / scale. */
+static void divide_by_scale(const float *in, float scale, float *out, uint64_t n)
 {
     float inverse = 1.0f / scale;
 
-    return inverse < FLT_MAX ? inverse : FLT_MAX;
+    if (inverse <= FLT_MAX) {
+        mp_kernels_best()->scale(in, inverse, out, n);
+        return;
+    }
+    for (uint64_t i = 0; i < n; i++)
+        out[i] = in[i] / scale;
 }
 
 static uint64_t width_at(uint64_t cols, uint64_t col, uint64_t width)
@@ -65,7 +70,6 @@ static void fp8_encode_block(const float *in, uint64_t n, float scale, uint8_t *
 {
     const mp_kernels *kernels = mp_kernels_best();
     float values[MP_FP8_BLOCK];
-    float multiplier = reciprocal(scale);
 
     if (scale == 0) {
         memset(codes, 0, n);
@@ -74,7 +78,7 @@ static void fp8_encode_block(const float *in, uint64_t n, float scale, uint8_t *
     for (uint64_t i = 0; i < n; i += MP_FP8_BLOCK) {
         uint64_t width = width_at(n, i, MP_FP8_BLOCK);
 
-        kernels->scale(in + i, multiplier, values, width);
+        divide_by_scale(in + i, scale, values, width);
         kernels->e4m3_encode(values, codes + i, width);
     }
 }
@@ -125,15 +129,16 @@ void mp_nvfp4_encode_block(const float *in, float global_scale, uint8_t *codes, 
     const mp_kernels *kernels = mp_kernels_best();
     float amax = mp_f32_from_bits(kernels->amax_bits(in, MP_NVFP4_BLOCK));
     float values[MP_NVFP4_BLOCK];
-    float block_scale;
+    float both_scales;
 
-    *scale = 0;
-    memset(codes, 0, MP_NVFP4_BLOCK / 2);
-    if (amax == 0)
+    *scale = amax > 0 ? nvfp4_scale(amax, global_scale) : 0;
+    mp_kernels_scalar.e4m3_decode(scale, &both_scales, 1);
+    both_scales *= global_scale;
+    if (both_scales == 0) {
+        memset(codes, 0, MP_NVFP4_BLOCK / 2);
         return;
-    *scale = nvfp4_scale(amax, global_scale);
-    mp_kernels_scalar.e4m3_decode(scale, &block_scale, 1);
-    kernels->scale(in, reciprocal(block_scale * global_scale), values, MP_NVFP4_BLOCK);
+    }
+    divide_by_scale(in, both_scales, values, MP_NVFP4_BLOCK);
     kernels->e2m1_encode(values, codes, MP_NVFP4_BLOCK, MP_ROUND_OCP);
 }
 

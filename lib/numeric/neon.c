@@ -368,6 +368,27 @@ static void error_sums(const float *a, const float *b, size_t n, double sums[2])
     sums[1] += mp_sum_lanes(signal_lanes);
 }
 
+static void count_lost(const float *original, const float *decoded, size_t n, float limit,
+                       uint64_t counts[2])
+{
+    uint32x4_t saturated = vdupq_n_u32(0);
+    uint32x4_t flushed = vdupq_n_u32(0);
+    size_t i = 0;
+
+    for (; i + 4 <= n; i += 4) {
+        uint32x4_t before = magnitude_of(load_bits(original + i));
+        uint32x4_t after = magnitude_of(load_bits(decoded + i));
+        uint32x4_t above = vcgtq_u32(before, vdupq_n_u32(mp_f32_bits(limit)));
+        uint32x4_t lost = vbicq_u32(vtstq_u32(before, before), vtstq_u32(after, after));
+
+        saturated = vsubq_u32(saturated, above);
+        flushed = vsubq_u32(flushed, lost);
+    }
+    counts[0] += vaddvq_u32(saturated);
+    counts[1] += vaddvq_u32(flushed);
+    mp_kernels_scalar.count_lost(original + i, decoded + i, n - i, limit, counts);
+}
+
 const mp_kernels mp_kernels_neon = {
     .level = "neon",
     .bf16_decode = bf16_decode,
@@ -384,6 +405,7 @@ const mp_kernels mp_kernels_neon = {
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
     .error_sums = error_sums,
+    .count_lost = count_lost,
 };
 
 #endif

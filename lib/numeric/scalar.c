@@ -250,6 +250,23 @@ static void error_sums(const float *a, const float *b, size_t n, double sums[2])
     sums[1] += mp_sum_lanes(signal);
 }
 
+static void count_lost(const float *original, const float *decoded, size_t n, float limit,
+                       uint64_t counts[2])
+{
+    uint64_t saturated = 0;
+    uint64_t flushed = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        uint32_t before = load_bits(original, i) & MP_F32_ABS;
+        uint32_t after = load_bits(decoded, i) & MP_F32_ABS;
+
+        saturated += before > mp_f32_bits(limit);
+        flushed += before != 0 && after == 0;
+    }
+    counts[0] += saturated;
+    counts[1] += flushed;
+}
+
 const mp_kernels mp_kernels_scalar = {
     .level = "scalar",
     .bf16_decode = bf16_decode,
@@ -266,4 +283,5 @@ const mp_kernels mp_kernels_scalar = {
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
     .error_sums = error_sums,
+    .count_lost = count_lost,
 };

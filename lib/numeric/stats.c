@@ -37,39 +37,50 @@ static uint64_t drop_nonfinite(float *original, float *decoded, uint64_t n)
     return dropped;
 }
 
-static void count_lost(const float *original, const float *decoded, uint64_t n, double limit,
-                       mp_quant_stats *stats)
+/* The largest float32 that is not above limit >= 0. */
+static float round_down(double limit)
 {
-    for (uint64_t i = 0; i < n; i++) {
-        stats->saturated += fabsf(original[i]) > limit;
-        stats->flushed += original[i] != 0 && decoded[i] == 0;
+    float rounded = (float)limit;
+
+    return rounded > limit ? nextafterf(rounded, 0) : rounded;
+}
+
+/* Each block of a row against what the codes can say under its scale. */
+static void count_lost(const mp_requantize_job *job, uint64_t row)
+{
+    const mp_rows *out = &job->out;
+    uint64_t width = mp_rows_block(out).cols;
+    uint64_t counts[2] = {0};
+
+    for (uint64_t col = 0; col < out->cols; col += width) {
+        double limit = code_limit(out->scheme) * mp_rows_scale(out, row, col);
+        uint64_t n = out->cols - col < width ? out->cols - col : width;
+
+        job->kernels->count_lost(job->row + col, job->decoded + col, n, round_down(limit), counts);
     }
+    job->stats->saturated += counts[0];
+    job->stats->flushed += counts[1];
 }
 
 int mp_job_measure(const mp_requantize_job *job, uint64_t row)
 {
     mp_quant_stats *stats = job->stats;
-    const mp_rows *out = &job->out;
-    uint64_t width = mp_rows_block(out).cols;
+    uint64_t cols = job->out.cols;
     double sums[2] = {0};
 
     if (!stats)
         return 0;
-    int rc = mp_decode_row(out, row, job->decoded, true, job->err);
+    int rc = mp_decode_row(&job->out, row, job->decoded, true, job->err);
     if (rc != 0)
         return rc;
-    stats->elements += out->cols;
+    stats->elements += cols;
     if (job->options->allow_nonfinite)
-        stats->elements -= drop_nonfinite(job->row, job->decoded, out->cols);
-    job->kernels->error_sums(job->decoded, job->row, out->cols, sums);
+        stats->elements -= drop_nonfinite(job->row, job->decoded, cols);
+    job->kernels->error_sums(job->decoded, job->row, cols, sums);
     stats->error_sq += sums[0];
     stats->signal_sq += sums[1];
-    for (uint64_t col = 0; col < out->cols; col += width) {
-        double limit = code_limit(out->scheme) * mp_rows_scale(out, row, col);
-        uint64_t n = out->cols - col < width ? out->cols - col : width;
-
-        count_lost(job->row + col, job->decoded + col, n, limit, stats);
-    }
+    if (!job->same_codes)
+        count_lost(job, row);
     return 0;
 }
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pack/journal.h - what of an interrupted run is done.
  *
  * A text file in the partial directory. It begins with the terms of the run (target,

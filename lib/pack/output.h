@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pack/output.h - the files of a run while they are written. */
 #ifndef MP_PACK_OUTPUT_H
 #define MP_PACK_OUTPUT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pack/plan.h - what the parts of lib/pack know of a plan beyond the public value. */
 #ifndef MP_PACK_PLAN_H
 #define MP_PACK_PLAN_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pack/run.h - the state that the parts of a run share. */
 #ifndef MP_PACK_RUN_H
 #define MP_PACK_RUN_H

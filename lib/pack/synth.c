@@ -90,14 +90,14 @@ static int write_shards(const mp_synth_plan *plan, const char *dir, const mp_con
                         mp_error *err)
 {
     float *shapes = mp_alloc(MP_SYNTH_SHAPES, sizeof *shapes);
-    uint64_t done = 0;
+    mp_synth_run run = {.plan = plan, .dir = dir, .shapes = shapes, .context = context};
     int rc = 0;
 
     if (!shapes)
         return mp_fail_memory(err);
     mp_synth_shapes(shapes);
     for (size_t i = 0; i < plan->num_shards && rc == 0; i++)
-        rc = mp_synth_shard_write(plan, i, dir, shapes, context, &done, err);
+        rc = mp_synth_shard_write(&run, i, err);
     free(shapes);
     return rc;
 }

@@ -139,11 +139,17 @@ const mp_synth_family *mp_synth_family_find(const char *name);
 /* Adds all items of a checkpoint. */
 int mp_synth_family_items(mp_synth_plan *plan, mp_error *err);
 
-/* Writes a shard into a directory.
- * done: bytes of tensors that are written, counted on; context's progress is told. */
-int mp_synth_shard_write(const mp_synth_plan *plan, size_t shard, const char *dir,
-                         const float shapes[MP_SYNTH_SHAPES], const mp_context *context,
-                         uint64_t *done, mp_error *err);
+/* A plan that is being written. */
+typedef struct mp_synth_run {
+    const mp_synth_plan *plan;
+    const char *dir;
+    const float *shapes; /* as mp_synth_shapes fills it */
+    const mp_context *context;
+    uint64_t done; /* bytes of tensors that are written */
+} mp_synth_run;
+
+/* Writes a shard and reports progress. */
+int mp_synth_shard_write(mp_synth_run *run, size_t shard, mp_error *err);
 
 /* The family's config.json; null without memory. */
 json_t *mp_synth_config_v4(const mp_synth_options *options);

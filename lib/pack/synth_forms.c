@@ -4,9 +4,7 @@
 #include "pack/synth.h"
 
 #include "base/error.h"
-#include "numeric/kernels.h"
-
-#define FP8_BLOCK 128
+#include "numeric/encode.h"
 
 uint64_t mp_synth_row_bytes(const mp_synth_form *form, uint64_t cols)
 {
@@ -22,7 +20,7 @@ uint64_t mp_synth_scale_row_bytes(const mp_synth_form *form, uint64_t cols)
 
 uint64_t mp_synth_work(const mp_synth_form *form, uint64_t cols)
 {
-    return form->block_rows > 1 ? 2 * FP8_BLOCK * FP8_BLOCK : cols;
+    return form->block_rows > 1 ? MP_FP8_BLOCK * MP_FP8_BLOCK : cols;
 }
 
 static void fill_bf16(const mp_synth_tile *tile)
@@ -53,43 +51,45 @@ static void fill_mxfp4(const mp_synth_tile *tile)
 }
 
 /* Stores a block's scale as element `index`, and returns it as it was stored. */
-static float store_scale(const mp_kernels *kernels, mp_dtype dtype, float scale, void *scales,
-                         uint64_t index)
+static float store_scale(mp_dtype dtype, uint32_t amax_bits, void *scales, uint64_t index)
 {
-    float stored = scale;
+    const mp_quant_options options = {.ue8m0 = dtype == MP_F8_E8M0};
+    const mp_kernels *kernels = mp_kernels_best();
+    float scale;
 
+    mp_fp8_scales(&amax_bits, 1, &options, (uint8_t *)&scale);
     if (dtype == MP_F32) {
         ((float *)scales)[index] = scale;
     } else if (dtype == MP_BF16) {
         kernels->bf16_encode(&scale, (uint16_t *)scales + index, 1);
-        kernels->bf16_decode((uint16_t *)scales + index, &stored, 1);
+        kernels->bf16_decode((uint16_t *)scales + index, &scale, 1);
     } else {
         kernels->ue8m0_encode(&scale, (uint8_t *)scales + index, 1);
-        kernels->ue8m0_decode((uint8_t *)scales + index, &stored, 1);
     }
-    return stored;
+    return scale;
 }
 
-/* Blocks of 128x128, the last ones ragged. No synthetic value is zero, and so no scale. */
+/* Blocks of 128x128, the last ones ragged. Codes belong to the scale as it is stored, so
+ * that a BF16 scale costs them no precision. */
 static void fill_fp8_block(const mp_synth_tile *tile)
 {
-    const mp_kernels *kernels = mp_kernels_best();
-    float *values = tile->work;
-    float *scaled = values + FP8_BLOCK * FP8_BLOCK;
-
-    for (uint64_t col = 0; col < tile->cols; col += FP8_BLOCK) {
-        uint64_t width = tile->cols - col < FP8_BLOCK ? tile->cols - col : FP8_BLOCK;
+    for (uint64_t col = 0; col < tile->cols; col += MP_FP8_BLOCK) {
+        uint64_t left = tile->cols - col;
+        uint64_t width = left < MP_FP8_BLOCK ? left : MP_FP8_BLOCK;
         uint8_t *out = (uint8_t *)tile->out + col;
+        float *row = tile->work;
+        uint32_t amax_bits = 0;
 
-        for (uint64_t r = 0; r < tile->rows; r++)
-            mp_synth_row(&tile->values, tile->row0 + r, col, width, values + r * width);
+        for (uint64_t r = 0; r < tile->rows; r++, row += width) {
+            mp_synth_row(&tile->values, tile->row0 + r, col, width, row);
+            mp_fp8_block_amax(row, width, &amax_bits);
+        }
+        float scale =
+            store_scale(tile->form->scale_dtype, amax_bits, tile->scales, col / MP_FP8_BLOCK);
 
-        float amax = mp_f32_from_bits(kernels->amax_bits(values, tile->rows * width));
-        float scale = store_scale(kernels, tile->form->scale_dtype, amax / MP_E4M3_MAX,
-                                  tile->scales, col / FP8_BLOCK);
-        kernels->scale(values, 1 / scale, scaled, tile->rows * width);
-        for (uint64_t r = 0; r < tile->rows; r++)
-            kernels->e4m3_encode(scaled + r * width, out + r * tile->cols, width);
+        row = tile->work;
+        for (uint64_t r = 0; r < tile->rows; r++, row += width, out += tile->cols)
+            mp_fp8_encode(row, width, MP_FP8_BLOCK, (const uint8_t *)&scale, out);
     }
 }
 
@@ -138,11 +138,11 @@ static void fill_token_table(const mp_synth_tile *tile)
         .block_cols = 1, .fill = filler                                             \
     }
 
-#define FP8(scale_end, scale_type)                                                     \
-    {                                                                                  \
-        .suffix = ".weight", .dtype = MP_F8_E4M3, .packing = 1, .rank = 2,             \
-        .scale_suffix = scale_end, .scale_dtype = scale_type, .block_rows = FP8_BLOCK, \
-        .block_cols = FP8_BLOCK, .fill = fill_fp8_block                                \
+#define FP8(scale_end, scale_type)                                                        \
+    {                                                                                     \
+        .suffix = ".weight", .dtype = MP_F8_E4M3, .packing = 1, .rank = 2,                \
+        .scale_suffix = scale_end, .scale_dtype = scale_type, .block_rows = MP_FP8_BLOCK, \
+        .block_cols = MP_FP8_BLOCK, .fill = fill_fp8_block                                \
     }
 
 const mp_synth_form mp_synth_bf16 = PLAIN(".weight", MP_BF16, 2, fill_bf16);

@@ -70,7 +70,8 @@ static int measure(mp_synth_item *item, mp_error *err)
     if (rc == 0 && item->scale_name)
         rc = mp_tensor_spec_bytes(&scale, &scale_bytes, err);
     if (rc != 0)
-        return mp_error_prefix(err, "%s", item->name);
+        return mp_fail(err, MP_ERR_USAGE, "\"%s\" would be too large, with %llu rows of %llu",
+                       item->name, (unsigned long long)item->rows, (unsigned long long)item->cols);
     item->bytes += scale_bytes; /* neither is above 2^63 */
     return 0;
 }
@@ -95,7 +96,8 @@ int mp_synth_plan_add(mp_synth_plan *plan, const mp_synth_form *form, const char
     if (measure(&item, err) != 0 || reserve(plan, err) != 0)
         return err->code;
     if (!mp_add_u64(plan->bytes, item.bytes, &plan->bytes) || plan->bytes > INT64_MAX)
-        return mp_fail(err, MP_ERR_USAGE, "%s: the checkpoint is larger than 2^63 bytes", name);
+        return mp_fail(err, MP_ERR_USAGE, "\"%s\" makes the checkpoint larger than 2^63 bytes",
+                       item.name);
     plan->items[plan->num_items++] = item;
     return 0;
 }

@@ -23,15 +23,12 @@ typedef struct place {
 } place;
 
 typedef struct shard_run {
-    const mp_synth_plan *plan;
+    mp_synth_run *all;
     const mp_synth_item *items; /* num_items of this shard */
     size_t num_items;
     place *places;
     uint64_t num_units;
     uint64_t scratch_bytes;
-    const float *shapes;
-    const mp_context *context;
-    uint64_t *done;
     char *path;
     int fd;
 } shard_run;
@@ -142,18 +139,42 @@ static size_t item_of_unit(const shard_run *run, uint64_t unit)
     return low;
 }
 
-static void report(const shard_run *run, uint64_t bytes)
+static void report(mp_synth_run *all, uint64_t bytes)
 {
-    if (!run->context || !run->context->progress)
+    if (!all->context || !all->context->progress)
         return;
 #pragma omp critical(mp_synth_progress)
     {
-        *run->done += bytes;
-        run->context->progress(run->context->progress_user, *run->done, run->plan->bytes);
+        all->done += bytes;
+        all->context->progress(all->context->progress_user, all->done, all->plan->bytes);
     }
 }
 
-/* Makes and writes a tile of rows of an item. */
+/* The tile that a unit makes of an item, with its buffers in scratch. */
+static mp_synth_tile tile_of_unit(const shard_run *run, const mp_synth_item *item, uint64_t unit,
+                                  unsigned char *scratch)
+{
+    const mp_synth_options *options = run->all->plan->options;
+    buffers size = tile_buffers(item);
+    uint64_t row0 = unit * item->tile_rows;
+    uint64_t left = item->rows - row0;
+
+    return (mp_synth_tile){
+        .form = item->form,
+        .values = {.shapes = run->all->shapes,
+                   .columns = (float *)(void *)scratch,
+                   .key = mp_synth_key(options->seed, item->name)},
+        .row0 = row0,
+        .rows = left < item->tile_rows ? left : item->tile_rows,
+        .cols = item->cols,
+        .num_experts = options->num_experts,
+        .work = (float *)(void *)(scratch + size.columns),
+        .out = scratch + size.columns + size.work,
+        .scales = scratch + size.columns + size.work + size.out,
+    };
+}
+
+/* Makes and writes a tile. */
 static int write_tile(void *user, uint64_t unit, void *scratch, mp_error *err)
 {
     const shard_run *run = user;
@@ -161,52 +182,34 @@ static int write_tile(void *user, uint64_t unit, void *scratch, mp_error *err)
     const mp_synth_item *item = &run->items[index];
     const place *to = &run->places[index];
     const mp_synth_form *form = item->form;
-    buffers size = tile_buffers(item);
-    unsigned char *buffer = scratch;
-    float *columns = (float *)(void *)buffer;
-    uint64_t row0 = (unit - to->first_unit) * item->tile_rows;
-    uint64_t left = item->rows - row0;
-    mp_synth_tile tile = {
-        .form = form,
-        .values = {run->shapes, columns, mp_synth_key(run->plan->options->seed, item->name)},
-        .row0 = row0,
-        .rows = left < item->tile_rows ? left : item->tile_rows,
-        .cols = item->cols,
-        .num_experts = run->plan->options->num_experts,
-        .work = (float *)(void *)(buffer + size.columns),
-        .out = buffer + size.columns + size.work,
-        .scales = buffer + size.columns + size.work + size.out,
-    };
+    mp_synth_tile tile = tile_of_unit(run, item, unit - to->first_unit, scratch);
     uint64_t row_bytes = mp_synth_row_bytes(form, item->cols);
     uint64_t scale_row_bytes = mp_synth_scale_row_bytes(form, item->cols);
+    uint64_t scale_row0 = tile.row0 / form->block_rows;
     uint64_t bytes = tile.rows * row_bytes;
     uint64_t scale_bytes = mp_ceil_div(tile.rows, form->block_rows) * scale_row_bytes;
 
-    mp_synth_columns(tile.values.key, item->cols, columns);
+    mp_synth_columns(tile.values.key, item->cols, scratch);
     form->fill(&tile);
-    int rc = mp_pwrite_all(run->fd, tile.out, bytes, to->offset + row0 * row_bytes, run->path, err);
+    int rc =
+        mp_pwrite_all(run->fd, tile.out, bytes, to->offset + tile.row0 * row_bytes, run->path, err);
     if (rc == 0)
         rc = mp_pwrite_all(run->fd, tile.scales, scale_bytes,
-                           to->scale_offset + row0 / form->block_rows * scale_row_bytes, run->path,
-                           err);
+                           to->scale_offset + scale_row0 * scale_row_bytes, run->path, err);
     if (rc == 0)
-        report(run, bytes + scale_bytes);
+        report(run->all, bytes + scale_bytes);
     return rc;
 }
 
-int mp_synth_shard_write(const mp_synth_plan *plan, size_t shard, const char *dir,
-                         const float shapes[MP_SYNTH_SHAPES], const mp_context *context,
-                         uint64_t *done, mp_error *err)
+int mp_synth_shard_write(mp_synth_run *all, size_t shard, mp_error *err)
 {
+    const mp_synth_plan *plan = all->plan;
     size_t first = plan->shards[shard].first_item;
     shard_run run = {
-        .plan = plan,
+        .all = all,
         .items = &plan->items[first],
         .num_items = plan->shards[shard + 1].first_item - first,
-        .shapes = shapes,
-        .context = context,
-        .done = done,
-        .path = mp_path_join(dir, plan->shards[shard].name),
+        .path = mp_path_join(all->dir, plan->shards[shard].name),
         .fd = -1,
     };
     int rc;
@@ -221,7 +224,7 @@ int mp_synth_shard_write(const mp_synth_plan *plan, size_t shard, const char *di
     if (rc == 0)
         rc = write_header(&run, err);
     if (rc == 0)
-        rc = mp_parallel(context, run.num_units, run.scratch_bytes, write_tile, &run, err);
+        rc = mp_parallel(all->context, run.num_units, run.scratch_bytes, write_tile, &run, err);
     if (rc == 0)
         rc = mp_file_sync(run.fd, run.path, err);
     if (rc == 0) {

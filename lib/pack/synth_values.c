@@ -7,10 +7,14 @@
 #include <string.h>
 
 #include "base/digest.h"
+#include "base/error.h"
 
 /* Standard deviation of all values, over that of shape * row factor: the mean squares
  * are pi / 4 and (2^3 - 0.5^3) / (3 * 1.5). */
 #define COLUMN_RMS (0.03 / 1.1727)
+
+/* One column of so many stands out. */
+#define OUTLIER_EVERY 512
 
 /* Neighbouring counters are this far apart: 2^64 over the golden ratio, odd. */
 #define STEP 0x9e3779b97f4a7c15u
@@ -52,7 +56,7 @@ uint64_t mp_synth_key(uint64_t seed, const char *name)
 
 void mp_synth_columns(uint64_t key, uint64_t cols, float *columns)
 {
-    uint64_t outliers = 1 + cols / 512;
+    uint64_t outliers = mp_ceil_div(cols, OUTLIER_EVERY);
     uint64_t column_key = ~key;
     double sum = 0;
 

@@ -31,7 +31,7 @@ void mp_synth_shapes(float shapes[MP_SYNTH_SHAPES]);
 /* The key of a tensor. */
 uint64_t mp_synth_key(uint64_t seed, const char *name);
 
-/* Fills the factors of a tensor's columns. Their root mean square is such that values
+/* Fills the factors of a tensor's columns, cols >= 1. Their root mean square is such that values
  * have a standard deviation of 0.03. */
 void mp_synth_columns(uint64_t key, uint64_t cols, float *columns);
 

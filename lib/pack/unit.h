@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* pack/unit.h - doing one unit of work. */
 #ifndef MP_PACK_UNIT_H
 #define MP_PACK_UNIT_H

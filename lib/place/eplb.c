@@ -15,8 +15,7 @@ static int divides(uint32_t a, const char *what_a, uint32_t b, const char *what_
 {
     if (a % b == 0)
         return 0;
-    return mp_fail(err, MP_ERR_INPUT, "eplb: %u %s do not divide among %u %s", a, what_a, b,
-                   what_b);
+    return mp_fail(err, MP_ERR_INPUT, "%u %s do not divide among %u %s", a, what_a, b, what_b);
 }
 
 /* Sizes of the problem, as the algorithm that is asked for sees it. */
@@ -33,13 +32,13 @@ static int resolve_sizes(mp_eplb_work *work, uint32_t num_logical, const mp_eplb
                            .nodes = global ? 1 : nodes,
                            .groups = global ? 1 : groups};
     if (options->num_physical < num_logical)
-        return mp_fail(err, MP_ERR_INPUT, "eplb: %u physical experts for %u logical ones",
+        return mp_fail(err, MP_ERR_INPUT, "%u physical experts for %u logical ones",
                        options->num_physical, num_logical);
     if (options->num_physical > INT32_MAX)
-        return mp_fail(err, MP_ERR_INPUT, "eplb: %u physical experts do not fit 32-bit ids",
+        return mp_fail(err, MP_ERR_INPUT, "%u physical experts do not fit 32-bit ids",
                        options->num_physical);
     if (options->ep == 0)
-        return mp_fail(err, MP_ERR_INPUT, "eplb: no GPUs");
+        return mp_fail(err, MP_ERR_INPUT, "no GPUs");
     int rc = divides(options->num_physical, "physical experts", options->ep, "GPUs", err);
     if (rc == 0)
         rc = divides(options->ep, "GPUs", nodes, "nodes", err);
@@ -53,14 +52,14 @@ static int resolve_sizes(mp_eplb_work *work, uint32_t num_logical, const mp_eplb
 static int check_counts(const mp_counts *counts, mp_error *err)
 {
     if (counts->layers == 0 || counts->num_logical == 0)
-        return mp_fail(err, MP_ERR_INPUT, "eplb: no %s in the counts",
+        return mp_fail(err, MP_ERR_INPUT, "no %s in the counts",
                        counts->layers == 0 ? "layers" : "experts");
     for (uint32_t layer = 0; layer < counts->layers; layer++)
         for (uint32_t e = 0; e < counts->num_logical; e++) {
             float count = counts->count[(size_t)layer * counts->num_logical + e];
             if (!isfinite(count) || count < 0)
                 return mp_fail(err, MP_ERR_INPUT,
-                               "eplb: layer %u, expert %u: count %g, expected 0 or more", layer, e,
+                               "layer %u, expert %u: count %g, expected 0 or more", layer, e,
                                count);
         }
     return 0;
@@ -115,17 +114,24 @@ static void balance_layer(mp_eplb *e, mp_eplb_work *work, const float *weights, 
 
 static mp_eplb_report mean_report(const mp_eplb_report *report, uint32_t layers)
 {
-    mp_eplb_report sum = {0};
+    mp_eplb_report mean = {0};
     for (uint32_t layer = 0; layer < layers; layer++) {
-        sum.balancedness_trivial += report[layer].balancedness_trivial / layers;
-        sum.balancedness += report[layer].balancedness / layers;
-        sum.balancedness_refined += report[layer].balancedness_refined / layers;
-        sum.max_load += report[layer].max_load / layers;
-        sum.max_load_refined += report[layer].max_load_refined / layers;
-        sum.lower_bound += report[layer].lower_bound / layers;
-        sum.colocated_replicas += report[layer].colocated_replicas / layers;
+        mean.balancedness_trivial += report[layer].balancedness_trivial;
+        mean.balancedness += report[layer].balancedness;
+        mean.balancedness_refined += report[layer].balancedness_refined;
+        mean.max_load += report[layer].max_load;
+        mean.max_load_refined += report[layer].max_load_refined;
+        mean.lower_bound += report[layer].lower_bound;
+        mean.colocated_replicas += report[layer].colocated_replicas;
     }
-    return sum;
+    mean.balancedness_trivial /= layers;
+    mean.balancedness /= layers;
+    mean.balancedness_refined /= layers;
+    mean.max_load /= layers;
+    mean.max_load_refined /= layers;
+    mean.lower_bound /= layers;
+    mean.colocated_replicas /= layers;
+    return mean;
 }
 
 static int alloc_result(mp_eplb *e, uint32_t layers, uint32_t n, uint32_t p, uint32_t ep,

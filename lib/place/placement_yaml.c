@@ -29,10 +29,13 @@ static unsigned long long line_of(const yaml_reader *reader)
 static int next_event(yaml_reader *reader, mp_error *err)
 {
     yaml_event_delete(&reader->event);
-    if (!yaml_parser_parse(&reader->parser, &reader->event))
+    if (!yaml_parser_parse(&reader->parser, &reader->event)) {
+        if (reader->parser.error == YAML_MEMORY_ERROR)
+            return mp_fail_memory(err);
         return mp_fail(err, MP_ERR_INPUT, "placement: line %zu, column %zu: %s",
                        reader->parser.problem_mark.line + 1, reader->parser.problem_mark.column + 1,
                        reader->parser.problem ? reader->parser.problem : "not YAML");
+    }
     if (reader->event.type == YAML_ALIAS_EVENT)
         return mp_fail(err, MP_ERR_INPUT, "placement: line %llu: aliases are not accepted",
                        line_of(reader));

@@ -33,23 +33,22 @@ static int check_options(const mp_route_options *options, uint32_t k, mp_error *
 {
     const mp_slots *slots = &options->slots;
     if (k == 0)
-        return mp_fail(err, MP_ERR_INPUT, "route: no choices a token");
+        return mp_fail(err, MP_ERR_INPUT, "no choices a token");
     if (options->rank >= slots->ep)
-        return mp_fail(err, MP_ERR_USAGE, "route: rank %u of %u ranks", options->rank, slots->ep);
+        return mp_fail(err, MP_ERR_USAGE, "rank %u of %u ranks", options->rank, slots->ep);
     if (!(options->routed_scaling_factor >= 0))
-        return mp_fail(err, MP_ERR_USAGE, "route: routed scaling factor %g, expected 0 or more",
+        return mp_fail(err, MP_ERR_USAGE, "routed scaling factor %g, expected 0 or more",
                        options->routed_scaling_factor);
     if (options->waterfill != MP_WATERFILL_OFF && (slots->shared != 1 || slots->shared_once))
         return mp_fail(err, MP_ERR_USAGE,
-                       "route: waterfill needs exactly one shared expert on every rank");
+                       "waterfill needs exactly one shared expert on every rank");
     if (options->waterfill != MP_WATERFILL_DYNAMIC)
         return 0;
     if (!options->rank_load)
-        return mp_fail(err, MP_ERR_USAGE,
-                       "route: dynamic waterfill needs the rank loads of all ranks");
+        return mp_fail(err, MP_ERR_USAGE, "dynamic waterfill needs the rank loads of all ranks");
     if (options->rank_load->ep != slots->ep)
-        return mp_fail(err, MP_ERR_USAGE, "route: loads of %u ranks for %u ranks",
-                       options->rank_load->ep, slots->ep);
+        return mp_fail(err, MP_ERR_USAGE, "loads of %u ranks for %u ranks", options->rank_load->ep,
+                       slots->ep);
     return 0;
 }
 
@@ -90,12 +89,12 @@ static int dispatch(routing *r, const int32_t *ids, mp_error *err)
             continue;
         if (id < 0 || (uint32_t)id >= replicas->num_logical)
             return mp_fail(err, MP_ERR_INPUT,
-                           "route: token %llu, choice %llu: logical expert %d, expected -1 to %u",
+                           "token %llu, choice %llu: logical expert %d, expected -1 to %u",
                            (unsigned long long)(i / r->k), (unsigned long long)(i % r->k), id,
                            replicas->num_logical - 1);
         uint32_t start = replicas->start[id], count = replicas->start[id + 1] - start;
         if (count == 0)
-            return mp_fail(err, MP_ERR_INPUT, "route: logical expert %d has no physical one", id);
+            return mp_fail(err, MP_ERR_INPUT, "logical expert %d has no physical one", id);
         if (r->nearest[id] >= 0)
             r->physical[i] = r->nearest[id];
         else if (count == 1)
@@ -247,7 +246,8 @@ double mp_balancedness(const uint64_t *choices, uint32_t ep)
  * Rank loads
  */
 
-static int read_loads(const json_t *root, const char *key, uint32_t ep, uint64_t *values,
+/* Allocates and reads the list of one number a rank. */
+static int read_loads(const json_t *root, const char *key, uint32_t ep, uint64_t **values,
                       mp_error *err)
 {
     json_t *list;
@@ -257,6 +257,9 @@ static int read_loads(const json_t *root, const char *key, uint32_t ep, uint64_t
     if (json_array_size(list) != ep)
         return mp_fail(err, MP_ERR_INPUT, "rank load: %s has %zu numbers, expected %u", key,
                        json_array_size(list), ep);
+    *values = mp_alloc(ep, sizeof(**values));
+    if (!*values)
+        return mp_fail_memory(err);
     for (uint32_t rank = 0; rank < ep; rank++) {
         const json_t *value = json_array_get(list, rank);
         json_int_t number = json_integer_value(value);
@@ -264,7 +267,7 @@ static int read_loads(const json_t *root, const char *key, uint32_t ep, uint64_t
             return mp_fail(err, MP_ERR_INPUT,
                            "rank load: %s, rank %u: expected a whole number from 0 to %d", key,
                            rank, INT32_MAX);
-        values[rank] = (uint64_t)number;
+        (*values)[rank] = (uint64_t)number;
     }
     return 0;
 }
@@ -277,14 +280,9 @@ int mp_rank_load_parse(mp_rank_load *load, const char *text, uint64_t length, ui
     int rc = mp_json_parse(text, length, "rank load", &root, err);
     if (rc != 0)
         return rc;
-    load->routed_counts = mp_alloc(ep, sizeof(*load->routed_counts));
-    load->tokens = mp_alloc(ep, sizeof(*load->tokens));
-    if (!load->routed_counts || !load->tokens)
-        rc = mp_fail_memory(err);
+    rc = read_loads(root, "routed_counts", ep, &load->routed_counts, err);
     if (rc == 0)
-        rc = read_loads(root, "routed_counts", ep, load->routed_counts, err);
-    if (rc == 0)
-        rc = read_loads(root, "tokens", ep, load->tokens, err);
+        rc = read_loads(root, "tokens", ep, &load->tokens, err);
     if (rc == 0 && json_object_size(root) != 2)
         rc = mp_fail(err, MP_ERR_INPUT,
                      "rank load: %zu keys, expected routed_counts and tokens only",

@@ -24,7 +24,7 @@ struct reading {
     const char *index;  /* name of the index; null without one */
 };
 
-/* A missing shard is a fault of the checkpoint, not of the system. */
+/* That a shard is missing, or is no file, is a fault of the checkpoint, not of the system. */
 static int open_shard(const struct reading *reading, mp_shard *shard, mp_error *err)
 {
     struct stat st;
@@ -32,8 +32,11 @@ static int open_shard(const struct reading *reading, mp_shard *shard, mp_error *
     int rc;
     if (!path)
         return mp_fail_memory(err);
-    if (reading->index && stat(path, &st) != 0 && errno == ENOENT)
+    bool there = stat(path, &st) == 0;
+    if (!there && errno == ENOENT && reading->index)
         rc = mp_fail(err, MP_ERR_INPUT, "the file is missing, \"%s\" names it", reading->index);
+    else if (there && !S_ISREG(st.st_mode)) /* to open a pipe would be to wait for its writer */
+        rc = mp_fail(err, MP_ERR_INPUT, "not a regular file");
     else
         rc = mp_open_read(path, &shard->fd, err);
     free(path);

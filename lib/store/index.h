@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* store/index.h - which shards a checkpoint has, and which tensors they should hold. */
 #ifndef MP_STORE_INDEX_H
 #define MP_STORE_INDEX_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* store/manifest.h - how moepack.json is sealed.
  *
  * The text of the manifest ends in "\n}\n". The seal takes that off and puts a last

@@ -92,11 +92,16 @@ static int get_u64(const json_t *object, const char *key, uint64_t *value, mp_er
     return mp_json_get_u64(object, key, MP_MANIFEST_NAME, value, err);
 }
 
-static double get_real(const json_t *object, const char *key, double otherwise)
+/* A number; `otherwise` where there is none, or null. */
+static int get_real(const json_t *object, const char *key, double otherwise, double *value,
+                    mp_error *err)
 {
-    const json_t *value = json_object_get(object, key);
+    const json_t *json = json_object_get(object, key);
 
-    return json_is_number(value) ? json_number_value(value) : otherwise;
+    if (json && !json_is_null(json) && !json_is_number(json))
+        return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is not a number", MP_MANIFEST_NAME, key);
+    *value = json_is_number(json) ? json_number_value(json) : otherwise;
+    return 0;
 }
 
 /* A list of `count` zeroed things, as long as the JSON array. */
@@ -130,8 +135,7 @@ static int read_quantization(const json_t *root, mp_manifest *m, mp_error *err)
         return mp_fail(err, MP_ERR_INPUT, "%s: \"lossless\" is not true or false",
                        MP_MANIFEST_NAME);
     m->lossless = json_is_true(json_object_get(json, "lossless"));
-    m->amax_floor = get_real(json, "amax_floor", 0);
-    return 0;
+    return get_real(json, "amax_floor", 0, &m->amax_floor, err);
 }
 
 static int read_model(const json_t *root, mp_manifest *m, mp_error *err)
@@ -270,11 +274,14 @@ static int read_errors(const json_t *root, mp_manifest *m, mp_error *err)
             mp_json_get_string(json, "matrix", MP_MANIFEST_NAME, &matrix, err) != 0 ||
             get_u64(json, "saturated", &e->saturated, err) != 0 ||
             get_u64(json, "flushed", &e->flushed, err) != 0 ||
-            get_u64(json, "elements", &e->elements, err) != 0)
+            get_u64(json, "elements", &e->elements, err) != 0 ||
+            get_real(json, "relative_rms", NAN, &e->relative_rms, err) != 0 ||
+            get_real(json, "sqnr_db", INFINITY, &e->sqnr_db, err) != 0)
             return err->code;
         e->matrix = strcmp(matrix, "w2") == 0 ? "w2" : "w13";
-        e->relative_rms = get_real(json, "relative_rms", NAN);
-        e->sqnr_db = get_real(json, "sqnr_db", INFINITY);
+        if (strcmp(matrix, e->matrix) != 0)
+            return mp_fail(err, MP_ERR_INPUT, "%s: matrix \"%s\" is neither \"w13\" nor \"w2\"",
+                           MP_MANIFEST_NAME, matrix);
     }
     return 0;
 }

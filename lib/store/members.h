@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* store/members.h - walks the members of the JSON object that is a safetensors header,
  * one at a time: a tree of 100 MB of JSON would take gigabytes. Keys and values are only
  * delimited here; jansson parses them, and refuses what is not JSON. */

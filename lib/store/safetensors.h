@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* store/safetensors.h - reading the header of one safetensors file. */
 #ifndef MP_STORE_SAFETENSORS_H
 #define MP_STORE_SAFETENSORS_H

@@ -28,8 +28,8 @@ typedef struct mp_check {
     mp_slot_tensor tensors[MP_TARGET_TENSORS]; /* of a slot */
     unsigned num_tensors;
     uint32_t slots_per_rank;
-    bool *layers; /* [manifest.num_layers]: selected for digest and exact */
-    bool *ranks;  /* [ep_size]: the same */
+    bool *layers;      /* [manifest.num_layers]: selected for digest and exact */
+    bool *ranks;       /* [ep_size]: the same */
     size_t num_layers; /* selected */
 
     mp_placement placement; /* of placement.json; map is null if that is no use */

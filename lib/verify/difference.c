@@ -110,8 +110,8 @@ static void write_source(const mp_slot_side *s, mp_role role, const mp_differenc
     unsigned bits = mp_scheme_bits(canonical->scheme);
 
     if (role == MP_ROLE_WEIGHT) {
-        uint64_t column = bits == 4 ? 2 * d->byte + ((d->have ^ d->want) & 0x0f ? 0 : 1)
-                                    : d->byte / (bits / 8);
+        uint64_t column =
+            bits == 4 ? 2 * d->byte + ((d->have ^ d->want) & 0x0f ? 0 : 1) : d->byte / (bits / 8);
 
         snprintf(text, size, "%s row %" PRIu64 " column %" PRIu64 " %s", matrix->weight->name,
                  d->row, column, passes ? "says" : "quantizes to");

@@ -15,17 +15,17 @@ typedef struct digest_job {
     const mp_rank *rank;
 } digest_job;
 
-/* Another rank whose tensor of this name has that digest, or -1. */
-static int64_t find_owner(const mp_manifest *m, uint32_t rank, const char *name, const char *xxh3)
+/* The rank whose tensor of this name has that digest, or -1. */
+static int64_t find_owner(const mp_manifest *m, const char *name, const char *xxh3)
 {
     for (size_t r = 0; r < m->num_ranks; r++) {
-        const mp_packed_rank *other = &m->ranks[r];
+        const mp_packed_rank *rank = &m->ranks[r];
 
-        for (size_t f = 0; f < other->num_files; f++)
-            for (size_t t = 0; t < other->files[f].num_tensors; t++)
-                if (other->rank != rank && strcmp(other->files[f].tensors[t].xxh3, xxh3) == 0 &&
-                    strcmp(other->files[f].tensors[t].name, name) == 0)
-                    return other->rank;
+        for (size_t f = 0; f < rank->num_files; f++)
+            for (size_t t = 0; t < rank->files[f].num_tensors; t++)
+                if (strcmp(rank->files[f].tensors[t].xxh3, xxh3) == 0 &&
+                    strcmp(rank->files[f].tensors[t].name, name) == 0)
+                    return rank->rank;
     }
     return -1;
 }
@@ -41,7 +41,7 @@ static void report_change(const digest_job *job, const mp_spot *spot, const char
         return;
     }
     if (mp_faults_wants(faults, spot))
-        owner = find_owner(&job->check->manifest, job->rank->packed->rank, spot->tensor, actual);
+        owner = find_owner(&job->check->manifest, spot->tensor, actual);
     if (owner >= 0)
         mp_fault_add(faults, spot, "holds the bytes of rank %lld", (long long)owner);
     else
@@ -71,8 +71,8 @@ static int check_digest(void *user, uint64_t index, void *buffer, mp_error *err)
     mp_digest_text(&digest, actual);
     if (!held->xxh3 || strcmp(actual, held->xxh3) != 0)
         report_change(job, &spot, actual, held->xxh3);
-    mp_check_advance(check, check->tensors[index % check->num_tensors].slot_bytes *
-                                check->slots_per_rank);
+    mp_check_advance(check,
+                     check->tensors[index % check->num_tensors].slot_bytes * check->slots_per_rank);
     return 0;
 }
 

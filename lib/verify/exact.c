@@ -299,22 +299,16 @@ static int compare_weights(mp_slot_side *s, mp_difference *d, mp_error *err)
     return rc;
 }
 
-/* Bytes of the scale tensor that hold nothing are zero. */
-static void check_padding(const mp_slot_side *s, const mp_spot *spot)
+static void check_padding(const mp_slot_side *s)
 {
-    const mp_scale_map *map = &s->exact->scale_maps[s->side];
-    mp_spot at = *spot;
+    mp_spot spot = mp_slot_side_spot(s, MP_ROLE_SCALE);
+    uint32_t offset;
 
-    for (uint64_t i = 0; i < map->num_padding; i++) {
-        uint32_t offset = map->padding[i];
-
-        if (s->packed_scale[offset] == 0)
-            continue;
-        at.element = offset / (mp_dtype_bits(s->tensor[MP_ROLE_SCALE]->dtype) / 8);
-        mp_fault_add(&s->check->faults, &at, "padding byte %u holds 0x%02x, not zero", offset,
-                     s->packed_scale[offset]);
+    if (mp_scale_padding_is_zero(&s->exact->scale_maps[s->side], s->packed_scale, &offset))
         return;
-    }
+    spot.element = offset / (mp_dtype_bits(s->tensor[MP_ROLE_SCALE]->dtype) / 8);
+    mp_fault_add(&s->check->faults, &spot, "padding byte %u holds 0x%02x, not zero", offset,
+                 s->packed_scale[offset]);
 }
 
 /* After compare_weights, which leaves all of want_scale behind. */
@@ -322,14 +316,13 @@ static int compare_scales(mp_slot_side *s, mp_difference *d, mp_error *err)
 {
     const mp_held *held = s->held[MP_ROLE_SCALE];
     uint64_t slot_bytes = s->tensor[MP_ROLE_SCALE]->slot_bytes;
-    mp_spot spot = mp_slot_side_spot(s, MP_ROLE_SCALE);
 
     int rc = mp_tensor_read(held->file, held->tensor, s->slot * slot_bytes, slot_bytes,
                             s->packed_scale, err);
     if (rc != 0)
         return mp_error_prefix(err, "rank %u", s->rank->packed->rank);
     s->check->target->unpack_scale(&s->check->dims, s->side, s->packed_scale, s->have_scale);
-    check_padding(s, &spot);
+    check_padding(s);
     if (count_rows(s->have_scale, s->want_scale, s->form->parts * s->form->scale_rows,
                    s->form->scale_row_bytes, d))
         find_in_scale(s, d);
@@ -348,7 +341,8 @@ typedef struct exact_job {
 } exact_job;
 
 /* The tensor of a layer where it can be read as the target wants it, or null. */
-static const mp_held *usable_tensor(const exact_job *job, size_t layer, const mp_slot_tensor *tensor)
+static const mp_held *usable_tensor(const exact_job *job, size_t layer,
+                                    const mp_slot_tensor *tensor)
 {
     if (!tensor)
         return NULL;

@@ -11,7 +11,7 @@
 typedef struct mp_exact {
     mp_source source;
     mp_scale_map scale_maps[MP_SIDES];
-    uint64_t tile_rows[MP_SIDES]; /* packed rows that are compared at a time */
+    uint64_t tile_rows[MP_SIDES];  /* packed rows that are compared at a time */
     uint64_t probe_rows[MP_SIDES]; /* packed rows that tell which expert a slot holds */
 } mp_exact;
 
@@ -41,10 +41,10 @@ typedef struct mp_slot_side {
     const mp_slot_tensor *tensor[2]; /* by mp_role; null: the target has none */
     const mp_held *held[2];          /* by mp_role; null: not there, or of another shape */
 
-    uint64_t row0, rows; /* packed rows of the tile in the buffers */
-    uint8_t *packed;     /* a tile of weights, as in the file */
-    uint8_t *have;       /* the same, unpacked */
-    uint8_t *want;       /* the same from the source */
+    uint64_t row0, rows;   /* packed rows of the tile in the buffers */
+    uint8_t *packed;       /* a tile of weights, as in the file */
+    uint8_t *have;         /* the same, unpacked */
+    uint8_t *want;         /* the same from the source */
     uint8_t *packed_scale; /* the scale tensor */
     uint8_t *have_scale;   /* the same, unpacked */
     uint8_t *want_scale;   /* the same from the source */
@@ -63,8 +63,8 @@ int mp_slot_side_want(mp_slot_side *s, uint32_t expert, mp_error *err);
 
 /* How a tensor of a slot differs from what it should be. */
 typedef struct mp_difference {
-    uint64_t bytes; /* that differ; 0: none, and the rest is not set */
-    uint64_t rows;  /* that they are in, */
+    uint64_t bytes;   /* that differ; 0: none, and the rest is not set */
+    uint64_t rows;    /* that they are in, */
     uint64_t of_rows; /* of these */
     /* The first one, in the order of the packed tensor. */
     uint64_t offset; /* in the packed tensor of the slot */

@@ -203,8 +203,7 @@ bool mp_faults_wants(const mp_faults *faults, const mp_spot *spot)
     return wants;
 }
 
-int mp_faults_take(mp_faults *faults, char *const *layers, mp_verify_report *report,
-                   mp_error *err)
+int mp_faults_take(mp_faults *faults, char *const *layers, mp_verify_report *report, mp_error *err)
 {
     if (faults->num_kept > 0) {
         report->faults = mp_alloc_zeroed(faults->num_kept, sizeof *report->faults);

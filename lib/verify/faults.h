@@ -52,7 +52,6 @@ void mp_fault_add(mp_faults *faults, const mp_spot *spot, const char *format, ..
 bool mp_faults_wants(const mp_faults *faults, const mp_spot *spot);
 
 /* Moves everything into the report; layers: prefixes by index. MP_ERR_IO without memory. */
-int mp_faults_take(mp_faults *faults, char *const *layers, mp_verify_report *report,
-                   mp_error *err);
+int mp_faults_take(mp_faults *faults, char *const *layers, mp_verify_report *report, mp_error *err);
 
 #endif

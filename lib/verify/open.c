@@ -105,9 +105,8 @@ static int find_target(mp_check *check, mp_error *err)
 
     check->target = mp_target_find(m->target);
     if (!check->target || m->target_version != check->target->version)
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: this version does not know target %s/%" PRIu64, MP_MANIFEST_NAME,
-                       m->target, m->target_version);
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: this version does not know target %s/%" PRIu64,
+                       MP_MANIFEST_NAME, m->target, m->target_version);
     if (strcmp(m->shared, "none") != 0)
         return mp_fail(err, MP_ERR_UNSUPPORTED,
                        "%s: this version cannot check shared experts in mode \"%s\"",
@@ -197,7 +196,6 @@ void mp_check_advance(mp_check *check, uint64_t bytes)
     {
         check->progress_done += bytes;
         if (context && context->progress)
-            context->progress(context->progress_user, check->progress_done,
-                              check->progress_total);
+            context->progress(context->progress_user, check->progress_done, check->progress_total);
     }
 }

@@ -43,9 +43,8 @@ static int open_file(mp_rank *rank, mp_check *check, size_t f, mp_error *err)
     if (rc != 0 || !there)
         return rc;
     if (size != file->size) {
-        mp_fault_add(&check->faults, &spot,
-                     "%s: %s: %" PRIu64 " bytes, the manifest says %" PRIu64, file->name,
-                     size < file->size ? "truncated" : "too long", size, file->size);
+        mp_fault_add(&check->faults, &spot, "%s: %s: %" PRIu64 " bytes, the manifest says %" PRIu64,
+                     file->name, size < file->size ? "truncated" : "too long", size, file->size);
         return 0;
     }
     char *path = mp_path_join(rank->dir, file->name);

@@ -73,6 +73,18 @@ static bool same_number(mp_check *check, const char *what, uint64_t manifest, ui
     return false;
 }
 
+/* The same for a word. */
+static bool same_text(mp_check *check, const char *what, const char *manifest, const char *actual)
+{
+    mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, -1);
+
+    if (strcmp(manifest, actual) == 0)
+        return true;
+    mp_fault_add(&check->faults, &spot, "%s: %s \"%s\", of the source it is \"%s\"",
+                 MP_MANIFEST_NAME, what, manifest, actual);
+    return false;
+}
+
 static const mp_moe_layer *find_layer(const mp_catalog *catalog, const char *prefix)
 {
     for (size_t i = 0; i < catalog->num_layers; i++)
@@ -95,26 +107,27 @@ static bool match_layer(mp_source *source, mp_check *check, size_t index)
     if (!layer)
         mp_fault_add(&check->faults, &spot, "the source has no such layer");
     else
-        mp_fault_add(&check->faults, &spot,
-                     "%u experts in the source, the manifest says %" PRIu64, layer->num_experts,
-                     m->num_experts);
+        mp_fault_add(&check->faults, &spot, "%u experts in the source, the manifest says %" PRIu64,
+                     layer->num_experts, m->num_experts);
     return false;
 }
 
-/* A pack is lossless when all of its layers pass through. */
-static bool match_lossless(const mp_source *source, mp_check *check)
+/* The scheme of the layers that are packed, and whether they pass through. */
+static bool match_quantization(const mp_source *source, mp_check *check)
 {
     const mp_manifest *m = &check->manifest;
-    mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, -1);
+    const char *scheme = mp_scheme_name(source->layers[0]->storage.scheme);
     bool lossless = true;
 
-    for (size_t i = 0; i < m->num_layers; i++)
+    for (size_t i = 0; i < m->num_layers; i++) {
         lossless &= mp_source_passes_through(source, i);
-    if (lossless != m->lossless)
-        mp_fault_add(&check->faults, &spot, "%s: says %s, but from this source it is %s",
-                     MP_MANIFEST_NAME, m->lossless ? "lossless" : "requantized",
-                     lossless ? "lossless" : "requantized");
-    return lossless == m->lossless;
+        if (source->layers[i]->storage.scheme != source->layers[0]->storage.scheme)
+            scheme = "mixed";
+    }
+    bool same = same_text(check, "source quantization", m->source_scheme, scheme);
+    return same_text(check, "repack", m->lossless ? "lossless" : "requantized",
+                     lossless ? "lossless" : "requantized") &&
+           same;
 }
 
 static bool match_layers(mp_source *source, mp_check *check)
@@ -123,10 +136,10 @@ static bool match_layers(mp_source *source, mp_check *check)
 
     for (size_t i = 0; i < check->manifest.num_layers; i++)
         all &= match_layer(source, check, i);
-    return all && match_lossless(source, check);
+    return all && match_quantization(source, check);
 }
 
-static bool match_numbers(mp_source *source, mp_check *check)
+static bool match_model(const mp_source *source, mp_check *check)
 {
     const mp_manifest *m = &check->manifest;
     const mp_catalog *c = &source->catalog;
@@ -134,7 +147,9 @@ static bool match_numbers(mp_source *source, mp_check *check)
 
     same &= same_number(check, "moe_intermediate_size", m->moe_intermediate_size,
                         c->moe_intermediate_size);
+    same &= same_number(check, "num_shared_experts", m->num_shared_experts, c->num_shared_experts);
     same &= same_number(check, "layers", m->model_layers, c->num_layers);
+    same &= same_text(check, "family", m->family, c->family);
     return same;
 }
 
@@ -227,8 +242,8 @@ int mp_source_open(mp_source *source, mp_check *check, bool *usable, mp_error *e
     if (!source->layers)
         return mp_fail_memory(err);
     mp_faults_add_part(&check->faults, -1, MP_VERIFY_EXACT);
-    *usable = match_numbers(source, check) && match_layers(source, check) &&
-              read_rules(source, check);
+    *usable =
+        match_model(source, check) && match_layers(source, check) && read_rules(source, check);
     measure_sides(source, check);
     if (*usable)
         measure_rows(source, check);
@@ -300,9 +315,9 @@ static int quantize_rows(const mp_source *source, const mp_moe_layer *layer,
     return rc != 0 ? mp_error_prefix(err, "%s", matrix->weight->name) : 0;
 }
 
-int mp_source_rows(const mp_source *source, size_t layer, uint32_t expert,
-                   mp_projection projection, uint64_t row0, uint64_t rows, void *work,
-                   uint8_t *weight, uint8_t *scale, mp_error *err)
+int mp_source_rows(const mp_source *source, size_t layer, uint32_t expert, mp_projection projection,
+                   uint64_t row0, uint64_t rows, void *work, uint8_t *weight, uint8_t *scale,
+                   mp_error *err)
 {
     const mp_moe_layer *from = source->layers[layer];
     const mp_matrix *matrix = &from->experts[expert].matrix[projection];

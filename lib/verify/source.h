@@ -13,11 +13,11 @@
 
 /* How a side of a slot is made of matrices. */
 typedef struct mp_side_form {
-    mp_projection first;    /* of `parts` projections, one after the other */
-    unsigned parts;         /* 2 (gate, up) or 1 (down) */
-    uint64_t rows, cols;    /* of one matrix */
-    uint64_t row_bytes;     /* of its weights */
-    uint64_t scale_rows;    /* of one matrix; a row of scales covers block_rows rows */
+    mp_projection first; /* of `parts` projections, one after the other */
+    unsigned parts;      /* 2 (gate, up) or 1 (down) */
+    uint64_t rows, cols; /* of one matrix */
+    uint64_t row_bytes;  /* of its weights */
+    uint64_t scale_rows; /* of one matrix; a row of scales covers block_rows rows */
     uint64_t scale_row_bytes;
 } mp_side_form;
 
@@ -26,7 +26,7 @@ typedef struct mp_source {
     const mp_moe_layer **layers; /* of the pack's layers, in their order */
     mp_storage canonical;        /* how the target's scheme is stored in canonical form */
     mp_side_form sides[MP_SIDES];
-    mp_quant_options quant; /* of layers that do not pass through */
+    mp_quant_options quant;       /* of layers that do not pass through */
     uint64_t raw_row_bytes;       /* most bytes of a row as stored, any matrix */
     uint64_t raw_scale_row_bytes; /* the same of its scales */
 } mp_source;
@@ -46,8 +46,8 @@ bool mp_source_passes_through(const mp_source *source, size_t layer);
 /* Canonical rows row0 .. row0+rows-1 of one matrix of an expert.
  * weight: rows * row_bytes; scale: the scale rows that cover them.
  * work: of mp_source_work_bytes(source, rows), aligned to 64. */
-int mp_source_rows(const mp_source *source, size_t layer, uint32_t expert,
-                   mp_projection projection, uint64_t row0, uint64_t rows, void *work,
-                   uint8_t *weight, uint8_t *scale, mp_error *err);
+int mp_source_rows(const mp_source *source, size_t layer, uint32_t expert, mp_projection projection,
+                   uint64_t row0, uint64_t rows, void *work, uint8_t *weight, uint8_t *scale,
+                   mp_error *err);
 
 #endif

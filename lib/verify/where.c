@@ -95,6 +95,17 @@ out:
     return rc;
 }
 
+bool mp_scale_padding_is_zero(const mp_scale_map *map, const uint8_t *tensor, uint32_t *offset)
+{
+    for (uint64_t i = 0; i < map->num_padding; i++) {
+        if (tensor[map->padding[i]] != 0) {
+            *offset = map->padding[i];
+            return false;
+        }
+    }
+    return true;
+}
+
 void mp_scale_map_release(mp_scale_map *map)
 {
     free(map->offsets);

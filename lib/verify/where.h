@@ -27,6 +27,10 @@ typedef struct mp_scale_map {
 int mp_where_scale(const mp_target *target, const mp_dims *dims, mp_side side,
                    uint64_t tensor_bytes, uint64_t canonical_bytes, mp_scale_map *map,
                    mp_error *err);
+
+/* False if a byte of the padding is not zero; *offset is set to the first one. */
+bool mp_scale_padding_is_zero(const mp_scale_map *map, const uint8_t *tensor, uint32_t *offset);
+
 void mp_scale_map_release(mp_scale_map *map);
 
 #endif

@@ -38,9 +38,9 @@ test_assertions=0
 test_faults=
 finished=
 
-# Words of the messages, and whether they are colored, must not depend on the user.
+# What is tested must not depend on the user, nor on the make that runs the tests.
 export LC_ALL=C
-unset NO_COLOR MOEPACK_CPU POSIXLY_CORRECT
+unset NO_COLOR MOEPACK_CPU POSIXLY_CORRECT MAKEFLAGS MFLAGS MAKELEVEL
 
 cleanup()
 {

@@ -26,7 +26,7 @@ page_options()
     sed -n '
         /^\.It Fl /!d
         s/^\.It //
-        s/ Ns Op = Ns Ar \([A-Z]*\)$/[=\1]/
+        s/ Ns Op = Ns Ar \([A-Z/]*\)$/[=\1]/
         s/Fl /-/g
         s/ , -/, --/
         s/ Ar / /
@@ -37,7 +37,7 @@ page_options()
 help_options()
 {
     moepack "$1" --help |
-        sed -n 's/^ \{2,6\}\(-[^ ,]*\(, --[^ ]*\)\{0,1\}\( [A-Z]\{1,\}\)\{0,1\}\)\( .*\)\{0,1\}$/\1/p'
+        sed -n 's/^ \{2,6\}\(-[^ ,]*\(, --[^ ]*\)\{0,1\}\( [A-Z][A-Z/]*\)\{0,1\}\)\( .*\)\{0,1\}$/\1/p'
 }
 
 for command in $commands; do

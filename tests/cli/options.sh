@@ -14,11 +14,11 @@ try 'moepack --help'
 END
 
 it "names the nearest command for a misspelled one"
-run moepack tragets
+run moepack tagrets
 assert_status 2
 assert_stdout ''
 assert_stderr_is <<'END'
-moepack: 'tragets' is not a command; did you mean 'targets'?
+moepack: 'tagrets' is not a command; did you mean 'targets'?
 try 'moepack --help'
 END
 

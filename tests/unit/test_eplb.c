@@ -127,7 +127,7 @@ static void balance_slowly(const float *w, int n, int p, int groups, int nodes, 
     int per_node = n / nodes, physical = p / nodes, per_gpu = p / gpus;
     for (int node = 0; node < nodes; node++) {
         float share[MOST];
-        int expert[MOST], number_of[MOST], count[MOST], gpu[MOST], place[MOST];
+        int expert[MOST], number_of[MOST], count[MOST] = {0}, gpu[MOST], place[MOST];
         for (int i = 0; i < physical; i++) {
             int best = i;
             if (i >= per_node) {
@@ -136,8 +136,6 @@ static void balance_slowly(const float *w, int n, int p, int groups, int nodes, 
                     if (w[order[node * per_node + e]] / (float)count[e] >
                         w[order[node * per_node + best]] / (float)count[best])
                         best = e;
-            } else {
-                count[i] = 0;
             }
             expert[i] = best;
             number_of[i] = count[best]++;
@@ -410,27 +408,27 @@ Test(eplb, what_does_not_divide)
     const mp_eplb_options good = {.num_physical = 12, .ep = 4, .nodes = 2, .groups = 2};
     mp_eplb_options o = good;
     o.num_physical = 5;
-    refuse(o, 1, "eplb: 5 physical experts for 6 logical ones");
+    refuse(o, 1, "5 physical experts for 6 logical ones");
     o.num_physical = 4000000000;
-    refuse(o, 1, "eplb: 4000000000 physical experts do not fit 32-bit ids");
+    refuse(o, 1, "4000000000 physical experts do not fit 32-bit ids");
     o = good;
     o.ep = 0;
-    refuse(o, 1, "eplb: no GPUs");
+    refuse(o, 1, "no GPUs");
     o.ep = 5;
-    refuse(o, 1, "eplb: 12 physical experts do not divide among 5 GPUs");
+    refuse(o, 1, "12 physical experts do not divide among 5 GPUs");
     o = good;
     o.nodes = 3;
     o.groups = 6;
-    refuse(o, 1, "eplb: 4 GPUs do not divide among 3 nodes");
+    refuse(o, 1, "4 GPUs do not divide among 3 nodes");
     o = good;
     o.groups = 4;
-    refuse(o, 1, "eplb: 6 logical experts do not divide among 4 groups");
+    refuse(o, 1, "6 logical experts do not divide among 4 groups");
     o.groups = 3;
     o.algorithm = MP_EPLB_HIERARCHICAL;
-    refuse(o, 1, "eplb: 3 groups do not divide among 2 nodes");
-    refuse(good, -1, "eplb: layer 0, expert 5: count -1, expected 0 or more");
-    refuse(good, NAN, "eplb: layer 0, expert 5: count nan, expected 0 or more");
-    refuse(good, INFINITY, "eplb: layer 0, expert 5: count inf, expected 0 or more");
+    refuse(o, 1, "3 groups do not divide among 2 nodes");
+    refuse(good, -1, "layer 0, expert 5: count -1, expected 0 or more");
+    refuse(good, NAN, "layer 0, expert 5: count nan, expected 0 or more");
+    refuse(good, INFINITY, "layer 0, expert 5: count inf, expected 0 or more");
 }
 
 Test(eplb, auto_falls_back_to_global)
@@ -453,7 +451,7 @@ Test(eplb, empty_counts)
     mp_eplb_options options = {.num_physical = 8, .ep = 4};
     mp_eplb e;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, &err), MP_ERR_INPUT);
-    cr_assert_str_eq(err.message, "eplb: no layers in the counts");
+    cr_assert_str_eq(err.message, "no layers in the counts");
 }
 
 /* ------------------------------------------------------------------------

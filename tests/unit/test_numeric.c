@@ -425,29 +425,70 @@ Test(kernels, amax_and_scale)
     }
 }
 
+/* Lanes and their order as the header says, which float64 rounding tells apart. */
+static void sums_in_lane_order(const float *a, const float *b, size_t n, double sums[2])
+{
+    double error[8] = {0};
+    double signal[8] = {0};
+
+    for (size_t i = 0; i < n; i++) {
+        error[i % 8] += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        signal[i % 8] += (double)b[i] * b[i];
+    }
+    sums[0] += ((error[0] + error[4]) + (error[2] + error[6])) +
+               ((error[1] + error[5]) + (error[3] + error[7]));
+    sums[1] += ((signal[0] + signal[4]) + (signal[2] + signal[6])) +
+               ((signal[1] + signal[5]) + (signal[3] + signal[7]));
+}
+
 Test(kernels, error_sums_in_lane_order)
 {
     enum { N = 107 };
     float a[N];
     float b[N];
-    double lanes[2][8] = {{0}};
 
     for (int i = 0; i < N; i++) {
         b[i] = sinf((float)i) * ldexpf(1, i % 23);
         a[i] = b[i] + cosf((float)i);
-        lanes[0][i % 8] += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        lanes[1][i % 8] += (double)b[i] * b[i];
     }
     EACH_LEVEL(k)
     {
-        double sums[2] = {1, 2};
+        for (size_t n = 0; n <= N; n++) {
+            double expected[2] = {1, 2};
+            double sums[2] = {1, 2};
 
-        k->error_sums(a, b, N, sums);
-        for (int s = 0; s < 2; s++) {
-            const double *l = lanes[s];
-            double tree = ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+            sums_in_lane_order(a, b, n, expected);
+            k->error_sums(a, b, n, sums);
+            cr_assert(sums[0] == expected[0] && sums[1] == expected[1], "%s: n = %zu", k->level, n);
+        }
+    }
+}
 
-            cr_assert_eq(sums[s], 1 + s + tree, "%s: sum %d", k->level, s);
+Test(kernels, count_lost)
+{
+    enum { N = 107 };
+    float original[N];
+    float decoded[N];
+
+    for (int i = 0; i < N; i++) {
+        original[i] = (float)(i % 13 - 6); /* -6..6 */
+        decoded[i] = i % 3 ? original[i] : -0.0f;
+    }
+    EACH_LEVEL(k)
+    {
+        uint64_t above = 0;
+        uint64_t flushed = 0;
+
+        for (size_t n = 0; n <= N; n++) {
+            uint64_t counts[2] = {7, 9};
+
+            k->count_lost(original, decoded, n, 4, counts);
+            cr_assert(counts[0] == 7 + above && counts[1] == 9 + flushed, "%s: n = %zu", k->level,
+                      n);
+            if (n < N) {
+                above += fabsf(original[n]) > 4;
+                flushed += original[n] != 0 && decoded[n] == 0;
+            }
         }
     }
 }
@@ -614,4 +655,19 @@ Test(kernels, mse_takes_the_better_exponent)
     free(codes);
     free(scales);
     golden_close(golden);
+}
+
+/* Exponent byte 0 would hold this block exactly, but it is not written. */
+Test(kernels, mse_stays_above_exponent_0)
+{
+    const mp_quant_options options = {.scale_rule = MP_SCALE_MSE};
+    float in[32] = {6 * 0x1p-127f, 0x1p-128f};
+    uint8_t codes[16];
+    uint8_t scale;
+
+    EACH_LEVEL(k)
+    {
+        k->mxfp4_encode(in, codes, &scale, 32, &options);
+        cr_assert(scale == 1 && codes[0] == 0x05, "%s", k->level);
+    }
 }

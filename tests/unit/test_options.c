@@ -380,7 +380,7 @@ Test(nearest, slips_are_forgiven_and_strangers_are_not)
         const char *word;
         const char *best;
     } cases[] = {
-        {"verfy", "verify"}, {"repak", "repack"}, {"unpack", "repack"}, {"inspekt", "inspect"},
+        {"verifz", "verify"}, {"repak", "repack"}, {"unpack", "repack"}, {"inspekt", "inspect"},
         {"mpa", "map"},      {"xyz", NULL},       {"", NULL},           {"quantise", NULL},
     };
     static const char *const names[] = {"inspect", "map", "repack", "verify"};

@@ -459,33 +459,33 @@ Test(route, bad_options_and_ids)
     mp_rank_load one_rank = {.ep = 1, .routed_counts = numbers, .tokens = numbers};
     mp_route_options good = {.slots = {3, 4, 2, 1, false}};
     mp_route_options o = good;
-    refuse(o, 3, 2, MP_ERR_INPUT, "route: token 1, choice 1: logical expert 3, expected -1 to 2");
-    refuse(o, -2, 2, MP_ERR_INPUT, "route: token 1, choice 1: logical expert -2, expected -1 to 2");
-    refuse(o, 0, 0, MP_ERR_INPUT, "route: no choices a token");
+    refuse(o, 3, 2, MP_ERR_INPUT, "token 1, choice 1: logical expert 3, expected -1 to 2");
+    refuse(o, -2, 2, MP_ERR_INPUT, "token 1, choice 1: logical expert -2, expected -1 to 2");
+    refuse(o, 0, 0, MP_ERR_INPUT, "no choices a token");
     o.rank = 2;
-    refuse(o, 0, 2, MP_ERR_USAGE, "route: rank 2 of 2 ranks");
+    refuse(o, 0, 2, MP_ERR_USAGE, "rank 2 of 2 ranks");
     o = good;
     o.routed_scaling_factor = -1;
-    refuse(o, 0, 2, MP_ERR_USAGE, "route: routed scaling factor -1, expected 0 or more");
+    refuse(o, 0, 2, MP_ERR_USAGE, "routed scaling factor -1, expected 0 or more");
     o.routed_scaling_factor = NAN;
-    refuse(o, 0, 2, MP_ERR_USAGE, "route: routed scaling factor nan, expected 0 or more");
+    refuse(o, 0, 2, MP_ERR_USAGE, "routed scaling factor nan, expected 0 or more");
     o = good;
     o.waterfill = MP_WATERFILL_DYNAMIC;
-    refuse(o, 0, 2, MP_ERR_USAGE, "route: dynamic waterfill needs the rank loads of all ranks");
+    refuse(o, 0, 2, MP_ERR_USAGE, "dynamic waterfill needs the rank loads of all ranks");
     o.rank_load = &one_rank;
-    refuse(o, 0, 2, MP_ERR_USAGE, "route: loads of 1 ranks for 2 ranks");
+    refuse(o, 0, 2, MP_ERR_USAGE, "loads of 1 ranks for 2 ranks");
     o = good;
     o.waterfill = MP_WATERFILL_STATIC;
     o.slots.shared = 2;
-    refuse(o, 0, 2, MP_ERR_USAGE, "route: waterfill needs exactly one shared expert on every rank");
+    refuse(o, 0, 2, MP_ERR_USAGE, "waterfill needs exactly one shared expert on every rank");
     o.slots.shared = 1;
     o.slots.shared_once = true;
-    refuse(o, 0, 2, MP_ERR_USAGE, "route: waterfill needs exactly one shared expert on every rank");
+    refuse(o, 0, 2, MP_ERR_USAGE, "waterfill needs exactly one shared expert on every rank");
     o = good;
     o.slots.num_logical = 2;
     refuse(o, 0, 2, MP_ERR_INPUT, "placement: column 2: logical expert 2, expected 0 to 1");
     o.slots.num_logical = 4;
-    refuse(o, 3, 2, MP_ERR_INPUT, "route: logical expert 3 has no physical one");
+    refuse(o, 3, 2, MP_ERR_INPUT, "logical expert 3 has no physical one");
 }
 
 static void refuse_fill(mp_waterfill w, uint32_t shared, uint32_t k, int32_t bad, int code,

@@ -316,7 +316,8 @@ Test(schemes, decode_nothing)
     const float scale = 1;
     float out = 7;
     mp_error err;
-    mp_rows in = {.scheme = MP_SCHEME_FP8_CHANNEL, .scale_dtype = MP_F32, .scale = &scale};
+    mp_rows in = {
+        .scheme = MP_SCHEME_FP8_CHANNEL, .scale_dtype = MP_F32, .weight = &scale, .scale = &scale};
 
     cr_assert_eq(mp_decode_rows(&in, &out, &err), 0);
     in.rows = 3;

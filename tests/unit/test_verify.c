@@ -10,10 +10,10 @@ static const struct kind {
     uint64_t slot_bytes;
     unsigned element_bytes; /* 0: two elements a byte */
 } kinds[] = {
-    {"l1_weight", 2 * INTER * HIDDEN / 2, 0},
-    {"l1_weight_sf", 2 * INTER * HIDDEN / 32, 4},
-    {"l2_weight", HIDDEN * INTER / 2, 0},
-    {"l2_weight_sf", HIDDEN * INTER / 32, 4},
+    {"l1_weight", 2 * INTER *HIDDEN / 2, 0},
+    {"l1_weight_sf", 2 * INTER *HIDDEN / 32, 4},
+    {"l2_weight", HIDDEN *INTER / 2, 0},
+    {"l2_weight_sf", HIDDEN *INTER / 32, 4},
 };
 
 #define KINDS (sizeof kinds / sizeof kinds[0])
@@ -229,6 +229,21 @@ Test(verify, exact_names_the_first_of_many_differences)
            "; 3 bytes in 2 rows differ");
 }
 
+/* In the source's order, row 0 comes before row 32; packed, the second word of the first
+ * row comes after the first words of all. */
+Test(verify, exact_names_the_first_of_many_scales)
+{
+    flip(0, tensor_name(0, 3), HIDDEN * 4, 1);
+    flip(0, tensor_name(0, 3), 6, 1);
+    seal();
+    verify(MP_VERIFY_EXACT);
+    expect_count(1);
+    expect(0, MP_VERIFY_EXACT, 0, "layers.0", 0, tensor_name(0, 3), 1,
+           "w2.scale row 32 column 2 says");
+    expect(0, MP_VERIFY_EXACT, 0, "layers.0", 0, tensor_name(0, 3), 1,
+           "; 2 bytes in 2 rows differ");
+}
+
 static void swap_slots(unsigned rank, unsigned layer, unsigned kind, unsigned a, unsigned b)
 {
     uint64_t bytes = kinds[kind].slot_bytes;
@@ -275,7 +290,8 @@ Test(verify, exact_checks_each_copy_on_its_own)
     seal();
     verify(MP_VERIFY_EXACT);
     expect_count(1);
-    expect(0, MP_VERIFY_EXACT, 0, "mtp.0", 2, tensor_name(1, 0), 8, "mtp.0.ffn.experts.1.w1.weight");
+    expect(0, MP_VERIFY_EXACT, 0, "mtp.0", 2, tensor_name(1, 0), 8,
+           "mtp.0.ffn.experts.1.w1.weight");
 }
 
 /* Exchanges runs of 8 rows: gate and up of a whole slot, or only of its first run. */
@@ -302,6 +318,23 @@ Test(verify, exact_says_that_gate_and_up_are_exchanged)
     expect_count(1);
     expect(0, MP_VERIFY_EXACT, 0, "layers.0", 1, tensor_name(0, 0), report.faults[0].element,
            "gate and up of expert 0 are exchanged; holds 0x");
+}
+
+/* Up twice is no exchange. The last byte makes more than half of the rows differ. */
+Test(verify, exact_does_not_take_one_matrix_twice_for_an_exchange)
+{
+    enum { RUN = 8 * HIDDEN / 2 };
+    char up[RUN];
+
+    for (unsigned run = 0; run < INTER / 8; run++) {
+        peek(0, tensor_name(0, 0), (2 * run + 1) * RUN, up, RUN);
+        poke(0, tensor_name(0, 0), 2 * run * RUN, up, RUN);
+    }
+    flip(0, tensor_name(0, 0), kinds[0].slot_bytes - 1, 1);
+    seal();
+    verify(MP_VERIFY_EXACT);
+    expect_count(1);
+    cr_expect_eq(strncmp(report.faults[0].detail, "holds 0x", 8), 0, "%s", report.faults[0].detail);
 }
 
 Test(verify, exact_says_that_scales_of_gate_and_up_are_exchanged)
@@ -368,8 +401,8 @@ Test(verify, exact_finds_scales_that_are_shifted_by_a_row)
         seal();
         verify(MP_VERIFY_EXACT);
         expect_count(1);
-        expect(0, MP_VERIFY_EXACT, 0, "layers.0", 0, tensor_name(0, kind),
-               report.faults[0].element, "rows differ");
+        expect(0, MP_VERIFY_EXACT, 0, "layers.0", 0, tensor_name(0, kind), report.faults[0].element,
+               "rows differ");
         poke(0, tensor_name(0, kind), 0, before, bytes);
         free(before);
         free(after);
@@ -400,11 +433,10 @@ Test(verify, selections_bound_digest_and_exact_but_not_structure)
     flip(0, tensor_name(0, 0), 0, 1);
     flip(1, tensor_name(1, 0), 0, 1);
     put_text(at("rank-001/notes.txt"), "x");
-    succeed(verify_with((mp_verify_options){.level = MP_VERIFY_EXACT,
-                                            .source = SOURCE,
-                                            .layers = "mtp.0",
-                                            .ranks = "0"},
-                        1));
+    succeed(verify_with(
+        (mp_verify_options){
+            .level = MP_VERIFY_EXACT, .source = SOURCE, .layers = "mtp.0", .ranks = "0"},
+        1));
     expect_structure(1, "notes.txt: the manifest does not name it");
     cr_expect_eq(report.tensors, KINDS);
     cr_expect_eq(report.slots, SLOTS);
@@ -476,12 +508,23 @@ Test(verify, stops_when_it_is_cancelled)
 {
     mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = SOURCE};
     uint64_t last = 0;
-    mp_context context = {
-        .threads = 2, .cancel = &cancel_flag, .progress = cancel_after_some, .progress_user = &last};
+    mp_context context = {.threads = 2,
+                          .cancel = &cancel_flag,
+                          .progress = cancel_after_some,
+                          .progress_user = &last};
 
     cr_assert_eq(mp_verify(out, &options, &context, &report, &err), MP_ERR_CANCELLED);
     cr_expect_gt(last, 0);
     cr_expect_eq(report.num_faults, 0);
+}
+
+Test(verify, stops_between_ranks_at_level_structure)
+{
+    mp_verify_options options = {.level = MP_VERIFY_STRUCTURE};
+    mp_context context = {.cancel = &cancel_flag};
+
+    cancel_flag = 1;
+    cr_assert_eq(mp_verify(out, &options, &context, &report, &err), MP_ERR_CANCELLED);
 }
 
 static void keep_progress(void *user, uint64_t done, uint64_t total)

@@ -78,7 +78,7 @@ Test(verify_source, refuses_another_checkpoint)
     expect_other_source(SOURCE, "shard model-00001-of-00002.safetensors, the manifest names "
                                 "model-00001-of-00001.safetensors");
     other.seed++;
-    other.vocab_size++;
+    other.num_layers++;
     make_source(&other);
     expect_other_source(source, "model-00001-of-00001.safetensors: ");
     cr_expect_not_null(strstr(err.message, " bytes, the manifest says "), "%s", err.message);
@@ -146,7 +146,34 @@ Test(verify_source, finds_other_weights_under_the_same_headers)
  * A manifest that contradicts its source
  */
 
-Test(verify_source, finds_a_manifest_that_contradicts_its_source)
+static void expect_contradictions(uint64_t count, const char *const details[])
+{
+    verify_against(source);
+    expect_count(count);
+    for (uint64_t i = 0; i < count; i++)
+        expect(i, MP_VERIFY_EXACT, -1, NULL, -1, NULL, -1, details[i]);
+}
+
+Test(verify_source, finds_a_model_that_the_source_is_not)
+{
+    mp_manifest m;
+
+    make_source(&qwen3);
+    pack_source(source, requantized);
+    load_manifest(&m);
+    m.model_layers = 3;
+    m.num_shared_experts = 1;
+    m.family[0] = 'Q';
+    save_manifest(&m);
+    expect_contradictions(
+        3, (const char *const[]){
+               "moepack.json: family \"Qwen3_moe\", of the source it is \"qwen3_moe\"",
+               "moepack.json: layers 3, the source has 2",
+               "moepack.json: num_shared_experts 1, the source has 0",
+           });
+}
+
+Test(verify_source, finds_a_quantization_that_did_not_happen)
 {
     mp_manifest m;
 
@@ -154,30 +181,24 @@ Test(verify_source, finds_a_manifest_that_contradicts_its_source)
     pack_source(source, requantized);
     load_manifest(&m);
     m.lossless = true;
-    m.model_layers = 3;
+    m.source_scheme[0] = 'B';
     save_manifest(&m);
-    verify_against(source);
-    expect_count(1);
-    expect(0, MP_VERIFY_EXACT, -1, NULL, -1, NULL, -1,
-           "moepack.json: layers 3, the source has 2");
-
-    load_manifest(&m);
-    m.model_layers = 2;
-    save_manifest(&m);
-    verify_against(source);
-    expect_count(1);
-    expect(0, MP_VERIFY_EXACT, -1, NULL, -1, NULL, -1,
-           "moepack.json: says lossless, but from this source it is requantized");
+    expect_contradictions(
+        2, (const char *const[]){
+               "moepack.json: repack \"lossless\", of the source it is \"requantized\"",
+               "moepack.json: source quantization \"Bf16\", of the source it is \"bf16\"",
+           });
 
     load_manifest(&m);
     m.lossless = false;
+    m.source_scheme[0] = 'b';
+    free(m.rounding);
     m.rounding = strdup("up");
-    m.scale_rule = strdup("mse");
     save_manifest(&m);
-    verify_against(source);
-    expect_count(1);
-    expect(0, MP_VERIFY_EXACT, -1, NULL, -1, NULL, -1,
-           "moepack.json: rounding \"up\", scale_rule \"mse\", amax_floor 0: no such rules");
+    expect_contradictions(
+        1, (const char *const[]){
+               "moepack.json: rounding \"up\", scale_rule \"ceil\", amax_floor 0: no such rules",
+           });
 }
 
 Test(verify_source, finds_a_layer_that_the_source_has_not)
@@ -193,8 +214,7 @@ Test(verify_source, finds_a_layer_that_the_source_has_not)
     verify_against(source);
     /* Of three ranks each: four tensors missing, four not wanted. */
     expect_count(1 + 3 * 8);
-    expect(0, MP_VERIFY_EXACT, -1, "model.layers.9", -1, NULL, -1,
-           "the source has no such layer");
+    expect(0, MP_VERIFY_EXACT, -1, "model.layers.9", -1, NULL, -1, "the source has no such layer");
 }
 
 /* ------------------------------------------------------------------------
@@ -268,11 +288,41 @@ Test(verify_source, names_what_a_requantized_element_should_be)
     seal();
     verify_against(source);
     expect_count(2);
-    expect(0, MP_VERIFY_EXACT, 2, "model.layers.1", 1, weight, (37 * (int64_t)row_bytes + 11) * 2 + 1,
+    expect(0, MP_VERIFY_EXACT, 2, "model.layers.1", 1, weight,
+           (37 * (int64_t)row_bytes + 11) * 2 + 1,
            "where model.layers.1.mlp.experts.0.down_proj.weight row 37 column 23 quantizes to 0x");
     expect(1, MP_VERIFY_EXACT, 2, "model.layers.1", 1, scale, 256 + 9,
            "where model.layers.1.mlp.experts.0.down_proj.weight row 290 columns 96-127 get the "
            "scale 0x");
+}
+
+/* Slots of more than a tile: 272 and 240 rows of L1, and eight tiles of L2. */
+Test(verify_source, counts_rows_across_tiles)
+{
+    mp_synth_options wide = qwen3;
+    const char *l1 = "model.layers.0.experts.l1_weight";
+    const char *l2 = "model.layers.0.experts.l2_weight";
+
+    wide.hidden_size = 1920;
+    wide.intermediate_size = 256;
+    wide.num_experts = 2;
+    wide.num_layers = 1;
+    make_source(&wide);
+    pack_source(source,
+                (mp_repack_options){.ep = 1, .quantize = true, .quantize_to = MP_SCHEME_MXFP4});
+    flip(0, l1, 512 * 960 + 300 * 960 + 5, 0x80);
+    flip(0, l1, 512 * 960 + 511 * 960 + 959, 0x80);
+    flip(0, l2, 1900 * 128 + 7, 0x08);
+    seal();
+    verify_against(source);
+    expect_count(2);
+    expect(0, MP_VERIFY_EXACT, 0, "model.layers.0", 0, l2, (1900 * 128 + 7) * 2,
+           "experts.0.down_proj.weight row 1900 column 14 quantizes to 0x");
+    /* Row 300 is run 18, row 12 of it: up row 148. */
+    expect(1, MP_VERIFY_EXACT, 0, "model.layers.0", 1, l1, (300 * 960 + 5) * 2 + 1,
+           "experts.1.up_proj.weight row 148 column 11 quantizes to 0x");
+    expect(1, MP_VERIFY_EXACT, 0, "model.layers.0", 1, l1, (300 * 960 + 5) * 2 + 1,
+           "; 2 bytes in 2 rows differ");
 }
 
 Test(verify_source, names_the_expert_of_a_requantized_slot)
@@ -352,6 +402,15 @@ Test(where, finds_the_padding_of_scales)
     cr_assert_eq(map.num_padding, 90);
     for (uint64_t i = 0; i < 90; i++)
         cr_assert_eq(map.padding[i], 4 * i + 3);
+
+    uint8_t tensor[4 * 90];
+    uint32_t offset = 0;
+    for (uint64_t i = 0; i < sizeof tensor; i++)
+        tensor[i] = i % 4 == 3 ? 0 : 0xff;
+    cr_expect(mp_scale_padding_is_zero(&map, tensor, &offset));
+    tensor[4 * 77 + 3] = tensor[4 * 31 + 3] = 1;
+    cr_expect_not(mp_scale_padding_is_zero(&map, tensor, &offset));
+    cr_expect_eq(offset, 4 * 31 + 3);
     mp_scale_map_release(&map);
 }
 
@@ -365,21 +424,23 @@ Test(faults, details_are_one_printable_line)
         const char *text, *printable;
     } cases[] = {
         {"plain", "plain"},
-        {"a\nb\tc\x7f" "d\x1b[0m", "a?b?c?d?[0m"},
+        {"a\nb\tc\x7f"
+         "d\x1b[0m",
+         "a?b?c?d?[0m"},
         {"gr\xc3\xbc\xc3\x9f", "gr\xc3\xbc\xc3\x9f"},
         {"\xe2\x82\xac \xf0\x9f\x98\x80", "\xe2\x82\xac \xf0\x9f\x98\x80"},
         {"\xff\xfe", "??"},
         {"\x80", "?"},
-        {"\xc3", "?"},              /* cut short */
+        {"\xc3", "?"}, /* cut short */
         {"\xe2\x82", "??"},
-        {"\xc0\x80", "??"},         /* too long a form */
+        {"\xc0\x80", "??"}, /* too long a form */
         {"\xe0\x80\x80", "???"},
         {"\xf0\x8f\xbf\xbf", "????"},
-        {"\xed\xa0\x80", "???"},    /* a surrogate */
+        {"\xed\xa0\x80", "???"},      /* a surrogate */
         {"\xf4\x90\x80\x80", "????"}, /* beyond Unicode */
         {"\xf8\x88\x80\x80\x80", "?????"},
-        {"\xc2\x85", "??"},         /* a control character */
-        {"\xef\xbf\xbf", "???"},    /* no character, and none for XML */
+        {"\xc2\x85", "??"},      /* a control character */
+        {"\xef\xbf\xbf", "???"}, /* no character, and none for XML */
     };
     mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, -1);
 
@@ -400,7 +461,8 @@ Test(faults, wants_exactly_what_it_keeps)
     uint32_t state = 1;
 
     for (int i = 0; i < 2000; i++) {
-        mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, (state = state * 1664525 + 1013904223) >> 30);
+        mp_spot spot =
+            mp_spot_of_rank(MP_VERIFY_EXACT, (state = state * 1664525 + 1013904223) >> 30);
 
         spot.layer = (state = state * 1664525 + 1013904223) >> 29;
         spot.slot = (state = state * 1664525 + 1013904223) >> 28;

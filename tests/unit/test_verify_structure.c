@@ -84,19 +84,19 @@ Test(verify_structure, refuses_what_it_does_not_know)
 }
 
 /* Changes the manifest, expects the fault, and changes it back. */
-#define EXPECT_LIE(member, value, detail)                                                          \
-    do {                                                                                           \
-        uint64_t length_;                                                                          \
-        char *truth_ = get_text(at(MP_MANIFEST_NAME), &length_);                                   \
-        mp_manifest m_;                                                                            \
-                                                                                                   \
-        load_manifest(&m_);                                                                        \
-        m_.member = (value);                                                                       \
-        save_manifest(&m_);                                                                        \
-        verify(MP_VERIFY_STRUCTURE);                                                               \
-        expect_structure(-1, detail);                                                              \
-        put_text(at(MP_MANIFEST_NAME), truth_);                                                    \
-        free(truth_);                                                                              \
+#define EXPECT_LIE(member, value, detail)                        \
+    do {                                                         \
+        uint64_t length_;                                        \
+        char *truth_ = get_text(at(MP_MANIFEST_NAME), &length_); \
+        mp_manifest m_;                                          \
+                                                                 \
+        load_manifest(&m_);                                      \
+        m_.member = (value);                                     \
+        save_manifest(&m_);                                      \
+        verify(MP_VERIFY_STRUCTURE);                             \
+        expect_structure(-1, detail);                            \
+        put_text(at(MP_MANIFEST_NAME), truth_);                  \
+        free(truth_);                                            \
     } while (0)
 
 Test(verify_structure, finds_numbers_that_are_none_of_a_pack)
@@ -366,8 +366,9 @@ static struct {
 
 static void begin_edit(uint32_t rank)
 {
-    static const char *const metadata[] = {"format",  "moepack", "format_version", "1", "target",
-                                           "megamoe-w4a8", "ep_rank", NULL, "ep_size", "2"};
+    static const char *const metadata[] = {
+        "format",  "moepack", "format_version", "1", "target", "megamoe-w4a8",
+        "ep_rank", NULL,      "ep_size",        "2"};
     mp_checkpoint file;
 
     memcpy(edit.metadata, metadata, sizeof metadata);
@@ -467,8 +468,8 @@ Test(verify_structure, finds_a_tensor_that_nobody_misses)
 Test(verify_structure, finds_a_tensor_that_nobody_wants)
 {
     begin_edit(1);
-    edit.specs[edit.count] = (mp_tensor_spec){strdup("layers.1.experts.l1_weight"), MP_U8, 1,
-                                              edit.shapes[edit.count]};
+    edit.specs[edit.count] =
+        (mp_tensor_spec){strdup("layers.1.experts.l1_weight"), MP_U8, 1, edit.shapes[edit.count]};
     edit.shapes[edit.count][0] = 0;
     edit.data[edit.count++] = malloc(1);
     end_edit(1);
@@ -494,6 +495,56 @@ Test(verify_structure, finds_another_type_or_shape)
     verify(MP_VERIFY_STRUCTURE);
     expect_tensor(0, "mtp.0", "mtp.0.experts.l1_weight_sf",
                   "I32 [3, 512, 3], expected I32 [3, 3, 512]");
+}
+
+/* Slots beyond the end of a short tensor are not read. */
+Test(verify_structure, finds_a_tensor_of_too_few_slots)
+{
+    begin_edit(1);
+    edit.shapes[2][0] = 2;
+    end_edit(1);
+    verify(MP_VERIFY_EXACT);
+    expect_count(2);
+    expect(0, MP_VERIFY_STRUCTURE, 1, NULL, -1, NULL, -1, "total_size");
+    expect(1, MP_VERIFY_STRUCTURE, 1, "layers.0", -1, "layers.0.experts.l2_weight", -1,
+           "I8 [2, 384, 128], expected I8 [3, 384, 128]");
+    cr_expect_eq(report.slots, 3 * SLOTS);
+}
+
+/* One byte before the last tensor shifts its words. It is written as bytes, since no
+ * writer would take it otherwise, and its entry is changed afterwards. */
+Test(verify_structure, finds_a_tensor_that_is_not_aligned)
+{
+    static const char before[] = "\"U8\",\"shape\":[3,2,1536]";
+    static const char after[] = "\"I32\",\"shape\":[3,2,384]";
+    uint64_t length;
+    int fd;
+
+    begin_edit(0);
+    edit.specs[8] = edit.specs[7];
+    edit.data[8] = edit.data[7];
+    memcpy(edit.shapes[8], (const uint64_t[]){3, 2, 1536}, 3 * sizeof(uint64_t));
+    edit.specs[8].dtype = MP_U8;
+    edit.specs[8].shape = edit.shapes[8];
+    edit.shapes[9][0] = 1;
+    edit.specs[7] = (mp_tensor_spec){strdup("byte"), MP_U8, 1, edit.shapes[9]};
+    edit.data[7] = calloc(1, 1);
+    edit.count = 9;
+    end_edit(0);
+    char *text = get_text(rank_file(0), &length);
+    char *entry = memmem(text, length, before, sizeof before - 1);
+    cr_assert_not_null(entry);
+    succeed(mp_open_write(rank_file(0), &fd, &err));
+    succeed(mp_pwrite_all(fd, after, sizeof after - 1, (uint64_t)(entry - text), "", &err));
+    succeed(mp_file_close(fd, "", &err));
+    free(text);
+    seal();
+    verify(MP_VERIFY_EXACT);
+    expect_count(3);
+    expect(0, MP_VERIFY_STRUCTURE, 0, NULL, -1, NULL, -1, "total_size");
+    expect(1, MP_VERIFY_STRUCTURE, 0, NULL, -1, "byte", -1, "not wanted there");
+    expect(2, MP_VERIFY_STRUCTURE, 0, "mtp.0", -1, "mtp.0.experts.l2_weight_sf", -1,
+           ", not at a multiple of 4");
 }
 
 Test(verify_structure, finds_layers_out_of_order)
@@ -524,6 +575,50 @@ Test(verify_structure, finds_a_listing_in_another_order)
     verify(MP_VERIFY_EXACT);
     expect_structure(1, "tensor 2 is layers.0.experts.l2_weight, the manifest lists "
                         "layers.0.experts.l2_weight_sf");
+}
+
+Test(verify_structure, finds_a_listing_that_is_too_short)
+{
+    mp_manifest m;
+
+    load_manifest(&m);
+    mp_packed_file *file = &m.ranks[1].files[0];
+    free(file->tensors[--file->num_tensors].name);
+    save_manifest(&m);
+    verify(MP_VERIFY_EXACT);
+    expect_count(3);
+    expect(0, MP_VERIFY_STRUCTURE, 1, NULL, -1, NULL, -1,
+           "model-00001-of-00001.safetensors: 8 tensors, the manifest lists 7");
+    expect(1, MP_VERIFY_STRUCTURE, 1, NULL, -1, NULL, -1,
+           MP_INDEX_NAME ": 8 tensors, the manifest lists 7");
+    expect(2, MP_VERIFY_DIGEST, 1, "mtp.0", -1, "mtp.0.experts.l2_weight_sf", -1,
+           "the manifest has no xxh3 of it");
+}
+
+/* ------------------------------------------------------------------------
+ * Some ranks only
+ */
+
+TestSuite(verify_ranks, .fini = remove_pack);
+
+Test(verify_ranks, checks_a_pack_of_some_ranks)
+{
+    static const bool ranks[] = {false, true, false};
+
+    make_scratch();
+    pack_source(SOURCE, (mp_repack_options){.ep = 3, .redundant = 1, .ranks = ranks});
+    verify(MP_VERIFY_EXACT);
+    expect_count(0);
+    cr_expect_eq(report.slots, 2 * 2);
+    mp_verify_options options = {.level = MP_VERIFY_DIGEST, .ranks = "1"};
+    succeed(verify_with(options, 1));
+    cr_expect_eq(report.tensors, 8);
+    for (int i = 0; i < 2; i++) {
+        options.ranks = i ? "1-2" : "0-1";
+        cr_expect_eq(verify_with(options, 1), MP_ERR_USAGE);
+        cr_expect_str_eq(err.message, i ? "list \"1-2\": rank 2 is not in this pack"
+                                        : "list \"0-1\": rank 0 is not in this pack");
+    }
 }
 
 /* ------------------------------------------------------------------------

@@ -258,8 +258,8 @@ static inline void seal_rank(mp_packed_rank *rank)
 
     for (size_t f = 0; f < rank->num_files; f++)
         total += seal_file(rank->rank, &rank->files[f], map);
-    json_t *index = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total,
-                              "weight_map", map);
+    json_t *index =
+        json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map", map);
     char *text = mp_json_text(index);
     put_text(at("rank-%03u/" MP_INDEX_NAME, rank->rank), text);
     digest_text(at("rank-%03u/" MP_INDEX_NAME, rank->rank), rank->index_xxh3);

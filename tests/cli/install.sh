@@ -1,0 +1,73 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# What `make install` puts where, that programs can be built on it, and that
+# `make uninstall` takes it away.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+install_to()
+{
+    make -s -C "$ROOT" install DESTDIR="$PWD/$1" PREFIX=/opt/moepack
+}
+
+it "installs a program that runs"
+run install_to root
+assert_status 0
+run root/opt/moepack/bin/moepack --version
+assert_status 0
+run moepack --version
+cp "$stdout" version
+run root/opt/moepack/bin/moepack --version
+assert_stdout "$(cat version)"
+
+it "installs every manual page of this repository"
+install_to root
+assert_equal "$(cd root/opt/moepack/share/man && find . -type f | sed 's|.*/||' | sort)" \
+    "$(cd "$ROOT/man" && printf '%s\n' * | sort)"
+assert_equal "$(find root/opt/moepack/share/man/man1 -name '*.[!1]')" ''
+
+it "installs completions where the shells look for them"
+install_to root
+run cat root/opt/moepack/share/bash-completion/completions/moepack
+assert_stdout "$(moepack completion bash)"
+run cat root/opt/moepack/share/zsh/site-functions/_moepack
+assert_stdout "$(moepack completion zsh)"
+run cat root/opt/moepack/share/fish/vendor_completions.d/moepack.fish
+assert_stdout "$(moepack completion fish)"
+
+for kind in shared static; do
+    it "installs a $kind library that programs can be built on"
+    install_to root
+    cat >program.c <<'END'
+#include <moepack/base.h>
+#include <moepack/layout.h>
+#include <stdio.h>
+
+int main(void)
+{
+    printf("%s %s\n", mp_version(), mp_target_find("megamoe-w4a8")->name);
+    return 0;
+}
+END
+    static=
+    if [ $kind = static ]; then
+        rm root/opt/moepack/lib/libmoepack.so*
+        static=--static
+    fi
+    # shellcheck disable=SC2046,SC2086
+    run gcc program.c -o program $(PKG_CONFIG_SYSROOT_DIR=$PWD/root \
+        PKG_CONFIG_PATH=$PWD/root/opt/moepack/lib/pkgconfig \
+        pkg-config $static --cflags --libs moepack)
+    assert_status 0
+    run env LD_LIBRARY_PATH="$PWD/root/opt/moepack/lib" ./program
+    assert_status 0
+    assert_stdout "$(moepack --version | sed 's/.* //') megamoe-w4a8"
+done
+
+it "leaves nothing behind when it is removed"
+install_to root
+run make -s -C "$ROOT" uninstall DESTDIR="$PWD/root" PREFIX=/opt/moepack
+assert_status 0
+assert_equal "$(find root ! -type d)" ''
+
+finish

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a tensor's name says: routed, shared, other, or named like an expert's. */
+#include <criterion/criterion.h>
+
+#include <string.h>
+
+#include "model/names.h"
+
+static mp_expert_name parts;
+
+static void expect_kind(const char *name, mp_name_kind kind)
+{
+    mp_expert_name_parse(name, &parts);
+    cr_assert_eq(parts.kind, kind, "%s: kind %d, expected %d", name, (int)parts.kind, (int)kind);
+}
+
+/* name: an expert's; prefix ...: what has to come out. */
+static void expect_expert(const char *name, mp_name_kind kind, const char *prefix, uint64_t layer,
+                          bool mtp, uint64_t expert, mp_projection projection, mp_tensor_role role,
+                          const char *suffix)
+{
+    expect_kind(name, kind);
+    cr_assert_eq(parts.prefix_length, strlen(prefix), "%s", name);
+    cr_assert_eq(memcmp(name, prefix, parts.prefix_length), 0, "%s", name);
+    cr_assert_eq(parts.layer, layer, "%s", name);
+    cr_assert_eq(parts.mtp, mtp, "%s", name);
+    cr_assert_eq(parts.expert, expert, "%s", name);
+    cr_assert_eq(parts.projection, projection, "%s", name);
+    cr_assert_eq(parts.role, role, "%s", name);
+    cr_assert_str_eq(parts.suffix, suffix, "%s", name);
+}
+
+Test(names, routed_experts_of_v4)
+{
+    expect_expert("layers.3.ffn.experts.7.w1.weight", MP_NAME_ROUTED, "layers.3", 3, false, 7,
+                  MP_GATE, MP_TENSOR_WEIGHT, "weight");
+    cr_assert_str_eq(parts.naming->block, "ffn");
+    expect_expert("layers.42.ffn.experts.255.w3.scale", MP_NAME_ROUTED, "layers.42", 42, false, 255,
+                  MP_UP, MP_TENSOR_SCALE, "scale");
+    expect_expert("layers.0.ffn.experts.0.w2.weight", MP_NAME_ROUTED, "layers.0", 0, false, 0,
+                  MP_DOWN, MP_TENSOR_WEIGHT, "weight");
+}
+
+Test(names, routed_experts_of_v3)
+{
+    expect_expert("model.layers.12.mlp.experts.31.gate_proj.weight", MP_NAME_ROUTED,
+                  "model.layers.12", 12, false, 31, MP_GATE, MP_TENSOR_WEIGHT, "weight");
+    cr_assert_str_eq(parts.naming->block, "mlp");
+    expect_expert("model.layers.12.mlp.experts.31.up_proj.weight_scale_inv", MP_NAME_ROUTED,
+                  "model.layers.12", 12, false, 31, MP_UP, MP_TENSOR_SCALE, "weight_scale_inv");
+    expect_expert("model.language_model.layers.3.mlp.experts.9.down_proj.weight", MP_NAME_ROUTED,
+                  "model.language_model.layers.3", 3, false, 9, MP_DOWN, MP_TENSOR_WEIGHT,
+                  "weight");
+}
+
+Test(names, shared_experts)
+{
+    expect_expert("layers.3.ffn.shared_experts.w2.scale", MP_NAME_SHARED, "layers.3", 3, false, 0,
+                  MP_DOWN, MP_TENSOR_SCALE, "scale");
+    expect_expert("model.layers.3.mlp.shared_experts.up_proj.weight", MP_NAME_SHARED,
+                  "model.layers.3", 3, false, 0, MP_UP, MP_TENSOR_WEIGHT, "weight");
+}
+
+/* V4 has blocks of their own; V3's is the layer behind the last. */
+Test(names, multi_token_prediction)
+{
+    expect_expert("mtp.0.ffn.experts.5.w1.weight", MP_NAME_ROUTED, "mtp.0", 0, true, 5, MP_GATE,
+                  MP_TENSOR_WEIGHT, "weight");
+    expect_expert("mtp.2.ffn.shared_experts.w1.weight", MP_NAME_SHARED, "mtp.2", 2, true, 0,
+                  MP_GATE, MP_TENSOR_WEIGHT, "weight");
+    expect_expert("model.layers.61.mlp.experts.5.gate_proj.weight", MP_NAME_ROUTED,
+                  "model.layers.61", 61, false, 5, MP_GATE, MP_TENSOR_WEIGHT, "weight");
+    expect_expert("mtp.layers.1.mlp.experts.5.gate_proj.weight", MP_NAME_ROUTED, "mtp.layers.1", 1,
+                  true, 5, MP_GATE, MP_TENSOR_WEIGHT, "weight");
+    /* "mtp" is a word, not the end of one. */
+    expect_kind("smtp.0.ffn.experts.5.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("sublayers.0.ffn.experts.5.w1.weight", MP_NAME_UNKNOWN);
+}
+
+Test(names, numbers_have_one_spelling)
+{
+    expect_kind("layers.03.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.00.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.07.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.00.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.+7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.-7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts. 7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.0x7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts..w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers..ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
+}
+
+Test(names, huge_numbers)
+{
+    expect_expert("layers.18446744073709551615.ffn.experts.18446744073709551615.w1.weight",
+                  MP_NAME_ROUTED, "layers.18446744073709551615", UINT64_MAX, false, UINT64_MAX,
+                  MP_GATE, MP_TENSOR_WEIGHT, "weight");
+    expect_kind("layers.3.ffn.experts.18446744073709551616.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.18446744073709551616.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.99999999999999999999999999.w1.weight", MP_NAME_UNKNOWN);
+}
+
+/* Guessing at these would lose experts. */
+Test(names, named_like_an_expert)
+{
+    expect_kind("layers.3.ffn.experts.7.w4.weight", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.7.w1.bias", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.7.w1.weight_packed", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.7.w1.weight.0", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.7.w1.", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.7.w1", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.7", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.", MP_NAME_UNKNOWN);
+    expect_kind("layers.3.ffn.experts.7.gate_proj.weight", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.mlp.experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.mlp.experts.gate_up_proj", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.block.experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("experts.7.w1.weight.experts.7", MP_NAME_UNKNOWN);
+    expect_kind(".experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind(".ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("3.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("blocks.3.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.mlp.shared_experts.0.up_proj.weight", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.mlp.shared_experts.up_proj", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.mlp.shared_expert.up_proj.weight", MP_NAME_UNKNOWN);
+}
+
+Test(names, other_tensors)
+{
+    expect_kind("", MP_NAME_OTHER);
+    expect_kind(".", MP_NAME_OTHER);
+    expect_kind("embed.weight", MP_NAME_OTHER);
+    expect_kind("layers.3.ffn.gate.weight", MP_NAME_OTHER);
+    expect_kind("model.layers.3.mlp.gate_proj.weight", MP_NAME_OTHER);
+    expect_kind("model.layers.3.mlp.shared_expert_gate.weight", MP_NAME_OTHER);
+    expect_kind("model.layers.3.mlp.experts_norm.weight", MP_NAME_OTHER);
+    expect_kind("model.layers.3.mlp.n_experts", MP_NAME_OTHER);
+    expect_kind("experts.7.w1.weight", MP_NAME_OTHER);
+}
+
+static void expect_other(const char *name, const char *kind)
+{
+    cr_assert_str_eq(mp_other_kind_names[mp_other_kind(name)], kind, "%s", name);
+}
+
+Test(names, kinds_of_other_tensors)
+{
+    expect_other("layers.3.attn_norm.weight", "norm");
+    expect_other("model.layers.3.self_attn.q_a_layernorm.weight", "norm");
+    expect_other("layers.3.ffn.gate.weight", "router");
+    expect_other("layers.3.ffn.gate.tid2eid", "router");
+    expect_other("model.layers.3.mlp.gate.e_score_correction_bias", "router");
+    expect_other("model.layers.3.self_attn.q_proj.weight", "attention");
+    expect_other("layers.3.attn.wq_a.scale", "attention");
+    expect_other("model.embed_tokens.weight", "embedding");
+    expect_other("lm_head.weight", "embedding");
+    expect_other("model.layers.0.mlp.gate_proj.weight", "dense");
+    expect_other("mtp.0.main_proj.weight", "mtp");
+    expect_other("model.layers.61.eh_proj.weight", "mtp");
+    expect_other("hc_fn", "other");
+    expect_other("", "other");
+}
