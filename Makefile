@@ -39,6 +39,7 @@ LIB_SOURCES := \
 	lib/numeric/requantize.c \
 	lib/numeric/scalar.c \
 	lib/numeric/stats.c \
+	lib/pack/done.c \
 	lib/pack/files.c \
 	lib/pack/finish.c \
 	lib/pack/journal.c \
@@ -116,12 +117,16 @@ UNIT_SOURCES := \
 	tests/unit/test_checkpoint.c \
 	tests/unit/test_config.c \
 	tests/unit/test_eplb.c \
+	tests/unit/test_journal.c \
 	tests/unit/test_layout.c \
+	tests/unit/test_manifest.c \
 	tests/unit/test_memory.c \
+	tests/unit/test_memory_pack.c \
 	tests/unit/test_names.c \
 	tests/unit/test_numeric.c \
 	tests/unit/test_options.c \
 	tests/unit/test_place.c \
+	tests/unit/test_plan.c \
 	tests/unit/test_requantize.c \
 	tests/unit/test_requantize_loss.c \
 	tests/unit/test_route.c \
@@ -139,13 +144,26 @@ UNIT_SOURCES := \
 
 # Each is a program of its own; fuzz_NAME is fed from tests/fuzz/seeds/NAME.
 FUZZ_SOURCES := \
+	tests/fuzz/fuzz_catalog.c \
+	tests/fuzz/fuzz_config.c \
 	tests/fuzz/fuzz_index.c \
+	tests/fuzz/fuzz_journal.c \
 	tests/fuzz/fuzz_json.c \
+	tests/fuzz/fuzz_layout.c \
+	tests/fuzz/fuzz_manifest.c \
 	tests/fuzz/fuzz_placement.c \
 	tests/fuzz/fuzz_safetensors.c \
 
-# Each is a program of its own.
+# Each is a program of its own, which tests/bench/run.sh runs.
 BENCH_SOURCES := \
+	tests/bench/kernels.c \
+	tests/bench/measure.c \
+	tests/bench/quantize.c \
+	tests/bench/sparse.c \
+
+# Compiled by the tests that need them.
+HELPER_SOURCES := \
+	tests/cli/fail_io.c \
 
 PORTABILITY_SOURCES := \
 	tests/portability/kernels.c \
@@ -179,18 +197,22 @@ MAN_PAGES := \
 
 SCRIPTS := \
 	.ci/run \
+	tests/bench/run.sh \
 	tests/cli/eplb.sh \
+	tests/cli/faults.sh \
 	tests/cli/headers.sh \
 	tests/cli/help.sh \
 	tests/cli/includes.sh \
 	tests/cli/inspect.sh \
 	tests/cli/install.sh \
+	tests/cli/interrupted.bash \
 	tests/cli/lib.sh \
 	tests/cli/malformed.sh \
 	tests/cli/man.sh \
 	tests/cli/map.sh \
 	tests/cli/options.sh \
 	tests/cli/repack.sh \
+	tests/cli/resume.sh \
 	tests/cli/route.sh \
 	tests/cli/run \
 	tests/cli/symbols.sh \
@@ -198,9 +220,9 @@ SCRIPTS := \
 	tests/cli/verify.sh \
 	tests/demo.sh \
 	tests/malformed/st.sh \
-	tools/deps.sh \
-	tools/fuzz.sh \
-	tools/tidy.sh \
+	tests/tools/deps.sh \
+	tests/tools/fuzz.sh \
+	tests/tools/tidy.sh \
 
 # ---------------------------------------------------------------------------
 # Configurations
@@ -310,6 +332,11 @@ UNIT_LDFLAGS := $(addprefix -Wl$(comma)--wrap=,$(WRAPPED))
 $(BUILD)/unit: $(UNIT_OBJECTS) $(filter-out %/main.o,$(CMD_OBJECTS)) $(BUILD)/libmoepack.a
 	$(call say,link)$(LINK) $(UNIT_LDFLAGS) -o $@ $^ $(LIBRARIES) -lcriterion
 
+# Preloaded by tests: system calls that fail. Never sanitized itself.
+$(BUILD)/fail_io.so: tests/cli/fail_io.c Makefile
+	@mkdir -p $(@D)
+	$(call say,link)$(CC) $(WARNINGS) $(CPPFLAGS) -std=c11 -O2 -shared -fPIC -o $@ $< -ldl
+
 $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/libmoepack.a
 	@mkdir -p $(@D)
 	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES)
@@ -332,6 +359,9 @@ $(BUILD)/moepack.pc:
 		'Version: $(VERSION)' 'Requires.private: $(PACKAGES)' 'Libs: -L$${libdir} -lmoepack' \
 		'Libs.private: -fopenmp -lm' 'Cflags: -I$${includedir}' >$@
 
+# Objects of programs with a single source are kept.
+.SECONDARY:
+
 -include $(patsubst %.o,%.d,$(LIB_OBJECTS) $(CMD_OBJECTS) $(UNIT_OBJECTS) \
 	$(call objects,$(FUZZ_SOURCES) $(BENCH_SOURCES) $(PORTABILITY_SOURCES)))
 
@@ -348,7 +378,7 @@ demo: deps
 check: deps
 	+$(MAKE) test
 
-test: all unit
+test: all unit $(BUILD)/fail_io.so
 	bash tests/cli/run
 
 unit: $(BUILD)/unit
@@ -357,12 +387,13 @@ unit: $(BUILD)/unit
 # The commands' tests, without those that read sources or look at what is installed.
 COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,headers.sh includes.sh install.sh lib.sh \
 	man.sh symbols.sh),$(filter tests/cli/%.sh,$(SCRIPTS)))
-commands: $(BUILD)/moepack
+commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)
 
 .PHONY: asan ubsan tsan clang
+# fail_io.so is loaded before AddressSanitizer, which has to bear it.
 asan ubsan:
-	+$(MAKE) CONF=$@ unit commands
+	+ASAN_OPTIONS=verify_asan_link_order=0 $(MAKE) CONF=$@ unit commands
 
 # Criterion maps memory where this sanitizer keeps its own, so that the unit tests
 # cannot run. libomp orders accesses in ways that only its own code knows.
@@ -378,11 +409,11 @@ fuzz:
 	+$(MAKE) CONF=fuzz run-fuzzers
 
 run-fuzzers: $(FUZZERS)
-	bash tools/fuzz.sh $(FUZZ_SECONDS) $(FUZZERS)
+	bash tests/tools/fuzz.sh $(FUZZ_SECONDS) $(FUZZERS)
 
 .PHONY: bench
-bench: $(BENCHES)
-	set -e; for b in $(BENCHES); do $$b; done
+bench: $(BUILD)/moepack $(BENCHES)
+	bash tests/bench/run.sh $(BUILD)
 
 # Compiles everything for aarch64 and runs the kernels' test there.
 .PHONY: aarch64 aarch64-build
@@ -410,8 +441,8 @@ endif
 # ---------------------------------------------------------------------------
 
 C_SOURCES := $(LIB_SOURCES) $(CMD_SOURCES) $(UNIT_SOURCES) $(FUZZ_SOURCES) $(BENCH_SOURCES) \
-	$(PORTABILITY_SOURCES)
-C_HEADERS := $(PUBLIC_HEADERS) $(wildcard lib/*/*.h cmd/*.h tests/*/*.h tools/*.h)
+	$(HELPER_SOURCES) $(PORTABILITY_SOURCES)
+C_HEADERS := $(PUBLIC_HEADERS) $(wildcard lib/*/*.h cmd/*.h tests/*/*.h)
 # One process a processor; clang-tidy is what takes long.
 EACH      := xargs -n 1 -P $(shell nproc)
 
@@ -423,21 +454,23 @@ lint-format:
 
 lint-tidy:
 	printf '%s\n' $(LIB_SOURCES) $(CMD_SOURCES) | $(EACH) sh -c \
-		'bash tools/tidy.sh "$$1" $(CPPFLAGS) $(STANDARD)' sh
+		'bash tests/tools/tidy.sh "$$1" $(CPPFLAGS) $(STANDARD)' sh
 
+# The compilers know better which variables are set.
 lint-cppcheck:
 	cppcheck -j $(shell nproc) --quiet --error-exitcode=1 --std=c11 --inline-suppr \
-		--enable=warning,portability --library=tools/cppcheck.cfg $(CPPFLAGS) \
+		--enable=warning,portability --suppress=uninitvar \
+		--library=tests/tools/cppcheck.cfg $(CPPFLAGS) \
 		$(LIB_SOURCES) $(CMD_SOURCES)
 
 lint-shell:
-	shellcheck -x $(SCRIPTS) $(wildcard tests/malformed/*/*.sh)
+	shellcheck -x $(SCRIPTS)
 
 lint-man:
 	mandoc -Tlint -Wwarning $(MAN_PAGES)
 
 lint-spelling:
-	codespell --ignore-words-list nd README.md CHANGELOG.md CONTRIBUTING.md Makefile .ci cmd include lib man tests tools
+	codespell --ignore-words-list nd README.md CHANGELOG.md CONTRIBUTING.md Makefile .ci cmd include lib man tests
 
 # ---------------------------------------------------------------------------
 # Installing
@@ -486,7 +519,7 @@ uninstall:
 
 .PHONY: deps dist clean sources help
 deps:
-	bash tools/deps.sh
+	bash tests/tools/deps.sh
 
 dist:
 	@mkdir -p build

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack inspect: what a checkpoint or a packed directory holds. */
-#include "commands.h"
 #include "inspect.h"
+#include "commands.h"
 #include "output.h"
 #include "progress.h"
 
@@ -36,8 +36,8 @@ json_t *problems_json(const mp_problems *problems)
     for (uint64_t i = 0; i < kept; i++)
         json_array_append_new(list, json_string(problems->text[i] ? problems->text[i] : "?"));
     if (problems->count > kept)
-        json_array_append_new(list, json_sprintf("... and %llu more",
-                                                 (unsigned long long)(problems->count - kept)));
+        json_array_append_new(
+            list, json_sprintf("... and %llu more", (unsigned long long)(problems->count - kept)));
     return list;
 }
 
@@ -51,9 +51,9 @@ json_t *tensors_json(const mp_checkpoint *ckpt)
 
         for (uint32_t d = 0; d < t->rank; d++)
             json_array_append_new(shape, number_json(t->shape[d]));
-        json_array_append_new(list, json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", t->name,
-                                              "dtype", mp_dtype_name(t->dtype), "shape", shape,
-                                              "shard", ckpt->shards[t->shard].name, "bytes",
+        json_array_append_new(list, json_pack("{s:s, s:s, s:o, s:s, s:o}", "name", t->name, "dtype",
+                                              mp_dtype_name(t->dtype), "shape", shape, "shard",
+                                              ckpt->shards[t->shard].name, "bytes",
                                               number_json(t->bytes)));
     }
     return list;
@@ -83,12 +83,12 @@ static int print_catalog_json(const mp_catalog *c, bool with_tensors, mp_error *
         "{s:s, s:s, s:o, s:o, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "family",
         c->family, "reason", c->reason, "hidden_size", number_json(c->hidden_size),
         "moe_intermediate_size", number_json(c->moe_intermediate_size), "num_experts",
-        (int)c->num_experts, "num_shared_experts", (int)c->num_shared_experts,
-        "experts_per_token", number_json(c->config.experts_per_token), "layers", layers,
-        "num_tensors", number_json(c->checkpoint.num_tensors), "expert_tensors",
-        number_json(c->expert_tensors), "other_tensors", number_json(others), "passed_over",
-        passed_over, "bytes", number_json(tensor_bytes(&c->checkpoint)), "shards",
-        number_json(c->checkpoint.num_shards), "problems", problems_json(&c->problems));
+        (int)c->num_experts, "num_shared_experts", (int)c->num_shared_experts, "experts_per_token",
+        number_json(c->config.experts_per_token), "layers", layers, "num_tensors",
+        number_json(c->checkpoint.num_tensors), "expert_tensors", number_json(c->expert_tensors),
+        "other_tensors", number_json(others), "passed_over", passed_over, "bytes",
+        number_json(tensor_bytes(&c->checkpoint)), "shards", number_json(c->checkpoint.num_shards),
+        "problems", problems_json(&c->problems));
     if (json && with_tensors)
         json_object_set_new(json, "tensors", tensors_json(&c->checkpoint));
     return print_json(json, err);
@@ -134,7 +134,8 @@ static const char *storage_text(const mp_storage *s, char text[64])
     return text;
 }
 
-static void print_layers(const mp_catalog *c)
+/* each: a line for every layer, not one for all that are alike. */
+static void print_layers(const mp_catalog *c, bool each)
 {
     printf("%-28s %7s  %-28s %-28s %s\n", "layers", "experts", "experts are", "shared expert is",
            "bytes a layer");
@@ -142,7 +143,7 @@ static void print_layers(const mp_catalog *c)
         const mp_moe_layer *layer = &c->layers[first];
         char name[64], routed[64], shared[64] = "-", bytes[SIZE_TEXT];
 
-        for (next = first + 1; next < c->num_layers && alike(layer, &c->layers[next]);)
+        for (next = first + 1; !each && next < c->num_layers && alike(layer, &c->layers[next]);)
             next++;
         if (next - first == 1)
             snprintf(name, sizeof name, "%s", layer->prefix);
@@ -173,7 +174,7 @@ static void print_counts(const mp_catalog *c)
     printf("\n");
 }
 
-static void print_catalog(const mp_catalog *c, const output_ink *ink)
+static void print_catalog(const mp_catalog *c, bool each_layer, const output_ink *ink)
 {
     printf("%s%s%s (%s)\n", ink->bold, c->family, ink->plain, c->reason);
     printf("hidden size %llu, expert intermediate size %llu, %u experts, %u shared",
@@ -182,7 +183,7 @@ static void print_catalog(const mp_catalog *c, const output_ink *ink)
     if (c->config.experts_per_token != MP_CONFIG_ABSENT)
         printf(", %llu a token", (unsigned long long)c->config.experts_per_token);
     printf("\n\n");
-    print_layers(c);
+    print_layers(c, each_layer);
     printf("\n");
     print_counts(c);
 }
@@ -203,7 +204,7 @@ static int inspect_checkpoint(const inspect_options *o, const mp_context *contex
     } else {
         output_ink ink = ink_for(stdout, &o->common);
 
-        print_catalog(&catalog, &ink);
+        print_catalog(&catalog, o->common.verbose, &ink);
         if (o->tensors) {
             printf("\n");
             print_tensors(&catalog.checkpoint);

@@ -244,8 +244,8 @@ static int print_plan_json(const mp_plan *plan, const mp_context *context, mp_er
 
     for (size_t f = 0; f < plan->num_files; f++)
         json_array_append_new(files, json_pack("{s:s, s:I, s:i}", "path", plan->files[f].path,
-                                               "bytes", (json_int_t)plan->files[f].bytes,
-                                               "tensors", (int)plan->files[f].num_tensors));
+                                               "bytes", (json_int_t)plan->files[f].bytes, "tensors",
+                                               (int)plan->files[f].num_tensors));
     return print_json(json_pack("{s:o, s:I, s:I, s:I, s:I}", "files", files, "units",
                                 (json_int_t)plan->num_units, "bytes_read",
                                 (json_int_t)plan->bytes_read, "bytes_written",
@@ -254,17 +254,16 @@ static int print_plan_json(const mp_plan *plan, const mp_context *context, mp_er
                       err);
 }
 
-static void print_plan(const mp_plan *plan, const mp_context *context)
+static void print_plan(FILE *out, const mp_plan *plan, const mp_context *context)
 {
     char size[SIZE_TEXT], read[SIZE_TEXT], written[SIZE_TEXT];
 
     for (size_t f = 0; f < plan->num_files; f++)
-        printf("%s  %u tensors  %s\n", plan->files[f].path, plan->files[f].num_tensors,
-               size_text(plan->files[f].bytes, size));
-    printf("%llu units, %s to read, %s to write, scratch memory %s\n",
-           (unsigned long long)plan->num_units, size_text(plan->bytes_read, read),
-           size_text(plan->bytes_written, written),
-           size_text(peak_scratch(plan, context), size));
+        fprintf(out, "%s  %u tensors  %s\n", plan->files[f].path, plan->files[f].num_tensors,
+                size_text(plan->files[f].bytes, size));
+    fprintf(out, "%llu units, %s to read, %s to write, scratch memory %s\n",
+            (unsigned long long)plan->num_units, size_text(plan->bytes_read, read),
+            size_text(plan->bytes_written, written), size_text(peak_scratch(plan, context), size));
 }
 
 static double seconds_now(void)
@@ -310,9 +309,12 @@ static int run_plan(const repack_job *job, const mp_context *context, mp_error *
     took = seconds_now() - begin;
     if (!o->common.quiet) {
         rc = print_errors(o->out, err);
-        fprintf(stderr, "moepack: repack: %s: %zu files, %s in %.1f s (%.2f GB/s)\n", o->out,
-                job->plan.num_files, size_text(job->plan.bytes_written, size), took,
-                (double)job->plan.bytes_written / took / 1e9);
+        fprintf(stderr, "moepack: repack: %s: %zu files, %s in %.1f s", o->out, job->plan.num_files,
+                size_text(job->plan.bytes_written, size), took);
+        /* Of a resumed run, it is not known how much was left. */
+        if (!o->resume)
+            fprintf(stderr, " (%.2f GB/s)", (double)job->plan.bytes_written / took / 1e9);
+        fputc('\n', stderr);
     }
     if (rc == 0 && o->common.json)
         rc = print_plan_json(&job->plan, context, err);
@@ -330,12 +332,14 @@ static int run_repack(const void *values, mp_error *err)
     rc = prepare(&job, &context, err);
     if (rc == 0 && !o->common.quiet)
         print_problems(stderr, "moepack: repack: warning", &job.plan.warnings);
+    if (rc == 0 && o->common.verbose && !o->dry_run)
+        print_plan(stderr, &job.plan, &context);
     if (rc == 0 && !o->dry_run)
         rc = run_plan(&job, &context, err);
     else if (rc == 0 && o->common.json)
         rc = print_plan_json(&job.plan, &context, err);
     else if (rc == 0)
-        print_plan(&job.plan, &context);
+        print_plan(stdout, &job.plan, &context);
     release(&job);
     return rc;
 }
@@ -352,9 +356,21 @@ static const char *target_name(size_t index)
     return index < count ? targets[index]->name : NULL;
 }
 
+/* Schemes that a target takes, each once. */
 static const char *scheme_name(size_t index)
 {
-    return index < MP_SCHEME_COUNT ? mp_scheme_name((mp_scheme)index) : NULL;
+    size_t count;
+    const mp_target *const *targets = mp_targets(&count);
+
+    for (int scheme = 0; scheme < MP_SCHEME_COUNT; scheme++) {
+        bool taken = false;
+
+        for (size_t t = 0; t < count; t++)
+            taken |= targets[t]->scheme == (mp_scheme)scheme;
+        if (taken && index-- == 0)
+            return mp_scheme_name((mp_scheme)scheme);
+    }
+    return NULL;
 }
 
 static const cmd_choice shared_modes[] = {
@@ -396,8 +412,7 @@ static const cmd_option options[] = {
                "requantizing takes the largest magnitude of a block to be at least X"),
     OPT_FLAG(0, "allow-nonfinite", repack_options, allow_nonfinite,
              "let NaN and infinite weights through"),
-    OPT_STRING(0, "layers", "LIST", repack_options, layers,
-               "only these layers, as in 0-3,7,mtp.0"),
+    OPT_STRING(0, "layers", "LIST", repack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
     OPT_STRING(0, "ranks", "LIST", repack_options, ranks, "only these ranks, as in 0-3,7"),
     OPT_SIZE(0, "max-shard-size", "SIZE", repack_options, max_shard_size, 1, INT64_MAX,
              "begin another file of a rank beyond SIZE; left out: 5GB"),

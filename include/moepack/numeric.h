@@ -91,6 +91,21 @@ typedef struct mp_kernels {
     size_t (*mxfp4_encode_bf16)(const uint16_t *in, uint8_t *codes, uint8_t *scales, size_t n,
                                 const mp_quant_options *options);
 
+    /* What finite BF16 lost to such codes, scales 1..254: sums and counts as those of
+     * the two functions below, with a limit of 7 * 2^(e-127) for a block with exponent
+     * byte e. Sums are added up differently, and come within 2^-19 of the exact ones:
+     *
+     * Blocks form groups of 16, of which the last may have fewer. In a group whose
+     * largest exponent byte is E, x = in * 2^(127-E) and v = value of code * 2^(e-E),
+     * this factor being 0 below 2^-126. Element i of each block adds (v-x)^2 to lane i
+     * of 32 and x^2 to lane i of 32 others, in float32 with a fused multiply-add. Then
+     * (2j + 2j+1) + (2j+16 + 2j+17) of these lanes, times 2^(2(E-127)) in float64, is
+     * added to lane j of 8 of a sum, whose lanes are added in the end as below.
+     *
+     * Elements and differences below 2^-63 * 2^(E-127) may thus count as 0 in sums. */
+    void (*mxfp4_loss_bf16)(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                            size_t n, double sums[2], uint64_t counts[2]);
+
     /* sums[0] += sum of (a-b)^2, sums[1] += sum of b^2, in float64: element i
      * goes to lane i % 8 of either sum, lanes are added as
      * ((0+4)+(2+6)) + ((1+5)+(3+7)), then to sums[]. */
@@ -155,8 +170,9 @@ uint64_t mp_scheme_row_bytes(mp_scheme scheme, uint64_t cols);
 int mp_decode_rows(const mp_rows *in, float *out, mp_error *err);
 
 /* Error of a requantization, added up in float64 in a fixed order: row by row,
- * within a row as the kernel error_sums does. A NaN (in bf16 also an Inf) that
- * was let through counts nowhere. */
+ * within a row as the kernel error_sums does, or, where a row of BF16 without NaN and
+ * Inf becomes mxfp4, as mxfp4_loss_bf16 does. A NaN (in bf16 also an Inf) that was let
+ * through counts nowhere. */
 typedef struct mp_quant_stats {
     double error_sq;  /* sum of (decoded - original)^2 */
     double signal_sq; /* sum of original^2 */
@@ -198,7 +214,8 @@ void mp_quant_stats_add(mp_quant_stats *into, const mp_quant_stats *more);
  *     stats count the other blocks.
  *
  * work: scratch of mp_requantize_scratch(cols) bytes, aligned as malloc aligns.
- * stats: added to; may be null, which measures nothing and is faster.
+ * stats: added to, row after row, so that it does not matter how a matrix is split into
+ *   calls; may be null, which measures nothing and is faster.
  *
  * MP_ERR_INPUT on a NaN or Inf in weight or scale, naming row and column of the
  * matrix. With allow_nonfinite a NaN becomes the target's NaN and is still

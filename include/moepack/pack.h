@@ -36,15 +36,15 @@ const char *mp_shared_mode_name(mp_shared_mode mode);
 
 typedef struct mp_repack_options {
     const mp_target *target;
-    uint32_t ep; /* ranks, >= 1 */
+    uint32_t ep;                   /* ranks, >= 1 */
     const mp_placement *placement; /* null: trivial, with `redundant` copies */
     uint32_t redundant;
     mp_shared_mode shared;
     bool quantize;         /* requantize to quantize_to where the source differs */
     mp_scheme quantize_to; /* has to be the target's scheme */
     mp_quant_options quant;
-    const bool *layers; /* [catalog.num_layers], null: all */
-    const bool *ranks;  /* [ep], null: all */
+    const bool *layers;      /* [catalog.num_layers], null: all */
+    const bool *ranks;       /* [ep], null: all */
     uint64_t max_shard_size; /* 0: 5 GB */
     const char *command;     /* for the manifest; paths already cut to their last part */
 } mp_repack_options;
@@ -66,7 +66,7 @@ typedef struct mp_out_file {
     uint32_t rank;
     char *header;
     uint64_t header_bytes;
-    uint64_t bytes; /* of the whole file */
+    uint64_t bytes;        /* of the whole file */
     uint32_t first_tensor; /* index into plan.outputs */
     uint32_t num_tensors;
 } mp_out_file;
@@ -81,10 +81,10 @@ typedef struct mp_copy {
 typedef struct mp_plan_layer {
     const mp_moe_layer *source;
     bool lossless;
-    const int32_t *placement;    /* its row: logical expert of each physical one */
-    mp_copy *copies;             /* grouped by expert */
-    uint32_t *first_copy;        /* [num_experts + 1] into copies */
-    uint64_t first_unit;         /* index of this layer's first unit */
+    const int32_t *placement; /* its row: logical expert of each physical one */
+    mp_copy *copies;          /* grouped by expert */
+    uint32_t *first_copy;     /* [num_experts + 1] into copies */
+    uint64_t first_unit;      /* index of this layer's first unit */
 } mp_plan_layer;
 
 typedef struct mp_plan {
@@ -101,8 +101,8 @@ typedef struct mp_plan {
     size_t num_files;
     mp_out_tensor *outputs; /* by rank, then file order */
     size_t num_outputs;
-    uint32_t *output_of;    /* [layer][rank][tensor] into outputs; UINT32_MAX: not written */
-    uint64_t num_units;     /* an expert's side in a layer: layer, then expert, then side */
+    uint32_t *output_of; /* [layer][rank][tensor] into outputs; UINT32_MAX: not written */
+    uint64_t num_units;  /* an expert's side in a layer: layer, then expert, then side */
     uint64_t bytes_read;
     uint64_t bytes_written;
     uint64_t scratch_bytes; /* of one thread */
@@ -120,7 +120,8 @@ void mp_plan_release(mp_plan *plan);
 /* What to do about output that is there already. */
 typedef enum mp_run_mode {
     MP_RUN_FRESH,  /* refuse OUT and OUT.partial */
-    MP_RUN_RESUME, /* continue OUT.partial, if there is one and it is of the same plan */
+    MP_RUN_RESUME, /* continue OUT.partial, if there is one and it is of the same plan;
+                      nothing where OUT is complete and of the same plan */
     MP_RUN_FORCE   /* discard OUT.partial; replace OUT, if it is a packed directory */
 } mp_run_mode;
 

@@ -39,10 +39,9 @@ const char *mp_verify_level_name(mp_verify_level level);
 typedef struct mp_verify_options {
     mp_verify_level level;
     const char *source; /* checkpoint; needed for exact, not looked at otherwise */
-    /* What digest and exact look at, as mp_select_layers and mp_select_ranks read it;
-     * null: all. Structure is always checked whole. */
-    const char *layers;
-    const char *ranks;
+    const char *layers; /* what digest and exact look at, as mp_select_layers reads it */
+    const char *ranks;  /* that are looked at, as mp_select_ranks reads it; the directories of
+                           others may be missing. Both null: all */
 } mp_verify_options;
 
 /* Something that does not hold. Members that do not apply are -1 or null. */

@@ -109,9 +109,11 @@ int mp_file_resize(int fd, const char *path, uint64_t size, mp_error *err)
 
 int mp_file_sync(int fd, const char *path, mp_error *err)
 {
-    if (fdatasync(fd) != 0)
-        return mp_fail_errno(err, errno, "cannot sync \"%s\"", path);
-    return 0;
+    int rc;
+    do
+        rc = fdatasync(fd);
+    while (rc != 0 && errno == EINTR);
+    return rc == 0 ? 0 : mp_fail_errno(err, errno, "cannot sync \"%s\"", path);
 }
 
 int mp_dir_sync(const char *path, mp_error *err)
@@ -120,7 +122,9 @@ int mp_dir_sync(const char *path, mp_error *err)
     int rc = open_with(path, O_RDONLY | O_DIRECTORY, &fd, err);
     if (rc != 0)
         return rc;
-    if (fsync(fd) != 0)
+    while ((rc = fsync(fd)) != 0 && errno == EINTR)
+        ;
+    if (rc != 0)
         rc = mp_fail_errno(err, errno, "cannot sync \"%s\"", path);
     close(fd);
     return rc;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The kernels for x86-64 with AVX2. Ends of runs that do not fill the vectors
+/* The kernels for x86-64 with AVX2 and FMA. Ends of runs that do not fill the vectors
  * of one step go to the scalar kernels. */
 #include "numeric/kernels.h"
 
@@ -7,7 +7,7 @@
 
 #include <immintrin.h>
 
-#define AVX2 __attribute__((target("avx2")))
+#define AVX2 __attribute__((target("avx2,fma")))
 
 #define LANES  8 /* float32 in a vector */
 #define PACKED (MP_MX_BLOCK / 2)
@@ -430,6 +430,65 @@ AVX2 static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8_t
     return n;
 }
 
+AVX2 static inline uint32_t sum_lanes(__m256i v)
+{
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    __m128i one = _mm_add_epi32(two, _mm_shuffle_epi32(two, 1));
+
+    return (uint32_t)_mm_cvtsi128_si32(one);
+}
+
+/* sums += v^2, lane by lane */
+AVX2 static inline void add_squared(float sums[LANES], __m256 v)
+{
+    _mm256_storeu_ps(sums, _mm256_fmadd_ps(v, v, _mm256_loadu_ps(sums)));
+}
+
+AVX2 static void add_group_loss(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                                size_t blocks, mp_loss *loss)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    uint8_t largest = mp_loss_exponent(scales, blocks);
+    __m256 multiplier = _mm256_set1_ps(mp_mx_multiplier(largest));
+    float error[MP_MX_BLOCK] = {0};
+    float signal[MP_MX_BLOCK] = {0};
+    __m256i saturated = zero;
+    __m256i flushed = zero;
+
+    for (size_t i = 0; i < blocks; i++, in += MP_MX_BLOCK) {
+        __m256 ratio = _mm256_set1_ps(mp_loss_ratio(scales[i], largest));
+        __m256i limit = set1(mp_loss_limit(scales[i]) << 16);
+        float values[MP_MX_BLOCK];
+
+        e2m1_decode32(codes + i * PACKED, _mm256_set1_ps(1.0f), values);
+        for (int at = 0; at < MP_MX_BLOCK; at += LANES) {
+            __m128i half = _mm_loadu_si128((const void *)(in + at));
+            __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
+            __m256i magnitude = magnitude_of(bits);
+            __m256 x = _mm256_mul_ps(_mm256_castsi256_ps(bits), multiplier);
+            __m256 value = _mm256_loadu_ps(values + at);
+            __m256i no_code =
+                _mm256_castps_si256(_mm256_cmp_ps(value, _mm256_setzero_ps(), _CMP_EQ_OQ));
+            __m256i lost = _mm256_andnot_si256(_mm256_cmpeq_epi32(magnitude, zero), no_code);
+
+            add_squared(error + at, _mm256_sub_ps(_mm256_mul_ps(value, ratio), x));
+            add_squared(signal + at, x);
+            saturated = _mm256_sub_epi32(saturated, _mm256_cmpgt_epi32(magnitude, limit));
+            flushed = _mm256_sub_epi32(flushed, lost);
+        }
+    }
+    loss->saturated += sum_lanes(saturated);
+    loss->flushed += sum_lanes(flushed);
+    mp_loss_add_group(loss, error, signal, largest);
+}
+
+AVX2 static void mxfp4_loss_bf16(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                                 size_t n, double sums[2], uint64_t counts[2])
+{
+    mp_mxfp4_loss(add_group_loss, in, codes, scales, n, sums, counts);
+}
+
 AVX2 static void error_sums(const float *a, const float *b, size_t n, double sums[2])
 {
     __m256d error[2] = {_mm256_setzero_pd(), _mm256_setzero_pd()};
@@ -455,15 +514,6 @@ AVX2 static void error_sums(const float *a, const float *b, size_t n, double sum
     mp_add_squares(a + i, b + i, n - i, error_lanes, signal_lanes);
     sums[0] += mp_sum_lanes(error_lanes);
     sums[1] += mp_sum_lanes(signal_lanes);
-}
-
-AVX2 static inline uint32_t sum_lanes(__m256i v)
-{
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-    __m128i one = _mm_add_epi32(two, _mm_shuffle_epi32(two, 1));
-
-    return (uint32_t)_mm_cvtsi128_si32(one);
 }
 
 AVX2 static void count_lost(const float *original, const float *decoded, size_t n, float limit,
@@ -504,6 +554,7 @@ const mp_kernels mp_kernels_avx2 = {
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
+    .mxfp4_loss_bf16 = mxfp4_loss_bf16,
     .error_sums = error_sums,
     .count_lost = count_lost,
 };

@@ -12,6 +12,8 @@
 #define LANES  16 /* float32 in a vector */
 #define PACKED (MP_MX_BLOCK / 2)
 
+_Static_assert(MP_MX_GROUP == LANES && MP_LOSS_GROUP == LANES, "a lane for each block of a group");
+
 AVX512 static inline __m512i set1(uint32_t bits)
 {
     return _mm512_set1_epi32((int)bits);
@@ -102,12 +104,16 @@ AVX512 static void e4m3_encode(const float *in, uint8_t *out, size_t n)
     mp_kernels_scalar.e4m3_encode(in + i, out + i, n - i);
 }
 
+/* Values of all codes. */
+AVX512 static inline __m512 e2m1_table(void)
+{
+    return _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f,
+                          -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+}
+
 AVX512 static inline __m512 e2m1_values(__m512i codes)
 {
-    const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f,
-                                         -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
-
-    return _mm512_permutexvar_ps(codes, values);
+    return _mm512_permutexvar_ps(codes, e2m1_table());
 }
 
 /* 16 packed bytes as 32 codes, one a byte, in order. */
@@ -186,18 +192,23 @@ AVX512 static void ue8m0_decode(const uint8_t *in, float *out, size_t n)
     mp_kernels_scalar.ue8m0_decode(in + i, out + i, n - i);
 }
 
+/* The exponent bytes of the smallest powers of two that are not below magnitudes. */
+AVX512 static inline __m512i ue8m0_ceil(__m512i magnitude)
+{
+    /* A mantissa that is not zero carries into the exponent. */
+    __m512i sum = _mm512_add_epi32(magnitude, set1(MP_F32_MANTISSA));
+
+    return _mm512_min_epu32(_mm512_max_epu32(_mm512_srli_epi32(sum, 23), set1(1)), set1(254));
+}
+
 AVX512 static void ue8m0_encode(const float *in, uint8_t *out, size_t n)
 {
     size_t i = 0;
 
     for (; i + LANES <= n; i += LANES) {
         __m512i magnitude = magnitude_of(_mm512_loadu_si512(in + i));
-        /* A mantissa that is not zero carries into the exponent. */
-        __m512i sum = _mm512_add_epi32(magnitude, set1(MP_F32_MANTISSA));
-        __m512i e = _mm512_srli_epi32(sum, 23);
 
-        e = _mm512_min_epu32(_mm512_max_epu32(e, set1(1)), set1(254));
-        _mm_storeu_si128((void *)(out + i), _mm512_cvtepi32_epi8(e));
+        _mm_storeu_si128((void *)(out + i), _mm512_cvtepi32_epi8(ue8m0_ceil(magnitude)));
     }
     mp_kernels_scalar.ue8m0_encode(in + i, out + i, n - i);
 }
@@ -231,6 +242,26 @@ AVX512 static void mxfp4_decode(const uint8_t *codes, const uint8_t *scales, flo
                       out + block * MP_MX_BLOCK);
 }
 
+/* The first `blocks` lanes, one for each block of a group. */
+AVX512 static inline __mmask16 lanes_of(size_t blocks)
+{
+    return (__mmask16)((1u << blocks) - 1);
+}
+
+/* The exponents of a group of blocks from their amax, a lane each. */
+AVX512 static inline __m512i exponents_of(__m512i amax_bits, float floor)
+{
+    __m512 amax = _mm512_max_ps(_mm512_castsi512_ps(amax_bits), _mm512_set1_ps(floor));
+
+    return ue8m0_ceil(_mm512_castps_si512(_mm512_div_ps(amax, _mm512_set1_ps(MP_E2M1_MAX))));
+}
+
+/* 2^(127-e) for lanes of 1..254; of 254 it is the subnormal 2^-127. */
+AVX512 static inline __m512i multipliers_of(__m512i e)
+{
+    return _mm512_max_epu32(_mm512_slli_epi32(_mm512_sub_epi32(set1(254), e), 23), set1(0x400000));
+}
+
 /* Largest of 32 magnitudes, as bits. */
 AVX512 static inline uint32_t amax32(const float *in)
 {
@@ -244,12 +275,16 @@ AVX512 static inline uint32_t amax32(const float *in)
 AVX512 static inline void encode_group(const float *in, uint8_t *codes, uint8_t *scales,
                                        size_t blocks, const mp_quant_options *options)
 {
-    uint32_t amax[MP_MX_GROUP];
+    uint32_t amax[MP_MX_GROUP] = {0};
     float multipliers[MP_MX_GROUP];
 
     for (size_t i = 0; i < blocks; i++)
         amax[i] = amax32(in + i * MP_MX_BLOCK);
-    mp_mx_exponents(amax, blocks, options->amax_floor, MP_E2M1_MAX, scales, multipliers);
+
+    __m512i e = exponents_of(_mm512_loadu_si512(amax), options->amax_floor);
+
+    _mm512_mask_cvtepi32_storeu_epi8(scales, lanes_of(blocks), e);
+    _mm512_storeu_si512(multipliers, multipliers_of(e));
     for (size_t i = 0; i < blocks; i++) {
         __m512 first = _mm512_loadu_ps(in + i * MP_MX_BLOCK);
         __m512 second = _mm512_loadu_ps(in + i * MP_MX_BLOCK + LANES);
@@ -275,18 +310,38 @@ AVX512 static void mxfp4_encode(const float *in, uint8_t *codes, uint8_t *scales
                      blocks - i < MP_MX_GROUP ? blocks - i : MP_MX_GROUP, options);
 }
 
-/* Largest of 32 BF16 magnitudes. */
-AVX512 static inline uint32_t amax_bf16(__m512i block)
+AVX512 static inline __m512i load_magnitudes_bf16(const uint16_t *in)
 {
-    __m512i magnitude = _mm512_and_si512(block, _mm512_set1_epi16(MP_BF16_ABS));
-    __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(magnitude),
-                                    _mm512_extracti64x4_epi64(magnitude, 1));
-    __m128i quarter =
-        _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    /* The instruction finds the smallest, so look for the smallest complement. */
-    __m128i smallest = _mm_minpos_epu16(_mm_xor_si128(quarter, _mm_set1_epi16(-1)));
+    return _mm512_and_si512(_mm512_loadu_si512(in), _mm512_set1_epi16(MP_BF16_ABS));
+}
 
-    return 0xffff & ~(uint32_t)_mm_cvtsi128_si32(smallest);
+/* The amax of each block of a whole group of BF16, a lane each. Blocks move together
+ * into one vector while the halves of each are folded onto each other. */
+AVX512 static inline __m512i amax_bf16(const uint16_t *in)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i v[MP_MX_GROUP / 2];
+
+    for (int i = 0; i < 8; i++) {
+        __m512i even = load_magnitudes_bf16(in + 2 * i * MP_MX_BLOCK);
+        __m512i odd = load_magnitudes_bf16(in + (2 * i + 1) * MP_MX_BLOCK);
+
+        v[i] = _mm512_max_epu16(_mm512_shuffle_i64x2(even, odd, 0x44),
+                                _mm512_shuffle_i64x2(even, odd, 0xee));
+    }
+    for (int i = 0; i < 4; i++)
+        v[i] = _mm512_max_epu16(_mm512_shuffle_i64x2(v[2 * i], v[2 * i + 1], 0x88),
+                                _mm512_shuffle_i64x2(v[2 * i], v[2 * i + 1], 0xdd));
+    for (int i = 0; i < 2; i++)
+        v[i] = _mm512_max_epu16(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]),
+                                _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+
+    __m512 low = _mm512_castsi512_ps(v[0]);
+    __m512 high = _mm512_castsi512_ps(v[1]);
+    __m512i pairs = _mm512_max_epu16(_mm512_castps_si512(_mm512_shuffle_ps(low, high, 0x88)),
+                                     _mm512_castps_si512(_mm512_shuffle_ps(low, high, 0xdd)));
+    __m512i amax = _mm512_max_epu16(pairs, _mm512_srli_epi32(pairs, 16));
+    return _mm512_permutexvar_epi32(order, _mm512_and_si512(amax, set1(0xffff)));
 }
 
 /* 32 BF16 times a power of two, as BF16: exact but for subnormal products,
@@ -303,91 +358,110 @@ AVX512 static inline __m512i scale_bf16(__m512i block, __m512 multiplier)
                                _mm512_srli_epi32(_mm512_castps_si512(high), 16));
 }
 
-/* The steps of E2M1 as BF16. */
-typedef struct bf16_steps {
-    __m512i step[MP_E2M1_STEPS];
-    __mmask32 signed_zero; /* lanes whose zero keeps its sign */
-} bf16_steps;
+/* The bits of BF16 0.25, the smallest midpoint between values of E2M1. */
+#define SMALLEST_MIDPOINT (125 << 7)
 
-AVX512 static inline bf16_steps load_steps(mp_rounding rounding)
-{
-    bf16_steps steps = {.signed_zero = rounding == MP_ROUND_OCP ? 0xffffffff : 0};
+/* The code of each quarter of a binade from there on, the first entry being that of
+ * all below; with the sign bit set where the code can have a sign. */
+static const uint16_t quarter_codes[2][32] = {
+    [MP_ROUND_DEEPGEMM] = {0,  9,  9,  9,  9,  9,  9,  10, 10, 10, 11, 11, 12, 12, 13, 13,
+                           14, 14, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15},
+    [MP_ROUND_OCP] = {8,  9,  9,  9,  9,  9,  9,  10, 10, 10, 11, 11, 12, 12, 13, 13,
+                      14, 14, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15},
+};
 
-    for (int i = 0; i < MP_E2M1_STEPS; i++)
-        steps.step[i] = _mm512_set1_epi16((short)(mp_e2m1_steps[rounding][i] >> 16));
-    return steps;
-}
-
-AVX512 static inline __m512i count_above(__m512i count, __m512i magnitude, __m512i step)
-{
-    __mmask32 above = _mm512_cmpgt_epu16_mask(magnitude, step);
-
-    return _mm512_mask_add_epi16(count, above, count, _mm512_set1_epi16(1));
-}
-
-/* Encodes 32 BF16 into 16 bytes. */
-AVX512 static inline void e2m1_encode_bf16(__m512i in, uint8_t *codes, const bf16_steps *steps)
+/* Encodes 32 BF16 into 16 bytes. All midpoints are 1.00, 1.01, 1.10 or 1.11 (binary)
+ * times a power of two, so that the quarter of a binade decides the code. start: the
+ * bits of the smallest midpoint under the scale of the block, less 31. A magnitude at
+ * the very beginning of a quarter, where ties are, thus counts for the one before. */
+AVX512 static inline void e2m1_encode_bf16(__m512i in, __m512i start, uint8_t *codes,
+                                           mp_rounding rounding)
 {
     __m512i magnitude = _mm512_and_si512(in, _mm512_set1_epi16(MP_BF16_ABS));
-    __m512i sign = _mm512_and_si512(_mm512_srli_epi16(in, 12), _mm512_set1_epi16(8));
-    __m512i code = _mm512_setzero_si512();
+    __m512i sign = _mm512_srai_epi16(in, 15);
 
-    code = count_above(code, magnitude, steps->step[0]);
-    code = count_above(code, magnitude, steps->step[1]);
-    code = count_above(code, magnitude, steps->step[2]);
-    code = count_above(code, magnitude, steps->step[3]);
-    code = count_above(code, magnitude, steps->step[4]);
-    code = count_above(code, magnitude, steps->step[5]);
-    code = count_above(code, magnitude, steps->step[6]);
-    __mmask32 signed_lanes = _mm512_test_epi16_mask(code, code) | steps->signed_zero;
-    code = _mm512_mask_mov_epi16(code, signed_lanes, _mm512_or_si512(code, sign));
-    /* Element 2j+1 lies in the upper half of 32-bit lane j. */
-    code = _mm512_or_si512(code, _mm512_srli_epi32(code, 12));
+    if (rounding == MP_ROUND_OCP) /* ties go up from 1.10 and 1.11 */
+        magnitude = _mm512_add_epi16(
+            magnitude, _mm512_and_si512(_mm512_srli_epi16(magnitude, 6), _mm512_set1_epi16(1)));
+
+    __m512i quarter = _mm512_srli_epi16(_mm512_subs_epu16(magnitude, start), 5);
+    __m512i code = _mm512_permutexvar_epi16(quarter, _mm512_loadu_si512(quarter_codes[rounding]));
+
+    code = _mm512_and_si512(code, _mm512_or_si512(sign, _mm512_set1_epi16(7)));
+    code = _mm512_madd_epi16(code, set1(16 << 16 | 1)); /* even + 16 * odd */
     _mm_storeu_si128((void *)codes, _mm512_cvtepi32_epi8(code));
 }
 
-/* Up to MP_MX_GROUP blocks; returns how many precede one that is not finite. */
-AVX512 static inline size_t encode_group_bf16(const uint16_t *in, uint8_t *codes, uint8_t *scales,
-                                              size_t blocks, float floor, const bf16_steps *steps)
+/* Not the elements are scaled, but what they are compared with: e is above 2. */
+AVX512 static inline void encode_unscaled(const uint16_t *in, uint8_t *codes, __m512i e,
+                                          size_t blocks, mp_rounding rounding)
 {
-    uint32_t amax[MP_MX_GROUP];
+    uint32_t starts[MP_MX_GROUP];
+    __m512i bits =
+        _mm512_add_epi32(_mm512_slli_epi32(e, 7), set1(SMALLEST_MIDPOINT - (127 << 7) - 31));
+
+    _mm512_storeu_si512(starts, _mm512_or_si512(bits, _mm512_slli_epi32(bits, 16)));
+    for (size_t i = 0; i < blocks; i++)
+        e2m1_encode_bf16(_mm512_loadu_si512(in + i * MP_MX_BLOCK), set1(starts[i]),
+                         codes + i * PACKED, rounding);
+}
+
+/* The same for any e. Where it is small, elements or midpoints may be subnormal, and
+ * their bits do not scale by an addition. */
+AVX512 static inline void encode_scaled(const uint16_t *in, uint8_t *codes, __m512i e,
+                                        size_t blocks, mp_rounding rounding)
+{
+    const __m512i start = _mm512_set1_epi16(SMALLEST_MIDPOINT - 31);
     float multipliers[MP_MX_GROUP];
-    size_t finite = 0;
 
-    for (; finite < blocks; finite++) {
-        uint32_t largest = amax_bf16(_mm512_loadu_si512(in + finite * MP_MX_BLOCK));
+    _mm512_storeu_si512(multipliers, multipliers_of(e));
+    for (size_t i = 0; i < blocks; i++)
+        e2m1_encode_bf16(
+            scale_bf16(_mm512_loadu_si512(in + i * MP_MX_BLOCK), _mm512_set1_ps(multipliers[i])),
+            start, codes + i * PACKED, rounding);
+}
 
-        if (largest >= MP_BF16_INF)
-            break;
-        amax[finite] = largest << 16;
-    }
-    mp_mx_exponents(amax, finite, floor, MP_E2M1_MAX, scales, multipliers);
-    for (size_t i = 0; i < finite; i++) {
-        __m512i block = _mm512_loadu_si512(in + i * MP_MX_BLOCK);
+/* A group of which the first `blocks` count; returns how many of these precede one
+ * that is not finite. */
+AVX512 static inline size_t encode_group_bf16(const uint16_t *in, uint8_t *codes, uint8_t *scales,
+                                              size_t blocks, const mp_quant_options *options)
+{
+    __m512i amax = amax_bf16(in);
+    uint32_t bad = _mm512_cmpge_epu32_mask(amax, set1(MP_BF16_INF));
+    size_t finite = bad ? (size_t)__builtin_ctz(bad) : blocks;
+    __mmask16 lanes = lanes_of(finite);
+    __m512i e = exponents_of(_mm512_slli_epi32(amax, 16), options->amax_floor);
 
-        block = scale_bf16(block, _mm512_set1_ps(multipliers[i]));
-        e2m1_encode_bf16(block, codes + i * PACKED, steps);
-    }
+    _mm512_mask_cvtepi32_storeu_epi8(scales, lanes, e);
+    if (_mm512_mask_cmple_epu32_mask(lanes, e, set1(2)))
+        encode_scaled(in, codes, e, finite, options->rounding);
+    else
+        encode_unscaled(in, codes, e, finite, options->rounding);
     return finite;
 }
 
 AVX512 static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8_t *scales,
                                        size_t n, const mp_quant_options *options)
 {
-    const bf16_steps steps = load_steps(options->rounding);
     size_t blocks = n / MP_MX_BLOCK;
+    size_t i = 0;
 
     if (options->scale_rule == MP_SCALE_MSE)
         return mp_mxfp4_encode_bf16_mse(&mp_kernels_avx512, in, codes, scales, n, options);
-    for (size_t i = 0; i < blocks; i += MP_MX_GROUP) {
-        size_t group = blocks - i < MP_MX_GROUP ? blocks - i : MP_MX_GROUP;
+    for (; i + MP_MX_GROUP <= blocks; i += MP_MX_GROUP) {
         size_t finite = encode_group_bf16(in + i * MP_MX_BLOCK, codes + i * PACKED, scales + i,
-                                          group, options->amax_floor, &steps);
+                                          MP_MX_GROUP, options);
 
-        if (finite < group)
+        if (finite < MP_MX_GROUP)
             return (i + finite) * MP_MX_BLOCK;
     }
-    return n;
+    if (i < blocks) {
+        uint16_t rest[MP_MX_GROUP * MP_MX_BLOCK] = {0};
+
+        memcpy(rest, in + i * MP_MX_BLOCK, (blocks - i) * MP_MX_BLOCK * sizeof(*in));
+        i += encode_group_bf16(rest, codes + i * PACKED, scales + i, blocks - i, options);
+    }
+    return i * MP_MX_BLOCK;
 }
 
 AVX512 static void error_sums(const float *a, const float *b, size_t n, double sums[2])
@@ -434,6 +508,105 @@ AVX512 static void count_lost(const float *original, const float *decoded, size_
     mp_kernels_scalar.count_lost(original + i, decoded + i, n - i, limit, counts);
 }
 
+/* What the blocks of a group differ in, a lane each. */
+typedef struct loss_blocks {
+    float ratios[MP_LOSS_GROUP];    /* as mp_loss_ratio */
+    uint32_t limits[MP_LOSS_GROUP]; /* as mp_loss_limit, in either half */
+} loss_blocks;
+
+/* Returns the largest exponent. */
+AVX512 static inline uint8_t load_loss_blocks(const uint8_t *scales, size_t blocks,
+                                              loss_blocks *out)
+{
+    __m512i e = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes_of(blocks), scales));
+    uint32_t largest = _mm512_reduce_max_epu32(e);
+    __m512i ratio = _mm512_add_epi32(e, set1(127 - largest));
+    __m512i limit = _mm512_add_epi32(_mm512_slli_epi32(e, 7), set1(2 << 7 | 0x60));
+
+    ratio = _mm512_max_epi32(ratio, _mm512_setzero_si512());
+    _mm512_storeu_si512(out->ratios, _mm512_slli_epi32(ratio, 23));
+    limit = _mm512_min_epu32(limit, set1(MP_BF16_INF - 1));
+    _mm512_storeu_si512(out->limits, _mm512_or_si512(limit, _mm512_slli_epi32(limit, 16)));
+    return (uint8_t)largest;
+}
+
+/* The 32 lanes of one of a group's sums. */
+typedef struct loss_lanes {
+    __m512 even;
+    __m512 odd;
+} loss_lanes;
+
+AVX512 static inline void add_squared(loss_lanes *lanes, __m512 even, __m512 odd)
+{
+    lanes->even = _mm512_fmadd_ps(even, even, lanes->even);
+    lanes->odd = _mm512_fmadd_ps(odd, odd, lanes->odd);
+}
+
+/* As mp_loss_add_group. */
+AVX512 static inline void add_lanes(const loss_lanes *lanes, double weight, double sums[8])
+{
+    __m512 pairs = _mm512_add_ps(lanes->even, lanes->odd);
+    __m256 four = _mm256_add_ps(_mm512_castps512_ps256(pairs), _mm512_extractf32x8_ps(pairs, 1));
+    __m512d weighted = _mm512_mul_pd(_mm512_cvtps_pd(four), _mm512_set1_pd(weight));
+
+    _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), weighted));
+}
+
+AVX512 static inline unsigned count_lanes(__mmask32 lanes)
+{
+    return (unsigned)__builtin_popcount(_cvtmask32_u32(lanes));
+}
+
+AVX512 static void add_group_loss(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                                  size_t blocks, mp_loss *loss)
+{
+    /* Byte j of a block's codes goes to all of lane j. */
+    const __m512i spread = _mm512_mullo_epi32(
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), set1(0x01010101));
+    loss_blocks block;
+    uint8_t largest = load_loss_blocks(scales, blocks, &block);
+    __m512 multiplier = _mm512_set1_ps(mp_mx_multiplier(largest));
+    loss_lanes error = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    loss_lanes signal = error;
+    unsigned saturated = 0;
+    unsigned flushed = 0;
+
+    for (size_t i = 0; i < blocks; i++) {
+        __m512i bits = _mm512_loadu_si512(in + i * MP_MX_BLOCK);
+        __m128i packed = _mm_loadu_si128((const void *)(codes + i * PACKED));
+        __m512i code = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(packed), spread);
+        __m512 values = _mm512_mul_ps(e2m1_table(), _mm512_set1_ps(block.ratios[i]));
+        __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+        __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(bits, set1(0xffff0000)));
+
+        even = _mm512_mul_ps(even, multiplier);
+        odd = _mm512_mul_ps(odd, multiplier);
+        add_squared(&signal, even, odd);
+        even = _mm512_sub_ps(_mm512_permutexvar_ps(code, values), even);
+        odd = _mm512_sub_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(code, 4), values), odd);
+        add_squared(&error, even, odd);
+
+        __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi16(MP_BF16_ABS));
+        __mmask32 above = _mm512_cmpgt_epu16_mask(magnitude, set1(block.limits[i]));
+        __mmask32 nonzero = _mm512_test_epi16_mask(magnitude, magnitude);
+        __mmask32 zero = _mm512_mask_testn_epi16_mask(nonzero, code, set1(0x70 << 16 | 7));
+        saturated += count_lanes(above);
+        flushed += count_lanes(zero);
+    }
+    double weight = mp_loss_weight(largest);
+
+    loss->saturated += saturated;
+    loss->flushed += flushed;
+    add_lanes(&error, weight, loss->error);
+    add_lanes(&signal, weight, loss->signal);
+}
+
+AVX512 static void mxfp4_loss_bf16(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                                   size_t n, double sums[2], uint64_t counts[2])
+{
+    mp_mxfp4_loss(add_group_loss, in, codes, scales, n, sums, counts);
+}
+
 const mp_kernels mp_kernels_avx512 = {
     .level = "avx512",
     .bf16_decode = bf16_decode,
@@ -449,6 +622,7 @@ const mp_kernels mp_kernels_avx512 = {
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
+    .mxfp4_loss_bf16 = mxfp4_loss_bf16,
     .error_sums = error_sums,
     .count_lost = count_lost,
 };

@@ -155,13 +155,11 @@ uint64_t mp_rows_scale_count(const mp_rows *in)
     return mp_rows_first_scale(in, in->rows - 1) + mp_ceil_div(in->cols, block.cols);
 }
 
-double mp_rows_scale(const mp_rows *in, uint64_t row, uint64_t col)
+double mp_rows_full_scale(const mp_rows *in, uint64_t i)
 {
-    mp_scale_block block = mp_rows_block(in);
-
     if (!mp_scheme_has_scales(in->scheme))
         return 1;
-    double scale = mp_rows_scale_at(in, mp_rows_first_scale(in, row) + col / block.cols);
+    double scale = mp_rows_scale_at(in, i);
     return in->scheme == MP_SCHEME_NVFP4 ? scale * in->global_scale : scale;
 }
 

@@ -11,7 +11,8 @@
 static const mp_kernels *native_kernels(const char *level)
 {
     __builtin_cpu_init();
-    if (strcmp(level, "avx2") == 0 && __builtin_cpu_supports("avx2"))
+    if (strcmp(level, "avx2") == 0 && __builtin_cpu_supports("avx2") &&
+        __builtin_cpu_supports("fma"))
         return &mp_kernels_avx2;
     if (strcmp(level, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

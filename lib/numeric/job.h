@@ -30,6 +30,10 @@ uint8_t *mp_job_scales(const mp_requantize_job *job, uint64_t row);
 /* Holds a row that was written against job->row and adds to the statistics. */
 int mp_job_measure(const mp_requantize_job *job, uint64_t row);
 
+/* The same for a finite row of BF16 and its mxfp4, by a kernel. */
+void mp_job_measure_bf16_as_mxfp4(const mp_requantize_job *job, const uint16_t *in,
+                                  const uint8_t *codes, const uint8_t *scales);
+
 /* mxfp4 to nvfp4: encodes a row that was read. */
 void mp_job_mxfp4_to_nvfp4(const mp_requantize_job *job, uint64_t row);
 

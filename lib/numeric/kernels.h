@@ -9,7 +9,7 @@
 
 extern const mp_kernels mp_kernels_scalar;
 #if defined(__x86_64__)
-extern const mp_kernels mp_kernels_avx2;
+extern const mp_kernels mp_kernels_avx2;   /* and FMA */
 extern const mp_kernels mp_kernels_avx512; /* F, BW, DQ, VL */
 #elif defined(__aarch64__)
 extern const mp_kernels mp_kernels_neon;
@@ -99,6 +99,63 @@ static inline void mp_mx_exponents(const uint32_t *amax_bits, size_t blocks, flo
         multipliers[i] = mp_mx_multiplier(exponents[i]);
     }
 }
+
+/* Blocks that share a multiplier in mxfp4_loss_bf16. */
+#define MP_LOSS_GROUP 16
+
+/* What mxfp4_loss_bf16 counts and, in its eight lanes, adds up. */
+typedef struct mp_loss {
+    double error[8];
+    double signal[8];
+    uint64_t saturated;
+    uint64_t flushed;
+} mp_loss;
+
+/* The largest exponent of a group, whose multiplier the group takes. */
+static inline uint8_t mp_loss_exponent(const uint8_t *scales, size_t blocks)
+{
+    uint8_t largest = 0;
+
+    for (size_t i = 0; i < blocks; i++)
+        largest = scales[i] > largest ? scales[i] : largest;
+    return largest;
+}
+
+/* 2^(e-largest), what a code's value is multiplied by; 0 where that is below 2^-126. */
+static inline float mp_loss_ratio(uint8_t e, uint8_t largest)
+{
+    int ratio = 127 + e - largest;
+
+    return ratio > 0 ? mp_ue8m0_value((uint8_t)ratio) : 0;
+}
+
+/* The bits of BF16 7 * 2^(e-127), or of its largest finite value: what lies above is saturated. */
+static inline uint32_t mp_loss_limit(uint8_t e)
+{
+    uint32_t limit = (e + 2u) << 7 | 0x60;
+
+    return limit < MP_BF16_INF ? limit : MP_BF16_INF - 1;
+}
+
+/* 2^(2(e-127)), what the squares of a group are multiplied by. */
+static inline double mp_loss_weight(uint8_t largest)
+{
+    uint64_t bits = (uint64_t)(1023 + 2 * (largest - 127)) << 52;
+    double weight;
+
+    memcpy(&weight, &bits, sizeof(weight));
+    return weight;
+}
+
+/* Takes the squares of a group into the sums. */
+void mp_loss_add_group(mp_loss *loss, const float error[MP_MX_BLOCK],
+                       const float signal[MP_MX_BLOCK], uint8_t largest);
+
+/* mxfp4_loss_bf16 out of a function for one group of up to MP_LOSS_GROUP blocks. */
+typedef void mp_loss_group(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                           size_t blocks, mp_loss *loss);
+void mp_mxfp4_loss(mp_loss_group *add_group, const uint16_t *in, const uint8_t *codes,
+                   const uint8_t *scales, size_t n, double sums[2], uint64_t counts[2]);
 
 /* Adds (a-b)^2 and b^2 to lane i % 8 of either sum: the end of a run whose
  * beginning was a multiple of eight long. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the MX formats share beyond kernels: the scale rule MP_SCALE_MSE, which
- * encodes each block under two exponents and keeps the better, and mxfp8. */
+ * encodes each block under two exponents and keeps the better, mxfp8, and the
+ * frame of the kernels that measure the loss of mxfp4. */
 #include "numeric/kernels.h"
 
 /* The elements of an MX format. */
@@ -124,4 +125,33 @@ uint32_t mp_amax_but_nan(const mp_kernels *kernels, const float *in, size_t n)
             amax = one;
     }
     return amax;
+}
+
+void mp_loss_add_group(mp_loss *loss, const float error[MP_MX_BLOCK],
+                       const float signal[MP_MX_BLOCK], uint8_t largest)
+{
+    double weight = mp_loss_weight(largest);
+
+    for (int i = 0; i < 8; i++) {
+        const float *d = error + 2 * i;
+        const float *x = signal + 2 * i;
+
+        loss->error[i] += ((d[0] + d[1]) + (d[16] + d[17])) * weight;
+        loss->signal[i] += ((x[0] + x[1]) + (x[16] + x[17])) * weight;
+    }
+}
+
+void mp_mxfp4_loss(mp_loss_group *add_group, const uint16_t *in, const uint8_t *codes,
+                   const uint8_t *scales, size_t n, double sums[2], uint64_t counts[2])
+{
+    size_t blocks = n / MP_MX_BLOCK;
+    mp_loss loss = {0};
+
+    for (size_t i = 0; i < blocks; i += MP_LOSS_GROUP)
+        add_group(in + i * MP_MX_BLOCK, codes + i * (MP_MX_BLOCK / 2), scales + i,
+                  blocks - i < MP_LOSS_GROUP ? blocks - i : MP_LOSS_GROUP, &loss);
+    sums[0] += mp_sum_lanes(loss.error);
+    sums[1] += mp_sum_lanes(loss.signal);
+    counts[0] += loss.saturated;
+    counts[1] += loss.flushed;
 }

@@ -337,6 +337,52 @@ static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8_t *sca
     return n;
 }
 
+static inline void add_squared(float *sums, float32x4_t v)
+{
+    store_f32(sums, vfmaq_f32(load_f32(sums), v, v));
+}
+
+static void add_group_loss(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                           size_t blocks, mp_loss *loss)
+{
+    uint8_t largest = mp_loss_exponent(scales, blocks);
+    float32x4_t multiplier = vdupq_n_f32(mp_mx_multiplier(largest));
+    float error[MP_MX_BLOCK] = {0};
+    float signal[MP_MX_BLOCK] = {0};
+    uint32x4_t saturated = vdupq_n_u32(0);
+    uint32x4_t flushed = vdupq_n_u32(0);
+
+    for (size_t i = 0; i < blocks; i++) {
+        float32x4_t ratio = vdupq_n_f32(mp_loss_ratio(scales[i], largest));
+        uint32x4_t limit = vdupq_n_u32(mp_loss_limit(scales[i]) << 16);
+        float originals[MP_MX_BLOCK];
+        float values[MP_MX_BLOCK];
+
+        bf16_decode(in + i * MP_MX_BLOCK, originals, MP_MX_BLOCK);
+        e2m1_decode32(codes + i * PACKED, 1.0f, values);
+        for (int at = 0; at < MP_MX_BLOCK; at += 4) {
+            uint32x4_t magnitude = magnitude_of(load_bits(originals + at));
+            float32x4_t x = vmulq_f32(load_f32(originals + at), multiplier);
+            float32x4_t value = load_f32(values + at);
+            uint32x4_t no_code = vceqzq_f32(value);
+
+            add_squared(error + at, vsubq_f32(vmulq_f32(value, ratio), x));
+            add_squared(signal + at, x);
+            saturated = vsubq_u32(saturated, vcgtq_u32(magnitude, limit));
+            flushed = vsubq_u32(flushed, vandq_u32(vtstq_u32(magnitude, magnitude), no_code));
+        }
+    }
+    loss->saturated += vaddvq_u32(saturated);
+    loss->flushed += vaddvq_u32(flushed);
+    mp_loss_add_group(loss, error, signal, largest);
+}
+
+static void mxfp4_loss_bf16(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                            size_t n, double sums[2], uint64_t counts[2])
+{
+    mp_mxfp4_loss(add_group_loss, in, codes, scales, n, sums, counts);
+}
+
 static void error_sums(const float *a, const float *b, size_t n, double sums[2])
 {
     float64x2_t error[4];
@@ -404,6 +450,7 @@ const mp_kernels mp_kernels_neon = {
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
+    .mxfp4_loss_bf16 = mxfp4_loss_bf16,
     .error_sums = error_sums,
     .count_lost = count_lost,
 };

@@ -147,25 +147,44 @@ static int check_global_scale(const mp_requantize_job *job, uint64_t row)
                    job->in->row0 + row);
 }
 
-/* Rows that need no other row. */
+/* A row that needs no other row. */
+static int convert_row(const mp_requantize_job *job, uint64_t row)
+{
+    int rc = mp_job_read_row(job, row);
+
+    if (rc == 0)
+        rc = check_global_scale(job, row);
+    if (rc != 0)
+        return rc;
+    if (job->in->scheme == MP_SCHEME_MXFP4 && job->out.scheme == MP_SCHEME_NVFP4)
+        mp_job_mxfp4_to_nvfp4(job, row);
+    else
+        mp_encode_row(job->out.scheme, job->options, job->row, job->in->cols,
+                      mp_job_codes(job, row), mp_job_scales(job, row));
+    return mp_job_measure(job, row);
+}
+
+/* The same, by the kernels that need no float32 in memory, if they can. */
+static int convert_bf16_row_to_mxfp4(const mp_requantize_job *job, uint64_t row)
+{
+    uint64_t cols = job->in->cols;
+    const uint16_t *in = (const uint16_t *)job->in->weight + row * cols;
+    uint8_t *codes = mp_job_codes(job, row);
+    uint8_t *scales = mp_job_scales(job, row);
+
+    if (job->kernels->mxfp4_encode_bf16(in, codes, scales, cols, job->options) < cols)
+        return convert_row(job, row);
+    mp_job_measure_bf16_as_mxfp4(job, in, codes, scales);
+    return 0;
+}
+
 static int convert_rows(const mp_requantize_job *job)
 {
-    bool exact_nvfp4 = job->in->scheme == MP_SCHEME_MXFP4 && job->out.scheme == MP_SCHEME_NVFP4;
+    bool bf16_to_mxfp4 = job->in->scheme == MP_SCHEME_BF16 && job->out.scheme == MP_SCHEME_MXFP4;
     int rc = 0;
 
-    for (uint64_t row = 0; rc == 0 && row < job->in->rows; row++) {
-        rc = mp_job_read_row(job, row);
-        if (rc == 0)
-            rc = check_global_scale(job, row);
-        if (rc != 0)
-            break;
-        if (exact_nvfp4)
-            mp_job_mxfp4_to_nvfp4(job, row);
-        else
-            mp_encode_row(job->out.scheme, job->options, job->row, job->in->cols,
-                          mp_job_codes(job, row), mp_job_scales(job, row));
-        rc = mp_job_measure(job, row);
-    }
+    for (uint64_t row = 0; rc == 0 && row < job->in->rows; row++)
+        rc = bf16_to_mxfp4 ? convert_bf16_row_to_mxfp4(job, row) : convert_row(job, row);
     return rc;
 }
 
@@ -202,16 +221,6 @@ static int convert_blocks(const mp_requantize_job *job)
     for (uint64_t row = 0; rc == 0 && row < rows; row += MP_FP8_BLOCK)
         rc = convert_tiles(job, row, rows - row < MP_FP8_BLOCK ? rows - row : MP_FP8_BLOCK);
     return rc;
-}
-
-/* All rows at once, through the kernel that needs no float32 in memory. */
-static int convert_bf16_to_mxfp4(const mp_requantize_job *job)
-{
-    uint64_t n = job->in->rows * job->in->cols;
-    uint64_t done =
-        job->kernels->mxfp4_encode_bf16(job->in->weight, job->codes, job->scales, n, job->options);
-
-    return done < n ? mp_job_read_row(job, done / job->in->cols) : 0;
 }
 
 /* Whether the codes of the source are those of the target. */
@@ -276,9 +285,6 @@ static int convert(const mp_requantize_job *job)
         return pass_through(job);
     if (job->out.scheme == MP_SCHEME_FP8_BLOCK)
         return convert_blocks(job);
-    if (job->in->scheme == MP_SCHEME_BF16 && job->out.scheme == MP_SCHEME_MXFP4 && !job->stats &&
-        !job->options->allow_nonfinite)
-        return convert_bf16_to_mxfp4(job);
     return convert_rows(job);
 }
 

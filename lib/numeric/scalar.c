@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The scalar kernels: the definition of every format, one element at a time.
  * Pointers may be unaligned, hence the loads and stores through memcpy. */
+#include <math.h>
+
 #include "numeric/kernels.h"
 
 const uint32_t mp_e2m1_steps[2][MP_E2M1_STEPS] = {
@@ -229,6 +231,44 @@ static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8_t *sca
     return n;
 }
 
+/* One block of a group, under the multiplier of the group's largest exponent. */
+static void add_block_loss(const uint16_t *in, const uint8_t *codes, uint8_t e, uint8_t largest,
+                           float error[MP_MX_BLOCK], float signal[MP_MX_BLOCK], mp_loss *loss)
+{
+    float values[MP_MX_BLOCK];
+
+    e2m1_decode(codes, values, MP_MX_BLOCK);
+    for (size_t i = 0; i < MP_MX_BLOCK; i++) {
+        uint16_t bits = load_u16(in, i);
+        float x = mp_f32_from_bits((uint32_t)bits << 16) * mp_mx_multiplier(largest);
+        float difference = values[i] * mp_loss_ratio(e, largest) - x;
+
+        error[i] = fmaf(difference, difference, error[i]);
+        signal[i] = fmaf(x, x, signal[i]);
+        loss->saturated += (bits & MP_BF16_ABS) > mp_loss_limit(e);
+        loss->flushed += (bits & MP_BF16_ABS) != 0 && values[i] == 0;
+    }
+}
+
+static void add_group_loss(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                           size_t blocks, mp_loss *loss)
+{
+    uint8_t largest = mp_loss_exponent(scales, blocks);
+    float error[MP_MX_BLOCK] = {0};
+    float signal[MP_MX_BLOCK] = {0};
+
+    for (size_t i = 0; i < blocks; i++)
+        add_block_loss(in + i * MP_MX_BLOCK, codes + i * (MP_MX_BLOCK / 2), scales[i], largest,
+                       error, signal, loss);
+    mp_loss_add_group(loss, error, signal, largest);
+}
+
+static void mxfp4_loss_bf16(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                            size_t n, double sums[2], uint64_t counts[2])
+{
+    mp_mxfp4_loss(add_group_loss, in, codes, scales, n, sums, counts);
+}
+
 void mp_add_squares(const float *a, const float *b, size_t n, double error[8], double signal[8])
 {
     for (size_t i = 0; i < n; i++) {
@@ -282,6 +322,7 @@ const mp_kernels mp_kernels_scalar = {
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
+    .mxfp4_loss_bf16 = mxfp4_loss_bf16,
     .error_sums = error_sums,
     .count_lost = count_lost,
 };

@@ -50,10 +50,11 @@ static void count_lost(const mp_requantize_job *job, uint64_t row)
 {
     const mp_rows *out = &job->out;
     uint64_t width = mp_rows_block(out).cols;
+    uint64_t first = mp_rows_first_scale(out, row);
     uint64_t counts[2] = {0};
 
     for (uint64_t col = 0; col < out->cols; col += width) {
-        double limit = code_limit(out->scheme) * mp_rows_scale(out, row, col);
+        double limit = code_limit(out->scheme) * mp_rows_full_scale(out, first++);
         uint64_t n = out->cols - col < width ? out->cols - col : width;
 
         job->kernels->count_lost(job->row + col, job->decoded + col, n, round_down(limit), counts);
@@ -82,6 +83,23 @@ int mp_job_measure(const mp_requantize_job *job, uint64_t row)
     if (!job->same_codes)
         count_lost(job, row);
     return 0;
+}
+
+void mp_job_measure_bf16_as_mxfp4(const mp_requantize_job *job, const uint16_t *in,
+                                  const uint8_t *codes, const uint8_t *scales)
+{
+    mp_quant_stats *stats = job->stats;
+    double sums[2] = {0};
+    uint64_t counts[2] = {0};
+
+    if (!stats)
+        return;
+    job->kernels->mxfp4_loss_bf16(in, codes, scales, job->in->cols, sums, counts);
+    stats->elements += job->in->cols;
+    stats->error_sq += sums[0];
+    stats->signal_sq += sums[1];
+    stats->saturated += counts[0];
+    stats->flushed += counts[1];
 }
 
 void mp_quant_stats_add(mp_quant_stats *into, const mp_quant_stats *more)

@@ -68,8 +68,8 @@ static int add_output(mp_plan *plan, uint32_t rank, uint32_t layer, unsigned ten
 /* Splits a rank's outputs into files of at most the shard size, a tensor never in two. */
 static void split(mp_plan *plan, uint32_t rank, uint32_t first)
 {
-    uint64_t limit = plan->options.max_shard_size ? plan->options.max_shard_size
-                                                  : DEFAULT_SHARD_SIZE;
+    uint64_t limit =
+        plan->options.max_shard_size ? plan->options.max_shard_size : DEFAULT_SHARD_SIZE;
     mp_out_file *file = NULL;
     uint64_t filled = 0;
 
@@ -103,8 +103,11 @@ static int make_header(mp_plan *plan, mp_out_file *file, mp_error *err)
     uint64_t *offsets = mp_alloc((uint64_t)file->num_tensors + 1, sizeof *offsets);
     char rank[16], ep[16];
     const char *metadata[] = {
-        "format",  "moepack", "format_version", MP_FORMAT_VERSION, "target",
-        plan->options.target->name, "ep_rank", rank, "ep_size", ep,
+        "format",         "moepack",
+        "format_version", MP_FORMAT_VERSION,
+        "target",         plan->options.target->name,
+        "ep_rank",        rank,
+        "ep_size",        ep,
     };
     int rc;
 

@@ -73,11 +73,12 @@ static int copy_config(const mp_run *run, mp_manifest *m, mp_error *err)
  * Indexes
  */
 
-/* Index of the files first .. first+count-1, all of one rank. */
+/* Index of the files first .. first+count-1, all of one rank; null without memory. */
 static json_t *index_json(const mp_plan *plan, size_t first, size_t count)
 {
     json_t *map = json_object();
     uint64_t total = 0;
+    bool whole = true;
 
     for (size_t f = first; f < first + count; f++) {
         const mp_out_file *file = &plan->files[f];
@@ -85,9 +86,14 @@ static json_t *index_json(const mp_plan *plan, size_t first, size_t count)
         for (uint32_t t = 0; t < file->num_tensors; t++) {
             const mp_out_tensor *out = &plan->outputs[file->first_tensor + t];
 
-            json_object_set_new(map, out->name, json_string(mp_path_base(file->path)));
+            whole &=
+                json_object_set_new(map, out->name, json_string(mp_path_base(file->path))) == 0;
             total += out->bytes;
         }
+    }
+    if (!whole) {
+        json_decref(map);
+        return NULL;
     }
     return json_pack("{s:{s:o}, s:o}", "metadata", "total_size", json_integer((json_int_t)total),
                      "weight_map", map);
@@ -145,8 +151,8 @@ static int describe_ranks(const mp_run *run, mp_manifest *m, mp_error *err)
         int rc;
 
         rank->rank = plan->files[first].rank;
-        for (count = 1; first + count < plan->num_files &&
-                        plan->files[first + count].rank == rank->rank;)
+        for (count = 1;
+             first + count < plan->num_files && plan->files[first + count].rank == rank->rank;)
             count++;
         rank->files = mp_alloc_zeroed(count, sizeof *rank->files);
         if (!rank->files)
@@ -204,8 +210,7 @@ static int describe_error(const mp_run *run, const mp_plan_layer *layer, mp_side
     mp_quant_stats sum = {0};
 
     for (uint32_t expert = 0; expert < layer->source->num_experts; expert++)
-        mp_quant_stats_add(&sum,
-                           &run->state.stats[layer->first_unit + expert * MP_SIDES + side]);
+        mp_quant_stats_add(&sum, &run->state.stats[layer->first_unit + expert * MP_SIDES + side]);
     *e = (mp_layer_error){
         .layer = strdup(layer->source->prefix),
         .matrix = side == MP_L1 ? "w13" : "w2",

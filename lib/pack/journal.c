@@ -16,6 +16,8 @@
 
 #define JOURNAL_LIMIT (1u << 30)
 #define BEGIN         "begin\n"
+#define SAMPLE_BYTES  4096
+#define LINE_SIZE     192 /* of a unit or tensor: five numbers, or a digest */
 
 int mp_progress_init(mp_progress_state *state, const mp_plan *plan, mp_error *err)
 {
@@ -56,48 +58,72 @@ static const char *list_or_all(const bool *flags, size_t count, mp_digest *diges
     return mp_digest_text(digest, text);
 }
 
-static void print_terms(FILE *f, const mp_plan *plan)
+static void print_options(FILE *f, const mp_plan *plan)
 {
     const mp_repack_options *o = &plan->options;
     const mp_placement *placement = &plan->placement;
-    const mp_checkpoint *ckpt = &plan->catalog->checkpoint;
     char text[MP_DIGEST_TEXT];
     mp_digest digest;
 
     fprintf(f, "journal 1\ntool %s\ntarget %s/%u\nep %u\nshared %s\n", mp_version(),
             o->target->name, o->target->version, o->ep, mp_shared_mode_name(o->shared));
+    fprintf(f, "layers %s\n", list_or_all(o->layers, plan->catalog->num_layers, &digest, text));
+    fprintf(f, "ranks %s\n", list_or_all(o->ranks, o->ep, &digest, text));
     mp_digest_of(placement->map,
                  (size_t)placement->layers * placement->num_physical * sizeof *placement->map,
                  &digest);
     fprintf(f, "placement %u %s\n", placement->num_physical, mp_digest_text(&digest, text));
-    fprintf(f, "layers %s\n", list_or_all(o->layers, plan->catalog->num_layers, &digest, text));
-    fprintf(f, "ranks %s\n", list_or_all(o->ranks, o->ep, &digest, text));
     fprintf(f, "max-shard-size %" PRIu64 "\n", o->max_shard_size);
     fprintf(f, "quantize %s rounding %d scale-rule %d amax-floor %a allow-nonfinite %d\n",
             o->quantize ? mp_scheme_name(o->quantize_to) : "no", (int)o->quant.rounding,
             (int)o->quant.scale_rule, (double)o->quant.amax_floor, o->quant.allow_nonfinite);
+}
+
+/* The last bytes of a shard: other weights of the same shapes have other ones. */
+static int digest_end(const mp_shard *shard, mp_digest *digest, mp_error *err)
+{
+    uint8_t bytes[SAMPLE_BYTES];
+    uint64_t data = shard->size - shard->header_bytes;
+    uint64_t n = data < SAMPLE_BYTES ? data : SAMPLE_BYTES;
+
+    if (mp_pread_all(shard->fd, bytes, n, shard->size - n, shard->name, err) != 0)
+        return err->code;
+    mp_digest_of(bytes, n, digest);
+    return 0;
+}
+
+static int print_source(FILE *f, const mp_checkpoint *ckpt, mp_error *err)
+{
     for (size_t i = 0; i < ckpt->num_shards; i++) {
-        memcpy(digest.bytes, ckpt->shards[i].header_xxh3, sizeof digest.bytes);
-        fprintf(f, "source %s %" PRIu64 " %s\n", ckpt->shards[i].name, ckpt->shards[i].size,
-                mp_digest_text(&digest, text));
+        const mp_shard *shard = &ckpt->shards[i];
+        char header[MP_DIGEST_TEXT], end[MP_DIGEST_TEXT];
+        mp_digest digest;
+
+        memcpy(digest.bytes, shard->header_xxh3, sizeof digest.bytes);
+        mp_digest_text(&digest, header);
+        if (digest_end(shard, &digest, err) != 0)
+            return err->code;
+        fprintf(f, "source %s %" PRIu64 " %s %s\n", shard->name, shard->size, header,
+                mp_digest_text(&digest, end));
     }
-    fputs(BEGIN, f);
+    return 0;
 }
 
 /* The head of the journal, malloc'ed. */
-static char *terms_text(const mp_plan *plan, size_t *length)
+static int terms_text(const mp_plan *plan, char **text, mp_error *err)
 {
-    char *text = NULL;
-    FILE *f = open_memstream(&text, length);
+    size_t length;
+    FILE *f = open_memstream(text, &length);
+    int rc;
 
     if (!f)
-        return NULL;
-    print_terms(f, plan);
-    if (fclose(f) != 0) {
-        free(text);
-        return NULL;
-    }
-    return text;
+        return mp_fail_memory(err);
+    print_options(f, plan);
+    rc = print_source(f, &plan->catalog->checkpoint, err);
+    fputs(BEGIN, f);
+    if (fclose(f) != 0 && rc == 0)
+        rc = mp_fail_memory(err);
+    return rc;
 }
 
 /* Names the first line in which two heads differ. */
@@ -122,34 +148,56 @@ static int report_difference(const char *had, const char *want, mp_error *err)
  * Lines
  */
 
-static bool read_stats(const char *text, mp_quant_stats *stats)
+/* The line of a finished unit; stats null when everything is lossless. */
+static void print_unit(char line[LINE_SIZE], uint64_t index, const mp_quant_stats *stats)
 {
-    return sscanf(text, " %la %la %" SCNu64 " %" SCNu64 " %" SCNu64, &stats->error_sq,
-                  &stats->signal_sq, &stats->elements, &stats->saturated, &stats->flushed) == 5;
+    int n = snprintf(line, LINE_SIZE, "unit %" PRIu64, index);
+
+    if (stats)
+        snprintf(line + n, LINE_SIZE - (size_t)n, " %a %a %" PRIu64 " %" PRIu64 " %" PRIu64,
+                 stats->error_sq, stats->signal_sq, stats->elements, stats->saturated,
+                 stats->flushed);
 }
 
-/* One whole line; false if it is not one of ours. */
-static bool read_line(const char *line, const mp_plan *plan, mp_progress_state *state)
+static void print_tensor(char line[LINE_SIZE], uint64_t index, const char *digest)
 {
+    snprintf(line, LINE_SIZE, "tensor %" PRIu64 " %s", index, digest);
+}
+
+/* A line counts if it is, to the letter, one that we would print. */
+static bool read_unit(const char *line, const mp_plan *plan, mp_progress_state *state)
+{
+    mp_quant_stats stats = {0};
+    char again[LINE_SIZE];
+    uint64_t index;
+
+    if (sscanf(line, "unit %" SCNu64 " %la %la %" SCNu64 " %" SCNu64 " %" SCNu64, &index,
+               &stats.error_sq, &stats.signal_sq, &stats.elements, &stats.saturated,
+               &stats.flushed) < 1)
+        return false;
+    print_unit(again, index, state->stats ? &stats : NULL);
+    if (index >= plan->num_units || strcmp(again, line) != 0)
+        return false;
+    if (state->stats)
+        state->stats[index] = stats;
+    state->unit_done[index] = true;
+    return true;
+}
+
+static bool read_tensor(const char *line, const mp_plan *plan, mp_progress_state *state)
+{
+    char hex[MP_DIGEST_TEXT], again[LINE_SIZE];
     mp_digest digest;
     uint64_t index;
-    int behind = 0;
 
-    if (sscanf(line, "unit %" SCNu64 "%n", &index, &behind) == 1) {
-        if (index >= plan->num_units ||
-            (state->stats && !read_stats(line + behind, &state->stats[index])))
-            return false;
-        state->unit_done[index] = true;
-        return true;
-    }
-    if (sscanf(line, "tensor %" SCNu64 " %n", &index, &behind) == 1 && behind > 0) {
-        if (index >= plan->num_outputs || !mp_digest_parse(line + behind, &digest))
-            return false;
-        strcpy(state->digest[index], line + behind);
-        state->tensor_done[index] = true;
-        return true;
-    }
-    return false;
+    if (sscanf(line, "tensor %" SCNu64 " %32s", &index, hex) != 2)
+        return false;
+    print_tensor(again, index, hex);
+    if (index >= plan->num_outputs || !mp_digest_parse(hex, &digest) || strcmp(again, line) != 0)
+        return false;
+    strcpy(state->digest[index], hex);
+    state->tensor_done[index] = true;
+    return true;
 }
 
 /* Reads lines up to the first that is torn or strange; returns the bytes that count. */
@@ -159,7 +207,7 @@ static uint64_t read_lines(char *text, const mp_plan *plan, mp_progress_state *s
 
     while ((end = strchr(line, '\n'))) {
         *end = '\0';
-        if (!read_line(line, plan, state))
+        if (!read_unit(line, plan, state) && !read_tensor(line, plan, state))
             break;
         line = end + 1;
     }
@@ -170,44 +218,56 @@ static uint64_t read_lines(char *text, const mp_plan *plan, mp_progress_state *s
  * The file
  */
 
-static int begin(mp_journal *journal, const char *head, size_t length, mp_error *err)
+static int begin(mp_journal *journal, mp_error *err)
 {
-    journal->size = length;
+    journal->size = strlen(journal->terms);
     if (mp_file_resize(journal->fd, journal->path, 0, err) != 0 ||
-        mp_pwrite_all(journal->fd, head, length, 0, journal->path, err) != 0)
+        mp_pwrite_all(journal->fd, journal->terms, journal->size, 0, journal->path, err) != 0)
         return err->code;
     return mp_file_sync(journal->fd, journal->path, err);
 }
 
 static int load(mp_journal *journal, const mp_plan *plan, mp_progress_state *state, mp_error *err)
 {
-    char *had = NULL, *head, *body;
-    size_t length;
+    size_t length = strlen(journal->terms);
+    char *had = NULL, *body;
     int rc = mp_read_text(journal->path, JOURNAL_LIMIT, &had, NULL, err);
 
     if (rc != 0)
         return rc;
-    head = terms_text(plan, &length);
-    if (!head) {
-        free(had);
-        return mp_fail_memory(err);
-    }
     body = strstr(had, "\n" BEGIN);
     if (!body) {
-        rc = begin(journal, head, length, err);
+        journal->fresh = true;
+        rc = begin(journal, err);
     } else {
         body += strlen("\n" BEGIN);
-        if ((size_t)(body - had) != length || memcmp(had, head, length) != 0) {
+        if ((size_t)(body - had) != length || memcmp(had, journal->terms, length) != 0) {
             *body = '\0';
-            rc = report_difference(had, head, err);
+            rc = report_difference(had, journal->terms, err);
         } else {
             journal->size = length + read_lines(body, plan, state);
             rc = mp_file_resize(journal->fd, journal->path, journal->size, err);
         }
     }
-    free(head);
     free(had);
     return rc;
+}
+
+int mp_journal_restart(mp_journal *journal, const mp_plan *plan, mp_progress_state *state,
+                       mp_error *err)
+{
+    memset(state->unit_done, 0, plan->num_units * sizeof *state->unit_done);
+    memset(state->tensor_done, 0, plan->num_outputs * sizeof *state->tensor_done);
+    return begin(journal, err);
+}
+
+/* Locks the open journal against other processes. */
+static int lock(const mp_journal *journal, const char *dir, mp_error *err)
+{
+    /* Any other failure is that of a file system without locks. */
+    if (flock(journal->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return mp_fail(err, MP_ERR_IO, "%s: another process is at work there", dir);
+    return 0;
 }
 
 int mp_journal_open(mp_journal *journal, const char *dir, const mp_plan *plan,
@@ -218,15 +278,29 @@ int mp_journal_open(mp_journal *journal, const char *dir, const mp_plan *plan,
     *journal = (mp_journal){.fd = -1, .path = mp_path_join(dir, MP_JOURNAL_NAME)};
     if (!journal->path)
         return mp_fail_memory(err);
-    rc = mp_open_write(journal->path, &journal->fd, err);
-    if (rc == 0 && flock(journal->fd, LOCK_EX | LOCK_NB) != 0)
-        rc = errno == EWOULDBLOCK ? mp_fail(err, MP_ERR_IO, "%s: another process is at work there",
-                                            dir)
-                                  : 0; /* a file system without locks */
+    rc = terms_text(plan, &journal->terms, err);
+    if (rc == 0)
+        rc = mp_open_write(journal->path, &journal->fd, err);
+    if (rc == 0)
+        rc = lock(journal, dir, err);
     if (rc == 0)
         rc = load(journal, plan, state, err);
     if (rc != 0)
         mp_journal_close(journal);
+    return rc;
+}
+
+int mp_journal_check_free(const char *dir, mp_error *err)
+{
+    mp_journal journal = {.fd = -1, .path = mp_path_join(dir, MP_JOURNAL_NAME)};
+    int rc = journal.path ? 0 : mp_fail_memory(err);
+
+    if (rc == 0 && mp_path_exists(journal.path)) {
+        rc = mp_open_read(journal.path, &journal.fd, err);
+        if (rc == 0)
+            rc = lock(&journal, dir, err);
+    }
+    mp_journal_close(&journal);
     return rc;
 }
 
@@ -235,6 +309,7 @@ void mp_journal_close(mp_journal *journal)
     if (journal->fd >= 0)
         close(journal->fd);
     free(journal->path);
+    free(journal->terms);
     *journal = (mp_journal){.fd = -1};
 }
 
@@ -257,14 +332,10 @@ int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const 
     if (!f)
         return mp_fail_memory(err);
     for (size_t i = 0; i < count; i++) {
-        fprintf(f, "unit %" PRIu64, units[i]);
-        if (state->stats) {
-            const mp_quant_stats *s = &state->stats[units[i]];
+        char line[LINE_SIZE];
 
-            fprintf(f, " %a %a %" PRIu64 " %" PRIu64 " %" PRIu64, s->error_sq, s->signal_sq,
-                    s->elements, s->saturated, s->flushed);
-        }
-        fputc('\n', f);
+        print_unit(line, units[i], state->stats ? &state->stats[units[i]] : NULL);
+        fprintf(f, "%s\n", line);
     }
     rc = fclose(f) == 0 ? append(journal, text, length, err) : mp_fail_memory(err);
     free(text);
@@ -274,8 +345,9 @@ int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const 
 int mp_journal_tensor(mp_journal *journal, const mp_progress_state *state, size_t output,
                       mp_error *err)
 {
-    char line[80];
-    int length = snprintf(line, sizeof line, "tensor %zu %s\n", output, state->digest[output]);
+    char line[LINE_SIZE];
 
-    return append(journal, line, (size_t)length, err);
+    print_tensor(line, output, state->digest[output]);
+    strcat(line, "\n");
+    return append(journal, line, strlen(line), err);
 }

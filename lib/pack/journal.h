@@ -17,10 +17,10 @@
 
 /* What is done; arrays are owned. */
 typedef struct mp_progress_state {
-    bool *unit_done;          /* [plan->num_units] */
-    mp_quant_stats *stats;    /* [plan->num_units]; null when everything is lossless */
-    bool *tensor_done;        /* [plan->num_outputs] */
-    mp_hex_digest *digest;    /* [plan->num_outputs] */
+    bool *unit_done;       /* [plan->num_units] */
+    mp_quant_stats *stats; /* [plan->num_units]; null when everything is lossless */
+    bool *tensor_done;     /* [plan->num_outputs] */
+    mp_hex_digest *digest; /* [plan->num_outputs] */
 } mp_progress_state;
 
 int mp_progress_init(mp_progress_state *state, const mp_plan *plan, mp_error *err);
@@ -30,6 +30,8 @@ typedef struct mp_journal {
     int fd;
     char *path;
     uint64_t size;
+    char *terms; /* the head, up to and with "begin" */
+    bool fresh;  /* nothing in it when it was opened */
 } mp_journal;
 
 /* Opens the journal in a directory, locked against other processes, and fills state from
@@ -38,6 +40,13 @@ typedef struct mp_journal {
 int mp_journal_open(mp_journal *journal, const char *dir, const mp_plan *plan,
                     mp_progress_state *state, mp_error *err);
 void mp_journal_close(mp_journal *journal);
+
+/* Forgets, durably, that anything is done. */
+int mp_journal_restart(mp_journal *journal, const mp_plan *plan, mp_progress_state *state,
+                       mp_error *err);
+
+/* MP_ERR_IO when another process holds the journal in a directory. */
+int mp_journal_check_free(const char *dir, mp_error *err);
 
 /* Appends and syncs lines for these units, whose data is durable. */
 int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const uint64_t *units,

@@ -9,6 +9,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 int mp_outputs_init(mp_outputs *outputs, const mp_plan *plan, mp_error *err)
 {
@@ -51,16 +52,28 @@ static int make_rank_dirs(const mp_plan *plan, const char *dir, mp_error *err)
     return 0;
 }
 
-static int open_file(const mp_out_file *file, const char *dir, int *fd, bool *whole, mp_error *err)
+int mp_outputs_check(const mp_outputs *outputs, const char *dir, bool *whole, mp_error *err)
+{
+    const mp_plan *plan = outputs->plan;
+
+    *whole = true;
+    for (size_t f = 0; f < plan->num_files; f++) {
+        char *path = mp_path_join(dir, plan->files[f].path);
+        struct stat st;
+
+        if (!path)
+            return mp_fail_memory(err);
+        *whole &= stat(path, &st) == 0 && (uint64_t)st.st_size == plan->files[f].bytes;
+        free(path);
+    }
+    return 0;
+}
+
+static int open_file(const mp_out_file *file, const char *dir, int *fd, mp_error *err)
 {
     char *path = mp_path_join(dir, file->path);
-    uint64_t size;
     int rc = path ? mp_open_write(path, fd, err) : mp_fail_memory(err);
 
-    if (rc == 0)
-        rc = mp_file_size(*fd, path, &size, err);
-    if (rc == 0)
-        *whole &= size == file->bytes;
     if (rc == 0)
         rc = mp_file_resize(*fd, path, file->bytes, err);
     if (rc == 0)
@@ -69,15 +82,14 @@ static int open_file(const mp_out_file *file, const char *dir, int *fd, bool *wh
     return rc;
 }
 
-int mp_outputs_open(mp_outputs *outputs, const char *dir, bool *whole, mp_error *err)
+int mp_outputs_open(mp_outputs *outputs, const char *dir, mp_error *err)
 {
     const mp_plan *plan = outputs->plan;
 
-    *whole = true;
     if (make_rank_dirs(plan, dir, err) != 0)
         return err->code;
     for (size_t f = 0; f < plan->num_files; f++)
-        if (open_file(&plan->files[f], dir, &outputs->fds[f], whole, err) != 0)
+        if (open_file(&plan->files[f], dir, &outputs->fds[f], err) != 0)
             return err->code;
     return 0;
 }
@@ -135,9 +147,8 @@ int mp_outputs_digest(mp_outputs *outputs, const mp_out_tensor *out, void *buffe
 {
     mp_tensor_digest *so_far = digest_of(outputs, out);
     int rc = mp_digest_update_file(&so_far->stream, outputs->fds[out->file],
-                                   outputs->plan->files[out->file].path,
-                                   out->offset + so_far->next, out->bytes - so_far->next, buffer,
-                                   size, err);
+                                   outputs->plan->files[out->file].path, out->offset + so_far->next,
+                                   out->bytes - so_far->next, buffer, size, err);
 
     mp_digest_end(&so_far->stream, rc == 0 ? digest : NULL);
     return rc;

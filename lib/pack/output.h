@@ -22,9 +22,11 @@ typedef struct mp_outputs {
 int mp_outputs_init(mp_outputs *outputs, const mp_plan *plan, mp_error *err);
 void mp_outputs_release(mp_outputs *outputs);
 
-/* Creates or opens every file below a directory, at its full size, header written.
- * whole: becomes false unless all had their full size before. */
-int mp_outputs_open(mp_outputs *outputs, const char *dir, bool *whole, mp_error *err);
+/* Whether every file is there, at its full size. */
+int mp_outputs_check(const mp_outputs *outputs, const char *dir, bool *whole, mp_error *err);
+
+/* Creates or opens every file below a directory, at its full size, header written. */
+int mp_outputs_open(mp_outputs *outputs, const char *dir, mp_error *err);
 int mp_outputs_close(mp_outputs *outputs, mp_error *err);
 
 /* Starts the digests of a layer's tensors, before the first of them is written. */

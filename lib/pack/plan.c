@@ -144,18 +144,45 @@ static int choose_layers(mp_plan *plan, mp_error *err)
     return plan->num_layers ? 0 : mp_fail(err, MP_ERR_USAGE, "no layer selected");
 }
 
-/* The given placement's rows count all MoE layers of the model; the plan keeps those of
- * the layers that are packed. */
+/* The row of a given placement that is a layer's, or UINT32_MAX. Rows count MoE layers, MTP
+ * blocks last; or, as engines index them, decoder layers by number, with or without dense
+ * ones before the first row. */
+static uint32_t row_of_layer(const mp_catalog *catalog, const mp_placement *given,
+                             const mp_moe_layer *layer)
+{
+    uint64_t number = layer->number - given->first_layer;
+
+    if (given->layers == 1)
+        return 0;
+    if (given->first_layer == 0 && given->layers == catalog->num_layers)
+        return (uint32_t)(layer - catalog->layers);
+    if (layer->mtp || layer->number < given->first_layer || number >= given->layers)
+        return UINT32_MAX;
+    return (uint32_t)number;
+}
+
+/* Row counts that a placement may have: one, all MoE layers, or all decoder layers from
+ * the first that it names. */
+static int check_rows(const mp_catalog *catalog, const mp_placement *given, mp_error *err)
+{
+    uint64_t decoder = catalog->config.num_hidden_layers;
+
+    if (given->layers == 1 || given->layers == catalog->num_layers ||
+        (decoder != MP_CONFIG_ABSENT && given->first_layer + (uint64_t)given->layers == decoder))
+        return 0;
+    return mp_fail(err, MP_ERR_INPUT,
+                   "placement: %u rows, the model has %zu MoE layers (MTP blocks counted)",
+                   given->layers, catalog->num_layers);
+}
+
 static int take_given_placement(mp_plan *plan, const mp_placement *given, mp_error *err)
 {
     const mp_catalog *catalog = plan->catalog;
     uint32_t experts = plan->layers[0].source->num_experts;
     uint32_t physical = given->num_physical;
 
-    if (given->layers != 1 && given->layers != catalog->num_layers)
-        return mp_fail(err, MP_ERR_INPUT,
-                       "placement: %u rows, the model has %zu MoE layers (MTP blocks counted)",
-                       given->layers, catalog->num_layers);
+    if (check_rows(catalog, given, err) != 0)
+        return err->code;
     if (given->num_logical != experts)
         return mp_fail(err, MP_ERR_INPUT, "placement: of %u experts, the model has %u",
                        given->num_logical, experts);
@@ -168,9 +195,14 @@ static int take_given_placement(mp_plan *plan, const mp_placement *given, mp_err
     if (!plan->placement.map)
         return mp_fail_memory(err);
     for (size_t i = 0; i < plan->num_layers; i++) {
-        uint32_t index = (uint32_t)(plan->layers[i].source - catalog->layers);
+        uint32_t row = row_of_layer(catalog, given, plan->layers[i].source);
 
-        memcpy(plan->placement.map + i * physical, mp_placement_row(given, index),
+        if (row == UINT32_MAX)
+            return mp_fail(err, MP_ERR_INPUT,
+                           "placement: no row among %u for %s: add one, or leave the layer out "
+                           "with --layers",
+                           given->layers, plan->layers[i].source->prefix);
+        memcpy(plan->placement.map + i * physical, mp_placement_row(given, row),
                physical * sizeof(int32_t));
     }
     return 0;
@@ -183,8 +215,9 @@ static int settle_placement(mp_plan *plan, mp_error *err)
     int rc;
 
     if (options->placement && options->redundant)
-        return mp_fail(err, MP_ERR_USAGE, "a placement file says itself how many redundant "
-                                          "experts there are");
+        return mp_fail(err, MP_ERR_USAGE,
+                       "a placement file says itself how many redundant "
+                       "experts there are");
     if (options->placement)
         rc = take_given_placement(plan, options->placement, err);
     else

@@ -8,12 +8,13 @@
 #include "base/parallel.h"
 #include "pack/unit.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define SYNC_BYTES   (512u << 20) /* data that one batch of syncs makes durable */
-#define DIGEST_BYTES (256u << 10)   /* buffer that tensors are digested through */
+#define DIGEST_BYTES (256u << 10) /* buffer that tensors are digested through */
 
 /* ------------------------------------------------------------------------
  * Making units durable
@@ -55,7 +56,8 @@ static int make_durable(mp_run *run, mp_error *err)
         rc = sync_files(run, files, err);
     }
     pthread_mutex_lock(&run->lock);
-    if (rc == 0)
+    run->sync_failed |= rc != 0;
+    if (!run->sync_failed)
         rc = mp_journal_units(&run->journal, &run->state, units, count, err);
     run->syncing = false;
     pthread_mutex_unlock(&run->lock);
@@ -226,8 +228,10 @@ static int prepare_mode(const mp_run *run, mp_run_mode mode, mp_error *err)
     bool out = mp_path_exists(run->out), partial = mp_path_exists(run->partial);
 
     if (out && mode != MP_RUN_FORCE)
-        return mp_fail(err, MP_ERR_USAGE, "\"%s\" exists: choose another name, or --force to "
-                                          "replace it", run->out);
+        return mp_fail(err, MP_ERR_USAGE,
+                       "\"%s\" exists: choose another name, or --force to "
+                       "replace it",
+                       run->out);
     if (out && !mp_is_packed(run->out))
         return mp_fail(err, MP_ERR_USAGE,
                        "\"%s\" exists and is not a packed directory: not replaced", run->out);
@@ -236,27 +240,52 @@ static int prepare_mode(const mp_run *run, mp_run_mode mode, mp_error *err)
                        "\"%s\" is there from an interrupted run: --resume continues it, --force "
                        "starts anew",
                        run->partial);
-    if (partial && mode == MP_RUN_FORCE && mp_remove_tree(run->partial, err) != 0)
+    if (partial && mode == MP_RUN_FORCE &&
+        (mp_journal_check_free(run->partial, err) != 0 || mp_remove_tree(run->partial, err) != 0))
         return err->code;
     return mp_make_dir(run->partial, err);
 }
 
-/* Everything is as new: no unit of the journal can be relied on. */
-static void forget_progress(mp_run *run)
+/* What a run with other terms left: files that this one would not overwrite. */
+static int remove_leftovers(const mp_run *run, mp_error *err)
 {
-    memset(run->state.unit_done, 0, run->plan->num_units * sizeof *run->state.unit_done);
-    memset(run->state.tensor_done, 0, run->plan->num_outputs * sizeof *run->state.tensor_done);
+    static const char *const names[] = {MP_MANIFEST_NAME, MP_PLACEMENT_NAME, MP_CONFIG_NAME};
+    DIR *stream = opendir(run->partial);
+    int rc = 0;
+
+    if (!stream)
+        return mp_fail_errno(err, errno, "cannot list \"%s\"", run->partial);
+    for (const struct dirent *entry; rc == 0 && (entry = readdir(stream));) {
+        bool ours = strncmp(entry->d_name, "rank-", 5) == 0;
+        char *path;
+
+        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+            ours |= strcmp(entry->d_name, names[i]) == 0;
+        if (!ours)
+            continue;
+        path = mp_path_join(run->partial, entry->d_name);
+        rc = path ? mp_remove_tree(path, err) : mp_fail_memory(err);
+        free(path);
+    }
+    closedir(stream);
+    return rc;
 }
 
+/* Opens all files. The journal is only relied on when they are as it left them: it is
+ * restarted before they get their size, for then it could not be told any more. */
 static int open_files(mp_run *run, mp_error *err)
 {
     bool whole;
 
-    if (mp_outputs_open(&run->outputs, run->partial, &whole, err) != 0)
+    if (run->journal.fresh && remove_leftovers(run, err) != 0)
+        return err->code;
+    if (mp_outputs_check(&run->outputs, run->partial, &whole, err) != 0)
+        return err->code;
+    if (!whole && mp_journal_restart(&run->journal, run->plan, &run->state, err) != 0)
+        return err->code;
+    if (mp_outputs_open(&run->outputs, run->partial, err) != 0)
         return err->code;
     memset(run->dirty, true, run->plan->num_files); /* their headers */
-    if (!whole)
-        forget_progress(run);
     for (uint64_t u = 0; u < run->plan->num_units; u++) {
         mp_unit unit = mp_plan_unit(run->plan, u);
 
@@ -312,6 +341,11 @@ int mp_plan_run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp
     bool prepared = false;
     int rc = init_run(&run, out, err);
 
+    if (rc == 0 && mode == MP_RUN_RESUME && mp_is_packed(run.out)) {
+        rc = mp_run_check_done(&run, err);
+        release_run(&run);
+        return rc;
+    }
     if (rc == 0)
         rc = prepare_mode(&run, mode, err);
     if (rc == 0)

@@ -14,14 +14,14 @@
 
 /* Where everything lies in a thread's scratch, for one side of a layer. */
 typedef struct buffers {
-    uint64_t tile_rows;   /* of the target's tensor */
-    uint8_t *raw;         /* source rows of one projection */
-    uint8_t *raw_scale;   /* and the scale rows that cover them */
-    uint8_t *gate, *up;   /* canonical rows */
-    uint8_t *packed;      /* a tile of the target's tensor */
-    uint8_t *scale;       /* canonical scales of the side, whole */
+    uint64_t tile_rows; /* of the target's tensor */
+    uint8_t *raw;       /* source rows of one projection */
+    uint8_t *raw_scale; /* and the scale rows that cover them */
+    uint8_t *gate, *up; /* canonical rows */
+    uint8_t *packed;    /* a tile of the target's tensor */
+    uint8_t *scale;     /* canonical scales of the side, whole */
     uint8_t *packed_scale;
-    uint8_t *work;        /* of mp_requantize */
+    uint8_t *work; /* of mp_requantize */
     uint64_t total;
 } buffers;
 
@@ -76,7 +76,8 @@ static buffers lay_buffers(const mp_plan *plan, const mp_plan_layer *layer, mp_s
     at.up = take(&at, base, at.tile_rows * row);
     at.packed = take(&at, base, at.tile_rows * row);
     at.scale = take(&at, base, rows * mp_target_scale_row_bytes(target, cols));
-    at.packed_scale = take(&at, base, rows * mp_round_up(mp_target_scale_row_bytes(target, cols), 4));
+    at.packed_scale =
+        take(&at, base, rows * mp_round_up(mp_target_scale_row_bytes(target, cols), 4));
     at.work = take(&at, base, layer->lossless ? 0 : mp_requantize_scratch(cols));
     return at;
 }
@@ -87,8 +88,7 @@ uint64_t mp_unit_scratch(const mp_plan *plan)
 
     for (size_t l = 0; l < plan->num_layers; l++)
         for (int side = 0; side < MP_SIDES; side++)
-            bytes = max_u64(bytes,
-                            lay_buffers(plan, &plan->layers[l], (mp_side)side, NULL).total);
+            bytes = max_u64(bytes, lay_buffers(plan, &plan->layers[l], (mp_side)side, NULL).total);
     return bytes;
 }
 
@@ -226,8 +226,8 @@ static void forget_sources(const job *j)
     }
 }
 
-int mp_unit_run(const mp_plan *plan, const mp_unit *unit, mp_outputs *outputs,
-                void *scratch, mp_quant_stats *stats, mp_error *err)
+int mp_unit_run(const mp_plan *plan, const mp_unit *unit, mp_outputs *outputs, void *scratch,
+                mp_quant_stats *stats, mp_error *err)
 {
     const mp_moe_layer *source = unit->layer->source;
     job j = {

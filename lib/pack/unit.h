@@ -11,7 +11,7 @@ uint64_t mp_unit_scratch(const mp_plan *plan);
 /* Reads the unit's matrices, brings them into the target's layout and writes every copy.
  * stats: error of requantization, added to; untouched for a lossless layer.
  * MP_ERR_INPUT for a NaN in the source. */
-int mp_unit_run(const mp_plan *plan, const mp_unit *unit, mp_outputs *outputs,
-                void *scratch, mp_quant_stats *stats, mp_error *err);
+int mp_unit_run(const mp_plan *plan, const mp_unit *unit, mp_outputs *outputs, void *scratch,
+                mp_quant_stats *stats, mp_error *err);
 
 #endif

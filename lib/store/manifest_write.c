@@ -125,11 +125,11 @@ static json_t *errors_json(const mp_manifest *m)
     for (size_t i = 0; i < m->num_errors; i++) {
         const mp_layer_error *e = &m->errors[i];
 
-        list = append(
-            list, json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "layer", e->layer, "matrix",
-                            e->matrix, "relative_rms", real_or_null(e->relative_rms), "sqnr_db",
-                            real_or_null(e->sqnr_db), "saturated", number(e->saturated), "flushed",
-                            number(e->flushed), "elements", number(e->elements)));
+        list = append(list,
+                      json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "layer", e->layer, "matrix",
+                                e->matrix, "relative_rms", real_or_null(e->relative_rms), "sqnr_db",
+                                real_or_null(e->sqnr_db), "saturated", number(e->saturated),
+                                "flushed", number(e->flushed), "elements", number(e->elements)));
     }
     return list;
 }

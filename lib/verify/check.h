@@ -29,7 +29,7 @@ typedef struct mp_check {
     unsigned num_tensors;
     uint32_t slots_per_rank;
     bool *layers;      /* [manifest.num_layers]: selected for digest and exact */
-    bool *ranks;       /* [ep_size]: the same */
+    bool *ranks;       /* [ep_size]: selected */
     size_t num_layers; /* selected */
 
     mp_placement placement; /* of placement.json; map is null if that is no use */

@@ -23,12 +23,14 @@ static int load_manifest(mp_check *check, bool *usable, mp_error *err)
     uint64_t length;
 
     *usable = false;
-    if (!mp_is_packed(check->dir))
-        return mp_fail(err, MP_ERR_INPUT, "\"%s\" is not a packed directory: it has no %s",
-                       check->dir, MP_MANIFEST_NAME);
     path = mp_path_join(check->dir, MP_MANIFEST_NAME);
     if (!path)
         return mp_fail_memory(err);
+    if (!mp_path_exists(path)) {
+        free(path);
+        return mp_fail(err, MP_ERR_INPUT, "\"%s\" is not a packed directory: it has no %s",
+                       check->dir, MP_MANIFEST_NAME);
+    }
     int rc = mp_read_text(path, MANIFEST_LIMIT, &text, &length, err);
     if (rc == 0)
         rc = mp_manifest_parse(&check->manifest, text, length, err);

@@ -19,12 +19,6 @@ const char *mp_verify_level_name(mp_verify_level level)
     return names[level];
 }
 
-/* True if the options select what digest and exact look at in this rank. */
-static bool is_selected(const mp_check *check, uint32_t rank)
-{
-    return check->options->level > MP_VERIFY_STRUCTURE && check->ranks[rank];
-}
-
 /* Bytes that reading every selected tensor once for each level above structure takes. */
 static void measure_progress(mp_check *check)
 {
@@ -33,7 +27,7 @@ static void measure_progress(mp_check *check)
     for (unsigned t = 0; t < check->num_tensors; t++)
         layer_bytes += check->tensors[t].slot_bytes * check->slots_per_rank;
     for (size_t r = 0; r < check->manifest.num_ranks; r++)
-        ranks += is_selected(check, check->manifest.ranks[r].rank);
+        ranks += check->ranks[check->manifest.ranks[r].rank];
     check->progress_total = layer_bytes * check->num_layers * ranks * check->options->level;
 }
 
@@ -42,8 +36,6 @@ static void count_tensors(const mp_check *check, const mp_rank *rank)
 {
     bool whole = check->options->level == MP_VERIFY_STRUCTURE;
 
-    if (!whole && !check->ranks[rank->packed->rank])
-        return;
     for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
         for (unsigned t = 0; t < check->num_tensors; t++) {
             const mp_held *held = &rank->held[layer * check->num_tensors + t];
@@ -65,7 +57,7 @@ static int check_rank(mp_check *check, const mp_exact *exact, const mp_packed_ra
     int rc = mp_rank_open(&rank, check, packed, err);
     if (rc == 0)
         count_tensors(check, &rank);
-    if (rc == 0 && is_selected(check, packed->rank)) {
+    if (rc == 0 && check->options->level > MP_VERIFY_STRUCTURE) {
         rc = mp_check_digests(check, &rank, err);
         if (rc == 0 && exact)
             rc = mp_check_exact(exact, check, &rank, err);
@@ -74,6 +66,7 @@ static int check_rank(mp_check *check, const mp_exact *exact, const mp_packed_ra
     return rc;
 }
 
+/* Ranks that are not selected may be missing: they may be on other hosts. */
 static int check_ranks(mp_check *check, const mp_exact *exact, mp_error *err)
 {
     int rc = 0;
@@ -82,7 +75,8 @@ static int check_ranks(mp_check *check, const mp_exact *exact, mp_error *err)
     for (size_t i = 0; i < check->manifest.num_ranks && rc == 0; i++) {
         if (mp_cancelled(check->context))
             return mp_fail(err, MP_ERR_CANCELLED, "cancelled");
-        rc = check_rank(check, exact, &check->manifest.ranks[i], err);
+        if (check->ranks[check->manifest.ranks[i].rank])
+            rc = check_rank(check, exact, &check->manifest.ranks[i], err);
     }
     return rc;
 }

@@ -32,13 +32,16 @@ static const struct {
     int value;
 } errnos[] = {
     {"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EINTR", EINTR},
-    {"EACCES", EACCES}, {"EDQUOT", EDQUOT}, {"EXDEV", EXDEV},
+    {"EACCES", EACCES}, {"EDQUOT", EDQUOT}, {"EINVAL", EINVAL},
 };
 static const struct {
     const char *name;
     int value;
 } signals[] = {
-    {"SIGKILL", SIGKILL}, {"SIGINT", SIGINT}, {"SIGTERM", SIGTERM}, {"SIGSTOP", SIGSTOP},
+    {"SIGKILL", SIGKILL},
+    {"SIGINT", SIGINT},
+    {"SIGTERM", SIGTERM},
+    {"SIGSTOP", SIGSTOP},
 };
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
@@ -208,9 +211,8 @@ int rename(const char *from, const char *to)
 
 int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsigned flags)
 {
-    return judge("renameat2", from) == FAIL
-               ? -1
-               : NEXT(renameat2)(from_dir, from, to_dir, to, flags);
+    return judge("renameat2", from) == FAIL ? -1
+                                            : NEXT(renameat2)(from_dir, from, to_dir, to, flags);
 }
 
 /* The same calls, where a build has 64-bit offsets under other names. */

@@ -90,8 +90,8 @@ done)" ''
 
 it "names every source file in the Makefile"
 cd "$ROOT" && make -s sources | sort >"$WORK/listed"
-find .ci/run cmd include lib man tests tools -path 'tests/malformed/*/*' -prune -o \
-    \( -name '*.c' -o -name '*.sh' -o -path 'include/*.h' -o -path 'man/*.[1-9]' -o -name run \) \
+find .ci/run cmd include lib man tests -path 'tests/malformed/*/*' -prune -o \
+    \( -name '*.c' -o -name '*.sh' -o -name '*.bash' -o -path 'include/*.h' -o -path 'man/*.[1-9]' -o -name run \) \
     -type f -print | sort >"$WORK/there"
 assert_file_is "$WORK/listed" <"$WORK/there"
 

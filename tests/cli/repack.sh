@@ -134,21 +134,19 @@ it "splits a rank into files at tensors, with an index"
 moepack repack "$v4" -o whole "${v4_flags[@]}" -q
 run moepack repack "$v4" -o out "${v4_flags[@]}" --max-shard-size 300kB -q
 assert_status 0
-for rank in rank-000 rank-001; do
-    assert_equal "$(digests out/$rank/*.safetensors)" "$(digests whole/$rank/*.safetensors)"
-    for file in "out/$rank"/*.safetensors; do
-        # Only a tensor alone may be larger.
-        assert_equal "$(header "$file" | jq -c '[del(.__metadata__)[].data_offsets] |
-            length == 1 or .[-1][1] <= 300000')" true
-        assert_equal "$(header "$file" | jq -c --arg f "${file##*/}" 'del(.__metadata__) |
-            map_values($f)')" "$(jq -c --arg f "${file##*/}" \
-            '.weight_map | map_values(select(. == $f))' out/$rank/model.safetensors.index.json)"
-    done
-    assert_equal "$(cd out/$rank && ls ./*.safetensors)" "$(printf \
-        './model-0000%d-of-00004.safetensors\n' 1 2 3 4)"
-    assert_equal "$(jq .metadata.total_size out/$rank/model.safetensors.index.json)" \
-        "$(header whole/$rank/*.safetensors | jq '[del(.__metadata__)[].data_offsets[1]] | max')"
+assert_equal "$(cd out/rank-000 && ls ./*.safetensors)" "$(printf \
+    './model-0000%d-of-00004.safetensors\n' 1 2 3 4)"
+assert_equal "$(digests out/rank-001/*.safetensors)" "$(digests whole/rank-001/*.safetensors)"
+for file in out/rank-001/*.safetensors; do
+    # Only a tensor alone may be larger.
+    assert_equal "$(header "$file" | jq -c '[del(.__metadata__)[].data_offsets] |
+        length == 1 or .[-1][1] <= 300000')" true
+    header "$file" | jq -c --arg file "${file##*/}" 'del(.__metadata__) | map_values($file)' >>maps
 done
+assert_equal "$(jq -cS .weight_map out/rank-001/model.safetensors.index.json)" \
+    "$(jq -cSs add maps)"
+assert_equal "$(jq .metadata.total_size out/rank-001/model.safetensors.index.json)" \
+    "$(header whole/rank-001/*.safetensors | jq '[del(.__metadata__)[].data_offsets[1]] | max')"
 
 it "writes some layers only"
 moepack repack "$v4" -o whole "${v4_flags[@]}" -q
@@ -261,7 +259,7 @@ LINES
 )"
 
 it "plans and writes nothing on a dry run"
-for more in '--ep 5' '--redundant 3 --max-shard-size 200kB' '--redundant 1 --layers 0 --ranks 1'; do
+for more in '--ep 5' '--redundant 3 --max-shard-size 400kB' '--redundant 1 --layers 0 --ranks 1'; do
     read -r -a flags <<<"--target megamoe-w4a8 --ep 2 $more -q"
     run moepack repack "$v4" --dry-run --json "${flags[@]}"
     assert_status 0
@@ -407,6 +405,8 @@ refuses 2 "a placement file says itself how many redundant experts there are" -o
 refuses 2 'list "0,7": "7" names no layer' -o out "${v4_flags[@]}" --layers 0,7
 refuses 2 'list "mtp.1": "mtp.1" names no layer' -o out "${v4_flags[@]}" --layers mtp.1
 refuses 2 'list "0-2": "0-2" names no rank' -o out "${v4_flags[@]}" --ranks 0-2
+# Whether f32 is no scheme at all or none of this target, depends on what targets there are.
+refuses 2 '' -o out "${v4_flags[@]}" --quantize f32
 refuses 5 'megamoe-w4a8: shared experts cannot be packed as "fused"' -o out "${v4_flags[@]}" \
     --shared fused
 

@@ -29,6 +29,7 @@ static uint32_t any_bits[PATTERNS];    /* all of float32 */
 static uint32_t finite_bits[PATTERNS]; /* blocks of 32 with close exponents */
 static uint16_t finite_bf16[PATTERNS]; /* the same as BF16 */
 static uint16_t any_bf16[PATTERNS];
+static uint16_t close_bf16[PATTERNS]; /* exponents as in weights */
 static uint8_t any_bytes[PATTERNS];
 
 static uint64_t random_state = 20261122;
@@ -160,6 +161,38 @@ static void run_mxfp4_encode_bf16(const mp_kernels *k, const uint8_t *in, uint8_
     }
 }
 
+/* Codes and scales, from 1 to 254, that have nothing to do with the input. */
+static void run_mxfp4_loss(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
+{
+    const uint8_t *codes = any_bytes + (uintptr_t)in % OFFSETS;
+    uint8_t scales[640 / 32];
+    double sums[2] = {0.5, 0.25};
+    uint64_t counts[2] = {3, 5};
+
+    for (size_t i = 0; i < n / 32; i++)
+        scales[i] = (uint8_t)(1 + codes[i] % 254);
+    k->mxfp4_loss_bf16((const void *)in, codes, scales, n, sums, counts);
+    memcpy(out, sums, sizeof(sums));
+    memcpy(out + sizeof(sums), counts, sizeof(counts));
+}
+
+/* The codes and scales that belong to the input. */
+static void run_mxfp4_encode_loss(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
+{
+    for (size_t i = 0; i < ENCODINGS; i++) {
+        uint8_t *scales = out + n / 2;
+        double sums[2] = {0};
+        uint64_t counts[2] = {0};
+
+        k->mxfp4_encode_bf16((const void *)in, out, scales, n, &encodings[i]);
+        k->mxfp4_loss_bf16((const void *)in, out, scales, n, sums, counts);
+        out = scales + n / 32;
+        memcpy(out, sums, sizeof(sums));
+        memcpy(out + sizeof(sums), counts, sizeof(counts));
+        out += sizeof(sums) + sizeof(counts);
+    }
+}
+
 static const struct trial trials[] = {
     {"bf16_decode", (const uint8_t *)any_bf16, 1, 130, 16, run_bf16_decode},
     {"bf16_encode", (const uint8_t *)any_bits, 1, 130, 32, run_bf16_encode},
@@ -176,6 +209,9 @@ static const struct trial trials[] = {
     {"mxfp4_encode", (const uint8_t *)finite_bits, 32, 640, 32, run_mxfp4_encode},
     {"mxfp4_encode_bf16", (const uint8_t *)finite_bf16, 32, 640, 16, run_mxfp4_encode_bf16},
     {"mxfp4_encode_bf16, any", (const uint8_t *)any_bf16, 32, 640, 16, run_mxfp4_encode_bf16},
+    {"mxfp4_loss_bf16", (const uint8_t *)finite_bf16, 32, 640, 16, run_mxfp4_loss},
+    {"mxfp4_loss_bf16, close", (const uint8_t *)close_bf16, 32, 640, 16, run_mxfp4_loss},
+    {"mxfp4_loss_bf16, encoded", (const uint8_t *)close_bf16, 32, 640, 16, run_mxfp4_encode_loss},
     {"error_sums", (const uint8_t *)finite_bits, 1, 130, 64, run_error_sums},
     {"count_lost", (const uint8_t *)any_bits, 1, 130, 64, run_count_lost},
 };
@@ -215,6 +251,7 @@ static void make_patterns(void)
         if (next_random() % 4 == 0)
             finite_bits[i] &= 0xffc00000; /* ties and exact values */
         finite_bf16[i] = (uint16_t)(finite_bits[i] >> 16);
+        close_bf16[i] = (uint16_t)(finite_bf16[i] & 0x807f) | (uint16_t)((120 - below / 2) << 7);
         any_bf16[i] = (uint16_t)(next_random() % 512 ? next_random() & 0xbfff : 0x7f80 + i % 3);
         any_bytes[i] = (uint8_t)(i < 256 ? i : next_random());
     }

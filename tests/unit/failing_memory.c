@@ -134,7 +134,7 @@ void __wrap_free(void *p)
  * Runs
  */
 
-void memory_init(void)
+void memory_include_jansson(void)
 {
     json_object_seed(1);
     json_set_alloc_funcs(__wrap_malloc, __wrap_free);

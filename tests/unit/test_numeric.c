@@ -574,6 +574,41 @@ Test(kernels, mxfp4_from_bf16_is_mxfp4_from_float)
     }
 }
 
+/* All values down to 2^-8 of the largest, and zeros, under every exponent. */
+Test(kernels, mxfp4_from_bf16_all_values_and_exponents)
+{
+    enum { BINADES = 8, VALUES = BINADES << 7, BLOCKS = 2 * VALUES / 30 + 1, N = BLOCKS * 32 };
+    static uint16_t in[N];
+    static float wide[N];
+    static uint8_t codes[2][N / 2];
+    static uint8_t scales[2][N / 32];
+    const mp_kernels *scalar = mp_kernels_for("scalar");
+
+    for (uint32_t top = 1; top <= 0x7f7f; top += 0x40) {
+        for (uint32_t i = 0, value = 0; i < N; i++) {
+            uint32_t below = value / 2 < top ? top - value / 2 : 0;
+
+            if (i % 32 == 5 || i % 32 == 26) { /* each block has the same amax */
+                in[i] = (uint16_t)top;
+                continue;
+            }
+            in[i] = (uint16_t)(below | value++ % 2 << 15);
+        }
+        scalar->bf16_decode(in, wide, N);
+        for (int rounding = MP_ROUND_DEEPGEMM; rounding <= MP_ROUND_OCP; rounding++) {
+            const mp_quant_options options = {.rounding = (mp_rounding)rounding};
+
+            scalar->mxfp4_encode(wide, codes[0], scales[0], N, &options);
+            EACH_LEVEL(k)
+            {
+                cr_assert_eq(k->mxfp4_encode_bf16(in, codes[1], scales[1], N, &options), N);
+                cr_assert_arr_eq(scales[1], scales[0], N / 32, "%s: amax %#x", k->level, top);
+                cr_assert_arr_eq(codes[1], codes[0], N / 2, "%s: amax %#x", k->level, top);
+            }
+        }
+    }
+}
+
 Test(kernels, mxfp4_from_bf16_stops_before_nonfinite)
 {
     enum { N = 32 * 41 };

@@ -381,7 +381,7 @@ Test(nearest, slips_are_forgiven_and_strangers_are_not)
         const char *best;
     } cases[] = {
         {"verifz", "verify"}, {"repak", "repack"}, {"unpack", "repack"}, {"inspekt", "inspect"},
-        {"mpa", "map"},      {"xyz", NULL},       {"", NULL},           {"quantise", NULL},
+        {"mpa", "map"},       {"xyz", NULL},       {"", NULL},           {"quantise", NULL},
     };
     static const char *const names[] = {"inspect", "map", "repack", "verify"};
 

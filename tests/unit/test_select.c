@@ -9,8 +9,8 @@
 /* Layers 0, 1, 7 and 10 of a decoder, and two MTP blocks, of which one is named as a
  * layer of its own. */
 static const char *const prefixes[] = {
-    "model.layers.0", "model.layers.1", "model.layers.7", "model.layers.10",
-    "mtp.0",          "mtp.layers.1",
+    "model.layers.0",  "model.layers.1", "model.layers.7",
+    "model.layers.10", "mtp.0",          "mtp.layers.1",
 };
 
 #define LAYERS (sizeof(prefixes) / sizeof(prefixes[0]))
@@ -118,7 +118,7 @@ Test(select, refuses_what_is_no_list)
 Test(select, prefixes_without_a_layer_number_have_names_only)
 {
     static const char *const odd[] = {"layers.3", "layers.x", "sublayers",
-                                      "3",        "layers.", "sublayers.3"};
+                                      "3",        "layers.",  "sublayers.3"};
     bool selected[6];
 
     cr_assert_eq(mp_select_layers("0-9", odd, 6, selected, &err), 0);

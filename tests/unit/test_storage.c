@@ -117,6 +117,10 @@ Test(storage, mxfp8_or_fp8_block)
     set_scale(MP_F8_E8M0, 160, 2);
     expect_form(MP_SCHEME_FP8_BLOCK, 128, 128, 224); /* and no check would pass it */
 
+    set_weight(MP_F8_E4M3, 160, 32); /* as wide as mxfp8's, but not as high */
+    set_scale(MP_F8_E8M0, 2, 1);
+    expect_form(MP_SCHEME_FP8_BLOCK, 128, 128, 32);
+
     set_weight(MP_F8_E4M3, 1, 32); /* both would fit */
     set_scale(MP_F8_E8M0, 1, 1);
     expect_form(MP_SCHEME_MXFP8, 1, 32, 32);

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Usage: tools/tidy.sh FILE.c FLAG...
+# Usage: tests/tools/tidy.sh FILE.c FLAG...
 # Runs clang-tidy on one file; prints what it finds.
 set -euo pipefail
 
@@ -8,8 +8,8 @@ file=$1
 shift
 case $file in
 lib/base/error.c | cmd/output.c) ;; # these define what analyzed.h talks about
-cmd/*) set -- "$@" -DANALYZED_COMMAND -include tools/analyzed.h ;;
-*) set -- "$@" -include tools/analyzed.h ;;
+cmd/*) set -- "$@" -DANALYZED_COMMAND -include tests/tools/analyzed.h ;;
+*) set -- "$@" -include tests/tools/analyzed.h ;;
 esac
 # Its count of suppressed warnings goes to standard error, and so do its failures.
 if ! errors=$(clang-tidy --quiet "$file" -- "$@" 2>&1 >&3); then

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Usage: tools/fuzz.sh SECONDS FUZZER...
+# Usage: tests/tools/fuzz.sh SECONDS FUZZER...
 # Runs each fuzz_NAME for SECONDS from tests/fuzz/seeds/NAME. What it finds on the way
 # is kept beside it in fuzz_NAME.corpus and used again; an input that fails is left
 # there as fuzz_NAME.crash-... .

@@ -1,0 +1,220 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Usage: tests/bench/run.sh BUILD [SECTION...]
+# Measures BUILD/moepack with DeepSeek V4 Flash's shapes (H 4096, I 2048) on two threads, all
+# files in memory: sections copy, quantize, memory, inspect and kernels, or all. Speeds are
+# printed and never judged; figures of a busy machine are worth nothing.
+set -euo pipefail
+
+build=$1
+shift
+moepack=$build/moepack
+measure=$build/bench/measure
+threads=2
+needed_gb=6
+root=${BENCH_DIR:-/dev/shm}
+
+if [ ! -d "$root" ] || [ ! -w "$root" ]; then
+    echo "bench: $root is no directory to write to: name another with BENCH_DIR" >&2
+    exit 0
+fi
+free_gb=$(($(df --output=avail -k "$root" | tail -n 1) >> 20))
+if [ "$free_gb" -lt "$needed_gb" ]; then
+    echo "bench: $root has $free_gb GiB free, the benchmarks take $needed_gb: free some, or" \
+        "name another directory in memory with BENCH_DIR" >&2
+    exit 0
+fi
+work=$(mktemp -d "$root/moepack-bench-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+
+# title TEXT
+title()
+{
+    printf '\n== %s\n' "$1"
+}
+
+# show COMMAND...: the command line, with the scratch directory as $D.
+show()
+{
+    local line=$*
+
+    printf '   $ %s\n' "${line//$work/\$D}"
+}
+
+# quietly COMMAND...: runs it; what it says is shown if it fails.
+quietly()
+{
+    if ! "$@" >"$work/log" 2>&1; then
+        cat "$work/log" >&2
+        return 1
+    fi
+}
+
+# take COMMAND...: runs it, and sets wall, user, system (seconds) and rss (KiB).
+take()
+{
+    local taken
+
+    taken=$("$measure" "$@" 2>"$work/log") || { cat "$work/log" >&2; return 1; }
+    read -r wall user system rss <<<"$taken"
+}
+
+# median NUMBER...
+median()
+{
+    printf '%s\n' "$@" | sort -g | sed -n "$((($# + 1) / 2))p"
+}
+
+# calc FORMAT EXPRESSION
+calc()
+{
+    awk "BEGIN { printf \"$1\", $2 }"
+}
+
+# bytes_of DIR
+bytes_of()
+{
+    du -sb --apparent-size "$1" | cut -f 1
+}
+
+# synth NAME OPTION...: a checkpoint in the scratch directory.
+synth()
+{
+    local name=$1
+    shift
+
+    show "$moepack" synth "$@" -o "$work/$name"
+    quietly "$moepack" synth "$@" -j "$threads" -q -o "$work/$name"
+}
+
+# versus_copy SOURCE OPTION...: repack, and cp of what it wrote; five runs of each in turn.
+versus_copy()
+{
+    local source=$1 repacks=() copies=() busy=() memory=0 bytes repack copy
+    shift
+
+    show "$moepack" repack "$work/$source" -j "$threads" "$@" -o "$work/out"
+    for _ in 1 2 3 4 5; do
+        rm -rf "$work/out" "$work/copy"
+        take "$moepack" repack "$work/$source" -q -j "$threads" "$@" -o "$work/out"
+        repacks+=("$wall")
+        busy+=("$(calc %.3f "($user + $system) / ($wall * $threads)")")
+        memory=$((rss > memory ? rss : memory))
+        take cp -r "$work/out" "$work/copy"
+        copies+=("$wall")
+    done
+    bytes=$(bytes_of "$work/out")
+    repack=$(median "${repacks[@]}")
+    copy=$(median "${copies[@]}")
+    printf '   %.2f GB written: repack %.3f s, %.2f GB/s; cp -r of the same %.3f s, %.2f GB/s\n' \
+        "$(calc %.4f "$bytes / 1e9")" "$repack" "$(calc %.4f "$bytes / 1e9 / $repack")" "$copy" \
+        "$(calc %.4f "$bytes / 1e9 / $copy")"
+    printf '   repack is %.2f of cp; processors are busy for %.0f %%; largest RSS %.0f MiB\n' \
+        "$(calc %.4f "$copy / $repack")" "$(calc %.2f "100 * $(median "${busy[@]}")")" \
+        "$(calc %.2f "$memory / 1024")"
+    rm -rf "$work/out" "$work/copy"
+}
+
+section_copy()
+{
+    title "repack of V4 FP4 experts beside cp"
+    synth v4 --preset deepseek-v4-flash --layers 1 --experts 64 --mtp 0
+    versus_copy v4 --target megamoe-w4a8 --ep 4
+    versus_copy v4 --target megamoe-w4a8 --ep 4 --redundant 8
+    versus_copy v4 --target megamoe-w4a8 --ep 8 --redundant 16
+    rm -rf "$work/v4"
+}
+
+# What a level makes of BF16, in memory and without files.
+quantize_row()
+{
+    local level=$1 n=$2 plain measured copied
+
+    read -r plain measured copied < <(MOEPACK_CPU=$level "$build/bench/quantize" "$n")
+    printf '   %-8s %7d %10.2f %9.2f %9.2f %10.2f\n' "$level" "$n" "$plain" "$measured" \
+        "$copied" "$(calc %.4f "$plain / $copied")"
+}
+
+section_quantize()
+{
+    local level n walls=() seconds bytes
+
+    title "BF16 to mxfp4 in memory, GB/s of input"
+    show "MOEPACK_CPU=LEVEL $build/bench/quantize THREADS"
+    printf '   %-8s %7s %10s %9s %9s %10s\n' level threads quantize measured memcpy of-memcpy
+    for level in $("$build/bench/kernels" --levels); do
+        for n in 1 "$threads"; do
+            quantize_row "$level" "$n"
+        done
+    done
+    title "repack --quantize mxfp4 of BF16 experts, GB/s of input"
+    synth bf16 --family qwen3_moe --format bf16 --hidden 4096 --intermediate 2048 --experts 64 \
+        --layers 1 --top-k 8
+    show "$moepack" repack "$work/bf16" -j "$threads" --target megamoe-w4a8 --ep 4 \
+        --quantize mxfp4 -o "$work/out"
+    for _ in 1 2 3 4 5; do
+        rm -rf "$work/out"
+        take "$moepack" repack "$work/bf16" -q -j "$threads" --target megamoe-w4a8 --ep 4 \
+            --quantize mxfp4 -o "$work/out"
+        walls+=("$wall")
+    done
+    seconds=$(median "${walls[@]}")
+    bytes=$(bytes_of "$work/bf16")
+    printf '   %.2f GB in %.3f s: %.2f GB/s; processors are busy for %.0f %%; RSS %.0f MiB\n' \
+        "$(calc %.4f "$bytes / 1e9")" "$seconds" "$(calc %.4f "$bytes / 1e9 / $seconds")" \
+        "$(calc %.2f "100 * ($user + $system) / ($wall * $threads)")" "$(calc %.2f "$rss / 1024")"
+    rm -rf "$work/bf16" "$work/out"
+}
+
+section_memory()
+{
+    local layers
+
+    title "memory of repack, for few layers and many"
+    for layers in 2 12; do
+        synth layers --preset deepseek-v4-flash --layers "$layers" --experts 8 --mtp 0
+        show "$moepack" repack "$work/layers" -j "$threads" --target megamoe-w4a8 --ep 4 \
+            -o "$work/out"
+        take "$moepack" repack "$work/layers" -q -j "$threads" --target megamoe-w4a8 --ep 4 \
+            -o "$work/out"
+        printf '   %2d layers, %.2f GB: largest RSS %.0f MiB\n' "$layers" \
+            "$(calc %.4f "$(bytes_of "$work/layers") / 1e9")" "$(calc %.2f "$rss / 1024")"
+        rm -rf "$work/layers" "$work/out"
+    done
+}
+
+section_inspect()
+{
+    local walls=()
+
+    title "inspect of a checkpoint of 140,544 tensors, V4 Pro's"
+    mkdir "$work/sparse"
+    show "$build/bench/sparse" "$work/sparse"
+    "$build/bench/sparse" "$work/sparse"
+    show "$moepack" inspect "$work/sparse"
+    for _ in 1 2 3 4 5; do
+        take "$moepack" inspect -q -j "$threads" "$work/sparse"
+        walls+=("$wall")
+    done
+    printf '   %.3f s, largest RSS %.0f MiB\n' "$(median "${walls[@]}")" "$(calc %.2f "$rss / 1024")"
+    rm -rf "$work/sparse"
+}
+
+section_kernels()
+{
+    title "kernels on one thread, data in the cache, GB/s of input"
+    show "$build/bench/kernels"
+    "$build/bench/kernels" | sed 's/^/   /'
+}
+
+printf "moepack %s, %s processors, load %s, files in %s (\$D)\n" \
+    "$("$moepack" --version | sed 's/^moepack //')" "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" \
+    "$root"
+sed -n 's/^model name[[:space:]]*: /   /p' /proc/cpuinfo | head -n 1
+for section in "${@:-copy quantize memory inspect kernels}"; do
+    for name in $section; do
+        "section_$name"
+    done
+done
+printf '\nload %s\n' "$(cut -d ' ' -f 1 /proc/loadavg)"

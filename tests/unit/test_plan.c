@@ -1,0 +1,580 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The plan of a repack: units, copies, files and offsets, before a byte is written. */
+#include <criterion/criterion.h>
+
+#include <inttypes.h>
+
+#include "model_files.h"
+#include "pack/plan.h"
+
+/* H = 384, I = 128: bytes of a slot in each of the target's four tensors. */
+#define HIDDEN 384
+#define INTER  128
+
+static const uint64_t slot_bytes[] = {
+    2 * INTER * HIDDEN / 2,
+    2 * INTER *HIDDEN / 32,
+    HIDDEN *INTER / 2,
+    HIDDEN *INTER / 32,
+};
+
+static mp_plan plan;
+static mp_repack_options options;
+
+static void init(void)
+{
+    make_model_scratch();
+    options = (mp_repack_options){.target = mp_target_find("megamoe-w4a8"), .ep = 3};
+}
+
+static void finish(void)
+{
+    mp_plan_release(&plan);
+    remove_model_scratch();
+}
+
+TestSuite(plan, .init = init, .fini = finish);
+
+static int make_plan(void)
+{
+    mp_plan_release(&plan);
+    err = (mp_error){0};
+    return mp_plan_init(&plan, &catalog, &options, &err);
+}
+
+static void expect_plan(void)
+{
+    cr_assert_eq(make_plan(), 0, "%s", err.message);
+}
+
+static void expect_no_plan(mp_code code, const char *message)
+{
+    cr_assert_eq(make_plan(), code, "%s", err.message);
+    cr_assert_eq(err.code, code);
+    cr_assert_str_eq(err.message, message);
+    cr_assert_null(plan.layers);
+}
+
+/* Two layers and an MTP block of five experts each. */
+static void make_source(void)
+{
+    add_fp4_layer("layers.0", 5, HIDDEN, INTER);
+    add_fp4_layer("layers.1", 5, HIDDEN, INTER);
+    add_fp4_layer("mtp.0", 5, HIDDEN, INTER);
+    expect_model();
+}
+
+/* ------------------------------------------------------------------------
+ * Units and copies
+ */
+
+Test(plan, units_are_sides_of_experts)
+{
+    make_source();
+    options.redundant = 1;
+    expect_plan();
+    cr_assert_eq(plan.num_units, 3 * 5 * 2);
+    for (uint64_t u = 0; u < plan.num_units; u++) {
+        mp_unit unit = mp_plan_unit(&plan, u);
+
+        cr_assert_eq(unit.layer_index, u / 10);
+        cr_assert_eq(unit.layer, &plan.layers[u / 10]);
+        cr_assert_eq(unit.expert, u % 10 / 2);
+        cr_assert_eq(unit.side, u % 2);
+    }
+    cr_assert_str_eq(plan.layers[2].source->prefix, "mtp.0");
+    cr_assert(plan.layers[2].lossless);
+}
+
+/* A unit's copies in order, as "rank.slot rank.slot". */
+static void expect_copies(uint64_t index, const char *want)
+{
+    mp_unit unit = mp_plan_unit(&plan, index);
+    uint32_t count;
+    const mp_copy *copies = mp_unit_copies(&unit, &count);
+    char have[128] = "";
+    int n = 0;
+
+    for (uint32_t c = 0; c < count; c++)
+        n += snprintf(have + n, sizeof have - (size_t)n, "%s%u.%u", c ? " " : "", copies[c].rank,
+                      copies[c].slot);
+    cr_assert_str_eq(have, want, "unit %" PRIu64 ": %s, expected %s", index, have, want);
+}
+
+/* Physical expert p is on rank p / 2, slot p % 2. */
+Test(plan, copies_of_the_trivial_placement)
+{
+    make_source();
+    options.redundant = 1;
+    expect_plan();
+    for (uint64_t layer = 0; layer < 3; layer++) {
+        for (uint64_t side = 0; side < 2; side++) {
+            expect_copies(10 * layer + 0 + side, "0.0 2.1"); /* expert 0, and physical expert 5 */
+            expect_copies(10 * layer + 2 + side, "0.1");
+            expect_copies(10 * layer + 4 + side, "1.0");
+            expect_copies(10 * layer + 6 + side, "1.1");
+            expect_copies(10 * layer + 8 + side, "2.0");
+        }
+    }
+}
+
+Test(plan, copies_of_a_placement)
+{
+    int32_t map[3][9] = {
+        {4, 0, 2, 1, 3, 2, 2, 0, 2},
+        {0, 1, 1, 4, 3, 2, 0, 0, 0},
+        {3, 3, 3, 3, 3, 0, 1, 2, 4},
+    };
+    mp_placement placement = {.layers = 3, .num_logical = 5, .num_physical = 9, .map = &map[0][0]};
+
+    make_source();
+    options.placement = &placement;
+    expect_plan();
+    expect_copies(0, "0.1 2.1");
+    expect_copies(4, "0.2 1.2 2.0 2.2");
+    expect_copies(5, "0.2 1.2 2.0 2.2");
+    expect_copies(8, "0.0");
+    expect_copies(10, "0.0 2.0 2.1 2.2");
+    expect_copies(12, "0.1 0.2");
+    expect_copies(26, "0.0 0.1 0.2 1.0 1.1");
+    expect_copies(28, "2.2");
+    /* Copies beside each other are legal, and worth a word. */
+    cr_assert_eq(plan.warnings.count, 2 + 3, "two odd sizes, three layers");
+}
+
+/* A single row stands for all layers. */
+Test(plan, copies_of_a_placement_of_one_row)
+{
+    int32_t row[] = {4, 3, 2, 1, 0, 0};
+    mp_placement placement = {.layers = 1, .num_logical = 5, .num_physical = 6, .map = row};
+
+    make_source();
+    options.placement = &placement;
+    expect_plan();
+    for (uint64_t layer = 0; layer < 3; layer++) {
+        expect_copies(10 * layer, "2.0 2.1");
+        expect_copies(10 * layer + 9, "0.0");
+    }
+}
+
+Test(plan, bytes_of_units)
+{
+    uint64_t read = 0, written = 0;
+
+    make_source();
+    options.redundant = 1;
+    expect_plan();
+    for (uint64_t u = 0; u < plan.num_units; u++) {
+        mp_unit unit = mp_plan_unit(&plan, u);
+        uint64_t copies = unit.expert == 0 ? 2 : 1, side = unit.side == MP_L1 ? 0 : 2;
+        uint64_t slot = slot_bytes[side] + slot_bytes[side + 1];
+
+        cr_assert_eq(mp_unit_bytes_read(&plan, &unit), slot, "nothing is lost or added");
+        cr_assert_eq(mp_unit_bytes_written(&plan, &unit), copies * slot);
+        read += slot;
+        written += copies * slot;
+    }
+    cr_assert_eq(plan.bytes_read, read);
+    for (size_t f = 0; f < plan.num_files; f++)
+        written += plan.files[f].header_bytes;
+    cr_assert_eq(plan.bytes_written, written);
+}
+
+/* ------------------------------------------------------------------------
+ * Files
+ */
+
+/* Every file: its header, then its tensors without holes. What is planned, read back. */
+static void expect_sound_files(void)
+{
+    uint32_t next = 0;
+
+    for (size_t f = 0; f < plan.num_files; f++) {
+        const mp_out_file *file = &plan.files[f];
+        uint64_t at = file->header_bytes;
+
+        cr_assert_eq(file->header_bytes % MP_SAFETENSORS_ALIGN, 0);
+        cr_assert_eq(file->first_tensor, next);
+        cr_assert_gt(file->num_tensors, 0);
+        put_file("planned.safetensors", file->header, file->header_bytes);
+        cr_assert_eq(truncate(in_dir("planned.safetensors"), (off_t)file->bytes), 0);
+        mp_checkpoint_release(&ckpt);
+        cr_assert_eq(mp_checkpoint_open(&ckpt, in_dir("planned.safetensors"), NULL, &err), 0, "%s",
+                     err.message);
+        cr_assert_eq(ckpt.num_tensors, file->num_tensors);
+        for (uint32_t t = 0; t < file->num_tensors; t++, next++) {
+            const mp_out_tensor *out = &plan.outputs[next];
+            const mp_tensor *have = mp_checkpoint_find(&ckpt, out->name);
+
+            cr_assert_not_null(have, "%s", out->name);
+            cr_assert_eq(out->file, f);
+            cr_assert_eq(out->rank, file->rank);
+            cr_assert_eq(out->offset, at);
+            cr_assert_eq(have->offset, at);
+            cr_assert_eq(have->bytes, out->bytes);
+            cr_assert_eq(have->dtype, out->slot->dtype);
+            cr_assert_eq(have->rank, 3);
+            cr_assert_eq(have->shape[0], plan.slots.num_physical / plan.slots.ep);
+            cr_assert_eq(have->shape[1], out->slot->shape[0]);
+            cr_assert_eq(have->shape[2], out->slot->shape[1]);
+            at += out->bytes;
+        }
+        cr_assert_eq(file->bytes, at);
+    }
+    cr_assert_eq(next, plan.num_outputs);
+    unlink(in_dir("planned.safetensors"));
+}
+
+/* output_of leads to the tensor of that layer, rank and kind, or to none. */
+static void expect_sound_outputs(void)
+{
+    size_t found = 0;
+
+    for (uint32_t l = 0; l < plan.num_layers; l++) {
+        for (uint32_t r = 0; r < plan.options.ep; r++) {
+            for (unsigned t = 0; t < plan.num_tensors; t++) {
+                const mp_out_tensor *out = mp_plan_output(&plan, l, r, t);
+
+                if (!out)
+                    continue;
+                found++;
+                cr_assert(out->layer == l && out->rank == r && out->slot == &plan.tensors[t]);
+                cr_assert_eq(out->bytes, slot_bytes[t] * (plan.slots.num_physical / plan.slots.ep));
+            }
+        }
+    }
+    cr_assert_eq(found, plan.num_outputs);
+}
+
+Test(plan, one_file_a_rank)
+{
+    static const char *const names[] = {
+        "layers.0.experts.l1_weight", "layers.0.experts.l1_weight_sf",
+        "layers.0.experts.l2_weight", "layers.0.experts.l2_weight_sf",
+        "layers.1.experts.l1_weight", "layers.1.experts.l1_weight_sf",
+        "layers.1.experts.l2_weight", "layers.1.experts.l2_weight_sf",
+        "mtp.0.experts.l1_weight",    "mtp.0.experts.l1_weight_sf",
+        "mtp.0.experts.l2_weight",    "mtp.0.experts.l2_weight_sf",
+    };
+
+    make_source();
+    options.redundant = 1;
+    expect_plan();
+    cr_assert_eq(plan.num_files, 3);
+    cr_assert_str_eq(plan.files[0].path, "rank-000/model-00001-of-00001.safetensors");
+    cr_assert_str_eq(plan.files[2].path, "rank-002/model-00001-of-00001.safetensors");
+    cr_assert_eq(plan.num_outputs, 3 * 12);
+    for (size_t o = 0; o < plan.num_outputs; o++)
+        cr_assert_str_eq(plan.outputs[o].name, names[o % 12]);
+    expect_sound_files();
+    expect_sound_outputs();
+}
+
+Test(plan, headers_say_whose_they_are)
+{
+    static const char *const want[] = {
+        "format",  "moepack", "format_version", "1", "target", "megamoe-w4a8",
+        "ep_rank", "1",       "ep_size",        "3",
+    };
+
+    make_source();
+    options.redundant = 1;
+    expect_plan();
+    put_file("planned.safetensors", plan.files[1].header, plan.files[1].header_bytes);
+    cr_assert_eq(truncate(in_dir("planned.safetensors"), (off_t)plan.files[1].bytes), 0);
+    cr_assert_eq(mp_checkpoint_open(&ckpt, in_dir("planned.safetensors"), NULL, &err), 0);
+    cr_assert_eq(ckpt.num_metadata, 5);
+    for (size_t i = 0; i < 10; i++)
+        cr_assert_str_eq(ckpt.metadata[i], want[i]);
+}
+
+/* No tensor is in two files, none is too large but one that is alone. */
+static void expect_split(uint64_t limit, size_t files_a_rank)
+{
+    char path[96];
+
+    options.max_shard_size = limit;
+    expect_plan();
+    cr_assert_eq(plan.num_files, 3 * files_a_rank, "%zu files", plan.num_files);
+    for (size_t f = 0; f < plan.num_files; f++) {
+        const mp_out_file *file = &plan.files[f];
+        uint64_t data = file->bytes - file->header_bytes;
+
+        cr_assert(data <= limit || file->num_tensors == 1);
+        if (f % files_a_rank > 0)
+            cr_assert_gt(plan.files[f - 1].bytes - plan.files[f - 1].header_bytes +
+                             plan.outputs[file->first_tensor].bytes,
+                         limit, "file %zu could have been larger", f - 1);
+        snprintf(path, sizeof path, "rank-%03zu/model-%05zu-of-%05zu.safetensors", f / files_a_rank,
+                 f % files_a_rank + 1, files_a_rank);
+        cr_assert_str_eq(file->path, path);
+    }
+    expect_sound_files();
+    expect_sound_outputs();
+}
+
+Test(plan, splits_files)
+{
+    uint64_t layer = 2 * (slot_bytes[0] + slot_bytes[1] + slot_bytes[2] + slot_bytes[3]);
+
+    make_source();
+    options.redundant = 1;
+    expect_split(3 * layer, 1);
+    expect_split(3 * layer - 1, 2);
+    expect_split(layer, 3);
+    expect_split(layer - 1, 4);
+    expect_split(2 * slot_bytes[0] - 1, 6);
+    expect_split(1, 12);
+}
+
+/* ------------------------------------------------------------------------
+ * Parts
+ */
+
+Test(plan, some_layers)
+{
+    const bool layers[] = {false, true, true};
+    int32_t map[3][6] = {{0, 1, 2, 3, 4, 0}, {4, 3, 2, 1, 0, 0}, {2, 2, 0, 1, 3, 4}};
+    mp_placement placement = {.layers = 3, .num_logical = 5, .num_physical = 6, .map = &map[0][0]};
+
+    make_source();
+    options.layers = layers;
+    options.placement = &placement;
+    expect_plan();
+    cr_assert_eq(plan.num_layers, 2);
+    cr_assert_str_eq(plan.layers[0].source->prefix, "layers.1");
+    cr_assert_str_eq(plan.layers[1].source->prefix, "mtp.0");
+    cr_assert_eq(plan.num_units, 20);
+    cr_assert_eq(plan.num_outputs, 3 * 2 * 4);
+    expect_copies(0, "2.0 2.1");
+    expect_copies(10 + 4, "0.0 0.1");
+    /* The plan's placement has rows for the packed layers. */
+    cr_assert_eq(plan.placement.layers, 2);
+    cr_assert_eq(plan.placement.map[0], 4);
+    cr_assert_eq(plan.placement.map[6], 2);
+    expect_sound_files();
+    expect_sound_outputs();
+}
+
+Test(plan, some_ranks)
+{
+    const bool ranks[] = {true, false, true};
+    uint64_t whole;
+
+    make_source();
+    options.redundant = 1;
+    expect_plan();
+    whole = plan.bytes_read;
+    options.ranks = ranks;
+    expect_plan();
+    cr_assert_eq(plan.num_files, 2);
+    cr_assert_str_eq(plan.files[0].path, "rank-000/model-00001-of-00001.safetensors");
+    cr_assert_str_eq(plan.files[1].path, "rank-002/model-00001-of-00001.safetensors");
+    expect_copies(0, "0.0 2.1");
+    expect_copies(4, ""); /* experts 2 and 3 are on rank 1 only */
+    expect_copies(6, "");
+    cr_assert_eq(plan.bytes_read, whole / 5 * 3);
+    cr_assert_null(mp_plan_output(&plan, 0, 1, 0));
+    expect_sound_files();
+    expect_sound_outputs();
+}
+
+Test(plan, tensors_by_side_and_role)
+{
+    make_source();
+    options.redundant = 1;
+    expect_plan();
+    cr_assert_eq(mp_plan_tensor(&plan, MP_L1, MP_ROLE_WEIGHT), 0);
+    cr_assert_eq(mp_plan_tensor(&plan, MP_L1, MP_ROLE_SCALE), 1);
+    cr_assert_eq(mp_plan_tensor(&plan, MP_L2, MP_ROLE_WEIGHT), 2);
+    cr_assert_eq(mp_plan_tensor(&plan, MP_L2, MP_ROLE_SCALE), 3);
+    plan.num_tensors = 3;
+    cr_assert_eq(mp_plan_tensor(&plan, MP_L2, MP_ROLE_SCALE), 3, "none");
+}
+
+/* ------------------------------------------------------------------------
+ * Memory
+ */
+
+#define MEBIBYTE (1u << 20)
+
+/* V4-Pro: H = 7168, I = 3072. */
+Test(plan, scratch_of_large_experts)
+{
+    add_fp4_expert("layers.0", 0, 7168, 3072);
+    expect_model();
+    options.ep = 1;
+    expect_plan();
+    cr_assert_lt(plan.scratch_bytes, 8 * MEBIBYTE);
+    /* The scales of a side are held whole, canonical and packed. */
+    cr_assert_gt(plan.scratch_bytes, 2 * 2 * 3072 * 7168 / 32);
+}
+
+Test(plan, scratch_of_large_experts_that_are_requantized)
+{
+    static const char *const names[] = {"gate_proj", "up_proj", "down_proj"};
+
+    options.ep = 1;
+    options.quantize = true;
+    options.quantize_to = MP_SCHEME_MXFP4;
+    add_bf16_expert("model.layers.0", 0, 7168, 3072);
+    expect_model();
+    expect_plan();
+    cr_assert_lt(plan.scratch_bytes, 8 * MEBIBYTE);
+
+    clear_model();
+    for (int p = 0; p < 3; p++) {
+        uint64_t rows = p == MP_DOWN ? 7168 : 3072, cols = p == MP_DOWN ? 3072 : 7168;
+
+        add_tensor(MP_F8_E4M3, rows, cols, "model.layers.0.mlp.experts.0.%s.weight", names[p]);
+        add_tensor(MP_F32, rows / 128, cols / 128,
+                   "model.layers.0.mlp.experts.0.%s.weight_scale_inv", names[p]);
+    }
+    expect_model();
+    expect_plan();
+    cr_assert_lt(plan.scratch_bytes, 8 * MEBIBYTE);
+}
+
+/* It does not grow with the number of layers and experts. */
+Test(plan, scratch_of_many_experts)
+{
+    uint64_t bytes;
+
+    add_fp4_expert("layers.0", 0, 512, 256);
+    expect_model();
+    options.ep = 1;
+    expect_plan();
+    bytes = plan.scratch_bytes;
+    add_fp4_expert("layers.0", 1, 512, 256);
+    add_fp4_layer("layers.1", 2, 512, 256);
+    expect_model();
+    expect_plan();
+    cr_assert_eq(plan.scratch_bytes, bytes);
+}
+
+/* ------------------------------------------------------------------------
+ * Refusals
+ */
+
+Test(plan, no_ranks)
+{
+    make_source();
+    options.ep = 0;
+    expect_no_plan(MP_ERR_USAGE, "at least one rank is needed");
+}
+
+Test(plan, ranks_that_do_not_divide)
+{
+    make_source();
+    expect_no_plan(MP_ERR_INPUT, "placement: 5 physical experts do not divide among 3 ranks");
+    options.redundant = 2;
+    expect_no_plan(MP_ERR_INPUT, "placement: 7 physical experts do not divide among 3 ranks");
+}
+
+Test(plan, shared_experts)
+{
+    make_source();
+    options.redundant = 1;
+    options.shared = MP_SHARED_FUSED;
+    expect_no_plan(MP_ERR_UNSUPPORTED, "megamoe-w4a8: shared experts cannot be packed as "
+                                       "\"fused\": leave them to the engine with --shared none");
+    options.shared = MP_SHARED_SEPARATE;
+    expect_no_plan(MP_ERR_UNSUPPORTED,
+                   "megamoe-w4a8: shared experts cannot be packed as \"separate\": leave them to "
+                   "the engine with --shared none");
+}
+
+Test(plan, another_scheme)
+{
+    make_source();
+    options.redundant = 1;
+    options.quantize = true;
+    options.quantize_to = MP_SCHEME_MXFP8;
+    expect_no_plan(MP_ERR_USAGE, "megamoe-w4a8 takes mxfp4, not mxfp8");
+    options.quantize_to = MP_SCHEME_MXFP4; /* which they are */
+    expect_plan();
+    cr_assert(plan.layers[0].lossless);
+}
+
+Test(plan, a_source_that_is_not_quantized)
+{
+    add_bf16_expert("model.layers.0", 0, HIDDEN, INTER);
+    expect_model();
+    options.ep = 1;
+    expect_no_plan(MP_ERR_UNSUPPORTED,
+                   "megamoe-w4a8 takes mxfp4, and the experts of model.layers.0 are bf16: "
+                   "requantize them with --quantize mxfp4");
+    options.quantize = true;
+    options.quantize_to = MP_SCHEME_MXFP4;
+    expect_plan();
+    cr_assert_not(plan.layers[0].lossless);
+}
+
+Test(plan, sizes_that_the_target_does_not_take)
+{
+    add_fp4_expert("layers.0", 0, 192, 128);
+    expect_model();
+    options.ep = 1;
+    expect_no_plan(MP_ERR_UNSUPPORTED,
+                   "megamoe-w4a8: hidden size is 192, the kernel takes multiples of 128");
+}
+
+Test(plan, a_placement_that_does_not_fit)
+{
+    int32_t map[2][6] = {{0, 1, 2, 3, 4, 0}, {0, 1, 2, 3, 4, 0}};
+    mp_placement placement = {.layers = 2, .num_logical = 5, .num_physical = 6, .map = &map[0][0]};
+
+    make_source();
+    options.placement = &placement;
+    expect_no_plan(MP_ERR_INPUT,
+                   "placement: 2 rows, the model has 3 MoE layers (MTP blocks counted)");
+    placement.layers = 1;
+    placement.num_logical = 6;
+    expect_no_plan(MP_ERR_INPUT, "placement: of 6 experts, the model has 5");
+    placement.num_logical = 5;
+    map[0][2] = 1;
+    expect_no_plan(MP_ERR_INPUT, "placement: row 0: logical expert 2 is in none of the 6 columns");
+    map[0][2] = 5;
+    expect_no_plan(MP_ERR_INPUT, "placement: row 0, column 2: logical expert 5, expected 0 to 4");
+    map[0][2] = -1;
+    expect_no_plan(MP_ERR_INPUT, "placement: row 0, column 2: logical expert -1, expected 0 to 4");
+    map[0][2] = 2;
+    options.redundant = 1;
+    expect_no_plan(MP_ERR_USAGE,
+                   "a placement file says itself how many redundant experts there are");
+    options.redundant = 0;
+    expect_plan();
+}
+
+Test(plan, layers_of_different_kinds)
+{
+    const bool first[] = {true, false}, none[] = {false, false};
+
+    add_fp4_layer("layers.0", 3, HIDDEN, INTER);
+    add_fp4_layer("mtp.0", 6, HIDDEN, INTER);
+    expect_model();
+    expect_no_plan(MP_ERR_UNSUPPORTED,
+                   "mtp.0 has 6 experts and layers.0 3: pack them apart with --layers");
+    options.layers = first;
+    expect_plan();
+    options.layers = none;
+    expect_no_plan(MP_ERR_USAGE, "no layer selected");
+}
+
+Test(plan, a_checkpoint_with_problems)
+{
+    add_fp4_layer("layers.0", 3, HIDDEN, INTER);
+    drop_tensor("layers.0.ffn.experts.1.w3.scale");
+    expect_model();
+    expect_no_plan(MP_ERR_INPUT, "layers.0.ffn.experts.1.w3: no scale beside the weight");
+}
+
+Test(plan, warns_of_what_the_engine_does_not_take)
+{
+    make_source();
+    options.redundant = 1;
+    expect_plan();
+    cr_assert_eq(plan.warnings.count, 2);
+    cr_assert_str_eq(plan.warnings.text[0],
+                     "megamoe-w4a8: hidden size is 384, SGLang takes multiples of 512 only");
+}
