@@ -26,6 +26,8 @@ LIB_SOURCES := \
 	lib/model/complete.c \
 	lib/model/config.c \
 	lib/model/families.c \
+	lib/model/fused.c \
+	lib/model/rows.c \
 	lib/model/names.c \
 	lib/model/storage.c \
 	lib/numeric/avx2.c \
@@ -117,6 +119,7 @@ UNIT_SOURCES := \
 	tests/unit/test_checkpoint.c \
 	tests/unit/test_config.c \
 	tests/unit/test_eplb.c \
+	tests/unit/test_families.c \
 	tests/unit/test_journal.c \
 	tests/unit/test_layout.c \
 	tests/unit/test_manifest.c \

@@ -85,28 +85,29 @@ static json_t *packed_tensors_json(const mp_manifest *m)
     for (size_t r = 0; r < m->num_ranks; r++)
         for (size_t f = 0; f < m->ranks[r].num_files; f++)
             for (size_t t = 0; t < m->ranks[r].files[f].num_tensors; t++)
-                json_array_append_new(
-                    list, json_pack("{s:i, s:s, s:s, s:s}", "rank", (int)m->ranks[r].rank, "name",
-                                    m->ranks[r].files[f].tensors[t].name, "shard",
-                                    m->ranks[r].files[f].name, "xxh3",
-                                    m->ranks[r].files[f].tensors[t].xxh3));
+                json_array_append_new(list, json_pack("{s:i, s:s, s:s, s:s}", "rank",
+                                                      (int)m->ranks[r].rank, "name",
+                                                      m->ranks[r].files[f].tensors[t].name, "shard",
+                                                      m->ranks[r].files[f].name, "xxh3",
+                                                      m->ranks[r].files[f].tensors[t].xxh3));
     return list;
 }
 
-static int print_pack_json(const mp_manifest *m, const mp_verify_report *report,
-                           bool with_tensors, mp_error *err)
+static int print_pack_json(const mp_manifest *m, const mp_verify_report *report, bool with_tensors,
+                           mp_error *err)
 {
     size_t tensors = count_tensors(m);
     json_t *json = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:n, s:o, s:I, s:I, s:i, s:I, s:I, s:o, s:s, s:I, s:I, s:s}",
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:n, s:o, s:I, s:I, s:i, s:I, s:I, s:o, s:s, s:I, s:I, "
+        "s:s}",
         "family", m->family, "reason", "moepack.json", "hidden_size", (json_int_t)m->hidden_size,
         "moe_intermediate_size", (json_int_t)m->moe_intermediate_size, "num_experts",
         (json_int_t)m->num_experts, "num_shared_experts", (json_int_t)m->num_shared_experts,
         "experts_per_token", "layers", layers_json(m), "num_tensors", (json_int_t)tensors,
         "expert_tensors", (json_int_t)tensors, "other_tensors", 0, "bytes",
         (json_int_t)file_bytes(m), "shards", (json_int_t)count_files(m), "problems",
-        faults_json(report), "target", m->target, "ep_size", (json_int_t)m->ep_size,
-        "num_physical", (json_int_t)m->num_physical, "shared", m->shared);
+        faults_json(report), "target", m->target, "ep_size", (json_int_t)m->ep_size, "num_physical",
+        (json_int_t)m->num_physical, "shared", m->shared);
 
     if (json && with_tensors)
         json_object_set_new(json, "tensors", packed_tensors_json(m));
@@ -143,8 +144,8 @@ static void print_packed_tensors(const mp_manifest *m)
         for (size_t f = 0; f < m->ranks[r].num_files; f++)
             for (size_t t = 0; t < m->ranks[r].files[f].num_tensors; t++)
                 printf("rank %u  %s  %s  %s\n", m->ranks[r].rank,
-                       m->ranks[r].files[f].tensors[t].xxh3,
-                       m->ranks[r].files[f].tensors[t].name, m->ranks[r].files[f].name);
+                       m->ranks[r].files[f].tensors[t].xxh3, m->ranks[r].files[f].tensors[t].name,
+                       m->ranks[r].files[f].name);
 }
 
 int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *err)

@@ -22,6 +22,7 @@ typedef struct repack_options {
     uint64_t redundant;
     mp_shared_mode shared;
     const char *quantize;
+    const char *drop;
     const char *layers;
     const char *ranks;
     int rounding; /* -1: the target's */
@@ -103,6 +104,7 @@ static char *command_text(const repack_options *o)
         fprintf(f, " --amax-floor %.9g", o->amax_floor);
     if (o->allow_nonfinite)
         fprintf(f, " --allow-nonfinite");
+    print_option(f, "drop", o->drop);
     print_option(f, "layers", o->layers);
     print_option(f, "ranks", o->ranks);
     if (o->max_shard_size)
@@ -185,6 +187,7 @@ static int make_plan(repack_job *job, mp_error *err)
         .layers = job->layers,
         .ranks = job->ranks,
         .max_shard_size = o->max_shard_size,
+        .drop = o->drop,
         .command = job->command,
     };
 
@@ -412,6 +415,9 @@ static const cmd_option options[] = {
                "requantizing takes the largest magnitude of a block to be at least X"),
     OPT_FLAG(0, "allow-nonfinite", repack_options, allow_nonfinite,
              "let NaN and infinite weights through"),
+    OPT_STRING(
+        0, "drop", "NAMES", repack_options, drop,
+        "leave behind what the target cannot carry: bias, input_scale, or both with a comma"),
     OPT_STRING(0, "layers", "LIST", repack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
     OPT_STRING(0, "ranks", "LIST", repack_options, ranks, "only these ranks, as in 0-3,7"),
     OPT_SIZE(0, "max-shard-size", "SIZE", repack_options, max_shard_size, 1, INT64_MAX,

@@ -18,10 +18,10 @@ extern "C" {
 #define MP_FORMAT_VERSION "1"
 
 /* Names inside a packed directory. */
-#define MP_MANIFEST_NAME "moepack.json"
+#define MP_MANIFEST_NAME  "moepack.json"
 #define MP_PLACEMENT_NAME "placement.json"
-#define MP_CONFIG_NAME "config.json"
-#define MP_INDEX_NAME "model.safetensors.index.json"
+#define MP_CONFIG_NAME    "config.json"
+#define MP_INDEX_NAME     "model.safetensors.index.json"
 
 /* "rank-007" */
 #define MP_RANK_NAME_MAX 24
@@ -57,7 +57,7 @@ typedef struct mp_source_shard {
 
 /* Error of a requantized side of a layer. */
 typedef struct mp_layer_error {
-    char *layer;       /* prefix */
+    char *layer;        /* prefix */
     const char *matrix; /* "w13" or "w2" */
     double relative_rms;
     double sqnr_db;
@@ -85,7 +85,7 @@ typedef struct mp_manifest {
     /* placement */
     uint64_t ep_size;
     uint64_t num_physical;
-    char *shared; /* "none" */
+    char *shared;                 /* "none" */
     mp_hex_digest placement_xxh3; /* of placement.json */
     mp_hex_digest config_xxh3;    /* of config.json; "" where the source has none */
     mp_source_shard *shards;
@@ -96,6 +96,7 @@ typedef struct mp_manifest {
     size_t num_ranks;
     mp_layer_error *errors; /* where requantized */
     size_t num_errors;
+    char *dropped; /* what of the experts was left behind, "bias,input_scale"; or null */
     char *command;
 } mp_manifest;
 

@@ -56,10 +56,10 @@ typedef struct mp_slot_tensor {
 
 /* A target layout. */
 typedef struct mp_target {
-    const char *name;   /* "megamoe-w4a8" */
-    unsigned version;   /* of the layout; grows when the bytes change */
-    const char *engine; /* the kernel that reads it */
-    mp_scheme scheme;   /* that weights have to be in */
+    const char *name;     /* "megamoe-w4a8" */
+    unsigned version;     /* of the layout; grows when the bytes change */
+    const char *engine;   /* the kernel that reads it */
+    mp_scheme scheme;     /* that weights have to be in */
     mp_rounding rounding; /* that quantizing for it uses unless told otherwise */
 
     const char *constraints;
@@ -88,8 +88,7 @@ typedef struct mp_target {
     /* The whole scale tensor of a slot from canonical scales, and back; null for a
      * scheme without scales. */
     void (*pack_scale)(const mp_dims *dims, mp_side side, const uint8_t *canonical, uint8_t *out);
-    void (*unpack_scale)(const mp_dims *dims, mp_side side, const uint8_t *in,
-                         uint8_t *canonical);
+    void (*unpack_scale)(const mp_dims *dims, mp_side side, const uint8_t *in, uint8_t *canonical);
 } mp_target;
 
 /* Bytes of canonical scales of one row with `cols` columns; 0 for a scheme without. */

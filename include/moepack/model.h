@@ -27,7 +27,7 @@ extern "C" {
 /* Facts of config.json, from its root or the nested text_config. Synonyms are
  * resolved: num_experts also stands for n_routed_experts, and so on. */
 typedef struct mp_config {
-    bool present; /* there was a config.json at all */
+    bool present;        /* there was a config.json at all */
     char model_type[64]; /* "" where absent */
     uint64_t hidden_size;
     uint64_t moe_intermediate_size;
@@ -41,7 +41,7 @@ typedef struct mp_config {
     uint64_t vocab_size;
     uint64_t block_rows; /* quantization_config.weight_block_size */
     uint64_t block_cols;
-    char quant_method[64]; /* "" where absent */
+    char quant_method[64];       /* "" where absent */
     unsigned char *dense_layers; /* num_dense_layers flags, 1: dense by a list; or null */
     uint64_t num_dense_layers;
 } mp_config;
@@ -64,20 +64,43 @@ typedef enum mp_projection { MP_GATE, MP_UP, MP_DOWN, MP_PROJECTIONS } mp_projec
 /* "gate", "up", "down"; a static string. */
 const char *mp_projection_name(mp_projection projection);
 
+/* How tensors hold several matrices: gate and up together, and all experts of a layer.
+ * gate_up is [E, 2I, H] or, transposed, [E, H, 2I]; down is [E, H, I] or [E, I, H]. */
+typedef enum mp_fusion {
+    MP_FUSION_NONE,        /* each matrix is a tensor [N, K] of its own */
+    MP_FUSION_ROWS,        /* gate rows first, then up rows */
+    MP_FUSION_ROWS_PAIRED, /* gate and up rows in turn */
+    MP_FUSION_COLS,        /* transposed, gate columns first */
+    MP_FUSION_COLS_PAIRED  /* transposed, gate and up columns in turn */
+} mp_fusion;
+
 /* How the matrices of a layer's experts are stored; one for all of them. */
 typedef struct mp_storage {
     mp_scheme scheme;
+    mp_fusion fusion;
     mp_dtype weight_dtype;
     mp_dtype scale_dtype; /* where has_scale */
     bool has_scale;
-    uint32_t block_rows; /* of one scale */
-    uint32_t block_cols;
+    bool has_global;     /* a second scale for the whole matrix (nvfp4) */
+    bool global_divides; /* the second scale divides instead of multiplying */
+    uint32_t block_rows; /* of one scale; UINT32_MAX where it covers all rows */
+    uint32_t block_cols; /* the same for columns */
 } mp_storage;
 
-/* One matrix of one expert, as stored. */
+/* One matrix of one expert, as stored. Tensors that it does not have are null. */
 typedef struct mp_matrix {
     const mp_tensor *weight;
-    const mp_tensor *scale; /* null where the scheme has none */
+    const mp_tensor *scale;
+    const mp_tensor *global;      /* second scale, one F32 */
+    const mp_tensor *input_scale; /* of activations */
+    const mp_tensor *offset;      /* zero points, one a row */
+    const mp_tensor *bias;        /* one a row */
+    const mp_tensor *shape;       /* [N, K] of packed weights */
+    /* Of fused tensors: row r of the matrix is row (transposed: column) first + r, or
+     * first + 2r where paired, of slice `slice`. Zero otherwise. */
+    uint64_t first;
+    uint32_t slice;
+    bool paired;
 } mp_matrix;
 
 typedef struct mp_expert {
@@ -86,26 +109,29 @@ typedef struct mp_expert {
 
 /* How a family names the tensors of an expert. */
 typedef struct mp_naming {
-    const char *block;   /* "ffn", "mlp", ... */
-    const char *experts; /* "experts" */
-    const char *shared;  /* "shared_experts" */
-    const char *projection[MP_PROJECTIONS];
+    const char *block;                             /* "ffn", "mlp", ... */
+    const char *experts;                           /* "experts" */
+    const char *shared;                            /* "shared_experts" */
+    const char *projection[MP_PROJECTIONS];        /* of routed experts */
+    const char *shared_projection[MP_PROJECTIONS]; /* of the shared expert */
 } mp_naming;
 
 /* An MoE layer. */
 typedef struct mp_moe_layer {
-    char *prefix;          /* what comes before ".mlp", ".ffn" ...: "model.layers.3" */
-    uint64_t number;       /* that ends the prefix */
-    bool mtp;              /* a multi-token prediction block */
-    uint32_t num_experts;  /* routed */
-    mp_expert *experts;    /* [num_experts] */
-    mp_storage storage;    /* of the routed experts */
+    char *prefix;         /* what comes before ".mlp", ".ffn" ...: "model.layers.3" */
+    uint64_t number;      /* that ends the prefix */
+    bool mtp;             /* a multi-token prediction block */
+    uint32_t num_experts; /* routed */
+    mp_expert *experts;   /* [num_experts] */
+    mp_storage storage;   /* of the routed experts */
     bool has_shared;
-    mp_expert shared;      /* one matrix set of width num_shared_experts * I */
+    mp_expert shared; /* one matrix set of width num_shared_experts * I */
     mp_storage shared_storage;
-    uint64_t bytes;        /* of all tensors of its routed experts */
+    uint64_t bytes; /* of all tensors of its routed experts */
     const mp_naming *naming;
-    size_t room; /* private: of experts */
+    const char *shared_name; /* "shared_experts" or "shared_expert", where has_shared */
+    mp_matrix fused[2];      /* where fused: gate_up and down, of all experts */
+    size_t room;             /* private: of experts */
 } mp_moe_layer;
 
 /* Tensors that are not experts, counted by what they are. */
@@ -120,15 +146,15 @@ typedef struct mp_kind_count {
 typedef struct mp_catalog {
     mp_checkpoint checkpoint;
     mp_config config;
-    const char *family;  /* "deepseek_v4", ...; a static string */
-    char reason[256];    /* why it is that family */
+    const char *family;             /* "deepseek_v4", ...; a static string */
+    char reason[256];               /* why it is that family */
     uint64_t hidden_size;           /* H of the experts, from the tensors */
     uint64_t moe_intermediate_size; /* I */
     uint32_t num_experts;           /* of the first layer */
     uint32_t num_shared_experts;
     mp_moe_layer *layers; /* decoder layers ascending, then MTP blocks */
     size_t num_layers;
-    uint64_t expert_tensors;       /* understood as expert weights or scales */
+    uint64_t expert_tensors;        /* understood as expert weights or scales */
     mp_kind_count others[MP_KINDS]; /* passed over, by kind */
     mp_problems problems;           /* everything that is wrong or contradictory */
 } mp_catalog;
@@ -164,6 +190,14 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
                         const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
                         void *weight, void *scale, mp_error *err);
 
+/* The second scale of a matrix as it is stored (storage->global_divides says how it acts); 1
+ * where there is none. MP_ERR_INPUT for a scale that is not a positive finite number. */
+int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *global,
+                     mp_error *err);
+
+/* MP_ERR_UNSUPPORTED when one of the matrix's zero points, if it has any, is not zero. */
+int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, mp_error *err);
+
 /* Drops the pages of a whole matrix from the page cache. Never fails. */
 void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix);
 
@@ -178,8 +212,8 @@ typedef struct mp_family {
     const char *layer_prefix;   /* "layers." or "model.layers." */
     const char *mtp_prefix;     /* "mtp."; null where MTP blocks are further decoder layers */
     const mp_naming *naming;
-    const char *router;         /* of the router's weight, behind block: "gate.weight" */
-    bool shared;                /* models of this family have shared experts */
+    const char *router; /* of the router's weight, behind block: "gate.weight" */
+    bool shared;        /* models of this family have shared experts */
 } mp_family;
 
 /* The family of that name, or null. */

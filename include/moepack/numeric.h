@@ -143,7 +143,8 @@ const mp_kernels *mp_kernels_for(const char *level);
  *   int4_group        F32, BF16, F16                        1 x any
  *   fp8_channel, int8_channel: F32, BF16, F16; a scale a row, block_* are not read
  *   fp8_tensor: F32, BF16, F16; one scale, block_* are not read
- * global_scale: nvfp4's second scale, a multiplier; not read otherwise. */
+ * global_scale: nvfp4's second scale; not read otherwise.
+ * global_divides: that scale divides instead of multiplying (compressed-tensors). */
 typedef struct mp_rows {
     mp_scheme scheme;
     mp_dtype scale_dtype;
@@ -155,6 +156,7 @@ typedef struct mp_rows {
     const void *weight;
     const void *scale;
     float global_scale;
+    bool global_divides;
 } mp_rows;
 
 /* Bytes of one row of weights of a scheme, cols columns; cols fills whole
@@ -163,7 +165,7 @@ uint64_t mp_scheme_row_bytes(mp_scheme scheme, uint64_t cols);
 
 /* Decodes to float32 [rows, cols] (checkpoint formulas w = code * scale, the
  * product rounded once to float32; for nvfp4 code * scale, which is exact, times
- * the global scale). A NaN code or weight decodes to NaN.
+ * or divided by the global scale). A NaN code or weight decodes to NaN.
  * MP_ERR_INPUT where a scale is NaN (the message names row and column of the
  * matrix, not of the tile: row0 counts), MP_ERR_UNSUPPORTED for a combination
  * of scheme, scale type and block size that does not exist. */

@@ -46,6 +46,8 @@ typedef struct mp_repack_options {
     const bool *layers;      /* [catalog.num_layers], null: all */
     const bool *ranks;       /* [ep], null: all */
     uint64_t max_shard_size; /* 0: 5 GB */
+    const char *drop;        /* "bias,input_scale": what of an expert to leave behind where the
+                                target cannot carry it; null: nothing */
     const char *command;     /* for the manifest; paths already cut to their last part */
 } mp_repack_options;
 

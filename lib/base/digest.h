@@ -33,7 +33,7 @@ int mp_digest_update_file(mp_digest_stream *stream, int fd, const char *path, ui
 void mp_digest_end(mp_digest_stream *stream, mp_digest *digest);
 
 /* Digest of n bytes of a file from offset, through a buffer of `size` bytes. */
-int mp_digest_file(int fd, const char *path, uint64_t offset, uint64_t n, void *buffer,
-                   size_t size, mp_digest *digest, mp_error *err);
+int mp_digest_file(int fd, const char *path, uint64_t offset, uint64_t n, void *buffer, size_t size,
+                   mp_digest *digest, mp_error *err);
 
 #endif

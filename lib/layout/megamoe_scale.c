@@ -7,8 +7,8 @@
 #define RUN 128 /* rows that are shuffled among themselves */
 
 /* The canonical rows whose scales stand at positions p .. p+127. */
-static void rows_of_run(const uint8_t *canonical, uint64_t p, uint64_t rows,
-                        uint64_t bytes_per_row, mp_scale_row *interleave, const uint8_t *from[RUN])
+static void rows_of_run(const uint8_t *canonical, uint64_t p, uint64_t rows, uint64_t bytes_per_row,
+                        mp_scale_row *interleave, const uint8_t *from[RUN])
 {
     for (uint64_t i = 0; i < RUN; i++) {
         uint64_t weight_row = p + 32 * (i % 4) + i / 4;

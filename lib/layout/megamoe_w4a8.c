@@ -17,14 +17,14 @@ static unsigned describe(const mp_dims *dims, mp_slot_tensor tensors[MP_TARGET_T
 {
     uint64_t h = dims->hidden_size, i = dims->intermediate_size;
 
-    tensors[0] = (mp_slot_tensor){"l1_weight", MP_L1, MP_ROLE_WEIGHT, MP_I8, 2,
-                                  {2 * i, h / 2}, 2 * i * (h / 2)};
-    tensors[1] = (mp_slot_tensor){"l1_weight_sf", MP_L1, MP_ROLE_SCALE, MP_I32, 2,
-                                  {h / 128, 2 * i}, h / 128 * 2 * i * 4};
-    tensors[2] = (mp_slot_tensor){"l2_weight", MP_L2, MP_ROLE_WEIGHT, MP_I8, 2,
-                                  {h, i / 2}, h * (i / 2)};
-    tensors[3] = (mp_slot_tensor){"l2_weight_sf", MP_L2, MP_ROLE_SCALE, MP_I32, 2,
-                                  {i / 128, h}, i / 128 * h * 4};
+    tensors[0] = (mp_slot_tensor){"l1_weight", MP_L1,          MP_ROLE_WEIGHT, MP_I8,
+                                  2,           {2 * i, h / 2}, 2 * i * (h / 2)};
+    tensors[1] = (mp_slot_tensor){
+        "l1_weight_sf", MP_L1, MP_ROLE_SCALE, MP_I32, 2, {h / 128, 2 * i}, h / 128 * 2 * i * 4};
+    tensors[2] =
+        (mp_slot_tensor){"l2_weight", MP_L2, MP_ROLE_WEIGHT, MP_I8, 2, {h, i / 2}, h * (i / 2)};
+    tensors[3] = (mp_slot_tensor){"l2_weight_sf", MP_L2,          MP_ROLE_SCALE, MP_I32, 2,
+                                  {i / 128, h},   i / 128 * h * 4};
     return 4;
 }
 
@@ -44,8 +44,7 @@ static int check(const mp_dims *dims, mp_problems *warnings, mp_error *err)
 {
     int rc = check_size("hidden size", dims->hidden_size, warnings, err);
 
-    return rc ? rc
-              : check_size("expert intermediate size", dims->intermediate_size, warnings, err);
+    return rc ? rc : check_size("expert intermediate size", dims->intermediate_size, warnings, err);
 }
 
 static uint64_t row_bytes(const mp_dims *dims, mp_side side)

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "model/complete.h"
 #include "model/families.h"
+#include "model/fused.h"
 #include "model/names.h"
 
 #include <stdio.h>
@@ -111,15 +112,40 @@ static bool reserve_expert(mp_moe_layer *layer, uint64_t expert)
     return true;
 }
 
+/* The member of a matrix that a tensor of that role goes to. */
+static const mp_tensor **place_of(mp_matrix *matrix, mp_tensor_role role)
+{
+    switch (role) {
+    case MP_TENSOR_WEIGHT:
+        return &matrix->weight;
+    case MP_TENSOR_SCALE:
+        return &matrix->scale;
+    case MP_TENSOR_GLOBAL:
+    case MP_TENSOR_GLOBAL_DIV:
+        return &matrix->global;
+    case MP_TENSOR_INPUT_SCALE:
+        return &matrix->input_scale;
+    case MP_TENSOR_OFFSET:
+        return &matrix->offset;
+    case MP_TENSOR_BIAS:
+        return &matrix->bias;
+    case MP_TENSOR_SHAPE:
+        break;
+    }
+    return &matrix->shape;
+}
+
 /* Puts a tensor into its place in the matrix. */
 static void set_role(mp_catalog *catalog, mp_matrix *matrix, const mp_expert_name *parts,
                      const mp_tensor *tensor)
 {
-    const mp_tensor **place = parts->role == MP_TENSOR_WEIGHT ? &matrix->weight : &matrix->scale;
+    static const char *const roles[] = {"weight",      "scale",  "global scale", "global scale",
+                                        "input scale", "offset", "bias",         "shape"};
+    const mp_tensor **place = place_of(matrix, parts->role);
 
     if (*place)
-        mp_problem(&catalog->problems, "%s: a second scale beside \"%s\"", tensor->name,
-                   (*place)->name);
+        mp_problem(&catalog->problems, "%s: a second %s beside \"%s\"", tensor->name,
+                   roles[parts->role], (*place)->name);
     *place = tensor;
     catalog->expert_tensors++;
 }
@@ -132,20 +158,26 @@ static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
     if (!layer)
         return err->code;
     if (layer->naming != parts->naming) {
-        mp_problem(&catalog->problems, "%s: another naming than the rest of layer %s",
-                   tensor->name, layer->prefix);
+        mp_problem(&catalog->problems, "%s: another naming than the rest of layer %s", tensor->name,
+                   layer->prefix);
         return 0;
     }
     if (parts->kind == MP_NAME_SHARED) {
         layer->has_shared = true;
+        layer->shared_name = parts->shared;
         set_role(catalog, &layer->shared.matrix[parts->projection], parts, tensor);
+        return 0;
+    }
+    layer->bytes += tensor->bytes;
+    layer->storage.global_divides |= parts->role == MP_TENSOR_GLOBAL_DIV;
+    if (parts->kind == MP_NAME_FUSED) {
+        set_role(catalog, &layer->fused[parts->projection == MP_DOWN], parts, tensor);
         return 0;
     }
     if (!check_number(catalog, layer, tensor, parts->expert))
         return 0;
     if (!reserve_expert(layer, parts->expert))
         return mp_fail_memory(err);
-    layer->bytes += tensor->bytes;
     set_role(catalog, &layer->experts[parts->expert].matrix[parts->projection], parts, tensor);
     return 0;
 }
@@ -226,14 +258,16 @@ static int find_experts(mp_catalog *catalog, mp_error *err)
                        catalog->checkpoint.num_tensors);
     }
     qsort(catalog->layers, catalog->num_layers, sizeof *catalog->layers, compare_layers);
+    for (size_t i = 0; i < catalog->num_layers; i++)
+        if (mp_layer_unfuse(catalog, &catalog->layers[i], err) != 0)
+            return err->code;
     if (mp_catalog_complete(catalog, err) != 0)
         return err->code;
     detect_family(catalog);
     return 0;
 }
 
-int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *context,
-                    mp_error *err)
+int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *context, mp_error *err)
 {
     int rc;
 
@@ -281,32 +315,4 @@ void mp_catalog_shape(const mp_catalog *catalog, mp_projection projection, uint6
 
     *rows = down ? catalog->hidden_size : catalog->moe_intermediate_size;
     *cols = down ? catalog->moe_intermediate_size : catalog->hidden_size;
-}
-
-int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
-                        const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
-                        void *weight, void *scale, mp_error *err)
-{
-    const mp_checkpoint *ckpt = &catalog->checkpoint;
-    uint64_t row_bytes = mp_storage_row_bytes(storage, cols);
-    uint64_t scale_bytes = mp_storage_scale_row_bytes(storage, cols);
-    uint64_t first, last;
-
-    if (rows == 0)
-        return 0;
-    if (mp_tensor_read(ckpt, matrix->weight, row0 * row_bytes, rows * row_bytes, weight, err) != 0)
-        return err->code;
-    if (!scale || !storage->has_scale)
-        return 0;
-    first = row0 / storage->block_rows;
-    last = (row0 + rows - 1) / storage->block_rows;
-    return mp_tensor_read(ckpt, matrix->scale, first * scale_bytes, (last - first + 1) * scale_bytes,
-                          scale, err);
-}
-
-void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix)
-{
-    mp_tensor_forget(&catalog->checkpoint, matrix->weight, 0, matrix->weight->bytes);
-    if (matrix->scale)
-        mp_tensor_forget(&catalog->checkpoint, matrix->scale, 0, matrix->scale->bytes);
 }

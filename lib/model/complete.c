@@ -29,23 +29,27 @@ static const char *expert_text(const mp_moe_layer *layer, uint32_t expert, char 
 static const char *shared_text(const mp_moe_layer *layer, char text[EXPERT_TEXT])
 {
     snprintf(text, EXPERT_TEXT, "%.180s.%s.%s", layer->prefix, layer->naming->block,
-             layer->naming->shared);
+             layer->shared_name);
     return text;
 }
 
 /* Storage and sizes as one expert has them; false unless its gate and down agree. */
-static bool look_at(const mp_expert *expert, const mp_config *config, mp_storage *storage,
-                    sizes *size)
+static bool look_at(const mp_expert *expert, mp_fusion fusion, const mp_config *config,
+                    mp_storage *storage, sizes *size)
 {
     const mp_matrix *gate = &expert->matrix[MP_GATE], *down = &expert->matrix[MP_DOWN];
     mp_storage down_storage;
-    uint64_t down_cols;
+    uint64_t gate_rows, down_rows, down_cols;
 
-    return gate->weight && down->weight &&
-           mp_storage_recognize(gate, config, storage, &size->hidden_size) &&
-           mp_storage_recognize(down, config, &down_storage, &down_cols) &&
-           down_storage.scheme == storage->scheme && down->weight->shape[0] == size->hidden_size &&
-           gate->weight->shape[0] == down_cols && (size->intermediate_size = down_cols) > 0;
+    if (!gate->weight || !down->weight ||
+        !mp_storage_recognize(gate, fusion, config, storage, &gate_rows, &size->hidden_size) ||
+        !mp_storage_recognize(down, fusion, config, &down_storage, &down_rows, &down_cols))
+        return false;
+    if (fusion != MP_FUSION_NONE)
+        gate_rows /= 2;
+    size->intermediate_size = down_cols;
+    return down_storage.scheme == storage->scheme && down_rows == size->hidden_size &&
+           gate_rows == down_cols && down_cols > 0;
 }
 
 /* The first expert of a layer that is whole in itself. */
@@ -53,7 +57,7 @@ static bool look_at_layer(const mp_moe_layer *layer, const mp_config *config, mp
                           sizes *size)
 {
     for (uint32_t e = 0; e < layer->num_experts; e++)
-        if (look_at(&layer->experts[e], config, storage, size))
+        if (look_at(&layer->experts[e], layer->storage.fusion, config, storage, size))
             return true;
     return false;
 }
@@ -81,17 +85,17 @@ static const char *matrix_text(const char *name, const mp_matrix *matrix, char t
 }
 
 /* Both gate and down are in a known form, though maybe not the same. */
-static bool is_known(const mp_expert *expert, const mp_config *config)
+static bool is_known(const mp_expert *expert, mp_fusion fusion, const mp_config *config)
 {
     mp_storage storage;
-    uint64_t cols;
+    uint64_t rows, cols;
 
-    return mp_storage_recognize(&expert->matrix[MP_GATE], config, &storage, &cols) &&
-           mp_storage_recognize(&expert->matrix[MP_DOWN], config, &storage, &cols);
+    return mp_storage_recognize(&expert->matrix[MP_GATE], fusion, config, &storage, &rows, &cols) &&
+           mp_storage_recognize(&expert->matrix[MP_DOWN], fusion, config, &storage, &rows, &cols);
 }
 
 /* Lists the weights that an expert has none of; false if it has all. */
-static bool list_missing(mp_catalog *catalog, const char *text, const mp_naming *naming,
+static bool list_missing(mp_catalog *catalog, const char *text, const char *const *names,
                          const mp_expert *expert)
 {
     bool missing = false;
@@ -99,23 +103,23 @@ static bool list_missing(mp_catalog *catalog, const char *text, const mp_naming 
     for (int p = 0; p < MP_PROJECTIONS; p++) {
         if (expert->matrix[p].weight)
             continue;
-        mp_problem(&catalog->problems, "%s.%s.weight: missing", text, naming->projection[p]);
+        mp_problem(&catalog->problems, "%s.%s.weight: missing", text, names[p]);
         missing = true;
     }
     return missing;
 }
 
 /* Lists that an expert with all its weights is not whole in itself. */
-static void list_misfit(mp_catalog *catalog, const char *text, const mp_naming *naming,
-                        const mp_expert *expert)
+static void list_misfit(mp_catalog *catalog, const char *text, const char *const *names,
+                        const mp_expert *expert, mp_fusion fusion)
 {
     char gate[MATRIX_TEXT], down[MATRIX_TEXT];
 
-    matrix_text(naming->projection[MP_GATE], &expert->matrix[MP_GATE], gate);
-    matrix_text(naming->projection[MP_DOWN], &expert->matrix[MP_DOWN], down);
+    matrix_text(names[MP_GATE], &expert->matrix[MP_GATE], gate);
+    matrix_text(names[MP_DOWN], &expert->matrix[MP_DOWN], down);
     mp_problem(&catalog->problems, "%s: %s, %s: %s", text, gate, down,
-               is_known(expert, &catalog->config) ? "these do not go together"
-                                                  : "no known storage form");
+               is_known(expert, fusion, &catalog->config) ? "these do not go together"
+                                                          : "no known storage form");
 }
 
 /* Lists why look_at_layer finds nothing. Returns MP_ERR_UNSUPPORTED where all is there,
@@ -129,17 +133,18 @@ static mp_code list_unknown(mp_catalog *catalog, const mp_moe_layer *layer)
     if (layer->num_experts == 0) {
         /* Without a shared one there are only numbers that are listed as wild. */
         if (layer->has_shared)
-            mp_problem(&catalog->problems, "%s: a shared expert, but no routed one",
-                       layer->prefix);
+            mp_problem(&catalog->problems, "%s: a shared expert, but no routed one", layer->prefix);
         return MP_ERR_INPUT;
     }
     for (uint32_t e = 0; e < layer->num_experts; e++)
-        missing |=
-            list_missing(catalog, expert_text(layer, e, text), layer->naming, &layer->experts[e]);
+        missing |= list_missing(catalog, expert_text(layer, e, text), layer->naming->projection,
+                                &layer->experts[e]);
     if (missing)
         return MP_ERR_INPUT;
-    list_misfit(catalog, expert_text(layer, 0, text), layer->naming, first);
-    return is_known(first, &catalog->config) ? MP_ERR_INPUT : MP_ERR_UNSUPPORTED;
+    list_misfit(catalog, expert_text(layer, 0, text), layer->naming->projection, first,
+                layer->storage.fusion);
+    return is_known(first, layer->storage.fusion, &catalog->config) ? MP_ERR_INPUT
+                                                                    : MP_ERR_UNSUPPORTED;
 }
 
 /* ------------------------------------------------------------------------
@@ -156,7 +161,7 @@ static unsigned votes_for(const mp_moe_layer *layer, const mp_config *config, co
         mp_storage storage;
         sizes other;
 
-        if (look_at(&layer->experts[e], config, &storage, &other) &&
+        if (look_at(&layer->experts[e], layer->storage.fusion, config, &storage, &other) &&
             other.hidden_size == size->hidden_size &&
             other.intermediate_size == size->intermediate_size)
             votes++;
@@ -215,22 +220,23 @@ static void check_number(mp_catalog *catalog, const char *what, uint64_t config_
                    (unsigned long long)config_value, (unsigned long long)value);
 }
 
-/* One matrix of an expert `text`: its tensors are there and fit. */
-static void check_matrix(mp_catalog *catalog, const char *text, const mp_moe_layer *layer,
-                         const mp_storage *storage, const mp_matrix *matrix,
-                         mp_projection projection, uint64_t rows, uint64_t cols)
+/* The tensors of one matrix, or of `slices` fused ones, are there and fit. */
+static void check_matrix(mp_catalog *catalog, const char *text, const char *name,
+                         const mp_storage *storage, const mp_matrix *matrix, uint64_t slices,
+                         uint64_t rows, uint64_t cols)
 {
     mp_problems *problems = &catalog->problems;
-    const char *name = layer->naming->projection[projection];
 
     if (!matrix->weight)
         mp_problem(problems, "%s.%s.weight: missing", text, name);
     if (!matrix->scale && storage->has_scale)
         mp_problem(problems, "%s.%s: no scale beside the weight", text, name);
-    mp_storage_check(storage, matrix, rows, cols, problems);
+    if (!matrix->global && storage->has_global)
+        mp_problem(problems, "%s.%s: no second scale beside the weight", text, name);
+    mp_storage_check(storage, matrix, slices, rows, cols, problems);
 }
 
-static void check_expert(mp_catalog *catalog, const char *text, const mp_moe_layer *layer,
+static void check_expert(mp_catalog *catalog, const char *text, const char *const names[],
                          const mp_storage *storage, const mp_expert *expert,
                          uint64_t intermediate_size)
 {
@@ -244,22 +250,45 @@ static void check_expert(mp_catalog *catalog, const char *text, const mp_moe_lay
         return;
     }
     for (int p = 0; p < MP_PROJECTIONS; p++)
-        check_matrix(catalog, text, layer, storage, &expert->matrix[p], (mp_projection)p,
-                     p == MP_DOWN ? h : i, p == MP_DOWN ? i : h);
+        check_matrix(catalog, text, names[p], storage, &expert->matrix[p], 1, p == MP_DOWN ? h : i,
+                     p == MP_DOWN ? i : h);
+}
+
+/* Tensors that hold all experts of the layer. */
+static void check_fused(mp_catalog *catalog, const mp_moe_layer *layer)
+{
+    const mp_storage *storage = &layer->storage;
+    uint64_t h = catalog->hidden_size, i = catalog->moe_intermediate_size;
+    char text[EXPERT_TEXT];
+
+    snprintf(text, sizeof text, "%.180s.%s.%s", layer->prefix, layer->naming->block,
+             layer->naming->experts);
+    check_matrix(catalog, text, "gate_up_proj", storage, &layer->fused[0], layer->num_experts,
+                 2 * i, h);
+    check_matrix(catalog, text, "down_proj", storage, &layer->fused[1], layer->num_experts, h, i);
+    if (storage->has_scale && storage->block_rows != 1 && storage->block_rows != UINT32_MAX &&
+        i % storage->block_rows != 0)
+        mp_problem(&catalog->problems,
+                   "%s.gate_up_proj: gate ends inside a block: I = %llu in blocks of %u rows", text,
+                   (unsigned long long)i, storage->block_rows);
 }
 
 static void check_routed(mp_catalog *catalog, mp_moe_layer *layer)
 {
     char text[EXPERT_TEXT];
     sizes ignored;
+    bool divides = layer->storage.global_divides;
 
     if (!look_at_layer(layer, &catalog->config, &layer->storage, &ignored)) {
         list_unknown(catalog, layer);
         return;
     }
-    for (uint32_t e = 0; e < layer->num_experts; e++)
-        check_expert(catalog, expert_text(layer, e, text), layer, &layer->storage,
-                     &layer->experts[e], catalog->moe_intermediate_size);
+    layer->storage.global_divides = divides;
+    if (layer->storage.fusion != MP_FUSION_NONE)
+        check_fused(catalog, layer);
+    for (uint32_t e = 0; layer->storage.fusion == MP_FUSION_NONE && e < layer->num_experts; e++)
+        check_expert(catalog, expert_text(layer, e, text), layer->naming->projection,
+                     &layer->storage, &layer->experts[e], catalog->moe_intermediate_size);
     if (!layer->mtp && differs(catalog->config.num_experts, layer->num_experts))
         mp_problem(&catalog->problems, "%s: %u experts, config.json says %llu", layer->prefix,
                    layer->num_experts, (unsigned long long)catalog->config.num_experts);
@@ -280,9 +309,10 @@ static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
         return;
     }
     shared_text(layer, text);
-    if (!look_at(&layer->shared, &catalog->config, &layer->shared_storage, &size)) {
-        if (!list_missing(catalog, text, layer->naming, &layer->shared))
-            list_misfit(catalog, text, layer->naming, &layer->shared);
+    if (!look_at(&layer->shared, MP_FUSION_NONE, &catalog->config, &layer->shared_storage, &size)) {
+        if (!list_missing(catalog, text, layer->naming->shared_projection, &layer->shared))
+            list_misfit(catalog, text, layer->naming->shared_projection, &layer->shared,
+                        MP_FUSION_NONE);
         return;
     }
     if (size.intermediate_size % i != 0) {
@@ -299,7 +329,8 @@ static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
         return;
     }
     catalog->num_shared_experts = (uint32_t)count;
-    check_expert(catalog, text, layer, &layer->shared_storage, &layer->shared, count * i);
+    check_expert(catalog, text, layer->naming->shared_projection, &layer->shared_storage,
+                 &layer->shared, count * i);
 }
 
 /* Layers that config.json promises and nobody has, and two layers of one number. */

@@ -86,6 +86,16 @@ static int read_numbers(const json_t *root, mp_config *config, mp_error *err)
     return 0;
 }
 
+/* Families whose models have no dense width call the experts' width intermediate_size. */
+static int read_expert_width(const json_t *root, mp_config *config, mp_error *err)
+{
+    const json_t *width = find(root, "intermediate_size");
+
+    if (config->moe_intermediate_size != MP_CONFIG_ABSENT || !width)
+        return 0;
+    return read_number(width, "intermediate_size", &config->moe_intermediate_size, err);
+}
+
 static int read_string(const json_t *value, const char *key, char *text, size_t size, mp_error *err)
 {
     text[0] = '\0';
@@ -190,7 +200,7 @@ static int read_config(const json_t *root, mp_config *config, mp_error *err)
 
     if (!json_is_object(root))
         return mp_fail(err, MP_ERR_INPUT, "config.json: not a JSON object");
-    if (read_numbers(root, config, err) != 0 ||
+    if (read_numbers(root, config, err) != 0 || read_expert_width(root, config, err) != 0 ||
         read_string(find(root, "model_type"), "model_type", config->model_type,
                     sizeof config->model_type, err) != 0 ||
         read_string(json_object_get(quantization, "quant_method"), "quant_method",

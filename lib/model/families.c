@@ -4,44 +4,37 @@
 
 #include <string.h>
 
-static const mp_naming ffn_w123 = {
-    "ffn", "experts", "shared_experts", {"w1", "w3", "w2"},
-};
-static const mp_naming mlp_proj = {
-    "mlp", "experts", "shared_experts", {"gate_proj", "up_proj", "down_proj"},
-};
+/* clang-format off */
+#define W123 {"w1", "w3", "w2"}
+#define PROJ {"gate_proj", "up_proj", "down_proj"}
 
-static const mp_naming *const namings[] = {&ffn_w123, &mlp_proj};
+static const mp_naming ffn_w123 = {"ffn", "experts", "shared_experts", W123, W123};
+static const mp_naming mlp_proj = {"mlp", "experts", "shared_experts", PROJ, PROJ};
+static const mp_naming sparse_w123 = {"block_sparse_moe", "experts", "shared_experts", W123, PROJ};
+static const mp_naming forward_proj = {"feed_forward", "experts", "shared_expert", PROJ, PROJ};
 
+static const mp_naming *const namings[] = {&ffn_w123, &mlp_proj, &sparse_w123, &forward_proj};
+
+/* Of families with one naming, the first is taken where config.json does not decide; among
+ * them, the first with or without shared experts, as the checkpoint has them. */
 static const mp_family families[] = {
-    {
-        .name = "deepseek_v4",
-        .model_types = {"deepseek_v4"},
-        .layer_prefix = "layers.",
-        .mtp_prefix = "mtp.",
-        .naming = &ffn_w123,
-        .router = "gate.weight",
-        .shared = true,
-    },
-    {
-        .name = "deepseek_v3",
-        .model_types = {"deepseek_v3", "deepseek_v32"},
-        .layer_prefix = "model.layers.",
-        .mtp_prefix = NULL,
-        .naming = &mlp_proj,
-        .router = "gate.weight",
-        .shared = true,
-    },
-    {
-        .name = "qwen3_moe",
-        .model_types = {"qwen3_moe"},
-        .layer_prefix = "model.layers.",
-        .mtp_prefix = NULL,
-        .naming = &mlp_proj,
-        .router = "gate.weight",
-        .shared = false,
-    },
+    {"deepseek_v4", {"deepseek_v4", "deepseek_v41"}, "layers.", "mtp.", &ffn_w123, "gate.weight", true},
+    {"deepseek_v3", {"deepseek_v3", "deepseek_v32"}, "model.layers.", NULL, &mlp_proj, "gate.weight", true},
+    {"deepseek_v2", {"deepseek_v2"}, "model.layers.", NULL, &mlp_proj, "gate.weight", true},
+    {"kimi_k2", {"kimi_k2", "kimi_k25"}, "language_model.model.layers.", NULL, &mlp_proj, "gate.weight", true},
+    {"glm_moe", {"glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe"}, "model.layers.", NULL, &mlp_proj, "gate.weight", true},
+    {"qwen3_moe", {"qwen3_moe"}, "model.layers.", NULL, &mlp_proj, "gate.weight", false},
+    {"qwen3_vl_moe", {"qwen3_vl_moe", "qwen3_vl_moe_text"}, "model.language_model.layers.", NULL, &mlp_proj, "gate.weight", false},
+    {"gpt_oss", {"gpt_oss"}, "model.layers.", NULL, &mlp_proj, "router.weight", false},
+    {"qwen3_next", {"qwen3_next"}, "model.layers.", "mtp.layers.", &mlp_proj, "gate.weight", true},
+    {"qwen3_5_moe", {"qwen3_5_moe", "qwen3_5_moe_text"}, "model.language_model.layers.", "mtp.layers.", &mlp_proj, "gate.weight", true},
+    {"mixtral", {"mixtral", "phimoe"}, "model.layers.", NULL, &sparse_w123, "gate.weight", false},
+    {"minimax_m2", {"minimax_m2", "minimax"}, "model.layers.", NULL, &sparse_w123, "gate.weight", false},
+    {"minimax_m3", {"minimax_m3", "minimax_m3_vl"}, "language_model.model.layers.", NULL, &sparse_w123, "gate.weight", true},
+    {"kimi_k3", {"kimi_k3", "kimi_linear"}, "language_model.model.layers.", NULL, &sparse_w123, "gate.weight", true},
+    {"llama4", {"llama4", "llama4_text"}, "language_model.model.layers.", NULL, &forward_proj, "router.weight", true},
 };
+/* clang-format on */
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 

@@ -8,15 +8,35 @@
 #include <ctype.h>
 #include <string.h>
 
-/* The suffixes of an expert's matrix, and what they hold. */
+/* What follows the projection of a matrix with tensors of its own, and what it holds. */
 static const struct {
     const char *suffix;
     mp_tensor_role role;
 } suffixes[] = {
-    {"weight", MP_TENSOR_WEIGHT},
-    {"scale", MP_TENSOR_SCALE},
-    {"weight_scale_inv", MP_TENSOR_SCALE},
+    {".weight", MP_TENSOR_WEIGHT},
+    {".weight_packed", MP_TENSOR_WEIGHT},
+    {".scale", MP_TENSOR_SCALE},
+    {".weight_scale", MP_TENSOR_SCALE},
+    {".weight_scale_inv", MP_TENSOR_SCALE},
+    {".weight_scale_2", MP_TENSOR_GLOBAL},
+    {".weight_global_scale", MP_TENSOR_GLOBAL_DIV},
+    {".input_scale", MP_TENSOR_INPUT_SCALE},
+    {".input_global_scale", MP_TENSOR_INPUT_SCALE},
+    {".weight_offset", MP_TENSOR_OFFSET},
+    {".bias", MP_TENSOR_BIAS},
+    {".weight_shape", MP_TENSOR_SHAPE},
 };
+
+/* The same behind "gate_up_proj" and "down_proj" of fused experts. */
+static const struct {
+    const char *suffix;
+    mp_tensor_role role;
+} fused_suffixes[] = {
+    {"", MP_TENSOR_WEIGHT},       {".weight", MP_TENSOR_WEIGHT},   {"_blocks", MP_TENSOR_WEIGHT},
+    {"_scales", MP_TENSOR_SCALE}, {"_scale_inv", MP_TENSOR_SCALE}, {"_bias", MP_TENSOR_BIAS},
+};
+
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 /* A decimal number without leading zeros, up to the dot or the end. */
 static bool read_number(const char **text, const char *end, uint64_t *number)
@@ -79,55 +99,87 @@ static bool parse_block(const char *name, size_t length, mp_expert_name *parts)
 }
 
 /* "PROJECTION.SUFFIX" at the end of the name. */
-static bool parse_matrix(const char *text, mp_expert_name *parts)
+static bool parse_matrix(const char *text, const char *const projections[MP_PROJECTIONS],
+                         mp_expert_name *parts)
 {
-    size_t length = strcspn(text, ".");
-
     for (int p = 0; p < MP_PROJECTIONS; p++) {
-        const char *projection = parts->naming->projection[p];
+        size_t length = strlen(projections[p]);
 
-        if (strlen(projection) != length || memcmp(projection, text, length) != 0)
+        if (strncmp(projections[p], text, length) != 0)
             continue;
-        parts->projection = (mp_projection)p;
-        for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
-            if (text[length] != '.' || strcmp(suffixes[i].suffix, text + length + 1) != 0)
+        for (size_t i = 0; i < COUNT(suffixes); i++) {
+            if (strcmp(suffixes[i].suffix, text + length) != 0)
                 continue;
+            parts->projection = (mp_projection)p;
             parts->role = suffixes[i].role;
-            parts->suffix = suffixes[i].suffix;
             return true;
         }
     }
     return false;
 }
 
-static bool parse_routed(const char *name, const char *marker, mp_expert_name *parts)
+/* "gate_up_proj", "down_proj_scales": a tensor of all experts of the layer. */
+static bool parse_fused(const char *text, mp_expert_name *parts)
+{
+    static const char gate_up[] = "gate_up_proj", down[] = "down_proj";
+    bool is_down = strncmp(text, down, sizeof down - 1) == 0;
+
+    if (!is_down && strncmp(text, gate_up, sizeof gate_up - 1) != 0)
+        return false;
+    text += is_down ? sizeof down - 1 : sizeof gate_up - 1;
+    for (size_t i = 0; i < COUNT(fused_suffixes); i++) {
+        if (strcmp(fused_suffixes[i].suffix, text) != 0)
+            continue;
+        parts->projection = is_down ? MP_DOWN : MP_GATE;
+        parts->role = fused_suffixes[i].role;
+        return true;
+    }
+    return false;
+}
+
+static mp_name_kind parse_routed(const char *name, const char *marker, mp_expert_name *parts)
 {
     const char *p = marker + strlen(".experts.");
 
-    return parse_block(name, (size_t)(marker - name), parts) &&
-           read_number(&p, p + strlen(p), &parts->expert) && *p == '.' &&
-           parse_matrix(p + 1, parts);
+    if (!parse_block(name, (size_t)(marker - name), parts))
+        return MP_NAME_UNKNOWN;
+    if (parse_fused(p, parts))
+        return MP_NAME_FUSED;
+    if (read_number(&p, p + strlen(p), &parts->expert) && *p == '.' &&
+        parse_matrix(p + 1, parts->naming->projection, parts))
+        return MP_NAME_ROUTED;
+    return MP_NAME_UNKNOWN;
 }
 
-static bool parse_shared(const char *name, const char *marker, mp_expert_name *parts)
+static mp_name_kind parse_shared(const char *name, const char *marker, const char *shared,
+                                 mp_expert_name *parts)
 {
-    parts->expert = 0;
-    return parse_block(name, (size_t)(marker - name), parts) &&
-           parse_matrix(marker + strlen(".shared_experts."), parts);
+    if (!parse_block(name, (size_t)(marker - name), parts) ||
+        !parse_matrix(marker + strlen(shared) + 2, parts->naming->shared_projection, parts))
+        return MP_NAME_UNKNOWN;
+    parts->shared = shared;
+    return MP_NAME_SHARED;
 }
 
 void mp_expert_name_parse(const char *name, mp_expert_name *parts)
 {
-    const char *routed = strstr(name, ".experts.");
-    const char *shared = strstr(name, ".shared_experts.");
+    static const char *const shared_names[] = {"shared_experts", "shared_expert"};
+    const char *marker = strstr(name, ".experts.");
 
-    parts->kind = MP_NAME_OTHER;
-    if (routed)
-        parts->kind = parse_routed(name, routed, parts) ? MP_NAME_ROUTED : MP_NAME_UNKNOWN;
-    else if (shared)
-        parts->kind = parse_shared(name, shared, parts) ? MP_NAME_SHARED : MP_NAME_UNKNOWN;
-    else if (strstr(name, ".shared_expert."))
-        parts->kind = MP_NAME_UNKNOWN;
+    *parts = (mp_expert_name){.kind = MP_NAME_OTHER};
+    if (marker) {
+        parts->kind = parse_routed(name, marker, parts);
+        return;
+    }
+    for (size_t i = 0; i < COUNT(shared_names); i++) {
+        size_t length = strlen(shared_names[i]);
+
+        marker = strstr(name, shared_names[i]);
+        if (marker && marker > name && marker[-1] == '.' && marker[length] == '.') {
+            parts->kind = parse_shared(name, marker - 1, shared_names[i], parts);
+            return;
+        }
+    }
 }
 
 const char *const mp_other_kind_names[MP_KINDS] = {
@@ -139,8 +191,19 @@ static const struct {
     const char *part;
     unsigned kind;
 } kind_rules[] = {
-    {"norm", 0},   {"ffn.gate.", 1},  {"mlp.gate.", 1},   {"attn", 2},  {"embed", 3},
-    {"head", 3},   {"mlp.", 4},       {"ffn.", 4},        {"mtp.", 5},  {"eh_proj", 5},
+    {"norm", 0},
+    {".gate.", 1},
+    {".router.", 1},
+    {"shared_expert_gate", 1},
+    {"e_score_correction_bias", 1},
+    {"attn", 2},
+    {"embed", 3},
+    {"head", 3},
+    {"mlp.", 4},
+    {"ffn.", 4},
+    {"feed_forward.", 4},
+    {"mtp.", 5},
+    {"eh_proj", 5},
 };
 
 unsigned mp_other_kind(const char *name)

@@ -7,14 +7,24 @@
 
 /* What a tensor is to the catalog. */
 typedef enum mp_name_kind {
-    MP_NAME_ROUTED,  /* of a routed expert */
-    MP_NAME_SHARED,  /* of the shared expert */
-    MP_NAME_OTHER,   /* not of an expert */
-    MP_NAME_UNKNOWN  /* named like an expert's, in no known form */
+    MP_NAME_ROUTED, /* of a routed expert */
+    MP_NAME_FUSED,  /* of all routed experts of a layer */
+    MP_NAME_SHARED, /* of the shared expert */
+    MP_NAME_OTHER,  /* not of an expert */
+    MP_NAME_UNKNOWN /* named like an expert's, in no known form */
 } mp_name_kind;
 
 /* What a matrix's tensor holds. */
-typedef enum mp_tensor_role { MP_TENSOR_WEIGHT, MP_TENSOR_SCALE } mp_tensor_role;
+typedef enum mp_tensor_role {
+    MP_TENSOR_WEIGHT,
+    MP_TENSOR_SCALE,
+    MP_TENSOR_GLOBAL,      /* second scale, a multiplier */
+    MP_TENSOR_GLOBAL_DIV,  /* second scale, a divisor */
+    MP_TENSOR_INPUT_SCALE, /* of activations */
+    MP_TENSOR_OFFSET,      /* zero points */
+    MP_TENSOR_BIAS,
+    MP_TENSOR_SHAPE /* [N, K] of packed weights */
+} mp_tensor_role;
 
 /* "model.layers.3.mlp.experts.7.gate_proj.weight" in its parts. */
 typedef struct mp_expert_name {
@@ -23,10 +33,10 @@ typedef struct mp_expert_name {
     uint64_t layer;       /* the 3 */
     bool mtp;
     const mp_naming *naming;
-    uint64_t expert; /* the 7; 0 for a shared expert */
-    mp_projection projection;
+    uint64_t expert;          /* the 7; 0 for a shared expert */
+    mp_projection projection; /* MP_GATE for gate_up of a fused tensor */
     mp_tensor_role role;
-    const char *suffix; /* "weight", "weight_scale_inv", "scale"; static */
+    const char *shared; /* "shared_experts" or "shared_expert"; static, of a shared expert */
 } mp_expert_name;
 
 /* Takes a tensor's name apart. Members but kind are set for experts only. */

@@ -160,7 +160,9 @@ double mp_rows_full_scale(const mp_rows *in, uint64_t i)
     if (!mp_scheme_has_scales(in->scheme))
         return 1;
     double scale = mp_rows_scale_at(in, i);
-    return in->scheme == MP_SCHEME_NVFP4 ? scale * in->global_scale : scale;
+    if (in->scheme != MP_SCHEME_NVFP4)
+        return scale;
+    return in->global_divides ? scale / in->global_scale : scale * in->global_scale;
 }
 
 static void decode_f16(const uint8_t *in, float *out, uint64_t n)
@@ -239,7 +241,12 @@ static int scale_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan
         return 0;
     if (isnan(in->global_scale) && !allow_nan)
         return mp_fail(err, MP_ERR_INPUT, "global scale is NaN");
-    kernels->scale(out, in->global_scale, out, in->cols);
+    if (!in->global_divides) {
+        kernels->scale(out, in->global_scale, out, in->cols);
+        return 0;
+    }
+    for (uint64_t col = 0; col < in->cols; col++)
+        out[col] /= in->global_scale;
     return 0;
 }
 

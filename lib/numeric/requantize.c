@@ -234,7 +234,7 @@ static bool passes_through(const mp_requantize_job *job)
     if (in->scheme != out->scheme || from.rows != to.rows || from.cols != to.cols)
         return false;
     if (in->scheme == MP_SCHEME_NVFP4)
-        return in->global_scale == out->global_scale;
+        return in->global_scale == out->global_scale && !in->global_divides;
     if (!job->options->ue8m0 ||
         (in->scheme != MP_SCHEME_FP8_BLOCK && in->scheme != MP_SCHEME_FP8_GROUP))
         return true;

@@ -288,8 +288,9 @@ static int describe_run(const mp_run *run, mp_manifest *m, mp_error *err)
     m->num_physical = plan->slots.num_physical;
     m->shared = strdup(mp_shared_mode_name(plan->options.shared));
     m->command = plan->options.command ? strdup(plan->options.command) : NULL;
+    m->dropped = plan->options.drop ? strdup(plan->options.drop) : NULL;
     if (!m->tool_version || !m->target || !m->family || !m->shared ||
-        (plan->options.command && !m->command))
+        (plan->options.command && !m->command) || (plan->options.drop && !m->dropped))
         return mp_fail_memory(err);
     if (describe_quantization(run, m, err) != 0 || describe_source(&catalog->checkpoint, m, err) ||
         describe_layers(plan, m, err) != 0 || describe_errors(run, m, err) != 0)

@@ -111,6 +111,57 @@ static int check_scheme(const mp_repack_options *options, const mp_moe_layer *la
                    mp_scheme_name(layer->storage.scheme), mp_scheme_name(target->scheme));
 }
 
+/* True if a comma-separated list has that item. */
+static bool lists(const char *list, const char *item)
+{
+    size_t length = strlen(item);
+
+    for (const char *p = list; p && *p; p += strcspn(p, ","), p += *p == ',')
+        if (strcspn(p, ",") == length && memcmp(p, item, length) == 0)
+            return true;
+    return false;
+}
+
+static int check_drop_list(const char *drop, mp_error *err)
+{
+    for (const char *p = drop; p && *p; p += strcspn(p, ","), p += *p == ',') {
+        int length = (int)strcspn(p, ",");
+
+        if ((length != 4 || memcmp(p, "bias", 4) != 0) &&
+            (length != 11 || memcmp(p, "input_scale", 11) != 0))
+            return mp_fail(err, MP_ERR_USAGE,
+                           "\"%.*s\" is nothing that can be dropped: bias, "
+                           "input_scale",
+                           length, p);
+    }
+    return 0;
+}
+
+static int refuse_tensor(const mp_repack_options *options, const mp_tensor *tensor,
+                         const char *what, mp_error *err)
+{
+    if (!tensor || lists(options->drop, what))
+        return 0;
+    return mp_fail(err, MP_ERR_UNSUPPORTED,
+                   "%s: %s cannot carry it: leave it behind with --drop %s", tensor->name,
+                   options->target->name, what);
+}
+
+/* Nothing of an expert is left behind silently. */
+static int check_carried(const mp_repack_options *options, const mp_moe_layer *layer, mp_error *err)
+{
+    for (uint32_t e = 0; e < layer->num_experts; e++) {
+        for (int p = 0; p < MP_PROJECTIONS; p++) {
+            const mp_matrix *matrix = &layer->experts[e].matrix[p];
+
+            if (refuse_tensor(options, matrix->bias, "bias", err) != 0 ||
+                refuse_tensor(options, matrix->input_scale, "input_scale", err) != 0)
+                return err->code;
+        }
+    }
+    return 0;
+}
+
 /* ------------------------------------------------------------------------
  * Layers and placement
  */
@@ -134,7 +185,8 @@ static int choose_layers(mp_plan *plan, mp_error *err)
             return mp_fail(err, MP_ERR_UNSUPPORTED,
                            "%s has %u experts and %s %u: pack them apart with --layers",
                            layer->prefix, layer->num_experts, first->prefix, first->num_experts);
-        if (check_scheme(&plan->options, layer, err) != 0)
+        if (check_scheme(&plan->options, layer, err) != 0 ||
+            check_carried(&plan->options, layer, err) != 0)
             return err->code;
         plan->layers[plan->num_layers++] = (mp_plan_layer){
             .source = layer,
@@ -308,6 +360,8 @@ int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_optio
     if (options->ep == 0)
         return mp_fail(err, MP_ERR_USAGE, "at least one rank is needed");
     rc = mp_catalog_check(catalog, err);
+    if (rc == 0)
+        rc = check_drop_list(options->drop, err);
     if (rc == 0)
         rc = check_shared(plan, err);
     if (rc == 0)

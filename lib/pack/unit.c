@@ -123,12 +123,14 @@ static int requantize(const job *j, const mp_matrix *matrix, uint64_t row0, uint
         .row0 = row0,
         .rows = rows,
         .cols = j->cols,
+        .global_divides = storage->global_divides,
         .weight = j->at.raw,
         .scale = storage->has_scale ? j->at.raw_scale : NULL,
-        .global_scale = 1,
     };
 
-    if (mp_matrix_read_rows(j->plan->catalog, storage, matrix, j->cols, row0, rows, j->at.raw,
+    if (mp_matrix_global(j->plan->catalog, matrix, &in.global_scale, err) != 0 ||
+        mp_matrix_check_offset(j->plan->catalog, matrix, err) != 0 ||
+        mp_matrix_read_rows(j->plan->catalog, storage, matrix, j->cols, row0, rows, j->at.raw,
                             j->at.raw_scale, err) != 0)
         return err->code;
     if (mp_requantize(&in, j->plan->options.target->scheme, &j->plan->options.quant, codes, scales,

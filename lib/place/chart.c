@@ -142,8 +142,8 @@ static void draw_balancedness(FILE *out, const heat_map *map)
             (uint32_t)(BAR_WIDTH * mp_balance(map->load + (size_t)layer * map->ep, map->ep));
         fprintf(out, "M%u %uh%uv%uh-%uz", x, map->y + layer * map->cell_y, width, height, width);
     }
-    fprintf(out, "\"/>\n<path class=\"frame\" d=\"M%u %uh%uv%uh-%uz\"/>\n", x, map->y, BAR_WIDTH,
-            map->layers * map->cell_y, BAR_WIDTH);
+    fprintf(out, "\"/>\n<path class=\"frame\" d=\"M%u %uh%uv%uh-%uz\"/>\n", x, map->y,
+            (unsigned)BAR_WIDTH, map->layers * map->cell_y, (unsigned)BAR_WIDTH);
 }
 
 static void draw_map(FILE *out, const heat_map *map)

@@ -31,9 +31,9 @@ static void release_rank(mp_packed_rank *rank)
 
 void mp_manifest_release(mp_manifest *m)
 {
-    char *strings[] = {m->tool_version,  m->target,     m->source_scheme,
-                       m->target_scheme, m->scale_rule, m->rounding,
-                       m->family,        m->shared,     m->command};
+    char *strings[] = {m->tool_version, m->target,   m->source_scheme, m->target_scheme,
+                       m->scale_rule,   m->rounding, m->family,        m->shared,
+                       m->command,      m->dropped};
 
     for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++)
         free(strings[i]);
@@ -307,6 +307,7 @@ static int read_manifest(const json_t *root, mp_manifest *m, mp_error *err)
         (!json_is_null(config) && get_digest(root, "config_xxh3", m->config_xxh3, err) != 0) ||
         read_shards(root, m, err) != 0 || read_layers(root, m, err) != 0 ||
         read_ranks(root, m, err) != 0 || read_errors(root, m, err) != 0 ||
+        get_optional_string(root, "dropped", &m->dropped, err) != 0 ||
         get_optional_string(root, "command", &m->command, err) != 0)
         return err->code;
     if (m->ep_size == 0 || m->ep_size > UINT32_MAX || m->num_physical > UINT32_MAX ||

@@ -148,6 +148,8 @@ static json_t *manifest_json(const mp_manifest *m)
 
     if (m->num_errors > 0)
         json = with(json, "errors", errors_json(m));
+    if (m->dropped)
+        json = with(json, "dropped", json_string(m->dropped));
     if (command)
         json = with(json, "command", command);
     return json;

@@ -11,7 +11,12 @@
 
 /* Canonical storage of the schemes that targets take. */
 static const mp_storage canonical_forms[] = {
-    {MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32},
+    {.scheme = MP_SCHEME_MXFP4,
+     .weight_dtype = MP_I8,
+     .scale_dtype = MP_F8_E8M0,
+     .has_scale = true,
+     .block_rows = 1,
+     .block_cols = 32},
 };
 
 static const mp_storage *canonical_form(mp_scheme scheme)
@@ -301,12 +306,14 @@ static int quantize_rows(const mp_source *source, const mp_moe_layer *layer,
         .row0 = row0,
         .rows = rows,
         .cols = cols,
+        .global_divides = layer->storage.global_divides,
         .weight = raw,
         .scale = layer->storage.has_scale ? raw_scale : NULL,
-        .global_scale = 1,
     };
 
-    int rc = mp_matrix_read_rows(&source->catalog, &layer->storage, matrix, cols, row0, rows, raw,
+    int rc = mp_matrix_global(&source->catalog, matrix, &in.global_scale, err);
+    if (rc == 0)
+        rc = mp_matrix_read_rows(&source->catalog, &layer->storage, matrix, cols, row0, rows, raw,
                                  raw_scale, err);
     if (rc != 0)
         return rc;

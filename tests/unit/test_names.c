@@ -2,6 +2,7 @@
 /* What a tensor's name says: routed, shared, other, or named like an expert's. */
 #include <criterion/criterion.h>
 
+#include <stdio.h>
 #include <string.h>
 
 #include "model/names.h"
@@ -16,8 +17,7 @@ static void expect_kind(const char *name, mp_name_kind kind)
 
 /* name: an expert's; prefix ...: what has to come out. */
 static void expect_expert(const char *name, mp_name_kind kind, const char *prefix, uint64_t layer,
-                          bool mtp, uint64_t expert, mp_projection projection, mp_tensor_role role,
-                          const char *suffix)
+                          bool mtp, uint64_t expert, mp_projection projection, mp_tensor_role role)
 {
     expect_kind(name, kind);
     cr_assert_eq(parts.prefix_length, strlen(prefix), "%s", name);
@@ -27,51 +27,49 @@ static void expect_expert(const char *name, mp_name_kind kind, const char *prefi
     cr_assert_eq(parts.expert, expert, "%s", name);
     cr_assert_eq(parts.projection, projection, "%s", name);
     cr_assert_eq(parts.role, role, "%s", name);
-    cr_assert_str_eq(parts.suffix, suffix, "%s", name);
 }
 
 Test(names, routed_experts_of_v4)
 {
     expect_expert("layers.3.ffn.experts.7.w1.weight", MP_NAME_ROUTED, "layers.3", 3, false, 7,
-                  MP_GATE, MP_TENSOR_WEIGHT, "weight");
+                  MP_GATE, MP_TENSOR_WEIGHT);
     cr_assert_str_eq(parts.naming->block, "ffn");
     expect_expert("layers.42.ffn.experts.255.w3.scale", MP_NAME_ROUTED, "layers.42", 42, false, 255,
-                  MP_UP, MP_TENSOR_SCALE, "scale");
+                  MP_UP, MP_TENSOR_SCALE);
     expect_expert("layers.0.ffn.experts.0.w2.weight", MP_NAME_ROUTED, "layers.0", 0, false, 0,
-                  MP_DOWN, MP_TENSOR_WEIGHT, "weight");
+                  MP_DOWN, MP_TENSOR_WEIGHT);
 }
 
 Test(names, routed_experts_of_v3)
 {
     expect_expert("model.layers.12.mlp.experts.31.gate_proj.weight", MP_NAME_ROUTED,
-                  "model.layers.12", 12, false, 31, MP_GATE, MP_TENSOR_WEIGHT, "weight");
+                  "model.layers.12", 12, false, 31, MP_GATE, MP_TENSOR_WEIGHT);
     cr_assert_str_eq(parts.naming->block, "mlp");
     expect_expert("model.layers.12.mlp.experts.31.up_proj.weight_scale_inv", MP_NAME_ROUTED,
-                  "model.layers.12", 12, false, 31, MP_UP, MP_TENSOR_SCALE, "weight_scale_inv");
+                  "model.layers.12", 12, false, 31, MP_UP, MP_TENSOR_SCALE);
     expect_expert("model.language_model.layers.3.mlp.experts.9.down_proj.weight", MP_NAME_ROUTED,
-                  "model.language_model.layers.3", 3, false, 9, MP_DOWN, MP_TENSOR_WEIGHT,
-                  "weight");
+                  "model.language_model.layers.3", 3, false, 9, MP_DOWN, MP_TENSOR_WEIGHT);
 }
 
 Test(names, shared_experts)
 {
     expect_expert("layers.3.ffn.shared_experts.w2.scale", MP_NAME_SHARED, "layers.3", 3, false, 0,
-                  MP_DOWN, MP_TENSOR_SCALE, "scale");
+                  MP_DOWN, MP_TENSOR_SCALE);
     expect_expert("model.layers.3.mlp.shared_experts.up_proj.weight", MP_NAME_SHARED,
-                  "model.layers.3", 3, false, 0, MP_UP, MP_TENSOR_WEIGHT, "weight");
+                  "model.layers.3", 3, false, 0, MP_UP, MP_TENSOR_WEIGHT);
 }
 
 /* V4 has blocks of their own; V3's is the layer behind the last. */
 Test(names, multi_token_prediction)
 {
     expect_expert("mtp.0.ffn.experts.5.w1.weight", MP_NAME_ROUTED, "mtp.0", 0, true, 5, MP_GATE,
-                  MP_TENSOR_WEIGHT, "weight");
+                  MP_TENSOR_WEIGHT);
     expect_expert("mtp.2.ffn.shared_experts.w1.weight", MP_NAME_SHARED, "mtp.2", 2, true, 0,
-                  MP_GATE, MP_TENSOR_WEIGHT, "weight");
+                  MP_GATE, MP_TENSOR_WEIGHT);
     expect_expert("model.layers.61.mlp.experts.5.gate_proj.weight", MP_NAME_ROUTED,
-                  "model.layers.61", 61, false, 5, MP_GATE, MP_TENSOR_WEIGHT, "weight");
+                  "model.layers.61", 61, false, 5, MP_GATE, MP_TENSOR_WEIGHT);
     expect_expert("mtp.layers.1.mlp.experts.5.gate_proj.weight", MP_NAME_ROUTED, "mtp.layers.1", 1,
-                  true, 5, MP_GATE, MP_TENSOR_WEIGHT, "weight");
+                  true, 5, MP_GATE, MP_TENSOR_WEIGHT);
     /* "mtp" is a word, not the end of one. */
     expect_kind("smtp.0.ffn.experts.5.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("sublayers.0.ffn.experts.5.w1.weight", MP_NAME_UNKNOWN);
@@ -95,7 +93,7 @@ Test(names, huge_numbers)
 {
     expect_expert("layers.18446744073709551615.ffn.experts.18446744073709551615.w1.weight",
                   MP_NAME_ROUTED, "layers.18446744073709551615", UINT64_MAX, false, UINT64_MAX,
-                  MP_GATE, MP_TENSOR_WEIGHT, "weight");
+                  MP_GATE, MP_TENSOR_WEIGHT);
     expect_kind("layers.3.ffn.experts.18446744073709551616.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("layers.18446744073709551616.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("layers.3.ffn.experts.99999999999999999999999999.w1.weight", MP_NAME_UNKNOWN);
@@ -105,8 +103,6 @@ Test(names, huge_numbers)
 Test(names, named_like_an_expert)
 {
     expect_kind("layers.3.ffn.experts.7.w4.weight", MP_NAME_UNKNOWN);
-    expect_kind("layers.3.ffn.experts.7.w1.bias", MP_NAME_UNKNOWN);
-    expect_kind("layers.3.ffn.experts.7.w1.weight_packed", MP_NAME_UNKNOWN);
     expect_kind("layers.3.ffn.experts.7.w1.weight.0", MP_NAME_UNKNOWN);
     expect_kind("layers.3.ffn.experts.7.w1.", MP_NAME_UNKNOWN);
     expect_kind("layers.3.ffn.experts.7.w1", MP_NAME_UNKNOWN);
@@ -114,7 +110,6 @@ Test(names, named_like_an_expert)
     expect_kind("layers.3.ffn.experts.", MP_NAME_UNKNOWN);
     expect_kind("layers.3.ffn.experts.7.gate_proj.weight", MP_NAME_UNKNOWN);
     expect_kind("model.layers.3.mlp.experts.7.w1.weight", MP_NAME_UNKNOWN);
-    expect_kind("model.layers.3.mlp.experts.gate_up_proj", MP_NAME_UNKNOWN);
     expect_kind("model.layers.3.block.experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("experts.7.w1.weight.experts.7", MP_NAME_UNKNOWN);
     expect_kind(".experts.7.w1.weight", MP_NAME_UNKNOWN);
@@ -124,7 +119,57 @@ Test(names, named_like_an_expert)
     expect_kind("blocks.3.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("model.layers.3.mlp.shared_experts.0.up_proj.weight", MP_NAME_UNKNOWN);
     expect_kind("model.layers.3.mlp.shared_experts.up_proj", MP_NAME_UNKNOWN);
-    expect_kind("model.layers.3.mlp.shared_expert.up_proj.weight", MP_NAME_UNKNOWN);
+}
+
+Test(names, what_a_tensor_holds)
+{
+    static const struct {
+        const char *suffix;
+        mp_tensor_role role;
+    } suffixes[] = {
+        {"weight_packed", MP_TENSOR_WEIGHT},    {"weight_scale", MP_TENSOR_SCALE},
+        {"weight_scale_2", MP_TENSOR_GLOBAL},   {"weight_global_scale", MP_TENSOR_GLOBAL_DIV},
+        {"input_scale", MP_TENSOR_INPUT_SCALE}, {"input_global_scale", MP_TENSOR_INPUT_SCALE},
+        {"weight_offset", MP_TENSOR_OFFSET},    {"bias", MP_TENSOR_BIAS},
+        {"weight_shape", MP_TENSOR_SHAPE},
+    };
+    char name[128];
+
+    for (size_t i = 0; i < sizeof suffixes / sizeof suffixes[0]; i++) {
+        snprintf(name, sizeof name, "model.layers.3.mlp.experts.7.up_proj.%s", suffixes[i].suffix);
+        expect_expert(name, MP_NAME_ROUTED, "model.layers.3", 3, false, 7, MP_UP, suffixes[i].role);
+    }
+    expect_kind("model.layers.3.mlp.experts.7.up_proj.weight_zero_point", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.mlp.experts.7.up_proj.qweight", MP_NAME_UNKNOWN);
+}
+
+Test(names, fused_experts)
+{
+    expect_expert("model.layers.3.mlp.experts.gate_up_proj", MP_NAME_FUSED, "model.layers.3", 3,
+                  false, 0, MP_GATE, MP_TENSOR_WEIGHT);
+    expect_expert("model.layers.3.mlp.experts.down_proj_blocks", MP_NAME_FUSED, "model.layers.3", 3,
+                  false, 0, MP_DOWN, MP_TENSOR_WEIGHT);
+    expect_expert("model.layers.3.mlp.experts.gate_up_proj_scales", MP_NAME_FUSED, "model.layers.3",
+                  3, false, 0, MP_GATE, MP_TENSOR_SCALE);
+    expect_expert("model.layers.3.mlp.experts.down_proj_bias", MP_NAME_FUSED, "model.layers.3", 3,
+                  false, 0, MP_DOWN, MP_TENSOR_BIAS);
+    expect_kind("model.layers.3.mlp.experts.gate_up_proj_weight_scale", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.mlp.experts.up_proj", MP_NAME_UNKNOWN);
+}
+
+/* Blocks have their own names for projections, and some another for the shared expert. */
+Test(names, other_blocks)
+{
+    expect_expert("model.layers.3.block_sparse_moe.experts.7.w2.weight", MP_NAME_ROUTED,
+                  "model.layers.3", 3, false, 7, MP_DOWN, MP_TENSOR_WEIGHT);
+    expect_expert("language_model.model.layers.3.block_sparse_moe.shared_experts.up_proj.weight",
+                  MP_NAME_SHARED, "language_model.model.layers.3", 3, false, 0, MP_UP,
+                  MP_TENSOR_WEIGHT);
+    expect_expert("model.layers.3.mlp.shared_expert.up_proj.weight", MP_NAME_SHARED,
+                  "model.layers.3", 3, false, 0, MP_UP, MP_TENSOR_WEIGHT);
+    cr_assert_str_eq(parts.shared, "shared_expert");
+    expect_expert("language_model.model.layers.3.feed_forward.experts.down_proj", MP_NAME_FUSED,
+                  "language_model.model.layers.3", 3, false, 0, MP_DOWN, MP_TENSOR_WEIGHT);
 }
 
 Test(names, other_tensors)

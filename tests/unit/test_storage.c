@@ -13,13 +13,14 @@ static mp_tensor scale = {.name = "w1.scale", .shape = scale_shape};
 static mp_matrix matrix;
 static mp_config config;
 static mp_storage storage;
+static mp_fusion fusion;
 static mp_problems problems;
-static uint64_t cols;
+static uint64_t rows_found, cols;
 
 static void init(void)
 {
     config = (mp_config){.block_rows = MP_CONFIG_ABSENT, .block_cols = MP_CONFIG_ABSENT};
-    matrix = (mp_matrix){&weight, NULL};
+    matrix = (mp_matrix){.weight = &weight};
 }
 
 static void finish(void)
@@ -48,7 +49,7 @@ static void set_scale(mp_dtype dtype, uint64_t rows, uint64_t columns)
 
 static bool recognize(void)
 {
-    return mp_storage_recognize(&matrix, &config, &storage, &cols);
+    return mp_storage_recognize(&matrix, fusion, &config, &storage, &rows_found, &cols);
 }
 
 /* block: rows and columns of a scale. */
@@ -142,23 +143,79 @@ Test(storage, fp8_block)
     expect_form(MP_SCHEME_FP8_BLOCK, 32, 64, 224);
 }
 
+/* One scale a row, or for all; a dimension of 1 may be missing. */
+Test(storage, scales_of_rows_and_matrices)
+{
+    set_weight(MP_F8_E4M3, 160, 224);
+    set_scale(MP_F32, 160, 1);
+    expect_form(MP_SCHEME_FP8_CHANNEL, 1, UINT32_MAX, 224);
+    scale.rank = 1;
+    expect_form(MP_SCHEME_FP8_CHANNEL, 1, UINT32_MAX, 224);
+    set_scale(MP_BF16, 1, 1);
+    expect_form(MP_SCHEME_FP8_TENSOR, UINT32_MAX, UINT32_MAX, 224);
+    scale.rank = 0;
+    expect_form(MP_SCHEME_FP8_TENSOR, UINT32_MAX, UINT32_MAX, 224);
+    set_weight(MP_I8, 160, 224);
+    set_scale(MP_F16, 160, 1);
+    expect_form(MP_SCHEME_INT8_CHANNEL, 1, UINT32_MAX, 224);
+}
+
+Test(storage, nvfp4_has_a_second_scale)
+{
+    static const mp_tensor global = {.name = "w1.weight_scale_2", .dtype = MP_F32, .bytes = 4};
+
+    matrix.global = &global;
+    set_weight(MP_U8, 24, 48);
+    set_scale(MP_F8_E4M3, 24, 6);
+    expect_form(MP_SCHEME_NVFP4, 1, 16, 96);
+    cr_assert(storage.has_global);
+    set_scale(MP_U8, 24, 3);
+    cr_assert_not(recognize());
+}
+
+/* The group size is what the scale's columns say. */
+Test(storage, int4_comes_with_its_shape)
+{
+    static const mp_tensor shape = {.name = "w1.weight_shape", .dtype = MP_I32, .bytes = 8};
+
+    matrix.shape = &shape;
+    set_weight(MP_I32, 24, 48);
+    set_scale(MP_BF16, 24, 12);
+    expect_form(MP_SCHEME_INT4_GROUP, 1, 32, 384);
+    set_scale(MP_BF16, 24, 3);
+    expect_form(MP_SCHEME_INT4_GROUP, 1, 128, 384);
+}
+
+/* [E, 2I, H] and, transposed, [E, H, 2I]. */
+Test(storage, fused_experts)
+{
+    set_weight(MP_BF16, 5, 64);
+    weight.rank = 3;
+    weight_shape[2] = 40;
+    fusion = MP_FUSION_ROWS;
+    expect_form(MP_SCHEME_BF16, 1, 1, 40);
+    cr_assert_eq(rows_found, 64);
+    fusion = MP_FUSION_COLS_PAIRED;
+    expect_form(MP_SCHEME_BF16, 1, 1, 64);
+    cr_assert_eq(rows_found, 40);
+}
+
 Test(storage, what_is_no_known_form)
 {
     set_weight(MP_F8_E4M3, 160, 224); /* without a scale */
     cr_assert_not(recognize());
     set_weight(MP_I8, 24, 48);
     cr_assert_not(recognize());
-    set_scale(MP_F32, 24, 1); /* int8 channel */
-    cr_assert_not(recognize());
     set_weight(MP_F8_E4M3, 160, 224);
-    set_scale(MP_F16, 2, 2);
-    cr_assert_not(recognize());
     set_scale(MP_F8_E4M3, 160, 14);
+    cr_assert_not(recognize());
+    set_weight(MP_U8, 24, 48); /* nvfp4 without its second scale */
+    set_scale(MP_F8_E4M3, 24, 6);
     cr_assert_not(recognize());
     set_weight(MP_BF16, 24, 48); /* with a scale that means nothing */
     set_scale(MP_F32, 24, 48);
     cr_assert_not(recognize());
-    set_weight(MP_I32, 24, 48);
+    set_weight(MP_I32, 24, 48); /* int4 without the shape that it was packed from */
     cr_assert_not(recognize());
     set_weight(MP_F8_E5M2, 24, 48);
     cr_assert_not(recognize());
@@ -185,13 +242,62 @@ Test(storage, bytes_of_rows)
         mp_storage storage;
         uint64_t row, scale_row; /* of 224 columns */
     } rows[] = {
-        {{MP_SCHEME_BF16, MP_BF16, MP_BF16, false, 1, 1}, 448, 0},
-        {{MP_SCHEME_F32, MP_F32, MP_F32, false, 1, 1}, 896, 0},
-        {{MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32}, 112, 7},
-        {{MP_SCHEME_MXFP4, MP_F4, MP_U8, true, 1, 32}, 112, 7},
-        {{MP_SCHEME_MXFP8, MP_F8_E4M3, MP_U8, true, 1, 32}, 224, 7},
-        {{MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_F32, true, 128, 128}, 224, 8},
-        {{MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_BF16, true, 32, 48}, 224, 10},
+        {{.scheme = MP_SCHEME_BF16,
+          .weight_dtype = MP_BF16,
+          .scale_dtype = MP_BF16,
+          .has_scale = false,
+          .block_rows = 1,
+          .block_cols = 1},
+         448,
+         0},
+        {{.scheme = MP_SCHEME_F32,
+          .weight_dtype = MP_F32,
+          .scale_dtype = MP_F32,
+          .has_scale = false,
+          .block_rows = 1,
+          .block_cols = 1},
+         896,
+         0},
+        {{.scheme = MP_SCHEME_MXFP4,
+          .weight_dtype = MP_I8,
+          .scale_dtype = MP_F8_E8M0,
+          .has_scale = true,
+          .block_rows = 1,
+          .block_cols = 32},
+         112,
+         7},
+        {{.scheme = MP_SCHEME_MXFP4,
+          .weight_dtype = MP_F4,
+          .scale_dtype = MP_U8,
+          .has_scale = true,
+          .block_rows = 1,
+          .block_cols = 32},
+         112,
+         7},
+        {{.scheme = MP_SCHEME_MXFP8,
+          .weight_dtype = MP_F8_E4M3,
+          .scale_dtype = MP_U8,
+          .has_scale = true,
+          .block_rows = 1,
+          .block_cols = 32},
+         224,
+         7},
+        {{.scheme = MP_SCHEME_FP8_BLOCK,
+          .weight_dtype = MP_F8_E4M3,
+          .scale_dtype = MP_F32,
+          .has_scale = true,
+          .block_rows = 128,
+          .block_cols = 128},
+         224,
+         8},
+        {{.scheme = MP_SCHEME_FP8_BLOCK,
+          .weight_dtype = MP_F8_E4M3,
+          .scale_dtype = MP_BF16,
+          .has_scale = true,
+          .block_rows = 32,
+          .block_cols = 48},
+         224,
+         10},
     };
 
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -205,11 +311,26 @@ Test(storage, texts)
 {
     char text[MP_STORAGE_TEXT];
 
-    storage = (mp_storage){MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_F32, true, 128, 128};
+    storage = (mp_storage){.scheme = MP_SCHEME_FP8_BLOCK,
+                           .weight_dtype = MP_F8_E4M3,
+                           .scale_dtype = MP_F32,
+                           .has_scale = true,
+                           .block_rows = 128,
+                           .block_cols = 128};
     cr_assert_str_eq(mp_storage_text(&storage, text), "fp8_block with F32 scales");
-    storage = (mp_storage){MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32};
+    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
+                           .weight_dtype = MP_I8,
+                           .scale_dtype = MP_F8_E8M0,
+                           .has_scale = true,
+                           .block_rows = 1,
+                           .block_cols = 32};
     cr_assert_str_eq(mp_storage_text(&storage, text), "mxfp4 with F8_E8M0 scales");
-    storage = (mp_storage){MP_SCHEME_BF16, MP_BF16, MP_BF16, false, 1, 1};
+    storage = (mp_storage){.scheme = MP_SCHEME_BF16,
+                           .weight_dtype = MP_BF16,
+                           .scale_dtype = MP_BF16,
+                           .has_scale = false,
+                           .block_rows = 1,
+                           .block_cols = 1};
     cr_assert_str_eq(mp_storage_text(&storage, text), "bf16");
 }
 
@@ -220,7 +341,7 @@ Test(storage, texts)
 static void check(uint64_t rows, uint64_t k)
 {
     mp_problems_release(&problems);
-    mp_storage_check(&storage, &matrix, rows, k, &problems);
+    mp_storage_check(&storage, &matrix, 1, rows, k, &problems);
 }
 
 static void expect_problem(uint64_t rows, uint64_t k, const char *text)
@@ -232,26 +353,41 @@ static void expect_problem(uint64_t rows, uint64_t k, const char *text)
 
 Test(storage, a_matrix_that_fits)
 {
-    storage = (mp_storage){MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32};
+    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
+                           .weight_dtype = MP_I8,
+                           .scale_dtype = MP_F8_E8M0,
+                           .has_scale = true,
+                           .block_rows = 1,
+                           .block_cols = 32};
     set_weight(MP_I8, 24, 48);
     set_scale(MP_F8_E8M0, 24, 3);
     check(24, 96);
     cr_assert_eq(problems.count, 0);
 
-    storage = (mp_storage){MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_F32, true, 128, 128};
+    storage = (mp_storage){.scheme = MP_SCHEME_FP8_BLOCK,
+                           .weight_dtype = MP_F8_E4M3,
+                           .scale_dtype = MP_F32,
+                           .has_scale = true,
+                           .block_rows = 128,
+                           .block_cols = 128};
     set_weight(MP_F8_E4M3, 129, 255);
     set_scale(MP_F32, 2, 2);
     check(129, 255);
     cr_assert_eq(problems.count, 0);
 
-    matrix = (mp_matrix){NULL, NULL}; /* what is missing, others report */
+    matrix = (mp_matrix){0}; /* what is missing, others report */
     check(129, 255);
     cr_assert_eq(problems.count, 0);
 }
 
 Test(storage, a_weight_that_does_not_fit)
 {
-    storage = (mp_storage){MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32};
+    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
+                           .weight_dtype = MP_I8,
+                           .scale_dtype = MP_F8_E8M0,
+                           .has_scale = true,
+                           .block_rows = 1,
+                           .block_cols = 32};
     set_weight(MP_I8, 24, 47);
     expect_problem(24, 96, "w1.weight: shape [24, 47], expected [24, 48] for 24 rows and K = 96");
     set_weight(MP_I8, 48, 24);
@@ -269,7 +405,12 @@ Test(storage, a_weight_that_does_not_fit)
 
 Test(storage, a_scale_that_does_not_fit)
 {
-    storage = (mp_storage){MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32};
+    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
+                           .weight_dtype = MP_I8,
+                           .scale_dtype = MP_F8_E8M0,
+                           .has_scale = true,
+                           .block_rows = 1,
+                           .block_cols = 32};
     set_weight(MP_I8, 2048, 2048);
     set_scale(MP_F8_E8M0, 2048, 127);
     expect_problem(
@@ -278,20 +419,35 @@ Test(storage, a_scale_that_does_not_fit)
     set_scale(MP_U8, 2048, 128);
     expect_problem(2048, 4096, "w1.scale: U8, expected F8_E8M0 as in the rest of the layer");
 
-    storage = (mp_storage){MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_F32, true, 128, 64};
+    storage = (mp_storage){.scheme = MP_SCHEME_FP8_BLOCK,
+                           .weight_dtype = MP_F8_E4M3,
+                           .scale_dtype = MP_F32,
+                           .has_scale = true,
+                           .block_rows = 128,
+                           .block_cols = 64};
     set_weight(MP_F8_E4M3, 160, 200);
     set_scale(MP_F32, 2, 2);
     expect_problem(160, 200,
                    "w1.scale: shape [2, 2], expected [2, 4] for [160, 200] in blocks of 128x64");
 
-    storage = (mp_storage){MP_SCHEME_BF16, MP_BF16, MP_BF16, false, 1, 1};
+    storage = (mp_storage){.scheme = MP_SCHEME_BF16,
+                           .weight_dtype = MP_BF16,
+                           .scale_dtype = MP_BF16,
+                           .has_scale = false,
+                           .block_rows = 1,
+                           .block_cols = 1};
     set_weight(MP_BF16, 160, 200);
     expect_problem(160, 200, "w1.scale: a scale, but the layer's experts are bf16");
 }
 
 Test(storage, both_do_not_fit)
 {
-    storage = (mp_storage){MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32};
+    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
+                           .weight_dtype = MP_I8,
+                           .scale_dtype = MP_F8_E8M0,
+                           .has_scale = true,
+                           .block_rows = 1,
+                           .block_cols = 32};
     set_weight(MP_I8, 24, 47);
     set_scale(MP_F8_E8M0, 23, 3);
     check(24, 96);

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reading rows of a matrix, wherever they lie in its tensors. */
+#include <moepack/model.h>
+
+#include "base/error.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Piece of a stored row that is read at once from a transposed tensor. */
+#define PIECE_BYTES 8192
+
+static uint64_t step_of(const mp_matrix *matrix)
+{
+    return matrix->paired ? 2 : 1;
+}
+
+/* Rows `first + r * step`, r = row0 .. row0+rows-1, of a slice of a tensor with `per_slice`
+ * rows of row_bytes. */
+static int read_strided(const mp_checkpoint *ckpt, const mp_tensor *tensor, const mp_matrix *matrix,
+                        uint64_t per_slice, uint64_t row_bytes, uint64_t row0, uint64_t rows,
+                        uint8_t *out, mp_error *err)
+{
+    uint64_t at = matrix->slice * per_slice + matrix->first + row0 * step_of(matrix);
+
+    if (!matrix->paired)
+        return mp_tensor_read(ckpt, tensor, at * row_bytes, rows * row_bytes, out, err);
+    for (uint64_t r = 0; r < rows; r++)
+        if (mp_tensor_read(ckpt, tensor, (at + 2 * r) * row_bytes, row_bytes, out + r * row_bytes,
+                           err) != 0)
+            return err->code;
+    return 0;
+}
+
+/* Takes elements 0, step, 2 step ... of a piece to column k of rows. */
+static void scatter(const uint8_t *piece, uint64_t rows, uint64_t step, unsigned width,
+                    uint64_t row_bytes, uint64_t k, uint8_t *out)
+{
+    for (uint64_t r = 0; r < rows; r++)
+        memcpy(out + r * row_bytes + k * width, piece + r * step * width, width);
+}
+
+/* The same of a transposed tensor [E, K, columns], whose columns are the matrix's rows. */
+static int read_transposed(const mp_checkpoint *ckpt, const mp_matrix *matrix, unsigned width,
+                           uint64_t row0, uint64_t rows, uint8_t *out, mp_error *err)
+{
+    const mp_tensor *tensor = matrix->weight;
+    uint64_t cols = tensor->shape[1], stored = tensor->shape[2], step = step_of(matrix);
+    uint64_t row_bytes = cols * width, most = PIECE_BYTES / (step * width);
+    uint8_t piece[PIECE_BYTES];
+
+    for (uint64_t done = 0; done < rows; done += most) {
+        uint64_t count = rows - done < most ? rows - done : most;
+        uint64_t column = matrix->first + (row0 + done) * step;
+        uint64_t bytes = ((count - 1) * step + 1) * width;
+
+        for (uint64_t k = 0; k < cols; k++) {
+            uint64_t at = ((matrix->slice * cols + k) * stored + column) * width;
+
+            if (mp_tensor_read(ckpt, tensor, at, bytes, piece, err) != 0)
+                return err->code;
+            scatter(piece, count, step, width, row_bytes, k, out + done * row_bytes);
+        }
+    }
+    return 0;
+}
+
+static bool is_transposed(const mp_storage *storage)
+{
+    return storage->fusion == MP_FUSION_COLS || storage->fusion == MP_FUSION_COLS_PAIRED;
+}
+
+static int read_weight(const mp_catalog *catalog, const mp_storage *storage,
+                       const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
+                       uint8_t *out, mp_error *err)
+{
+    const mp_checkpoint *ckpt = &catalog->checkpoint;
+    uint64_t per_slice = storage->fusion == MP_FUSION_NONE ? 0 : matrix->weight->shape[1];
+
+    if (is_transposed(storage))
+        return read_transposed(ckpt, matrix, mp_dtype_bits(storage->weight_dtype) / 8, row0, rows,
+                               out, err);
+    return read_strided(ckpt, matrix->weight, matrix, per_slice,
+                        mp_storage_row_bytes(storage, cols), row0, rows, out, err);
+}
+
+/* The scale rows that cover rows row0 .. row0+rows-1. */
+static int read_scale(const mp_catalog *catalog, const mp_storage *storage, const mp_matrix *matrix,
+                      uint64_t cols, uint64_t row0, uint64_t rows, uint8_t *out, mp_error *err)
+{
+    const mp_checkpoint *ckpt = &catalog->checkpoint;
+    uint64_t bytes = mp_storage_scale_row_bytes(storage, cols), block = storage->block_rows;
+    uint64_t first = row0 / block, count = (row0 + rows - 1) / block - first + 1;
+    uint64_t per_slice = 0;
+    mp_matrix blocks = *matrix;
+
+    if (storage->fusion != MP_FUSION_NONE)
+        per_slice = mp_ceil_div(matrix->weight->shape[is_transposed(storage) ? 2 : 1], block);
+    blocks.first = matrix->first / block;
+    return read_strided(ckpt, matrix->scale, &blocks, per_slice, bytes, first, count, out, err);
+}
+
+int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
+                        const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
+                        void *weight, void *scale, mp_error *err)
+{
+    if (rows == 0)
+        return 0;
+    if (read_weight(catalog, storage, matrix, cols, row0, rows, weight, err) != 0)
+        return err->code;
+    if (!scale || !storage->has_scale)
+        return 0;
+    return read_scale(catalog, storage, matrix, cols, row0, rows, scale, err);
+}
+
+int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *global,
+                     mp_error *err)
+{
+    *global = 1;
+    if (!matrix->global)
+        return 0;
+    if (mp_tensor_read(&catalog->checkpoint, matrix->global, matrix->slice * sizeof *global,
+                       sizeof *global, global, err) != 0)
+        return err->code;
+    if (!(*global > 0) || !isfinite(*global))
+        return mp_fail(err, MP_ERR_INPUT, "%s: %g, expected a positive finite number",
+                       matrix->global->name, (double)*global);
+    return 0;
+}
+
+int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, mp_error *err)
+{
+    const mp_tensor *offset = matrix->offset;
+    uint8_t piece[PIECE_BYTES];
+
+    for (uint64_t at = 0; offset && at < offset->bytes; at += PIECE_BYTES) {
+        uint64_t n = offset->bytes - at < PIECE_BYTES ? offset->bytes - at : PIECE_BYTES;
+
+        if (mp_tensor_read(&catalog->checkpoint, offset, at, n, piece, err) != 0)
+            return err->code;
+        for (uint64_t i = 0; i < n; i++)
+            if (piece[i] != 0)
+                return mp_fail(err, MP_ERR_UNSUPPORTED,
+                               "%s: zero points that are not zero cannot be repacked",
+                               offset->name);
+    }
+    return 0;
+}
+
+void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix)
+{
+    const mp_tensor *const tensors[] = {matrix->weight, matrix->scale};
+
+    for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+        const mp_tensor *t = tensors[i];
+        uint64_t slices = t && matrix->weight->rank > 2 && t->rank > 0 ? t->shape[0] : 1;
+
+        if (t)
+            mp_tensor_forget(&catalog->checkpoint, t, matrix->slice * (t->bytes / slices),
+                             t->bytes / slices);
+    }
+}
