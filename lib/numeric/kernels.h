@@ -90,7 +90,7 @@ static inline float mp_mx_multiplier(uint8_t e)
  * one block's passes wait for each other, those of a group overlap. */
 #define MP_MX_GROUP 16
 
-/* The second pass: exponents and multipliers of up to MP_MX_GROUP blocks. */
+/* The second pass, block by block: exponents and multipliers. */
 static inline void mp_mx_exponents(const uint32_t *amax_bits, size_t blocks, float floor,
                                    float largest, uint8_t *exponents, float *multipliers)
 {
@@ -137,7 +137,7 @@ static inline uint32_t mp_loss_limit(uint8_t e)
     return limit < MP_BF16_INF ? limit : MP_BF16_INF - 1;
 }
 
-/* 2^(2(e-127)), what the squares of a group are multiplied by. */
+/* 2^(2(largest-127)), what the squares of a group are multiplied by. */
 static inline double mp_loss_weight(uint8_t largest)
 {
     uint64_t bits = (uint64_t)(1023 + 2 * (largest - 127)) << 52;
