@@ -306,6 +306,8 @@ static int run_plan(const repack_job *job, const mp_context *context, mp_error *
     char size[SIZE_TEXT];
     int rc = mp_plan_run(&job->plan, o->out, mode, context, err);
 
+    if (rc == MP_ERR_CANCELLED)
+        return cmd_fail(err, rc, "interrupted: --resume goes on with %s.partial", o->out);
     if (rc != 0)
         return rc;
     progress_clear();

@@ -78,7 +78,7 @@ for signal in SIGINT:130 SIGTERM:143; do
     for n in 1 20 140; do
         repack_failing FAIL_CALL=pwrite FAIL_AT=$n FAIL_TIMES=1 FAIL_WITH=${signal%:*} --
         assert_status ${signal#*:}
-        assert_stderr_is 'moepack: repack: cancelled'
+        assert_stderr_is 'moepack: repack: interrupted: --resume goes on with out.partial'
         assert_resumable "$signal at pwrite $n"
         rm -rf out
     done
