@@ -6,6 +6,13 @@
 
 #include "model/storage.h"
 
+/* A storage without fusion or second scales. */
+#define STORED(form, weight_type, scale_type, scaled, rows, columns)            \
+    {                                                                           \
+        .scheme = form, .weight_dtype = weight_type, .scale_dtype = scale_type, \
+        .has_scale = scaled, .block_rows = rows, .block_cols = columns          \
+    }
+
 /* A matrix's two tensors. */
 static uint64_t weight_shape[3], scale_shape[3];
 static mp_tensor weight = {.name = "w1.weight", .shape = weight_shape};
@@ -242,62 +249,13 @@ Test(storage, bytes_of_rows)
         mp_storage storage;
         uint64_t row, scale_row; /* of 224 columns */
     } rows[] = {
-        {{.scheme = MP_SCHEME_BF16,
-          .weight_dtype = MP_BF16,
-          .scale_dtype = MP_BF16,
-          .has_scale = false,
-          .block_rows = 1,
-          .block_cols = 1},
-         448,
-         0},
-        {{.scheme = MP_SCHEME_F32,
-          .weight_dtype = MP_F32,
-          .scale_dtype = MP_F32,
-          .has_scale = false,
-          .block_rows = 1,
-          .block_cols = 1},
-         896,
-         0},
-        {{.scheme = MP_SCHEME_MXFP4,
-          .weight_dtype = MP_I8,
-          .scale_dtype = MP_F8_E8M0,
-          .has_scale = true,
-          .block_rows = 1,
-          .block_cols = 32},
-         112,
-         7},
-        {{.scheme = MP_SCHEME_MXFP4,
-          .weight_dtype = MP_F4,
-          .scale_dtype = MP_U8,
-          .has_scale = true,
-          .block_rows = 1,
-          .block_cols = 32},
-         112,
-         7},
-        {{.scheme = MP_SCHEME_MXFP8,
-          .weight_dtype = MP_F8_E4M3,
-          .scale_dtype = MP_U8,
-          .has_scale = true,
-          .block_rows = 1,
-          .block_cols = 32},
-         224,
-         7},
-        {{.scheme = MP_SCHEME_FP8_BLOCK,
-          .weight_dtype = MP_F8_E4M3,
-          .scale_dtype = MP_F32,
-          .has_scale = true,
-          .block_rows = 128,
-          .block_cols = 128},
-         224,
-         8},
-        {{.scheme = MP_SCHEME_FP8_BLOCK,
-          .weight_dtype = MP_F8_E4M3,
-          .scale_dtype = MP_BF16,
-          .has_scale = true,
-          .block_rows = 32,
-          .block_cols = 48},
-         224,
-         10},
+        {STORED(MP_SCHEME_BF16, MP_BF16, MP_BF16, false, 1, 1), 448, 0},
+        {STORED(MP_SCHEME_F32, MP_F32, MP_F32, false, 1, 1), 896, 0},
+        {STORED(MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32), 112, 7},
+        {STORED(MP_SCHEME_MXFP4, MP_F4, MP_U8, true, 1, 32), 112, 7},
+        {STORED(MP_SCHEME_MXFP8, MP_F8_E4M3, MP_U8, true, 1, 32), 224, 7},
+        {STORED(MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_F32, true, 128, 128), 224, 8},
+        {STORED(MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_BF16, true, 32, 48), 224, 10},
     };
 
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -311,26 +269,11 @@ Test(storage, texts)
 {
     char text[MP_STORAGE_TEXT];
 
-    storage = (mp_storage){.scheme = MP_SCHEME_FP8_BLOCK,
-                           .weight_dtype = MP_F8_E4M3,
-                           .scale_dtype = MP_F32,
-                           .has_scale = true,
-                           .block_rows = 128,
-                           .block_cols = 128};
+    storage = (mp_storage)STORED(MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_F32, true, 128, 128);
     cr_assert_str_eq(mp_storage_text(&storage, text), "fp8_block with F32 scales");
-    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
-                           .weight_dtype = MP_I8,
-                           .scale_dtype = MP_F8_E8M0,
-                           .has_scale = true,
-                           .block_rows = 1,
-                           .block_cols = 32};
+    storage = (mp_storage)STORED(MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32);
     cr_assert_str_eq(mp_storage_text(&storage, text), "mxfp4 with F8_E8M0 scales");
-    storage = (mp_storage){.scheme = MP_SCHEME_BF16,
-                           .weight_dtype = MP_BF16,
-                           .scale_dtype = MP_BF16,
-                           .has_scale = false,
-                           .block_rows = 1,
-                           .block_cols = 1};
+    storage = (mp_storage)STORED(MP_SCHEME_BF16, MP_BF16, MP_BF16, false, 1, 1);
     cr_assert_str_eq(mp_storage_text(&storage, text), "bf16");
 }
 
@@ -353,23 +296,13 @@ static void expect_problem(uint64_t rows, uint64_t k, const char *text)
 
 Test(storage, a_matrix_that_fits)
 {
-    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
-                           .weight_dtype = MP_I8,
-                           .scale_dtype = MP_F8_E8M0,
-                           .has_scale = true,
-                           .block_rows = 1,
-                           .block_cols = 32};
+    storage = (mp_storage)STORED(MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32);
     set_weight(MP_I8, 24, 48);
     set_scale(MP_F8_E8M0, 24, 3);
     check(24, 96);
     cr_assert_eq(problems.count, 0);
 
-    storage = (mp_storage){.scheme = MP_SCHEME_FP8_BLOCK,
-                           .weight_dtype = MP_F8_E4M3,
-                           .scale_dtype = MP_F32,
-                           .has_scale = true,
-                           .block_rows = 128,
-                           .block_cols = 128};
+    storage = (mp_storage)STORED(MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_F32, true, 128, 128);
     set_weight(MP_F8_E4M3, 129, 255);
     set_scale(MP_F32, 2, 2);
     check(129, 255);
@@ -382,12 +315,7 @@ Test(storage, a_matrix_that_fits)
 
 Test(storage, a_weight_that_does_not_fit)
 {
-    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
-                           .weight_dtype = MP_I8,
-                           .scale_dtype = MP_F8_E8M0,
-                           .has_scale = true,
-                           .block_rows = 1,
-                           .block_cols = 32};
+    storage = (mp_storage)STORED(MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32);
     set_weight(MP_I8, 24, 47);
     expect_problem(24, 96, "w1.weight: shape [24, 47], expected [24, 48] for 24 rows and K = 96");
     set_weight(MP_I8, 48, 24);
@@ -405,12 +333,7 @@ Test(storage, a_weight_that_does_not_fit)
 
 Test(storage, a_scale_that_does_not_fit)
 {
-    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
-                           .weight_dtype = MP_I8,
-                           .scale_dtype = MP_F8_E8M0,
-                           .has_scale = true,
-                           .block_rows = 1,
-                           .block_cols = 32};
+    storage = (mp_storage)STORED(MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32);
     set_weight(MP_I8, 2048, 2048);
     set_scale(MP_F8_E8M0, 2048, 127);
     expect_problem(
@@ -419,35 +342,20 @@ Test(storage, a_scale_that_does_not_fit)
     set_scale(MP_U8, 2048, 128);
     expect_problem(2048, 4096, "w1.scale: U8, expected F8_E8M0 as in the rest of the layer");
 
-    storage = (mp_storage){.scheme = MP_SCHEME_FP8_BLOCK,
-                           .weight_dtype = MP_F8_E4M3,
-                           .scale_dtype = MP_F32,
-                           .has_scale = true,
-                           .block_rows = 128,
-                           .block_cols = 64};
+    storage = (mp_storage)STORED(MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, MP_F32, true, 128, 64);
     set_weight(MP_F8_E4M3, 160, 200);
     set_scale(MP_F32, 2, 2);
     expect_problem(160, 200,
                    "w1.scale: shape [2, 2], expected [2, 4] for [160, 200] in blocks of 128x64");
 
-    storage = (mp_storage){.scheme = MP_SCHEME_BF16,
-                           .weight_dtype = MP_BF16,
-                           .scale_dtype = MP_BF16,
-                           .has_scale = false,
-                           .block_rows = 1,
-                           .block_cols = 1};
+    storage = (mp_storage)STORED(MP_SCHEME_BF16, MP_BF16, MP_BF16, false, 1, 1);
     set_weight(MP_BF16, 160, 200);
     expect_problem(160, 200, "w1.scale: a scale, but the layer's experts are bf16");
 }
 
 Test(storage, both_do_not_fit)
 {
-    storage = (mp_storage){.scheme = MP_SCHEME_MXFP4,
-                           .weight_dtype = MP_I8,
-                           .scale_dtype = MP_F8_E8M0,
-                           .has_scale = true,
-                           .block_rows = 1,
-                           .block_cols = 32};
+    storage = (mp_storage)STORED(MP_SCHEME_MXFP4, MP_I8, MP_F8_E8M0, true, 1, 32);
     set_weight(MP_I8, 24, 47);
     set_scale(MP_F8_E8M0, 23, 3);
     check(24, 96);
