@@ -207,6 +207,28 @@ Test(journal, keeps_errors_to_the_last_bit)
     }
 }
 
+/* What was done is forgotten, and stays so. */
+Test(journal, restarts)
+{
+    uint64_t head;
+
+    make_source(true);
+    expect_opens_journal();
+    cr_assert(journal.fresh);
+    head = journal.size;
+    do_some();
+    expect_opens_journal();
+    cr_assert_not(journal.fresh);
+    cr_assert_eq(mp_journal_restart(&journal, &plan, &state, &err), 0);
+    expect_done(NO_UNITS, NO_TENSORS);
+    cr_assert_eq(journal.size, head);
+    expect_opens_journal();
+    expect_done(NO_UNITS, NO_TENSORS);
+    cr_assert_eq(mp_journal_units(&journal, &state, (uint64_t[]){3}, 1, &err), 0);
+    expect_opens_journal();
+    expect_done("000100000000", NO_TENSORS);
+}
+
 Test(journal, lossless_runs_have_no_errors)
 {
     make_source(true);
@@ -379,6 +401,10 @@ Test(journal, of_other_flags)
     expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0",
                        "quantize no rounding 0 scale-rule 0 amax-floor 0x1p-1 allow-nonfinite 0");
     options = before;
+    options.drop = "bias";
+    expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0",
+                       "drop bias");
+    options = before;
     make_plan();
     expect_opens_journal();
     expect_done(SOME_UNITS, SOME_TENSORS);
@@ -445,6 +471,21 @@ Test(journal, of_another_source)
     cr_assert_not_null(strstr(err.message, "had \"source model.safetensors "), "%s", err.message);
 }
 
+/* The same names, shapes and size, other weights. */
+Test(journal, of_a_source_with_other_weights)
+{
+    uint64_t size;
+    FILE *f;
+
+    make_source(true);
+    expect_opens_journal();
+    size = catalog.checkpoint.shards[0].size;
+    f = fopen(in_dir("model.safetensors"), "r+b");
+    cr_assert(f && fseek(f, (long)size - 1, SEEK_SET) == 0 && fputc(1, f) == 1 && fclose(f) == 0);
+    cr_assert_eq(open_journal(), MP_ERR_INPUT);
+    cr_assert_not_null(strstr(err.message, "had \"source model.safetensors "), "%s", err.message);
+}
+
 /* ------------------------------------------------------------------------
  * Two at once
  */
@@ -462,8 +503,13 @@ Test(journal, is_one_process_alone)
     snprintf(message, sizeof message, "%s: another process is at work there", dir);
     cr_assert_str_eq(err.message, message);
     cr_assert_eq(other.fd, -1);
+    cr_assert_eq(mp_journal_check_free(dir, &err), MP_ERR_IO);
+    cr_assert_str_eq(err.message, message);
     mp_journal_close(&journal);
+    cr_assert_eq(mp_journal_check_free(dir, &err), 0);
     cr_assert_eq(mp_journal_open(&other, dir, &plan, &others, &err), 0);
     mp_journal_close(&other);
     mp_progress_release(&others);
+    unlink(in_dir("journal"));
+    cr_assert_eq(mp_journal_check_free(dir, &err), 0, "none there is free");
 }

@@ -106,6 +106,7 @@ static void fill(mp_manifest *m)
         .shards = calloc(2, sizeof *m->shards),
         .num_layers = 2,
         .layers = calloc(2, sizeof *m->layers),
+        .dropped = strdup("bias"),
         .command = strdup("moepack repack DeepSeek-\"V3\" --ep 4"),
     };
     set_digest(m->placement_xxh3, "placement");
@@ -179,6 +180,7 @@ static void expect_same(const mp_manifest *a, const mp_manifest *b)
     expect_string(a->shared, b->shared);
     cr_assert_str_eq(a->placement_xxh3, b->placement_xxh3);
     cr_assert_str_eq(a->config_xxh3, b->config_xxh3);
+    expect_string(a->dropped, b->dropped);
     expect_string(a->command, b->command);
     cr_assert_eq(a->num_shards, b->num_shards);
     for (size_t i = 0; i < a->num_shards; i++) {
@@ -238,8 +240,9 @@ Test(manifest, a_lossless_value_comes_back)
     manifest.lossless = true;
     free(manifest.scale_rule);
     free(manifest.rounding);
+    free(manifest.dropped);
     free(manifest.command);
-    manifest.scale_rule = manifest.rounding = manifest.command = NULL;
+    manifest.scale_rule = manifest.rounding = manifest.dropped = manifest.command = NULL;
     manifest.amax_floor = 0;
     for (size_t i = 0; i < manifest.num_errors; i++)
         free(manifest.errors[i].layer);
@@ -248,6 +251,7 @@ Test(manifest, a_lossless_value_comes_back)
     expect_round_trip();
     cr_assert_null(strstr(text, "amax_floor"));
     cr_assert_null(strstr(text, "\"errors\""));
+    cr_assert_null(strstr(text, "\"dropped\""));
     cr_assert_null(strstr(text, "\"command\""));
     cr_assert_not_null(strstr(text, "\"config_xxh3\": null"));
 }

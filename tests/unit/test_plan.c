@@ -546,6 +546,57 @@ Test(plan, a_placement_that_does_not_fit)
     expect_plan();
 }
 
+/* Two MoE layers of four, behind two dense ones. */
+static void make_layers_2_and_3(void)
+{
+    add_fp4_layer("layers.2", 3, HIDDEN, INTER);
+    add_fp4_layer("layers.3", 3, HIDDEN, INTER);
+    add_fp4_layer("mtp.0", 3, HIDDEN, INTER);
+    put_text("config.json", "{\"num_hidden_layers\": 4, \"first_k_dense_replace\": 2}");
+    expect_model();
+}
+
+/* Engines index their placements by decoder layer, dense ones counted. */
+Test(plan, a_placement_of_all_decoder_layers)
+{
+    const bool decoder[] = {true, true, false};
+    int32_t map[4][3] = {{0, 1, 2}, {0, 1, 2}, {1, 2, 0}, {2, 0, 1}};
+    mp_placement placement = {.layers = 4, .num_logical = 3, .num_physical = 3, .map = &map[0][0]};
+
+    make_layers_2_and_3();
+    options.placement = &placement;
+    expect_no_plan(MP_ERR_INPUT, "placement: no row among 4 for mtp.0: add one, or leave the layer "
+                                 "out with --layers");
+    options.layers = decoder;
+    expect_plan();
+    expect_copies(0, "2.0"); /* expert 0 of layer 2 */
+    expect_copies(6, "1.0");
+
+    placement.first_layer = 2; /* or from the first that has experts */
+    placement.layers = 2;
+    placement.map = &map[2][0];
+    expect_plan();
+    expect_copies(0, "2.0");
+    expect_copies(6, "1.0");
+}
+
+/* As many rows as MoE layers: those, in order, unless the file names layers itself. */
+Test(plan, a_placement_of_all_moe_layers)
+{
+    int32_t map[3][3] = {{1, 2, 0}, {2, 0, 1}, {0, 1, 2}};
+    mp_placement placement = {.layers = 3, .num_logical = 3, .num_physical = 3, .map = &map[0][0]};
+
+    make_layers_2_and_3();
+    options.placement = &placement;
+    expect_plan();
+    expect_copies(0, "2.0");
+    expect_copies(6, "1.0");
+    expect_copies(12, "0.0");
+    placement.first_layer = 3;
+    expect_no_plan(MP_ERR_INPUT, "placement: no row among 3 for layers.2: add one, or leave the "
+                                 "layer out with --layers");
+}
+
 Test(plan, layers_of_different_kinds)
 {
     const bool first[] = {true, false}, none[] = {false, false};
@@ -567,6 +618,26 @@ Test(plan, a_checkpoint_with_problems)
     drop_tensor("layers.0.ffn.experts.1.w3.scale");
     expect_model();
     expect_no_plan(MP_ERR_INPUT, "layers.0.ffn.experts.1.w3: no scale beside the weight");
+}
+
+/* The target has no place for biases, and nothing is left behind without a word. */
+Test(plan, what_the_target_cannot_carry)
+{
+    static const char refused[] = "layers.0.ffn.experts.2.w1.bias: megamoe-w4a8 cannot carry it: "
+                                  "leave it behind with --drop bias";
+
+    add_fp4_layer("layers.0", 3, HIDDEN, INTER);
+    add_tensor(MP_BF16, INTER, 0, "layers.0.ffn.experts.2.w1.bias");
+    expect_model();
+    expect_no_plan(MP_ERR_UNSUPPORTED, refused);
+    options.drop = "input_scale";
+    expect_no_plan(MP_ERR_UNSUPPORTED, refused);
+    options.drop = "bias";
+    expect_plan();
+    options.drop = "input_scale,bias";
+    expect_plan();
+    options.drop = "bias,scale";
+    expect_no_plan(MP_ERR_USAGE, "\"scale\" is nothing that can be dropped: bias, input_scale");
 }
 
 Test(plan, warns_of_what_the_engine_does_not_take)
