@@ -78,8 +78,9 @@ int mp_layer_unfuse(mp_catalog *catalog, mp_moe_layer *layer, mp_error *err)
                    gate_up->name);
         return 0;
     }
+    /* Without bytes, a shape could say any number of experts. */
     if (!orientation(gate_up, down, &transposed) || gate_up->shape[0] != down->shape[0] ||
-        gate_up->shape[0] == 0 || gate_up->shape[0] > EXPERTS_MAX) {
+        gate_up->bytes == 0 || down->bytes == 0 || gate_up->shape[0] > EXPERTS_MAX) {
         char a[MP_SHAPE_TEXT], b[MP_SHAPE_TEXT];
 
         mp_problem(&catalog->problems, "%s: shape %s does not go with %s of \"%s\"", gate_up->name,

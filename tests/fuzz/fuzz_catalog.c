@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Any checkpoint: lines "NAME DTYPE ROWS COLS" (no COLS: a vector) and, behind a line "=",
- * a config.json. Refused with a message, or what the catalog says can be relied on. */
+/* Any checkpoint: lines "NAME DTYPE DIMENSION ..." (up to four of them) and, behind a line
+ * "=", a config.json. Refused with a message, or what the catalog says can be relied on. */
 #include <inttypes.h>
 
 #include <moepack/pack.h>
@@ -11,7 +11,7 @@
 #define ROW_MAX     (1u << 20) /* bytes of a row that are worth reading */
 
 static mp_tensor_spec specs[TENSORS_MAX];
-static uint64_t shapes[TENSORS_MAX][2];
+static uint64_t shapes[TENSORS_MAX][4];
 static char names[TENSORS_MAX][256];
 
 /* Reads one line into tensor n; false if it is none. */
@@ -20,10 +20,10 @@ static bool read_tensor(const char *line, size_t n)
     char dtype[32];
     mp_tensor_spec spec = {.name = names[n], .shape = shapes[n]};
     uint64_t bytes;
-    int found = sscanf(line, "%255s %31s %" SCNu64 " %" SCNu64, names[n], dtype, &shapes[n][0],
-                       &shapes[n][1]);
+    int found = sscanf(line, "%255s %31s %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64, names[n],
+                       dtype, &shapes[n][0], &shapes[n][1], &shapes[n][2], &shapes[n][3]);
 
-    if (found < 3 || !mp_dtype_parse(dtype, &spec.dtype))
+    if (found < 2 || !mp_dtype_parse(dtype, &spec.dtype))
         return false;
     spec.rank = (uint32_t)found - 2;
     if (mp_tensor_spec_bytes(&spec, &bytes, NULL) != 0 || bytes > UINT32_MAX)
@@ -66,7 +66,7 @@ static bool put_checkpoint(char *text)
     return true;
 }
 
-/* The last row of a matrix can be read, with the scales that belong to it. */
+/* The first and the last row of a matrix can be read, with the scales that belong to it. */
 static void check_matrix(const mp_catalog *catalog, const mp_storage *storage,
                          const mp_matrix *matrix, uint64_t rows, uint64_t cols)
 {
@@ -74,16 +74,23 @@ static void check_matrix(const mp_catalog *catalog, const mp_storage *storage,
     uint64_t scale_bytes = mp_storage_scale_row_bytes(storage, cols);
     void *weight, *scale;
     mp_error err = {0};
+    float global;
 
-    require(matrix->weight && (matrix->scale || !storage->has_scale), "a matrix is missing");
-    require(rows * row_bytes == matrix->weight->bytes, "size of a matrix");
-    if (rows == 0 || row_bytes + scale_bytes > ROW_MAX)
+    require(matrix->weight && (matrix->scale || !storage->has_scale) &&
+                (matrix->global || !storage->has_global),
+            "a matrix is missing");
+    if (mp_matrix_global(catalog, matrix, &global, &err) != 0)
+        require_message(&err); /* it is zero */
+    if (rows == 0 || row_bytes > ROW_MAX || scale_bytes > ROW_MAX)
         return;
+    require(row_bytes <= matrix->weight->bytes, "a row is larger than all of them");
     weight = malloc(row_bytes + 1);
     scale = malloc(scale_bytes + 1);
-    require(mp_matrix_read_rows(catalog, storage, matrix, cols, rows - 1, 1, weight, scale, &err) ==
-                0,
-            err.message);
+    for (uint64_t row = 0; row<rows; row += rows> 1 ? rows - 1 : 1)
+        require(mp_matrix_read_rows(catalog, storage, matrix, cols, row, 1, weight, scale, &err) ==
+                    0,
+                err.message);
+    mp_matrix_forget(catalog, matrix);
     free(weight);
     free(scale);
 }
@@ -134,7 +141,7 @@ static void check_plan(const mp_catalog *catalog)
 
 static void check_catalog(const mp_catalog *catalog)
 {
-    uint64_t experts = 0, others = 0;
+    uint64_t experts = 0, others = 0, bytes = catalog->checkpoint.shards[0].size;
     mp_error err = {0};
 
     require(catalog->num_layers > 0 && catalog->family, "a catalog of nothing");
@@ -142,7 +149,7 @@ static void check_catalog(const mp_catalog *catalog)
         experts += catalog->layers[l].num_experts;
     for (unsigned k = 0; k < MP_KINDS; k++)
         others += catalog->others[k].tensors;
-    require(experts <= catalog->checkpoint.num_tensors, "more experts than tensors");
+    require(experts <= bytes, "more experts than bytes");
     require(catalog->expert_tensors + others <= catalog->checkpoint.num_tensors, "tensors");
     if (mp_catalog_check(catalog, &err) != 0) {
         require_message(&err);

@@ -61,6 +61,21 @@ static inline void add_tensor(mp_dtype dtype, uint64_t rows, uint64_t cols, cons
     model.specs[model.count++] = (mp_tensor_spec){strdup(name), dtype, cols ? 2 : 1, shape};
 }
 
+/* Adds a tensor [count, rows, cols] of stacked matrices. */
+static inline void add_stack(mp_dtype dtype, uint64_t count, uint64_t rows, uint64_t cols,
+                             const char *name)
+{
+    uint64_t *shape = malloc(3 * sizeof *shape);
+
+    add_tensor(dtype, rows, cols, "%s", name);
+    free((uint64_t *)(uintptr_t)model.specs[model.count - 1].shape);
+    shape[0] = count;
+    shape[1] = rows;
+    shape[2] = cols;
+    model.specs[model.count - 1].rank = 3;
+    model.specs[model.count - 1].shape = shape;
+}
+
 /* Takes an added tensor out again. */
 static inline void drop_tensor(const char *name)
 {

@@ -283,6 +283,28 @@ Test(memory_pack, wild_expert_numbers)
     cr_assert_eq(catalog.num_layers, 1000);
 }
 
+/* Fused experts are as many as a shape says, which takes no data if another number is 0. */
+Test(memory_pack, wild_fused_shapes)
+{
+    size_t bytes;
+
+    add_bf16_expert("model.layers.0", 0, 64, 32);
+    for (unsigned l = 1; l < 100; l++) {
+        char name[64];
+
+        snprintf(name, sizeof name, "model.layers.%u.mlp.experts.gate_up_proj", l);
+        add_stack(MP_BF16, 65536, 0, 64, name);
+        snprintf(name, sizeof name, "model.layers.%u.mlp.experts.down_proj", l);
+        add_stack(MP_BF16, 65536, 64, 0, name);
+    }
+    bytes = bytes_to_open();
+    cr_assert_lt(bytes, 4 << 20, "%zu bytes", bytes);
+    cr_assert_eq(catalog.problems.count, 99);
+    cr_assert_str_eq(catalog.problems.text[0],
+                     "model.layers.1.mlp.experts.gate_up_proj: shape [65536, 0, 64] does not go "
+                     "with [65536, 64, 0] of \"model.layers.1.mlp.experts.down_proj\"");
+}
+
 Test(memory_pack, wild_numbers_in_the_config)
 {
     size_t bytes;
