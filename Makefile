@@ -10,54 +10,99 @@
 # ---------------------------------------------------------------------------
 
 LIB_SOURCES := \
+	lib/backend/consistency.c \
+	lib/backend/deepep.c \
+	lib/backend/environment.c \
+	lib/backend/format.c \
+	lib/backend/fuseep.c \
+	lib/backend/megamoe.c \
+	lib/backend/memory.c \
+	lib/backend/model.c \
+	lib/backend/names.c \
+	lib/backend/resolve.c \
 	lib/base/arena.c \
 	lib/base/digest.c \
 	lib/base/error.c \
 	lib/base/file.c \
 	lib/base/formats.c \
 	lib/base/json.c \
+	lib/base/json_edit.c \
 	lib/base/parallel.c \
 	lib/base/select.c \
 	lib/base/text.c \
-	lib/layout/megamoe_scale.c \
-	lib/layout/megamoe_w4a8.c \
+	lib/convert/canonical.c \
+	lib/layout/deepep.c \
+	lib/layout/fuseep.c \
+	lib/layout/fuseep_nz.c \
+	lib/layout/interleave.c \
+	lib/layout/megamoe.c \
+	lib/layout/megamoe_shared.c \
+	lib/layout/nz.c \
 	lib/layout/targets.c \
+	lib/layout/tile.c \
+	lib/layout/transpose.c \
+	lib/layout/utccp.c \
 	lib/model/catalog.c \
 	lib/model/complete.c \
 	lib/model/config.c \
+	lib/model/config_rewrite.c \
+	lib/model/expert.c \
 	lib/model/families.c \
+	lib/model/form.c \
 	lib/model/fused.c \
-	lib/model/rows.c \
 	lib/model/names.c \
+	lib/model/rows.c \
 	lib/model/storage.c \
 	lib/numeric/avx2.c \
 	lib/numeric/avx512.c \
 	lib/numeric/decode.c \
 	lib/numeric/dispatch.c \
 	lib/numeric/encode.c \
+	lib/numeric/finite.c \
+	lib/numeric/forms.c \
 	lib/numeric/mx.c \
 	lib/numeric/neon.c \
 	lib/numeric/nvfp4.c \
 	lib/numeric/requantize.c \
 	lib/numeric/scalar.c \
+	lib/numeric/scales.c \
 	lib/numeric/stats.c \
-	lib/pack/done.c \
+	lib/pack/check.c \
 	lib/pack/files.c \
-	lib/pack/finish.c \
 	lib/pack/journal.c \
 	lib/pack/output.c \
+	lib/pack/partial.c \
 	lib/pack/plan.c \
 	lib/pack/presets.c \
+	lib/pack/quantize.c \
+	lib/pack/quantize_config.c \
+	lib/pack/quantize_layout.c \
+	lib/pack/quantize_report.c \
+	lib/pack/quantize_run.c \
+	lib/pack/quantize_unit.c \
+	lib/pack/repack.c \
+	lib/pack/repack_manifest.c \
 	lib/pack/run.c \
+	lib/pack/sidecar.c \
 	lib/pack/synth.c \
 	lib/pack/synth_check.c \
 	lib/pack/synth_config.c \
 	lib/pack/synth_families.c \
+	lib/pack/synth_formats.c \
 	lib/pack/synth_forms.c \
+	lib/pack/synth_items.c \
 	lib/pack/synth_plan.c \
 	lib/pack/synth_shard.c \
 	lib/pack/synth_values.c \
 	lib/pack/unit.c \
+	lib/pack/unpack.c \
+	lib/pack/unpack_config.c \
+	lib/pack/unpack_form.c \
+	lib/pack/unpack_open.c \
+	lib/pack/unpack_place.c \
+	lib/pack/unpack_plan.c \
+	lib/pack/unpack_unit.c \
+	lib/pack/work.c \
 	lib/place/bars.c \
 	lib/place/chart.c \
 	lib/place/counts.c \
@@ -71,9 +116,33 @@ LIB_SOURCES := \
 	lib/place/route.c \
 	lib/place/slots.c \
 	lib/place/waterfill.c \
+	lib/reference/activations.c \
+	lib/reference/catalog_experts.c \
+	lib/reference/diff.c \
+	lib/reference/diff_compare.c \
+	lib/reference/diff_list.c \
+	lib/reference/diff_pack.c \
+	lib/reference/diff_plain.c \
+	lib/reference/diff_read.c \
+	lib/reference/diff_side.c \
+	lib/reference/forward.c \
+	lib/reference/layer_route.c \
+	lib/reference/layer_router.c \
+	lib/reference/measure.c \
+	lib/reference/packed.c \
+	lib/reference/packed_open.c \
+	lib/reference/packed_route.c \
+	lib/reference/product.c \
+	lib/reference/product_neon.c \
+	lib/reference/product_x86.c \
+	lib/reference/recipe.c \
+	lib/reference/router.c \
+	lib/reference/side.c \
 	lib/store/checkpoint.c \
+	lib/store/form.c \
 	lib/store/header.c \
 	lib/store/index.c \
+	lib/store/manifest_form.c \
 	lib/store/manifest_read.c \
 	lib/store/manifest_write.c \
 	lib/store/members.c \
@@ -82,19 +151,28 @@ LIB_SOURCES := \
 	lib/verify/digest.c \
 	lib/verify/exact.c \
 	lib/verify/faults.c \
+	lib/verify/forms.c \
+	lib/verify/identity.c \
 	lib/verify/index.c \
+	lib/verify/locate.c \
 	lib/verify/open.c \
 	lib/verify/rank.c \
+	lib/verify/side.c \
 	lib/verify/source.c \
 	lib/verify/structure.c \
 	lib/verify/verify.c \
-	lib/verify/where.c \
 
 CMD_SOURCES := \
+	cmd/bench.c \
+	cmd/bench_trials.c \
 	cmd/commands.c \
 	cmd/completion.c \
+	cmd/diff.c \
 	cmd/eplb.c \
+	cmd/errors.c \
 	cmd/files.c \
+	cmd/forward.c \
+	cmd/forward_tokens.c \
 	cmd/help.c \
 	cmd/inspect.c \
 	cmd/inspect_pack.c \
@@ -103,47 +181,81 @@ CMD_SOURCES := \
 	cmd/nearest.c \
 	cmd/options.c \
 	cmd/output.c \
+	cmd/plan.c \
+	cmd/plan_print.c \
 	cmd/progress.c \
+	cmd/quantize.c \
 	cmd/repack.c \
 	cmd/route.c \
 	cmd/synth.c \
 	cmd/targets.c \
+	cmd/unpack.c \
 	cmd/values.c \
 	cmd/verify.c \
+	cmd/work.c \
 
 UNIT_SOURCES := \
 	tests/unit/failing_memory.c \
 	tests/unit/golden.c \
+	tests/unit/layout_slot.c \
+	tests/unit/test_backend.c \
+	tests/unit/test_backend_env.c \
+	tests/unit/test_backend_memory.c \
+	tests/unit/test_backend_model.c \
 	tests/unit/test_base.c \
+	tests/unit/test_canonical.c \
 	tests/unit/test_catalog.c \
 	tests/unit/test_checkpoint.c \
 	tests/unit/test_config.c \
+	tests/unit/test_config_rewrite.c \
 	tests/unit/test_eplb.c \
 	tests/unit/test_families.c \
+	tests/unit/test_families_refused.c \
+	tests/unit/test_form.c \
+	tests/unit/test_forward.c \
+	tests/unit/test_forward_layer.c \
 	tests/unit/test_journal.c \
+	tests/unit/test_kernels_rows.c \
 	tests/unit/test_layout.c \
+	tests/unit/test_layout_golden.c \
+	tests/unit/test_layout_targets.c \
 	tests/unit/test_manifest.c \
 	tests/unit/test_memory.c \
 	tests/unit/test_memory_pack.c \
+	tests/unit/test_memory_quantize.c \
 	tests/unit/test_names.c \
 	tests/unit/test_numeric.c \
 	tests/unit/test_options.c \
 	tests/unit/test_place.c \
 	tests/unit/test_plan.c \
+	tests/unit/test_plan_shared.c \
+	tests/unit/test_product.c \
+	tests/unit/test_quantize.c \
 	tests/unit/test_requantize.c \
+	tests/unit/test_requantize_given.c \
 	tests/unit/test_requantize_loss.c \
 	tests/unit/test_route.c \
+	tests/unit/test_router.c \
+	tests/unit/test_rows.c \
 	tests/unit/test_schemes.c \
 	tests/unit/test_select.c \
 	tests/unit/test_storage.c \
 	tests/unit/test_store.c \
 	tests/unit/test_store_write.c \
 	tests/unit/test_synth.c \
+	tests/unit/test_synth_forms.c \
 	tests/unit/test_synth_run.c \
 	tests/unit/test_synth_values.c \
+	tests/unit/test_unpack.c \
+	tests/unit/test_unpack_memory.c \
+	tests/unit/test_unpack_run.c \
 	tests/unit/test_verify.c \
+	tests/unit/test_verify_locate.c \
+	tests/unit/test_verify_memory.c \
 	tests/unit/test_verify_source.c \
 	tests/unit/test_verify_structure.c \
+	tests/unit/test_verify_targets.c \
+	tests/unit/test_verify_vectors.c \
 
 # Each is a program of its own; fuzz_NAME is fed from tests/fuzz/seeds/NAME.
 FUZZ_SOURCES := \
@@ -173,36 +285,46 @@ PORTABILITY_SOURCES := \
 
 PUBLIC_HEADERS := \
 	include/moepack/artifact.h \
+	include/moepack/backend.h \
 	include/moepack/base.h \
+	include/moepack/diff.h \
 	include/moepack/layout.h \
 	include/moepack/model.h \
 	include/moepack/moepack.h \
 	include/moepack/numeric.h \
 	include/moepack/pack.h \
 	include/moepack/place.h \
+	include/moepack/reference.h \
 	include/moepack/store.h \
 	include/moepack/verify.h \
 
 MAN_PAGES := \
+	man/moepack-bench.1 \
 	man/moepack-completion.1 \
 	man/moepack-eplb.1 \
 	man/moepack-format.5 \
+	man/moepack-forward.1 \
 	man/moepack-help.1 \
 	man/moepack-inspect.1 \
 	man/moepack-layouts.7 \
 	man/moepack-map.1 \
+	man/moepack-plan.1 \
+	man/moepack-quantize.1 \
 	man/moepack-repack.1 \
 	man/moepack-route.1 \
 	man/moepack-synth.1 \
 	man/moepack-targets.1 \
+	man/moepack-unpack.1 \
 	man/moepack-verify.1 \
 	man/moepack.1 \
 
 SCRIPTS := \
 	.ci/run \
 	tests/bench/run.sh \
+	tests/cli/bench.sh \
 	tests/cli/eplb.sh \
 	tests/cli/faults.sh \
+	tests/cli/forward.sh \
 	tests/cli/headers.sh \
 	tests/cli/help.sh \
 	tests/cli/includes.sh \
@@ -214,17 +336,21 @@ SCRIPTS := \
 	tests/cli/man.sh \
 	tests/cli/map.sh \
 	tests/cli/options.sh \
+	tests/cli/plan.sh \
+	tests/cli/quantize.sh \
 	tests/cli/repack.sh \
 	tests/cli/resume.sh \
 	tests/cli/route.sh \
 	tests/cli/run \
 	tests/cli/symbols.sh \
 	tests/cli/synth.sh \
+	tests/cli/unpack.sh \
 	tests/cli/verify.sh \
 	tests/demo.sh \
 	tests/malformed/st.sh \
 	tests/tools/deps.sh \
 	tests/tools/fuzz.sh \
+	tests/tools/pairs.sh \
 	tests/tools/tidy.sh \
 
 # ---------------------------------------------------------------------------

@@ -19,15 +19,20 @@
 
 /* clang-format off */
 #define COMMAND_LIST(X) \
-    X(inspect)          \
-    X(synth)            \
-    X(targets)          \
-    X(repack)           \
-    X(verify)           \
-    X(eplb)             \
-    X(map)              \
-    X(route)            \
-    X(help)             \
+    X(inspect)      \
+    X(synth)        \
+    X(targets)      \
+    X(repack)       \
+    X(unpack)       \
+    X(quantize)     \
+    X(verify)       \
+    X(forward)      \
+    X(eplb)         \
+    X(map)          \
+    X(route)        \
+    X(plan)         \
+    X(bench)        \
+    X(help)         \
     X(completion)
 /* clang-format on */
 

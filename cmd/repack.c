@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack repack: a checkpoint into one directory a rank, laid out for a kernel. */
 #include "commands.h"
+#include "errors.h"
 #include "output.h"
 #include "progress.h"
 
@@ -21,6 +22,8 @@ typedef struct repack_options {
     const char *placement;
     uint64_t redundant;
     mp_shared_mode shared;
+    bool requantize_shared;
+    bool nz;
     const char *quantize;
     const char *drop;
     const char *layers;
@@ -29,6 +32,7 @@ typedef struct repack_options {
     mp_scale_rule scale_rule;
     double amax_floor;
     bool allow_nonfinite;
+    double fail_above; /* 0: no bound */
     uint64_t max_shard_size;
     bool resume;
     bool force;
@@ -95,6 +99,10 @@ static char *command_text(const repack_options *o)
         fprintf(f, " --redundant %llu", (unsigned long long)o->redundant);
     if (o->shared != MP_SHARED_NONE)
         print_option(f, "shared", mp_shared_mode_name(o->shared));
+    if (o->requantize_shared)
+        fprintf(f, " --requantize-shared");
+    if (o->nz)
+        fprintf(f, " --nz");
     print_option(f, "quantize", o->quantize);
     if (o->rounding >= 0)
         print_option(f, "rounding", o->rounding == MP_ROUND_OCP ? "ocp" : "deepgemm");
@@ -179,6 +187,8 @@ static int make_plan(repack_job *job, mp_error *err)
         .placement = o->placement ? &job->placement : NULL,
         .redundant = (uint32_t)o->redundant,
         .shared = o->shared,
+        .requantize_shared = o->requantize_shared,
+        .nz = o->nz,
         .quantize = o->quantize != NULL,
         .quant = {.rounding = o->rounding < 0 ? target->rounding : (mp_rounding)o->rounding,
                   .scale_rule = o->scale_rule,
@@ -238,21 +248,21 @@ static void release(repack_job *job)
 
 static uint64_t peak_scratch(const mp_plan *plan, const mp_context *context)
 {
-    return plan->scratch_bytes * (uint64_t)mp_threads(context);
+    return plan->work.scratch_bytes * (uint64_t)mp_threads(context);
 }
 
 static int print_plan_json(const mp_plan *plan, const mp_context *context, mp_error *err)
 {
     json_t *files = json_array();
 
-    for (size_t f = 0; f < plan->num_files; f++)
-        json_array_append_new(files, json_pack("{s:s, s:I, s:i}", "path", plan->files[f].path,
-                                               "bytes", (json_int_t)plan->files[f].bytes, "tensors",
-                                               (int)plan->files[f].num_tensors));
+    for (size_t f = 0; f < plan->work.num_files; f++)
+        json_array_append_new(files, json_pack("{s:s, s:I, s:i}", "path", plan->work.files[f].path,
+                                               "bytes", (json_int_t)plan->work.files[f].bytes,
+                                               "tensors", (int)plan->work.files[f].num_tensors));
     return print_json(json_pack("{s:o, s:I, s:I, s:I, s:I}", "files", files, "units",
-                                (json_int_t)plan->num_units, "bytes_read",
-                                (json_int_t)plan->bytes_read, "bytes_written",
-                                (json_int_t)plan->bytes_written, "peak_scratch",
+                                (json_int_t)plan->work.num_units, "bytes_read",
+                                (json_int_t)plan->work.bytes_read, "bytes_written",
+                                (json_int_t)plan->work.bytes_written, "peak_scratch",
                                 (json_int_t)peak_scratch(plan, context)),
                       err);
 }
@@ -261,12 +271,13 @@ static void print_plan(FILE *out, const mp_plan *plan, const mp_context *context
 {
     char size[SIZE_TEXT], read[SIZE_TEXT], written[SIZE_TEXT];
 
-    for (size_t f = 0; f < plan->num_files; f++)
-        fprintf(out, "%s  %u tensors  %s\n", plan->files[f].path, plan->files[f].num_tensors,
-                size_text(plan->files[f].bytes, size));
+    for (size_t f = 0; f < plan->work.num_files; f++)
+        fprintf(out, "%s  %u tensors  %s\n", plan->work.files[f].path,
+                plan->work.files[f].num_tensors, size_text(plan->work.files[f].bytes, size));
     fprintf(out, "%llu units, %s to read, %s to write, scratch memory %s\n",
-            (unsigned long long)plan->num_units, size_text(plan->bytes_read, read),
-            size_text(plan->bytes_written, written), size_text(peak_scratch(plan, context), size));
+            (unsigned long long)plan->work.num_units, size_text(plan->work.bytes_read, read),
+            size_text(plan->work.bytes_written, written),
+            size_text(peak_scratch(plan, context), size));
 }
 
 static double seconds_now(void)
@@ -277,33 +288,40 @@ static double seconds_now(void)
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-/* The requantization error as the manifest has it. */
-static int print_errors(const char *out, mp_error *err)
+/* The requantization error as the manifest has it, and whether it is within the bound. */
+static int report_errors(const repack_options *o, mp_error *err)
 {
     mp_manifest manifest;
-    int rc = mp_manifest_load(&manifest, out, err);
+    int rc = mp_manifest_load(&manifest, o->out, err);
 
     if (rc != 0)
         return rc;
-    for (size_t i = 0; i < manifest.num_errors; i++) {
-        const mp_layer_error *e = &manifest.errors[i];
-
-        fprintf(stderr,
-                "moepack: repack: %s %s: relative RMS error %.4g, SQNR %.2f dB, %llu of %llu "
-                "flushed to zero\n",
-                e->layer, e->matrix, e->relative_rms, e->sqnr_db, (unsigned long long)e->flushed,
-                (unsigned long long)e->elements);
-    }
+    if (!o->common.quiet)
+        print_error_table(manifest.errors, manifest.num_errors, stderr);
+    if (o->fail_above > 0)
+        rc = check_errors_above(manifest.errors, manifest.num_errors, o->fail_above, err);
     mp_manifest_release(&manifest);
-    return 0;
+    return rc;
+}
+
+static void print_done(const repack_job *job, double took)
+{
+    const mp_work *work = &job->plan.work;
+    char size[SIZE_TEXT];
+
+    fprintf(stderr, "moepack: repack: %s: %zu files, %s in %.1f s", job->o->out, work->num_files,
+            size_text(work->bytes_written, size), took);
+    /* Of a resumed run, it is not known how much was left. */
+    if (!job->o->resume)
+        fprintf(stderr, " (%.2f GB/s)", (double)work->bytes_written / took / 1e9);
+    fputc('\n', stderr);
 }
 
 static int run_plan(const repack_job *job, const mp_context *context, mp_error *err)
 {
     const repack_options *o = job->o;
     mp_run_mode mode = o->resume ? MP_RUN_RESUME : o->force ? MP_RUN_FORCE : MP_RUN_FRESH;
-    double begin = seconds_now(), took;
-    char size[SIZE_TEXT];
+    double begin = seconds_now();
     int rc = mp_plan_run(&job->plan, o->out, mode, context, err);
 
     if (rc == MP_ERR_CANCELLED)
@@ -311,19 +329,11 @@ static int run_plan(const repack_job *job, const mp_context *context, mp_error *
     if (rc != 0)
         return rc;
     progress_clear();
-    took = seconds_now() - begin;
-    if (!o->common.quiet) {
-        rc = print_errors(o->out, err);
-        fprintf(stderr, "moepack: repack: %s: %zu files, %s in %.1f s", o->out, job->plan.num_files,
-                size_text(job->plan.bytes_written, size), took);
-        /* Of a resumed run, it is not known how much was left. */
-        if (!o->resume)
-            fprintf(stderr, " (%.2f GB/s)", (double)job->plan.bytes_written / took / 1e9);
-        fputc('\n', stderr);
-    }
-    if (rc == 0 && o->common.json)
+    if (!o->common.quiet)
+        print_done(job, seconds_now() - begin);
+    if (o->common.json)
         rc = print_plan_json(&job->plan, context, err);
-    return rc;
+    return rc ? rc : report_errors(o, err);
 }
 
 static int run_repack(const void *values, mp_error *err)
@@ -407,6 +417,9 @@ static const cmd_option options[] = {
             "without a placement: R redundant experts, placed in turn"),
     OPT_CHOICE(0, "shared", "MODE", repack_options, shared, shared_modes,
                "what to do with shared experts"),
+    OPT_FLAG(0, "requantize-shared", repack_options, requantize_shared,
+             "let shared experts lose precision where the target takes another format"),
+    OPT_FLAG(0, "nz", repack_options, nz, "Ascend: weights in FRACTAL_NZ form"),
     OPT_STRING(0, "quantize", "SCHEME", repack_options, quantize,
                "requantize experts that are stored otherwise", .choice_name = scheme_name),
     OPT_CHOICE(0, "rounding", "RULE", repack_options, rounding, roundings,
@@ -417,9 +430,10 @@ static const cmd_option options[] = {
                "requantizing takes the largest magnitude of a block to be at least X"),
     OPT_FLAG(0, "allow-nonfinite", repack_options, allow_nonfinite,
              "let NaN and infinite weights through"),
-    OPT_STRING(
-        0, "drop", "NAMES", repack_options, drop,
-        "leave behind what the target cannot carry: bias, input_scale, or both with a comma"),
+    OPT_DOUBLE(0, "fail-above", "X", repack_options, fail_above, 0, 1e30,
+               "status 1 where requantizing has a relative RMS error above X"),
+    OPT_STRING(0, "drop", "NAMES", repack_options, drop,
+               "leave behind what the target cannot carry: bias, input_scale, offset"),
     OPT_STRING(0, "layers", "LIST", repack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
     OPT_STRING(0, "ranks", "LIST", repack_options, ranks, "only these ranks, as in 0-3,7"),
     OPT_SIZE(0, "max-shard-size", "SIZE", repack_options, max_shard_size, 1, INT64_MAX,

@@ -12,6 +12,9 @@
 
 #define FORMAT_UNSET (-1)
 
+/* Of a family without a preset. */
+#define USUAL_VOCABULARY 32000
+
 #define SIZE_MAX_OPTION  (1u << 24)
 #define COUNT_MAX_OPTION (1u << 16)
 
@@ -33,6 +36,7 @@ typedef struct synth_options {
     uint64_t vocab;
     double routed_scaling; /* negative: not given */
     int format;            /* an mp_scheme, or FORMAT_UNSET */
+    int style;             /* an mp_synth_style */
     uint64_t seed;
     uint64_t max_shard_size;
 } synth_options;
@@ -45,7 +49,8 @@ static const char *preset_name(size_t index)
     return index < count ? presets[index].name : NULL;
 }
 
-/* Begins with the vocabulary and scaling factor of a family's first preset, and no sizes. */
+/* Begins with the vocabulary and scaling factor of a family's first preset, if it has one, and
+ * no sizes. */
 static int start_from_family(const synth_options *o, mp_synth_options *synth, mp_error *err)
 {
     const struct {
@@ -59,11 +64,12 @@ static int start_from_family(const synth_options *o, mp_synth_options *synth, mp
     size_t count;
     const mp_preset *preset = mp_presets(&count);
 
-    *synth = (mp_synth_options){.family = o->family};
+    *synth = (mp_synth_options){
+        .family = o->family, .vocab_size = USUAL_VOCABULARY, .routed_scaling_factor = 1};
     for (size_t i = 0; i < sizeof(needed) / sizeof(needed[0]); i++)
         if (needed[i].value == UNSET)
             return cmd_fail(err, MP_ERR_USAGE, "--family needs --%s", needed[i].option);
-    mp_synth_scheme(o->family, 0, &synth->scheme);
+    mp_synth_scheme(o->family, 0, &synth->scheme, NULL);
     for (size_t i = 0; i < count; i++)
         if (strcmp(preset[i].options.family, o->family) == 0) {
             synth->vocab_size = preset[i].options.vocab_size;
@@ -99,6 +105,23 @@ static void fit(mp_synth_options *synth)
     lower(&synth->num_hash_layers, synth->num_layers);
 }
 
+/* A style without a format means the first format in that style. */
+static void apply_format(const synth_options *o, mp_synth_options *synth)
+{
+    mp_scheme scheme;
+    mp_synth_style style;
+
+    synth->style = (mp_synth_style)o->style;
+    if (o->format != FORMAT_UNSET)
+        synth->scheme = (mp_scheme)o->format;
+    else if (synth->style != MP_STYLE_USUAL)
+        for (size_t i = 0; mp_synth_scheme(synth->family, i, &scheme, &style); i++)
+            if (style == synth->style) {
+                synth->scheme = scheme;
+                return;
+            }
+}
+
 static void apply(const synth_options *o, mp_synth_options *synth)
 {
     replace_u64(&synth->hidden_size, o->hidden);
@@ -115,8 +138,7 @@ static void apply(const synth_options *o, mp_synth_options *synth)
     replace_u64(&synth->vocab_size, o->vocab);
     if (o->routed_scaling >= 0)
         synth->routed_scaling_factor = o->routed_scaling;
-    if (o->format != FORMAT_UNSET)
-        synth->scheme = (mp_scheme)o->format;
+    apply_format(o, synth);
     synth->seed = o->seed;
     synth->max_shard_size = o->max_shard_size;
 }
@@ -140,8 +162,22 @@ static int run_synth(const void *values, mp_error *err)
 
 static const cmd_choice formats[] = {
     {"mxfp4", MP_SCHEME_MXFP4},
+    {"mxfp8", MP_SCHEME_MXFP8},
     {"fp8_block", MP_SCHEME_FP8_BLOCK},
+    {"fp8_channel", MP_SCHEME_FP8_CHANNEL},
+    {"nvfp4", MP_SCHEME_NVFP4},
+    {"int8_channel", MP_SCHEME_INT8_CHANNEL},
+    {"int4_group", MP_SCHEME_INT4_GROUP},
     {"bf16", MP_SCHEME_BF16},
+    {NULL, 0},
+};
+
+static const cmd_choice styles[] = {
+    {"usual", MP_STYLE_USUAL},
+    {"vendor", MP_STYLE_VENDOR},
+    {"compressed-tensors", MP_STYLE_COMPRESSED_TENSORS},
+    {"modelopt", MP_STYLE_MODELOPT},
+    {"modelslim", MP_STYLE_MODELSLIM},
     {NULL, 0},
 };
 
@@ -172,6 +208,8 @@ static const cmd_option options[] = {
                "factor of the routed experts' sum"),
     OPT_CHOICE(0, "format", "SCHEME", synth_options, format, formats,
                "scheme of the routed experts; not every family has every one"),
+    OPT_CHOICE(0, "style", "STYLE", synth_options, style, styles,
+               "whose names and types for that scheme"),
     OPT_U64(0, "seed", "N", synth_options, seed, 0, UINT64_MAX, "seed of the weights"),
     OPT_SIZE(0, "max-shard-size", "SIZE", synth_options, max_shard_size, 1, INT64_MAX,
              "most bytes of tensors in a shard"),

@@ -6,6 +6,9 @@
 #include <moepack/layout.h>
 #include <string.h>
 
+#define WIDTH  100 /* columns of a line */
+#define INDENT 15  /* columns before the text of a line */
+
 typedef struct targets_options {
     common_options common;
 } targets_options;
@@ -13,12 +16,20 @@ typedef struct targets_options {
 /* Sizes that every target takes; names and dtypes do not depend on them. */
 static const mp_dims sample_dims = {.hidden_size = 4096, .intermediate_size = 2048};
 
+static const char *const role_names[MP_ROLES] = {
+    [MP_ROLE_WEIGHT] = "weight",
+    [MP_ROLE_SCALE] = "scale",
+    [MP_ROLE_ALPHA] = "alpha",
+    [MP_ROLE_GLOBAL_SCALE] = "global_scale",
+    [MP_ROLE_INPUT_SCALE] = "input_scale",
+    [MP_ROLE_OFFSET] = "offset",
+};
+
 static json_t *tensor_json(const mp_slot_tensor *tensor)
 {
-    return json_pack("{s:s, s:s, s:s, s:s}", "name", tensor->name, "side",
-                     tensor->side == MP_L1 ? "l1" : "l2", "role",
-                     tensor->role == MP_ROLE_WEIGHT ? "weight" : "scale", "dtype",
-                     mp_dtype_name(tensor->dtype));
+    return json_pack("{s:s, s:s, s:s, s:s, s:b}", "name", tensor->name, "side",
+                     tensor->side == MP_L1 ? "l1" : "l2", "role", role_names[tensor->role], "dtype",
+                     mp_dtype_name(tensor->dtype), "optional", tensor->optional);
 }
 
 static json_t *tensors_json(const mp_target *target)
@@ -55,18 +66,48 @@ static int print_targets_json(const mp_target *const *targets, size_t count, mp_
     return print_json(list, err);
 }
 
-static void print_target(const mp_target *target, const output_ink *ink)
+/* The tensors that are always there, or the optional ones; nothing if there are none. */
+static void print_tensors(const mp_target *target, const char *heading, bool optional)
 {
     mp_slot_tensor tensors[MP_TARGET_TENSORS];
     unsigned count = target->describe(&sample_dims, tensors);
+    size_t column = 0;
 
+    for (unsigned i = 0; i < count; i++) {
+        const char *name = tensors[i].name, *dtype = mp_dtype_name(tensors[i].dtype);
+        size_t length = strlen(name) + strlen(dtype) + strlen(", ") + 1;
+
+        if (tensors[i].optional != optional)
+            continue;
+        if (column == 0) {
+            printf("  %-*s", INDENT - 2, heading);
+            column = INDENT;
+        } else if (column + length > WIDTH) {
+            printf(",\n%*s", INDENT, "");
+            column = INDENT;
+        } else {
+            printf(", ");
+        }
+        printf("%s %s", name, dtype);
+        column += length;
+    }
+    if (column > 0)
+        putchar('\n');
+}
+
+static void print_line(const char *heading, const char *text)
+{
+    printf("  %-*s%s\n", INDENT - 2, heading, text);
+}
+
+static void print_target(const mp_target *target, const output_ink *ink)
+{
     printf("%s%s/%u%s\n", ink->bold, target->name, target->version, ink->plain);
-    printf("  kernel       %s\n", target->engine);
-    printf("  weights      %s\n", mp_scheme_name(target->scheme));
-    printf("  tensors      ");
-    for (unsigned i = 0; i < count; i++)
-        printf("%s%s %s", i > 0 ? ", " : "", tensors[i].name, mp_dtype_name(tensors[i].dtype));
-    printf("\n  constraints  %s\n", target->constraints);
+    print_line("kernel", target->engine);
+    print_line("weights", mp_scheme_name(target->scheme));
+    print_tensors(target, "tensors", false);
+    print_tensors(target, "optional", true);
+    print_line("constraints", target->constraints);
 }
 
 static int run_targets(const void *values, mp_error *err)

@@ -18,6 +18,8 @@ typedef struct verify_options {
     const char *source;
     const char *layers;
     const char *ranks;
+    uint64_t sample; /* 0: all */
+    uint64_t seed;
     bool tap;
     const char *junit;
 } verify_options;
@@ -51,16 +53,17 @@ static void put_xml(FILE *out, const char *text)
     }
 }
 
-/* The tensor's name without the layer, which stands before it. */
+/* The tensor's name without the layer, which stands before it, and without "experts.". */
 static const char *short_name(const mp_fault *fault)
 {
-    static const char between[] = ".experts.";
+    static const char block[] = "experts.";
     size_t length = fault->layer ? strlen(fault->layer) : 0;
+    const char *name = fault->tensor;
 
-    if (length > 0 && strncmp(fault->tensor, fault->layer, length) == 0 &&
-        strncmp(fault->tensor + length, between, sizeof between - 1) == 0)
-        return fault->tensor + length + sizeof between - 1;
-    return fault->tensor;
+    if (length == 0 || strncmp(name, fault->layer, length) != 0 || name[length] != '.')
+        return name;
+    name += length + 1;
+    return strncmp(name, block, sizeof block - 1) == 0 ? name + sizeof block - 1 : name;
 }
 
 /* "rank 1, layers.3, slot 7, l1_weight_sf, element 96: ...", without a newline. */
@@ -275,6 +278,9 @@ static int run_verify(const void *values, mp_error *err)
         level = o->source ? MP_VERIFY_EXACT : MP_VERIFY_DIGEST;
     if (level == MP_VERIFY_EXACT && !o->source)
         return cmd_fail(err, MP_ERR_USAGE, "--level exact needs --source");
+    if (o->sample && level < MP_VERIFY_EXACT)
+        return cmd_fail(err, MP_ERR_USAGE, "--sample is for level exact, not %s",
+                        mp_verify_level_name((mp_verify_level)level));
     if (o->tap && o->common.json)
         return cmd_fail(err, MP_ERR_USAGE, "--tap and --json exclude each other");
 
@@ -283,6 +289,8 @@ static int run_verify(const void *values, mp_error *err)
         .source = o->source,
         .layers = o->layers,
         .ranks = o->ranks,
+        .sample = (uint32_t)o->sample,
+        .seed = o->seed,
     };
     cmd_context(&o->common, &context);
     int rc = mp_verify(o->out, &options, &context, &report, err);
@@ -309,6 +317,9 @@ static const cmd_option options[] = {
                "look at the bytes of these layers only: numbers, ranges, prefixes"),
     OPT_STRING(0, "ranks", "LIST", verify_options, ranks,
                "look at the bytes of these ranks only: numbers, ranges"),
+    OPT_U64(0, "sample", "N", verify_options, sample, 1, UINT32_MAX,
+            "hold only N routed experts of each layer against the source"),
+    OPT_U64(0, "seed", "N", verify_options, seed, 0, UINT64_MAX, "which sample to draw"),
     OPT_FLAG(0, "tap", verify_options, tap, "print TAP instead of text"),
     OPT_STRING(0, "junit", "FILE", verify_options, junit, "write a JUnit XML report to FILE"),
     OPT_JSON(verify_options),

@@ -58,16 +58,42 @@ typedef struct mp_source_shard {
 /* Error of a requantized side of a layer. */
 typedef struct mp_layer_error {
     char *layer;        /* prefix */
-    const char *matrix; /* "w13" or "w2" */
+    const char *matrix; /* "w13" or "w2"; "shared w13" or "shared w2" */
     double relative_rms;
     double sqnr_db;
     uint64_t saturated, flushed, elements;
+    uint64_t requantized_blocks; /* of nvfp4: mp_quant_stats (numeric.h) */
 } mp_layer_error;
+
+/* A tensor of an expert in a checkpoint. */
+typedef struct mp_form_tensor {
+    char *name;   /* behind the layer's prefix, {} for the number of the expert:
+                     "ffn.experts.{}.w1.weight" */
+    char *matrix; /* "gate", "up", "down", or "gate_up" where they are fused */
+    char *role;   /* "weight", "scale", "global_scale", "input_scale", "offset", "shape" */
+    mp_dtype dtype;
+    uint32_t rank;
+    uint64_t shape[4];
+} mp_form_tensor;
+
+/* How the experts of a layer are stored in a checkpoint: what unpacking gives back. */
+typedef struct mp_form {
+    char *scheme; /* of mp_scheme_name */
+    char *fusion; /* "none", "rows", "rows_paired", "cols", "cols_paired": mp_fusion (model.h) */
+    bool global_divides;
+    uint32_t block_rows; /* of a scale; UINT32_MAX where it covers all */
+    uint32_t block_cols;
+    mp_form_tensor *tensors;
+    size_t num_tensors;
+} mp_form;
+
+void mp_form_release(mp_form *form);
 
 typedef struct mp_manifest {
     char *tool_version;
     char *target;
     uint64_t target_version;
+    bool nz; /* weights in FRACTAL_NZ form */
     /* quantization */
     char *source_scheme;
     char *target_scheme;
@@ -85,13 +111,18 @@ typedef struct mp_manifest {
     /* placement */
     uint64_t ep_size;
     uint64_t num_physical;
-    char *shared;                 /* "none" */
+    char *shared;                 /* "none", "fused", "separate" */
+    bool shared_lossless;         /* of shared experts that are packed */
     mp_hex_digest placement_xxh3; /* of placement.json */
     mp_hex_digest config_xxh3;    /* of config.json; "" where the source has none */
     mp_source_shard *shards;
     size_t num_shards;
     char **layers; /* prefixes of the layers that are packed, in order */
     size_t num_layers;
+    mp_form *forms; /* distinct ones */
+    size_t num_forms;
+    uint32_t *layer_form;  /* [num_layers] into forms: of the routed experts */
+    uint32_t *shared_form; /* [num_layers] of the shared expert; null where none is packed */
     mp_packed_rank *ranks;
     size_t num_ranks;
     mp_layer_error *errors; /* where requantized */

@@ -10,8 +10,12 @@
  * g of a tensor are [g * slot_bytes, (g + 1) * slot_bytes).
  *
  * Between source and target stands the canonical form: a side of an expert in
- * the target's scheme and the source's row order. L1 is [2I, H], gate rows and
- * then up rows; L2 is [H, I]; with them their scales, row-major.
+ * the target's scheme and the source's row order. L1 has two parts, gate and up,
+ * of [I, H] each; L2 has one, [H, I]. With them go their scales, row-major, as
+ * mp_scheme_form_of (numeric.h) says.
+ *
+ * Weights go through in tiles: rectangles of the canonical form that become one
+ * extent of the packed tensor. Scales, which are small, go through whole.
  *
  * pack and unpack are written apart, each as a gather, so that one checks the
  * other. Layout definitions: moepack-layouts(7).
@@ -35,11 +39,23 @@ typedef struct mp_dims {
 /* Which matrix product of the expert. */
 typedef enum mp_side { MP_L1, MP_L2, MP_SIDES } mp_side;
 
-/* Rows of the canonical form of a side: 2I or H; and its columns: H or I. */
+/* Canonical sizes of a side: its parts (gate and up: 2; down: 1), rows of each part (I or
+ * H) and columns (H or I). */
+unsigned mp_side_parts(mp_side side);
 uint64_t mp_side_rows(const mp_dims *dims, mp_side side);
 uint64_t mp_side_cols(const mp_dims *dims, mp_side side);
 
-typedef enum mp_role { MP_ROLE_WEIGHT, MP_ROLE_SCALE } mp_role;
+/* What a tensor holds of a side. All but weight and scale is one float32 a part, gate first,
+ * or (offset) one a row. */
+typedef enum mp_role {
+    MP_ROLE_WEIGHT,
+    MP_ROLE_SCALE,
+    MP_ROLE_ALPHA,        /* nvfp4: the second scale, a multiplier */
+    MP_ROLE_GLOBAL_SCALE, /* the same as it was stored, where the source divides by it */
+    MP_ROLE_INPUT_SCALE,  /* of activations; one a side */
+    MP_ROLE_OFFSET,       /* zero points */
+    MP_ROLES
+} mp_role;
 
 /* One tensor of a target. */
 typedef struct mp_slot_tensor {
@@ -47,12 +63,39 @@ typedef struct mp_slot_tensor {
     mp_side side;
     mp_role role;
     mp_dtype dtype;
+    bool optional; /* there where the source has such tensors */
+    bool flat;     /* of rank 1, and the tensor of G slots too: [G * shape[0]] */
     uint32_t rank; /* of one slot: the tensor of G slots has shape [G, shape...] */
-    uint64_t shape[3];
+    uint64_t shape[4];
     uint64_t slot_bytes;
 } mp_slot_tensor;
 
-#define MP_TARGET_TENSORS 4
+#define MP_TARGET_TENSORS 10
+
+/* How the weights of a side are cut into tiles. */
+typedef enum mp_tile_kind {
+    MP_TILES_PAIRED, /* the same rows of gate and of up */
+    MP_TILES_ROWS,   /* rows of one part */
+    MP_TILES_COLS    /* columns, with all rows of all parts */
+} mp_tile_kind;
+
+/* The packed tensor of a slot is a sequence of lines of equal size: one for each row (of
+ * both parts together), or each column where tiles are columns. */
+typedef struct mp_tiling {
+    mp_tile_kind kind;
+    uint64_t group; /* tiles begin at a multiple of this many rows of a part, or columns */
+    uint64_t pad;   /* the number of lines is rounded up to a multiple of this */
+    bool unchanged; /* the packed bytes of a tile are those of its rectangle */
+} mp_tiling;
+
+/* Rows row0 .. row0+rows-1, columns col0 .. col0+cols-1 of parts part .. part+parts-1, and
+ * where they go in the weight tensor of a slot. */
+typedef struct mp_tile {
+    unsigned part, parts;
+    uint64_t row0, rows;
+    uint64_t col0, cols;
+    uint64_t offset, bytes;
+} mp_tile;
 
 /* A target layout. */
 typedef struct mp_target {
@@ -64,35 +107,50 @@ typedef struct mp_target {
 
     const char *constraints;
 
-    /* Fills tensors[], MP_ROLE_WEIGHT and MP_ROLE_SCALE of L1 and L2; returns how many.
-     * dims have passed check. */
+    bool ue8m0;  /* block scales have to be powers of two */
+    bool single; /* tensors are those of one slot, without the dimension G */
+    /* The form of shared experts that stay apart; the target itself, or another record. */
+    const struct mp_target *separate;
+    /* The same target with weights in FRACTAL_NZ form; null: there is none. */
+    const struct mp_target *nz;
+
+    /* Fills tensors[] with the weight tensors of L1 and L2 and what goes with them; returns
+     * how many. dims have passed check. */
     unsigned (*describe)(const mp_dims *dims, mp_slot_tensor tensors[MP_TARGET_TENSORS]);
 
     /* MP_ERR_UNSUPPORTED when the sizes break a constraint of the kernel;
      * sizes that the kernel takes and an engine does not are warnings. */
     int (*check)(const mp_dims *dims, mp_problems *warnings, mp_error *err);
 
-    /* Rows of an L1 weight tile have to begin and end at a multiple of this. */
-    unsigned l1_row_group;
-    /* True when the L2 weight bytes of a slot are those of the canonical form. */
-    bool l2_weight_unchanged;
+    mp_tiling (*tiling)(const mp_dims *dims, mp_side side);
 
-    /* Weight rows row0 .. row0+rows-1 of the target's tensor from the canonical form.
-     * L1: rows is a multiple of l1_row_group; gate and up hold canonical rows row0/2 ..
-     * (row0+rows)/2-1 of either. L2: gate holds rows row0 .., up is null. */
-    void (*pack_weight)(const mp_dims *dims, mp_side side, uint64_t row0, uint64_t rows,
-                        const uint8_t *gate, const uint8_t *up, uint8_t *out);
-    void (*unpack_weight)(const mp_dims *dims, mp_side side, uint64_t row0, uint64_t rows,
-                          const uint8_t *in, uint8_t *gate, uint8_t *up);
+    /* A tile of weights from its rectangle of the canonical form, and back. in[p], out[p]:
+     * [rows, cols] of part tile->part + p, contiguous. Padding is written as zeros. */
+    void (*pack_weight)(const mp_dims *dims, mp_side side, const mp_tile *tile,
+                        const uint8_t *const in[2], uint8_t *out);
+    void (*unpack_weight)(const mp_dims *dims, mp_side side, const mp_tile *tile, const uint8_t *in,
+                          uint8_t *const out[2]);
 
-    /* The whole scale tensor of a slot from canonical scales, and back; null for a
-     * scheme without scales. */
+    /* The whole scale tensor of a slot from canonical scales, part after part, and back;
+     * null for a scheme without scales. */
     void (*pack_scale)(const mp_dims *dims, mp_side side, const uint8_t *canonical, uint8_t *out);
     void (*unpack_scale)(const mp_dims *dims, mp_side side, const uint8_t *in, uint8_t *canonical);
 } mp_target;
 
-/* Bytes of canonical scales of one row with `cols` columns; 0 for a scheme without. */
-uint64_t mp_target_scale_row_bytes(const mp_target *target, uint64_t cols);
+/* Canonical scales of one part of a side: rows, and bytes of a row; 0 without scales. */
+uint64_t mp_target_scale_rows(const mp_target *target, const mp_dims *dims, mp_side side);
+uint64_t mp_target_scale_row_bytes(const mp_target *target, const mp_dims *dims, mp_side side);
+
+/* Shape of the tensor of `slots` slots, [slots, shape of a slot] unless it is flat or there
+ * is but one. Returns its rank. */
+uint32_t mp_slots_shape(const mp_target *target, const mp_slot_tensor *tensor, uint64_t slots,
+                        uint64_t shape[5]);
+
+/* Cuts a side into tiles whose rectangles hold about `bytes` bytes, at least one group:
+ * how many there are, and number `index` of them, in the order of their extents. */
+uint64_t mp_tile_count(const mp_target *target, const mp_dims *dims, mp_side side, uint64_t bytes);
+mp_tile mp_tile_at(const mp_target *target, const mp_dims *dims, mp_side side, uint64_t bytes,
+                   uint64_t index);
 
 /* The target of that name, or null; all of them, *count. */
 const mp_target *mp_target_find(const char *name);

@@ -30,6 +30,7 @@ typedef struct mp_config {
     bool present;        /* there was a config.json at all */
     char model_type[64]; /* "" where absent */
     uint64_t hidden_size;
+    uint64_t latent_size; /* H of routed experts, where that is not hidden_size */
     uint64_t moe_intermediate_size;
     uint64_t num_experts;
     uint64_t num_shared_experts;
@@ -42,6 +43,17 @@ typedef struct mp_config {
     uint64_t block_rows; /* quantization_config.weight_block_size */
     uint64_t block_cols;
     char quant_method[64];       /* "" where absent */
+    /* What the router and the experts compute; a float that is absent is a NaN. */
+    char scoring_func[32]; /* "" where absent */
+    char topk_method[32];
+    char hidden_act[32];
+    uint64_t n_group;
+    uint64_t topk_group;
+    int norm_topk_prob; /* 0, 1, or -1 where absent */
+    double routed_scaling_factor;
+    double swiglu_limit;
+    double swiglu_alpha;
+    double swiglu_beta;
     unsigned char *dense_layers; /* num_dense_layers flags, 1: dense by a list; or null */
     uint64_t num_dense_layers;
 } mp_config;
@@ -101,6 +113,11 @@ typedef struct mp_matrix {
     uint64_t first;
     uint32_t slice;
     bool paired;
+    bool global_divides; /* the second scale divides instead of multiplying */
+    /* Of a part of a matrix: column k is stored column first_col + k of stored_cols; both zero
+     * where the matrix has all columns. The part begins at the edge of a block of scales. */
+    uint64_t first_col;
+    uint64_t stored_cols;
 } mp_matrix;
 
 typedef struct mp_expert {
@@ -151,7 +168,7 @@ typedef struct mp_catalog {
     uint64_t hidden_size;           /* H of the experts, from the tensors */
     uint64_t moe_intermediate_size; /* I */
     uint32_t num_experts;           /* of the first layer */
-    uint32_t num_shared_experts;
+    uint32_t num_shared_experts;    /* 0 too where these have another H than the routed ones */
     mp_moe_layer *layers; /* decoder layers ascending, then MTP blocks */
     size_t num_layers;
     uint64_t expert_tensors;        /* understood as expert weights or scales */
@@ -181,9 +198,20 @@ void mp_catalog_shape(const mp_catalog *catalog, mp_projection projection, uint6
 uint64_t mp_storage_row_bytes(const mp_storage *storage, uint64_t cols);
 uint64_t mp_storage_scale_row_bytes(const mp_storage *storage, uint64_t cols);
 
+/* The columns col0 .. of a matrix with `cols` columns, as a matrix. col0 is a multiple of the
+ * columns of a scale, and of what is packed into one stored element. */
+mp_matrix mp_matrix_columns(const mp_matrix *matrix, uint64_t cols, uint64_t col0);
+
+/* The matrices of an expert that a slot holds: of routed expert `id` below num_experts; from
+ * there on, the part of the shared expert that is as wide as a routed one, I rows of gate and
+ * up and I columns of down. storage: set to how they are stored.
+ * MP_ERR_INPUT for an id that there is not, MP_ERR_UNSUPPORTED where scales span two parts. */
+int mp_layer_expert(const mp_catalog *catalog, const mp_moe_layer *layer, uint32_t id,
+                    mp_expert *view, const mp_storage **storage, mp_error *err);
+
 /* Reads weight rows row0 .. row0+rows-1 of a matrix with `cols` columns, and the
  * scale rows that cover them.
- * weight: rows * mp_storage_row_bytes() bytes.
+ * weight: rows * mp_storage_row_bytes() bytes; may be null to leave them out.
  * scale: the scale rows row0 / block_rows .. (row0+rows-1) / block_rows; may be null
  *   to leave them out. */
 int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
@@ -194,6 +222,11 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
  * where there is none. MP_ERR_INPUT for a scale that is not a positive finite number. */
 int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *global,
                      mp_error *err);
+
+/* MP_ERR_INPUT when the matrix says another shape of its packed weights than [rows, cols].
+ * Nothing for a matrix that says none. */
+int mp_matrix_check_shape(const mp_catalog *catalog, const mp_matrix *matrix, uint64_t rows,
+                          uint64_t cols, mp_error *err);
 
 /* MP_ERR_UNSUPPORTED when one of the matrix's zero points, if it has any, is not zero. */
 int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, mp_error *err);

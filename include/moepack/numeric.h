@@ -42,6 +42,9 @@ typedef struct mp_quant_options {
     bool ue8m0;           /* fp8_block, fp8_group: round the scale up to a power of two */
     bool allow_nonfinite; /* let NaN and Inf through instead of refusing; see mp_requantize */
     float global_scale;   /* nvfp4: its second scale, a multiplier; see mp_nvfp4_global */
+    /* fp8_channel, int8_channel: [rows of the call], the scale of each row, so that a matrix
+     * can be encoded in panels of columns; see mp_rows_channel_scales. Null: each row's own. */
+    const float *row_scales;
 } mp_quant_options;
 
 /* ------------------------------------------------------------------------
@@ -50,11 +53,11 @@ typedef struct mp_quant_options {
 
 /* Kernel functions for one instruction set. No pointer may be null, none needs
  * to be aligned, and n = 0 is allowed. Input and output do not overlap, but
- * `scale` may work in place.
+ * `scale`, `scale_blocks` and `divide` may work in place.
  *
  * NaN: bf16_encode makes it quiet and keeps its sign and upper bits; e4m3_encode
  * makes it 0x7f or 0xff by its sign; e2m1_encode takes it for a large number.
- * Decoders give a quiet NaN for the NaN codes of E4M3 (with its sign) and UE8M0.
+ * Decoders give a quiet NaN for the NaN codes of F16, E4M3 (with its sign) and UE8M0.
  * Which NaN a product gives is up to the processor.
  *
  * "codes" of E2M1 are packed: element 2j in the low nibble of byte j. n is
@@ -64,6 +67,7 @@ typedef struct mp_kernels {
 
     void (*bf16_decode)(const uint16_t *in, float *out, size_t n);
     void (*bf16_encode)(const float *in, uint16_t *out, size_t n);
+    void (*f16_decode)(const uint16_t *in, float *out, size_t n);
     void (*e4m3_decode)(const uint8_t *in, float *out, size_t n);
     void (*e4m3_encode)(const float *in, uint8_t *out, size_t n);
     void (*e2m1_decode)(const uint8_t *codes, float *out, size_t n);
@@ -72,12 +76,26 @@ typedef struct mp_kernels {
     /* Smallest power of two >= |in|, clamped to exponent bytes 1..254. */
     void (*ue8m0_encode)(const float *in, uint8_t *out, size_t n);
 
-    /* out[i] = in[i] * scale */
+    void (*int8_decode)(const int8_t *in, float *out, size_t n);
+    /* in[i] / scale to nearest, ties to even, within -127..127; finite, scale > 0. */
+    void (*int8_encode)(const float *in, float scale, int8_t *out, size_t n);
+    /* Packed as E2M1 is, n even; code c is c - 8. */
+    void (*int4_decode)(const uint8_t *codes, float *out, size_t n);
+
+    /* out[i] = in[i] * scale, in[i] * scales[i / width], in[i] / divisor; width > 0 */
     void (*scale)(const float *in, float scale, float *out, size_t n);
+    void (*scale_blocks)(const float *in, const float *scales, size_t width, float *out, size_t n);
+    void (*divide)(const float *in, float divisor, float *out, size_t n);
 
     /* Largest |x| as the bits of a non-negative float32, 0 if n is 0. A NaN or
      * an Inf anywhere gives a value >= 0x7f800000. */
     uint32_t (*amax_bits)(const float *in, size_t n);
+    /* The same of every block of `width` elements, the last of which may be shorter. */
+    void (*amax_blocks)(const float *in, size_t width, uint32_t *amax, size_t n);
+
+    /* Whether any of n elements of 8, 16 or 32 bits has a magnitude of at least `limit`: of
+     * signed elements without the top bit, of others with it, and limit has it too. */
+    bool (*reaches)(const void *in, size_t n, unsigned bits, bool is_signed, uint32_t limit);
 
     /* mxfp4, blocks of 32 elements along K; n is a multiple of 32.
      * codes: n/2 bytes; scales: n/32 exponent bytes. The encoder wants finite input. */
@@ -111,10 +129,10 @@ typedef struct mp_kernels {
      * ((0+4)+(2+6)) + ((1+5)+(3+7)), then to sums[]. */
     void (*error_sums)(const float *a, const float *b, size_t n, double sums[2]);
 
-    /* counts[0] += number of elements with |original| > limit, limit >= 0;
+    /* counts[0] += number of elements i with |original| > limits[i / width], all >= 0;
      * counts[1] += number of nonzero originals that were decoded to zero. */
-    void (*count_lost)(const float *original, const float *decoded, size_t n, float limit,
-                       uint64_t counts[2]);
+    void (*count_lost)(const float *original, const float *decoded, size_t n, const float *limits,
+                       size_t width, uint64_t counts[2]);
 } mp_kernels;
 
 /* The kernels of the best level that this processor and its operating system
@@ -163,6 +181,28 @@ typedef struct mp_rows {
  * bytes (a multiple of 2 for 4-bit schemes). int4_group has whole words of 4. */
 uint64_t mp_scheme_row_bytes(mp_scheme scheme, uint64_t cols);
 
+/* How mp_requantize writes a scheme. Where `canonical` is false it does not (f16, f32,
+ * fp8_tensor, int4_group), and the other members are 0. Without scales block_* are 1. */
+typedef struct mp_scheme_form {
+    bool canonical;
+    bool has_nan; /* codes can say NaN */
+    bool has_scale;
+    bool has_global; /* nvfp4: a float32 for the whole matrix besides */
+    mp_dtype scale_dtype;
+    uint32_t block_rows; /* of one scale; UINT32_MAX columns: one a row */
+    uint32_t block_cols;
+    uint32_t cols_of; /* the number of columns is a multiple of it */
+} mp_scheme_form;
+
+/* A static record; null if there is no such scheme. */
+const mp_scheme_form *mp_scheme_form_of(mp_scheme scheme);
+
+/* Scale values from one type to another: F32, BF16, F16, F8_E4M3, F8_E8M0 and U8, which is
+ * F8_E8M0. in, out: `count` of them, not overlapping, no need of alignment. False if a
+ * value cannot be said exactly in `to`, or for another type; `out` is not to be used then.
+ * A NaN stays a NaN. */
+bool mp_scales_convert(mp_dtype from, const void *in, uint64_t count, mp_dtype to, void *out);
+
 /* Decodes to float32 [rows, cols] (checkpoint formulas w = code * scale, the
  * product rounded once to float32; for nvfp4 code * scale, which is exact, times
  * or divided by the global scale). A NaN code or weight decodes to NaN.
@@ -170,6 +210,11 @@ uint64_t mp_scheme_row_bytes(mp_scheme scheme, uint64_t cols);
  * matrix, not of the tile: row0 counts), MP_ERR_UNSUPPORTED for a combination
  * of scheme, scale type and block size that does not exist. */
 int mp_decode_rows(const mp_rows *in, float *out, mp_error *err);
+
+/* Refuses rows that pass through undecoded where mp_requantize would refuse them: a weight
+ * that is NaN or infinite once it is scaled, a scale that is NaN. Same codes and messages.
+ * Runs at the speed of memory unless it finds something. */
+int mp_rows_check_finite(const mp_rows *in, mp_error *err);
 
 /* Error of a requantization, added up in float64 in a fixed order: row by row,
  * within a row as the kernel error_sums does, or, where a row of BF16 without NaN and
@@ -183,7 +228,7 @@ typedef struct mp_quant_stats {
      * 464 for E4M3, 127.5 for INT8, the end of the range for BF16. */
     uint64_t saturated;
     uint64_t flushed; /* nonzero original that decodes to zero */
-    /* mxfp4 to nvfp4: blocks of 32 whose codes could not pass through. */
+    /* To nvfp4 from mxfp4 or nvfp4: blocks (of the source) whose codes could not pass through. */
     uint64_t requantized_blocks;
 } mp_quant_stats;
 
@@ -214,6 +259,13 @@ void mp_quant_stats_add(mp_quant_stats *into, const mp_quant_stats *more);
  *   - mxfp4 to nvfp4 passes a block's codes through where 2^(k-127) / global_scale
  *     is an E4M3 value (mp_nvfp4_global_exact), or where all of them are zeros;
  *     stats count the other blocks.
+ *   - nvfp4 to nvfp4 under another global scale does the same where a block's scale times
+ *     the ratio of the global scales is an E4M3 value. Where the source's global scale
+ *     divides, its reciprocal in float32 is taken for this, which may move a weight by
+ *     2^-24 of itself.
+ *
+ * fp8_channel and int8_channel with options->row_scales: codes are those of the same rows
+ * and columns in a call of whole rows; `scales` gets these values once more and may be null.
  *
  * work: scratch of mp_requantize_scratch(cols) bytes, aligned as malloc aligns.
  * stats: added to, row after row, so that it does not matter how a matrix is split into
@@ -232,6 +284,12 @@ int mp_requantize(const mp_rows *in, mp_scheme to, const mp_quant_options *optio
 /* Bytes of scratch that requantizing rows of `cols` columns needs; UINT64_MAX
  * if that is not a number of bytes. */
 uint64_t mp_requantize_scratch(uint64_t cols);
+
+/* The scales that mp_requantize gives whole rows in fp8_channel or int8_channel, for
+ * options->row_scales of calls that see panels of columns of these rows. options->row_scales
+ * itself is not read. scales: [rows]. work, and what is refused: as for mp_requantize. */
+int mp_rows_channel_scales(const mp_rows *in, mp_scheme to, const mp_quant_options *options,
+                           void *work, float *scales, mp_error *err);
 
 /* Largest |w| of rows, for mp_nvfp4_global: a matrix may be passed in parts, the
  * largest of their results taken. work: as for mp_requantize.

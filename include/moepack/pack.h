@@ -15,6 +15,7 @@
 #ifndef MOEPACK_PACK_H
 #define MOEPACK_PACK_H
 
+#include <moepack/artifact.h>
 #include <moepack/base.h>
 #include <moepack/layout.h>
 #include <moepack/model.h>
@@ -40,8 +41,10 @@ typedef struct mp_repack_options {
     const mp_placement *placement; /* null: trivial, with `redundant` copies */
     uint32_t redundant;
     mp_shared_mode shared;
-    bool quantize;         /* requantize to quantize_to where the source differs */
-    mp_scheme quantize_to; /* has to be the target's scheme */
+    bool nz;                /* weights in FRACTAL_NZ form */
+    bool requantize_shared; /* let shared experts lose precision */
+    bool quantize;          /* requantize to quantize_to where the source differs */
+    mp_scheme quantize_to;  /* has to be the target's scheme */
     mp_quant_options quant;
     const bool *layers;      /* [catalog.num_layers], null: all */
     const bool *ranks;       /* [ep], null: all */
@@ -54,10 +57,11 @@ typedef struct mp_repack_options {
 /* A tensor of the output. */
 typedef struct mp_out_tensor {
     char *name;
-    const mp_slot_tensor *slot; /* one of plan.tensors */
-    uint32_t layer;             /* index into plan.layers */
-    uint32_t rank;
-    uint32_t file;   /* index into plan.files */
+    mp_dtype dtype;
+    uint32_t dims;
+    uint64_t shape[5];
+    uint32_t stage;  /* of the work that fills it */
+    uint32_t file;   /* index into work.files */
     uint64_t offset; /* in that file */
     uint64_t bytes;
 } mp_out_tensor;
@@ -65,13 +69,29 @@ typedef struct mp_out_tensor {
 /* A file of the output. */
 typedef struct mp_out_file {
     char *path; /* below the output directory: "rank-000/model-00001-of-00002.safetensors" */
-    uint32_t rank;
     char *header;
     uint64_t header_bytes;
     uint64_t bytes;        /* of the whole file */
-    uint32_t first_tensor; /* index into plan.outputs */
+    uint32_t first_tensor; /* index into work.outputs */
     uint32_t num_tensors;
 } mp_out_file;
+
+/* What is to be written: every file with its header, every tensor with its place, and how
+ * many units of work fill them. */
+typedef struct mp_work {
+    mp_out_file *files; /* those of one directory together */
+    size_t num_files;
+    mp_out_tensor *outputs; /* in the order of files */
+    size_t num_outputs;
+    size_t room; /* private: of outputs and files */
+    uint64_t num_units;
+    uint32_t num_stages;  /* done one after the other, a layer each */
+    uint64_t stage_units; /* at most, of one stage */
+    uint64_t bytes_read;
+    uint64_t bytes_written;
+    uint64_t scratch_bytes; /* of one thread */
+    bool lossless;          /* no unit requantizes */
+} mp_work;
 
 /* Where copies of an expert go: a slot of a rank. */
 typedef struct mp_copy {
@@ -79,35 +99,43 @@ typedef struct mp_copy {
     uint32_t slot; /* on that rank */
 } mp_copy;
 
-/* A layer to pack. */
+/* A layer to pack. Its experts are the routed ones, then shared ones: one for each slot that
+ * they are fused into, or all of them as a single one where they stay apart. */
 typedef struct mp_plan_layer {
     const mp_moe_layer *source;
-    bool lossless;
+    bool lossless;            /* of the routed experts */
+    bool shared_lossless;     /* of the others */
+    uint32_t num_experts;     /* with the shared ones */
+    mp_expert *shared;        /* [num_experts - source->num_experts], parts of source->shared */
     const int32_t *placement; /* its row: logical expert of each physical one */
     mp_copy *copies;          /* grouped by expert */
     uint32_t *first_copy;     /* [num_experts + 1] into copies */
     uint64_t first_unit;      /* index of this layer's first unit */
 } mp_plan_layer;
 
+/* The tensors that a layer has on each rank: of the slots, or of shared experts apart. */
+typedef struct mp_plan_part {
+    const mp_target *target;
+    mp_dims dims;
+    mp_slot_tensor tensors[MP_TARGET_TENSORS];
+    unsigned num_tensors;
+    unsigned first; /* number of its first tensor among those of a layer */
+    uint32_t slots; /* of a rank */
+} mp_plan_part;
+
+typedef enum mp_part_kind { MP_PART_SLOTS, MP_PART_SHARED, MP_PARTS } mp_part_kind;
+
 typedef struct mp_plan {
     const mp_catalog *catalog;
     mp_repack_options options;
-    mp_dims dims;
     mp_slots slots;
-    mp_slot_tensor tensors[MP_TARGET_TENSORS];
-    unsigned num_tensors;
-    mp_placement placement; /* rows for the packed layers only, or one row */
+    mp_plan_part parts[MP_PARTS]; /* MP_PART_SHARED is empty unless shared is separate */
+    unsigned num_tensors;         /* of a layer on a rank, at most */
+    mp_placement placement;       /* rows for the packed layers only, or one row */
     mp_plan_layer *layers;
     size_t num_layers;
-    mp_out_file *files;
-    size_t num_files;
-    mp_out_tensor *outputs; /* by rank, then file order */
-    size_t num_outputs;
-    uint32_t *output_of; /* [layer][rank][tensor] into outputs; UINT32_MAX: not written */
-    uint64_t num_units;  /* an expert's side in a layer: layer, then expert, then side */
-    uint64_t bytes_read;
-    uint64_t bytes_written;
-    uint64_t scratch_bytes; /* of one thread */
+    mp_work work;        /* a unit is an expert's side in a layer: layer, then expert, then side */
+    uint32_t *output_of; /* [layer][rank][tensor] into work.outputs; UINT32_MAX: not written */
     mp_problems warnings;
 } mp_plan;
 
@@ -134,13 +162,141 @@ int mp_plan_run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp
                 mp_error *err);
 
 /* ------------------------------------------------------------------------
+ * Unpacking a packed directory
+ *
+ * The experts of a pack as a checkpoint again: named, typed and shaped as the manifest's
+ * forms say, which is as the source had them where they were packed as they were, byte for
+ * byte, and else in the usual style of the scheme they were brought to.
+ */
+
+#define MP_UNPACK_NAME "moepack-unpack.json" /* report of an unpacked directory */
+
+typedef struct mp_unpack_options {
+    const bool *layers;      /* [manifest.num_layers], null: all */
+    uint64_t max_shard_size; /* 0: 5 GB */
+} mp_unpack_options;
+
+typedef struct mp_unpack_plan {
+    mp_manifest manifest; /* of the pack */
+    mp_unpack_options options;
+    mp_work work; /* a unit is an expert's side in a layer */
+    mp_problems warnings;
+    struct mp_unpack_source *source; /* private: the pack, open */
+} mp_unpack_plan;
+
+/* Opens a pack and makes the plan. Of each expert one copy is read, on the first rank that is
+ * here; ranks may be missing as long as every expert is on another.
+ * Keeps the pointer that options has.
+ * context: threads that read headers; may be null.
+ * MP_ERR_INPUT for a directory that is no pack, does not hang together, or lacks an expert;
+ * MP_ERR_UNSUPPORTED for a target or a form that this version does not know; MP_ERR_IO. */
+int mp_unpack_plan_init(mp_unpack_plan *plan, const char *pack, const mp_unpack_options *options,
+                        const mp_context *context, mp_error *err);
+void mp_unpack_plan_release(mp_unpack_plan *plan);
+
+/* As mp_plan_run. The bytes that are read are not digested: mp_verify does that. OUT counts as
+ * whole where it holds the report.
+ * MP_ERR_UNSUPPORTED where slots of a shared expert, or gate and up of one that are to be fused,
+ * have become different in what a single tensor has to say of them. */
+int mp_unpack_plan_run(const mp_unpack_plan *plan, const char *out, mp_run_mode mode,
+                       const mp_context *context, mp_error *err);
+
+/* ------------------------------------------------------------------------
+ * Requantizing a checkpoint
+ *
+ * Another checkpoint of the same model: its experts in another scheme, a tensor a matrix, all
+ * other tensors byte for byte, and the files beside them.
+ */
+
+typedef struct mp_quantize_options {
+    mp_scheme scheme;        /* of the experts that are written */
+    const char *style;       /* "deepseek-v4", "deepseek-v3", "compressed-tensors", "modelopt":
+                                how their tensors are named and typed; null: as is usual */
+    mp_quant_options quant;  /* rounding, scale_rule, amax_floor, allow_nonfinite */
+    bool requantize_shared;  /* shared experts too; else they stay as they are */
+    const bool *layers;      /* [catalog.num_layers], null: all; others stay as they are */
+    uint64_t max_shard_size; /* 0: 5 GB */
+    const char *drop;        /* "bias,input_scale": of an expert, left behind; null: nothing */
+    const char *command;     /* for the report; paths already cut to their last part */
+} mp_quantize_options;
+
+/* A layer, or all that is in none (source is null). */
+typedef struct mp_quantize_layer {
+    const mp_moe_layer *source;
+    bool routed, shared;               /* which experts are requantized */
+    bool lossless, shared_lossless;    /* though only in another style */
+    mp_form form, shared_form;         /* how they are written */
+    uint64_t first_unit, expert_units; /* a unit is a matrix of an expert, the shared one last */
+    uint64_t first_copy, copy_units;   /* then come copies of tensors: indexes into first_piece */
+} mp_quantize_layer;
+
+/* Bytes of a tensor that stay as they are. */
+typedef struct mp_quantize_piece {
+    const mp_tensor *from;
+    uint32_t output; /* index into work.outputs */
+    uint64_t offset;
+    uint64_t bytes;
+} mp_quantize_piece;
+
+typedef struct mp_quantize_plan {
+    const mp_catalog *catalog;
+    mp_quantize_options options;
+    mp_quantize_layer *layers; /* a stage of the work each; those of the catalog, and the rest */
+    size_t num_layers;
+    mp_work work;
+    uint32_t *output_of;       /* [expert unit][part] into work.outputs; UINT32_MAX: none */
+    mp_quantize_piece *pieces; /* by stage, then in the order of outputs */
+    size_t num_pieces;
+    size_t *first_piece; /* [copy unit], and one more */
+    char *config;        /* text of config.json; null where the source has none */
+    char *hf_config;     /* text of hf_quant_config.json; null: none is written */
+    bool quantized_rest; /* tensors that stay are quantized too */
+    mp_problems warnings;
+} mp_quantize_plan;
+
+/* Makes the plan. Keeps pointers to the catalog and to what options point to.
+ * MP_ERR_INPUT for a checkpoint with problems; MP_ERR_UNSUPPORTED for a style that does not have
+ * the scheme, sizes that it cannot divide, biases and scales of activations that the form has no
+ * place for (the message names the option that leaves them behind), or where config.json cannot
+ * say how experts are stored; MP_ERR_USAGE. */
+int mp_quantize_plan_init(mp_quantize_plan *plan, const mp_catalog *catalog,
+                          const mp_quantize_options *options, mp_error *err);
+void mp_quantize_plan_release(mp_quantize_plan *plan);
+
+/* As mp_plan_run. OUT counts as whole where it holds the report, moepack-quantize.json. */
+int mp_quantize_plan_run(const mp_quantize_plan *plan, const char *out, mp_run_mode mode,
+                         const mp_context *context, mp_error *err);
+
+#define MP_QUANTIZE_REPORT "moepack-quantize.json"
+
+/* Errors of requantization, as the report in a directory has them: by layer, then projection
+ * ("w1", "gate_proj", "shared w1"). errors: malloc'ed, with *count entries, to be freed by
+ * mp_quantize_errors_free. MP_ERR_IO, MP_ERR_INPUT. */
+int mp_quantize_errors(const char *dir, mp_layer_error **errors, size_t *count, mp_error *err);
+void mp_quantize_errors_free(mp_layer_error *errors, size_t count);
+
+/* ------------------------------------------------------------------------
  * Synthetic checkpoints
  */
+
+/* Whose convention names and types the tensors of a scheme. */
+typedef enum mp_synth_style {
+    MP_STYLE_USUAL,              /* the first that the family has for the scheme */
+    MP_STYLE_VENDOR,             /* of the models as they are released */
+    MP_STYLE_COMPRESSED_TENSORS, /* vLLM's llm-compressor */
+    MP_STYLE_MODELOPT,           /* NVIDIA's Model Optimizer */
+    MP_STYLE_MODELSLIM,          /* Ascend's msModelSlim */
+    MP_STYLE_COUNT
+} mp_synth_style;
+
+/* "usual", "vendor", "compressed-tensors", "modelopt", "modelslim"; a static string. */
+const char *mp_synth_style_name(mp_synth_style style);
 
 typedef struct mp_synth_options {
     const char *family;               /* one of mp_synth_family_name() */
     mp_scheme scheme;                 /* of routed experts: one of mp_synth_scheme() */
-    uint64_t hidden_size;             /* H */
+    mp_synth_style style;             /* in which of its conventions */
+    uint64_t hidden_size;             /* H of routed experts; kimi_k3's model is twice as wide */
     uint64_t intermediate_size;       /* I, of one expert */
     uint64_t dense_intermediate_size; /* of a dense layer's MLP; 0 without such layers */
     uint32_t num_experts;             /* routed, in every MoE layer */
@@ -171,18 +327,19 @@ const mp_preset *mp_presets(size_t *count);
 /* Names of the families (model.h) that mp_synth can make, and null behind the last. */
 const char *mp_synth_family_name(size_t index);
 
-/* Scheme number `index` of those that routed experts of a family can have, the usual one
- * first. False behind the last, and for a family that mp_synth cannot make. */
-bool mp_synth_scheme(const char *family, size_t index, mp_scheme *scheme);
+/* Pair number `index` of scheme and style that routed experts of a family can have, the usual
+ * one first; a scheme may occur with several styles. style: may be null. False behind the
+ * last, and for a family that mp_synth cannot make. */
+bool mp_synth_scheme(const char *family, size_t index, mp_scheme *scheme, mp_synth_style *style);
 
-/* Writes a checkpoint: config.json, shards and their index. It holds the routed and
- * shared experts, routers, dense MLPs and two norms a layer, named, typed and shaped
- * as the family's released models are; no attention, no embedding.
+/* Writes a checkpoint: config.json, shards and their index, and what the style has beside
+ * them. It holds the routed and shared experts, routers, dense MLPs and two norms a layer,
+ * named, typed and shaped as the family's released models are; no attention, no embedding.
  *
  * Weights are heavy-tailed and have outlier channels; their standard deviation is
- * about 0.03. Each depends on the seed, its tensor's name and its place in the tensor
- * only, so that a format is another quantization of the same weights, and threads and
- * shard size change no tensor.
+ * about 0.03. Each depends on the seed, the name of its matrix and its place in that
+ * only, so that a format is another quantization of the same weights, whether experts are
+ * stacked or not, and threads and shard size change no tensor.
  *
  * dir: a path that is free, or an empty directory. Everything is written to dir.partial,
  *   which is renamed when it is whole, and removed after a failure.

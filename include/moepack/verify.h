@@ -2,9 +2,10 @@
 /*
  * moepack/verify.h - checks of a packed directory.
  *
- * Nothing here shares code with what writes packs: files are read anew, slots
- * are unpacked by the layouts' own inverses, and what each slot has to hold is
- * worked out from placement.json.
+ * What checks packs shares the reading of a source, and its requantization, with
+ * what writes them, and nothing else: files are read anew, slots are unpacked by
+ * the layouts' own inverses, and what each slot has to hold is worked out from
+ * placement.json.
  *
  *     mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = "DeepSeek-V4-Flash"};
  *     mp_verify_report report;
@@ -42,6 +43,9 @@ typedef struct mp_verify_options {
     const char *layers; /* what digest and exact look at, as mp_select_layers reads it */
     const char *ranks;  /* that are looked at, as mp_select_ranks reads it; the directories of
                            others may be missing. Both null: all */
+    uint32_t sample;    /* routed experts of each layer that exact looks at, in every slot that
+                           has one, and all shared ones; 0: all */
+    uint64_t seed;      /* that draws them, for each layer anew */
 } mp_verify_options;
 
 /* Something that does not hold. Members that do not apply are -1 or null. */
@@ -49,7 +53,7 @@ typedef struct mp_fault {
     mp_verify_level level;
     int64_t rank;
     char *layer;  /* prefix */
-    int64_t slot; /* on that rank: mp_slot.local */
+    int64_t slot; /* on that rank: mp_slot.local; or number of a shared expert that is apart */
     char *tensor; /* its name in the file */
     /* Index inside the slot, row-major, of the first element that differs. Elements are
      * those of the tensor's dtype, except that a byte of a 4-bit weight holds two. */

@@ -16,7 +16,7 @@
 struct loop {
     const mp_context *context;
     uint64_t count;
-    mp_work *work;
+    mp_task *work;
     void *user;
     unsigned char *scratch; /* one stride a thread */
     uint64_t stride;
@@ -87,7 +87,7 @@ static void run_thread(struct loop *loop)
     }
 }
 
-int mp_parallel(const mp_context *context, uint64_t count, uint64_t scratch_bytes, mp_work *work,
+int mp_parallel(const mp_context *context, uint64_t count, uint64_t scratch_bytes, mp_task *work,
                 void *user, mp_error *err)
 {
     if (count == 0)

@@ -10,14 +10,14 @@ bool mp_cancelled(const mp_context *context);
 
 /* One piece of work. scratch: this thread's, as the caller of mp_parallel gave
  * it. Returns 0 or fills err. */
-typedef int mp_work(void *user, uint64_t index, void *scratch, mp_error *err);
+typedef int mp_task(void *user, uint64_t index, void *scratch, mp_error *err);
 
 /* Runs work for index 0 .. count-1, in order of index as threads come free.
  * scratch_bytes: every thread gets a 64-byte aligned buffer of this size,
  *   allocated once; 0 gives null.
  * After the first error no new work starts. The error of the lowest index that
  * failed is reported; MP_ERR_CANCELLED when the context's flag stopped it. */
-int mp_parallel(const mp_context *context, uint64_t count, uint64_t scratch_bytes, mp_work *work,
+int mp_parallel(const mp_context *context, uint64_t count, uint64_t scratch_bytes, mp_task *work,
                 void *user, mp_error *err);
 
 #endif

@@ -147,6 +147,7 @@ static void set_role(mp_catalog *catalog, mp_matrix *matrix, const mp_expert_nam
         mp_problem(&catalog->problems, "%s: a second %s beside \"%s\"", tensor->name,
                    roles[parts->role], (*place)->name);
     *place = tensor;
+    matrix->global_divides |= parts->role == MP_TENSOR_GLOBAL_DIV;
     catalog->expert_tensors++;
 }
 
@@ -169,7 +170,6 @@ static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
         return 0;
     }
     layer->bytes += tensor->bytes;
-    layer->storage.global_divides |= parts->role == MP_TENSOR_GLOBAL_DIV;
     if (parts->kind == MP_NAME_FUSED) {
         set_role(catalog, &layer->fused[parts->projection == MP_DOWN], parts, tensor);
         return 0;
@@ -201,6 +201,9 @@ static int sort_tensors(mp_catalog *catalog, mp_error *err)
         mp_expert_name_parse(tensor->name, &parts);
         if (parts.kind == MP_NAME_OTHER) {
             add_other_tensor(catalog, tensor);
+        } else if (parts.kind == MP_NAME_FOREIGN) {
+            return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be read", tensor->name,
+                           parts.foreign);
         } else if (parts.kind == MP_NAME_UNKNOWN) {
             add_other_tensor(catalog, tensor);
             mp_problem(&catalog->problems, "%s: named like an expert's tensor, in no known form",

@@ -151,6 +151,12 @@ static mp_code list_unknown(mp_catalog *catalog, const mp_moe_layer *layer)
  * Sizes
  */
 
+/* H of the routed experts, as config.json says it. */
+static uint64_t config_hidden_size(const mp_config *config)
+{
+    return config->latent_size != MP_CONFIG_ABSENT ? config->latent_size : config->hidden_size;
+}
+
 /* Number of experts of a layer that have these sizes, looking at `enough` at most. */
 static unsigned votes_for(const mp_moe_layer *layer, const mp_config *config, const sizes *size,
                           unsigned enough)
@@ -196,9 +202,9 @@ static int settle_sizes(mp_catalog *catalog, mp_error *err)
         mp_storage storage;
 
         found = look_at_layer(layer, config, &storage, &size);
-        if (found && (differs(config->hidden_size, size.hidden_size) ||
+        if (found && (differs(config_hidden_size(config), size.hidden_size) ||
                       differs(config->moe_intermediate_size, size.intermediate_size))) {
-            sizes of_config = {config->hidden_size, config->moe_intermediate_size};
+            sizes of_config = {config_hidden_size(config), config->moe_intermediate_size};
 
             if (votes_for(layer, config, &size, 2) < 2 &&
                 votes_for(layer, config, &of_config, 1) == 1)
@@ -237,10 +243,9 @@ static void check_matrix(mp_catalog *catalog, const char *text, const char *name
 }
 
 static void check_expert(mp_catalog *catalog, const char *text, const char *const names[],
-                         const mp_storage *storage, const mp_expert *expert,
-                         uint64_t intermediate_size)
+                         const mp_storage *storage, const mp_expert *expert, sizes size)
 {
-    uint64_t h = catalog->hidden_size, i = intermediate_size;
+    uint64_t h = size.hidden_size, i = size.intermediate_size;
     bool any = false;
 
     for (int p = 0; p < MP_PROJECTIONS; p++)
@@ -277,18 +282,17 @@ static void check_routed(mp_catalog *catalog, mp_moe_layer *layer)
 {
     char text[EXPERT_TEXT];
     sizes ignored;
-    bool divides = layer->storage.global_divides;
 
     if (!look_at_layer(layer, &catalog->config, &layer->storage, &ignored)) {
         list_unknown(catalog, layer);
         return;
     }
-    layer->storage.global_divides = divides;
     if (layer->storage.fusion != MP_FUSION_NONE)
         check_fused(catalog, layer);
     for (uint32_t e = 0; layer->storage.fusion == MP_FUSION_NONE && e < layer->num_experts; e++)
         check_expert(catalog, expert_text(layer, e, text), layer->naming->projection,
-                     &layer->storage, &layer->experts[e], catalog->moe_intermediate_size);
+                     &layer->storage, &layer->experts[e],
+                     (sizes){catalog->hidden_size, catalog->moe_intermediate_size});
     if (!layer->mtp && differs(catalog->config.num_experts, layer->num_experts))
         mp_problem(&catalog->problems, "%s: %u experts, config.json says %llu", layer->prefix,
                    layer->num_experts, (unsigned long long)catalog->config.num_experts);
@@ -297,8 +301,9 @@ static void check_routed(mp_catalog *catalog, mp_moe_layer *layer)
 /* The shared experts are one matrix set of width num_shared_experts * I. */
 static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
 {
-    uint64_t i = catalog->moe_intermediate_size;
+    uint64_t i = catalog->moe_intermediate_size, h = catalog->hidden_size;
     uint64_t count = catalog->config.num_shared_experts;
+    bool latent = catalog->config.latent_size != MP_CONFIG_ABSENT;
     char text[EXPERT_TEXT];
     sizes size;
 
@@ -328,9 +333,82 @@ static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
                    (unsigned long long)i);
         return;
     }
-    catalog->num_shared_experts = (uint32_t)count;
+    if (latent && catalog->config.hidden_size != MP_CONFIG_ABSENT)
+        h = catalog->config.hidden_size;
+    /* An expert on another hidden size cannot stand in for a routed one. */
+    catalog->num_shared_experts = h == catalog->hidden_size ? (uint32_t)count : 0;
     check_expert(catalog, text, layer->naming->shared_projection, &layer->shared_storage,
-                 &layer->shared, count * i);
+                 &layer->shared, (sizes){h, count * i});
+}
+
+/* ------------------------------------------------------------------------
+ * What the data of small tensors says
+ */
+
+/* The two numbers of a weight_shape. */
+static int read_shape(const mp_catalog *catalog, const mp_tensor *shape, int64_t numbers[2],
+                      mp_error *err)
+{
+    int32_t narrow[2];
+
+    if ((shape->dtype != MP_I32 && shape->dtype != MP_I64) ||
+        shape->bytes != 2 * mp_dtype_bits(shape->dtype) / 8)
+        return mp_fail(err, MP_ERR_INPUT, "%s: %s of %llu bytes, expected two I32 or I64 numbers",
+                       shape->name, mp_dtype_name(shape->dtype), (unsigned long long)shape->bytes);
+    if (shape->dtype == MP_I64)
+        return mp_tensor_read(&catalog->checkpoint, shape, 0, shape->bytes, numbers, err);
+    if (mp_tensor_read(&catalog->checkpoint, shape, 0, sizeof narrow, narrow, err) != 0)
+        return err->code;
+    numbers[0] = narrow[0];
+    numbers[1] = narrow[1];
+    return 0;
+}
+
+int mp_matrix_check_shape(const mp_catalog *catalog, const mp_matrix *matrix, uint64_t rows,
+                          uint64_t cols, mp_error *err)
+{
+    int64_t numbers[2];
+
+    if (!matrix->shape)
+        return 0;
+    if (read_shape(catalog, matrix->shape, numbers, err) != 0)
+        return err->code;
+    if (numbers[0] >= 0 && (uint64_t)numbers[0] == rows && numbers[1] >= 0 &&
+        (uint64_t)numbers[1] == cols)
+        return 0;
+    return mp_fail(err, MP_ERR_INPUT, "%s: says [%lld, %lld], but the weight is [%llu, %llu]",
+                   matrix->shape->name, (long long)numbers[0], (long long)numbers[1],
+                   (unsigned long long)rows, (unsigned long long)cols);
+}
+
+/* The shapes that a layer's first expert says; a read of each would take too long for all. */
+static int check_first_shapes(mp_catalog *catalog, const mp_moe_layer *layer, mp_error *err)
+{
+    uint64_t h = catalog->hidden_size, i = catalog->moe_intermediate_size;
+
+    for (int p = 0; layer->num_experts > 0 && p < MP_PROJECTIONS; p++) {
+        int rc = mp_matrix_check_shape(catalog, &layer->experts[0].matrix[p], p == MP_DOWN ? h : i,
+                                       p == MP_DOWN ? i : h, err);
+        if (rc == MP_ERR_INPUT)
+            mp_problem(&catalog->problems, "%s", err->message);
+        else if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* Zero points go with INT8 only, where all of them are zero. */
+static int check_zero_points(const mp_moe_layer *layer, mp_error *err)
+{
+    for (uint32_t e = 0; e < layer->num_experts; e++)
+        for (int p = 0; p < MP_PROJECTIONS; p++) {
+            const mp_tensor *offset = layer->experts[e].matrix[p].offset;
+
+            if (offset && layer->storage.scheme != MP_SCHEME_INT8_CHANNEL)
+                return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: zero points of %s cannot be read",
+                               offset->name, mp_scheme_name(layer->storage.scheme));
+        }
+    return 0;
 }
 
 /* Layers that config.json promises and nobody has, and two layers of one number. */
@@ -370,13 +448,18 @@ int mp_catalog_complete(mp_catalog *catalog, mp_error *err)
 
     if (settle_sizes(catalog, err) != 0)
         return err->code;
-    check_number(catalog, "hidden_size", config->hidden_size, catalog->hidden_size);
+    check_number(catalog,
+                 config->latent_size != MP_CONFIG_ABSENT ? "hidden size of experts" : "hidden_size",
+                 config_hidden_size(config), catalog->hidden_size);
     check_number(catalog, "moe_intermediate_size", config->moe_intermediate_size,
                  catalog->moe_intermediate_size);
     check_layers(catalog);
     for (size_t i = 0; i < catalog->num_layers; i++) {
         check_routed(catalog, &catalog->layers[i]);
         check_shared(catalog, &catalog->layers[i]);
+        if (check_zero_points(&catalog->layers[i], err) != 0 ||
+            check_first_shapes(catalog, &catalog->layers[i], err) != 0)
+            return err->code;
     }
     catalog->num_experts = catalog->layers[0].num_experts;
     return 0;

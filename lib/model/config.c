@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/json.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +20,7 @@ typedef struct number_key {
 
 static const number_key number_keys[] = {
     {offsetof(mp_config, hidden_size), {"hidden_size"}},
+    {offsetof(mp_config, latent_size), {"routed_expert_hidden_size", "moe_latent_size"}},
     {offsetof(mp_config, moe_intermediate_size), {"moe_intermediate_size"}},
     {offsetof(mp_config, num_experts),
      {"n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"}},
@@ -28,9 +30,37 @@ static const number_key number_keys[] = {
      {"num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k"}},
     {offsetof(mp_config, num_hidden_layers), {"num_hidden_layers"}},
     {offsetof(mp_config, first_k_dense_replace), {"first_k_dense_replace"}},
-    {offsetof(mp_config, decoder_sparse_step), {"decoder_sparse_step"}},
+    {offsetof(mp_config, decoder_sparse_step),
+     {"decoder_sparse_step", "interleave_moe_layer_step"}},
     {offsetof(mp_config, vocab_size), {"vocab_size"}},
+    {offsetof(mp_config, n_group), {"n_group", "num_expert_group"}},
+    {offsetof(mp_config, topk_group), {"topk_group"}},
 };
+
+/* A float of mp_config and its names. */
+static const number_key float_keys[] = {
+    {offsetof(mp_config, routed_scaling_factor),
+     {"routed_scaling_factor", "moe_router_scaling_factor"}},
+    {offsetof(mp_config, swiglu_limit), {"swiglu_limit"}},
+    {offsetof(mp_config, swiglu_alpha), {"swiglu_alpha"}},
+    {offsetof(mp_config, swiglu_beta), {"swiglu_beta"}},
+};
+
+/* A string of mp_config and its names. */
+static const struct {
+    size_t field, size;
+    const char *names[5];
+} string_keys[] = {
+#define STRING(member) offsetof(mp_config, member), sizeof(((mp_config *)0)->member)
+    {STRING(model_type), {"model_type"}},
+    {STRING(scoring_func),
+     {"scoring_func", "score_function", "moe_router_activation_func", "moe_gate_act"}},
+    {STRING(topk_method), {"topk_method"}},
+    {STRING(hidden_act), {"hidden_act"}},
+#undef STRING
+};
+
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 /* Objects that may hold the language model's facts, outermost first. */
 static const char *const nested_keys[] = {"text_config", "language_config", "llm_config"};
@@ -69,7 +99,7 @@ static int read_number(const json_t *value, const char *key, uint64_t *number, m
 
 static int read_numbers(const json_t *root, mp_config *config, mp_error *err)
 {
-    for (size_t i = 0; i < sizeof number_keys / sizeof number_keys[0]; i++) {
+    for (size_t i = 0; i < COUNT(number_keys); i++) {
         uint64_t *number = (uint64_t *)(void *)((char *)config + number_keys[i].field);
 
         *number = MP_CONFIG_ABSENT;
@@ -83,6 +113,46 @@ static int read_numbers(const json_t *root, mp_config *config, mp_error *err)
             break;
         }
     }
+    return 0;
+}
+
+/* The first of the names that there is, or null; which one goes to *name. */
+static const json_t *find_any(const json_t *root, const char *const *names, const char **name)
+{
+    const json_t *value = NULL;
+
+    for (; *names && !value; names++) {
+        value = find(root, *names);
+        *name = *names;
+    }
+    return value;
+}
+
+static int read_floats(const json_t *root, mp_config *config, mp_error *err)
+{
+    for (size_t i = 0; i < COUNT(float_keys); i++) {
+        double *number = (double *)(void *)((char *)config + float_keys[i].field);
+        const char *name;
+        const json_t *value = find_any(root, float_keys[i].names, &name);
+
+        *number = value ? json_number_value(value) : (double)NAN;
+        if (value && (!json_is_number(value) || *number < 0))
+            return mp_fail(err, MP_ERR_INPUT, "config.json: \"%s\" is not a number of 0 or more",
+                           name);
+    }
+    return 0;
+}
+
+static int read_flags(const json_t *root, mp_config *config, mp_error *err)
+{
+    static const char *const names[] = {"norm_topk_prob", "moe_renormalize", "norm_expert_weight",
+                                        NULL};
+    const char *name;
+    const json_t *value = find_any(root, names, &name);
+
+    config->norm_topk_prob = value ? json_is_true(value) : -1;
+    if (value && !json_is_boolean(value))
+        return mp_fail(err, MP_ERR_INPUT, "config.json: \"%s\" is neither true nor false", name);
     return 0;
 }
 
@@ -105,6 +175,19 @@ static int read_string(const json_t *value, const char *key, char *text, size_t 
         return mp_fail(err, MP_ERR_INPUT, "config.json: \"%s\" is not a string of up to %zu bytes",
                        key, size - 1);
     strcpy(text, json_string_value(value));
+    return 0;
+}
+
+static int read_strings(const json_t *root, mp_config *config, mp_error *err)
+{
+    for (size_t i = 0; i < COUNT(string_keys); i++) {
+        const char *name = string_keys[i].names[0];
+        const json_t *value = find_any(root, string_keys[i].names, &name);
+
+        if (read_string(value, name, (char *)config + string_keys[i].field, string_keys[i].size,
+                        err) != 0)
+            return err->code;
+    }
     return 0;
 }
 
@@ -200,9 +283,9 @@ static int read_config(const json_t *root, mp_config *config, mp_error *err)
 
     if (!json_is_object(root))
         return mp_fail(err, MP_ERR_INPUT, "config.json: not a JSON object");
-    if (read_numbers(root, config, err) != 0 || read_expert_width(root, config, err) != 0 ||
-        read_string(find(root, "model_type"), "model_type", config->model_type,
-                    sizeof config->model_type, err) != 0 ||
+    if (read_numbers(root, config, err) != 0 || read_floats(root, config, err) != 0 ||
+        read_flags(root, config, err) != 0 || read_strings(root, config, err) != 0 ||
+        read_expert_width(root, config, err) != 0 ||
         read_string(json_object_get(quantization, "quant_method"), "quant_method",
                     config->quant_method, sizeof config->quant_method, err) != 0 ||
         read_block_size(quantization, config, err) != 0 ||

@@ -9,11 +9,38 @@
 /* More than any model has; keeps a wild shape from making us allocate. */
 #define EXPERTS_MAX 65536u
 
+/* Columns that a stored element of a packed type holds. */
+static uint64_t packing_of(mp_dtype dtype)
+{
+    switch (dtype) {
+    case MP_U8:
+    case MP_I8:
+        return 2;
+    case MP_I32:
+        return 8;
+    default:
+        return 1;
+    }
+}
+
+/* Whether n rows are columns of packed elements. */
+static bool is_multiple(uint64_t n, uint64_t packed, uint64_t packing)
+{
+    return n % packing == 0 && n / packing == packed;
+}
+
+/* Whether n rows are gate and up of a width of packed elements. */
+static bool pairs(uint64_t n, uint64_t packed, uint64_t packing)
+{
+    return n % 2 == 0 && is_multiple(n / 2, packed, packing);
+}
+
 /* Dimensions 1 and 2 of both tensors tell whether they are transposed: gate_up has twice
  * the width of down, and what one has as rows the other has as columns. */
 static bool orientation(const mp_tensor *gate_up, const mp_tensor *down, bool *transposed)
 {
     const uint64_t *a = gate_up->shape, *b = down->shape;
+    uint64_t packing = packing_of(gate_up->dtype);
 
     if (gate_up->rank == 4 && down->rank == 4) {
         *transposed = false;
@@ -21,9 +48,9 @@ static bool orientation(const mp_tensor *gate_up, const mp_tensor *down, bool *t
     }
     if (gate_up->rank != 3 || down->rank != 3)
         return false;
-    if (a[1] / 2 == b[2] && a[1] % 2 == 0 && a[2] == b[1])
+    if (pairs(a[1], b[2], packing) && is_multiple(b[1], a[2], packing))
         *transposed = false;
-    else if (a[2] / 2 == b[1] && a[2] % 2 == 0 && a[1] == b[2])
+    else if (pairs(a[2], b[1], packing) && is_multiple(b[2], a[1], packing))
         *transposed = true;
     else
         return false;
@@ -61,13 +88,22 @@ static void fill_experts(mp_moe_layer *layer, bool transposed, bool paired)
     }
 }
 
+/* Whether any of the tensors that go with a weight is there. */
+static bool is_any(const mp_matrix *m)
+{
+    return m->scale || m->global || m->input_scale || m->offset || m->bias || m->shape;
+}
+
 int mp_layer_unfuse(mp_catalog *catalog, mp_moe_layer *layer, mp_error *err)
 {
     const mp_tensor *gate_up = layer->fused[0].weight, *down = layer->fused[1].weight;
     bool transposed = false, paired;
 
-    if (!gate_up && !down)
+    if (!gate_up && !down) {
+        if (is_any(&layer->fused[0]) || is_any(&layer->fused[1]))
+            mp_problem(&catalog->problems, "%s: fused experts without weights", layer->prefix);
         return 0;
+    }
     if (!gate_up || !down) {
         mp_problem(&catalog->problems, "%s: fused experts without a %s", layer->prefix,
                    gate_up ? "down_proj" : "gate_up_proj");

@@ -23,6 +23,7 @@ static const struct {
     {".input_scale", MP_TENSOR_INPUT_SCALE},
     {".input_global_scale", MP_TENSOR_INPUT_SCALE},
     {".weight_offset", MP_TENSOR_OFFSET},
+    {".weight_zero_point", MP_TENSOR_OFFSET},
     {".bias", MP_TENSOR_BIAS},
     {".weight_shape", MP_TENSOR_SHAPE},
 };
@@ -32,8 +33,36 @@ static const struct {
     const char *suffix;
     mp_tensor_role role;
 } fused_suffixes[] = {
-    {"", MP_TENSOR_WEIGHT},       {".weight", MP_TENSOR_WEIGHT},   {"_blocks", MP_TENSOR_WEIGHT},
-    {"_scales", MP_TENSOR_SCALE}, {"_scale_inv", MP_TENSOR_SCALE}, {"_bias", MP_TENSOR_BIAS},
+    {"", MP_TENSOR_WEIGHT},
+    {".weight", MP_TENSOR_WEIGHT},
+    {"_blocks", MP_TENSOR_WEIGHT},
+    {"_scales", MP_TENSOR_SCALE},
+    {"_scale_inv", MP_TENSOR_SCALE},
+    {"_weight_scale", MP_TENSOR_SCALE},
+    {"_weight_scale_2", MP_TENSOR_GLOBAL},
+    {"_input_scale", MP_TENSOR_INPUT_SCALE},
+    {"_activation_scale", MP_TENSOR_INPUT_SCALE},
+    {"_bias", MP_TENSOR_BIAS},
+};
+
+/* What only forms have that nothing here reads. */
+static const struct {
+    const char *suffix;
+    const char *form;
+} foreign_suffixes[] = {
+    {".qweight", "weights of AWQ or GPTQ"},
+    {".qzeros", "zero points of AWQ or GPTQ"},
+    {".scales", "scales of AWQ, GPTQ or MLX"},
+    {".g_idx", "columns that GPTQ has reordered"},
+    {".weight_g_idx", "columns that are reordered"},
+    {".biases", "zero points of MLX"},
+    {".scale_packed", "weights in Marlin's 2:4 sparse order"},
+    {".meta", "weights in Marlin's 2:4 sparse order"},
+    {".compressed", "sparse weights"},
+    {".bitmask", "sparse weights"},
+    {".scale_bias", "weights of ModelSlim's W4A8_DYNAMIC"},
+    {".deq_scale", "weights of ModelSlim's static W8A8"},
+    {".weight_dual_scale", "weights of ModelSlim with two scales"},
 };
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
@@ -98,6 +127,15 @@ static bool parse_block(const char *name, size_t length, mp_expert_name *parts)
     return parts->naming && parse_prefix(name, dot - 1, parts);
 }
 
+/* The form that has tensors of that suffix, or null. */
+static const char *foreign_form(const char *suffix)
+{
+    for (size_t i = 0; i < COUNT(foreign_suffixes); i++)
+        if (strcmp(foreign_suffixes[i].suffix, suffix) == 0)
+            return foreign_suffixes[i].form;
+    return NULL;
+}
+
 /* "PROJECTION.SUFFIX" at the end of the name. */
 static bool parse_matrix(const char *text, const char *const projections[MP_PROJECTIONS],
                          mp_expert_name *parts)
@@ -114,6 +152,7 @@ static bool parse_matrix(const char *text, const char *const projections[MP_PROJ
             parts->role = suffixes[i].role;
             return true;
         }
+        parts->foreign = foreign_form(text + length);
     }
     return false;
 }
@@ -148,7 +187,7 @@ static mp_name_kind parse_routed(const char *name, const char *marker, mp_expert
     if (read_number(&p, p + strlen(p), &parts->expert) && *p == '.' &&
         parse_matrix(p + 1, parts->naming->projection, parts))
         return MP_NAME_ROUTED;
-    return MP_NAME_UNKNOWN;
+    return parts->foreign ? MP_NAME_FOREIGN : MP_NAME_UNKNOWN;
 }
 
 static mp_name_kind parse_shared(const char *name, const char *marker, const char *shared,
@@ -156,7 +195,7 @@ static mp_name_kind parse_shared(const char *name, const char *marker, const cha
 {
     if (!parse_block(name, (size_t)(marker - name), parts) ||
         !parse_matrix(marker + strlen(shared) + 2, parts->naming->shared_projection, parts))
-        return MP_NAME_UNKNOWN;
+        return parts->foreign ? MP_NAME_FOREIGN : MP_NAME_UNKNOWN;
     parts->shared = shared;
     return MP_NAME_SHARED;
 }
@@ -167,6 +206,11 @@ void mp_expert_name_parse(const char *name, mp_expert_name *parts)
     const char *marker = strstr(name, ".experts.");
 
     *parts = (mp_expert_name){.kind = MP_NAME_OTHER};
+    if (strstr(name, ".switch_mlp.")) {
+        parts->kind = MP_NAME_FOREIGN;
+        parts->foreign = "experts in the order of MLX";
+        return;
+    }
     if (marker) {
         parts->kind = parse_routed(name, marker, parts);
         return;

@@ -7,11 +7,12 @@
 
 /* What a tensor is to the catalog. */
 typedef enum mp_name_kind {
-    MP_NAME_ROUTED, /* of a routed expert */
-    MP_NAME_FUSED,  /* of all routed experts of a layer */
-    MP_NAME_SHARED, /* of the shared expert */
-    MP_NAME_OTHER,  /* not of an expert */
-    MP_NAME_UNKNOWN /* named like an expert's, in no known form */
+    MP_NAME_ROUTED,  /* of a routed expert */
+    MP_NAME_FUSED,   /* of all routed experts of a layer */
+    MP_NAME_SHARED,  /* of the shared expert */
+    MP_NAME_OTHER,   /* not of an expert */
+    MP_NAME_FOREIGN, /* of an expert, in a form that is known and not supported */
+    MP_NAME_UNKNOWN  /* named like an expert's, in no known form */
 } mp_name_kind;
 
 /* What a matrix's tensor holds. */
@@ -36,7 +37,8 @@ typedef struct mp_expert_name {
     uint64_t expert;          /* the 7; 0 for a shared expert */
     mp_projection projection; /* MP_GATE for gate_up of a fused tensor */
     mp_tensor_role role;
-    const char *shared; /* "shared_experts" or "shared_expert"; static, of a shared expert */
+    const char *foreign; /* which form that is; static */
+    const char *shared;  /* "shared_experts" or "shared_expert"; static, of a shared expert */
 } mp_expert_name;
 
 /* Takes a tensor's name apart. Members but kind are set for experts only. */

@@ -15,19 +15,27 @@ static uint64_t step_of(const mp_matrix *matrix)
     return matrix->paired ? 2 : 1;
 }
 
-/* Rows `first + r * step`, r = row0 .. row0+rows-1, of a slice of a tensor with `per_slice`
- * rows of row_bytes. */
+/* Pieces of stored rows: `bytes` at `offset` of every row of `stride` bytes. */
+typedef struct pieces {
+    uint64_t stride;
+    uint64_t offset;
+    uint64_t bytes;
+} pieces;
+
+/* Of rows `first + r * step`, r = row0 .. row0+rows-1, of a slice of a tensor with `per_slice`
+ * rows. */
 static int read_strided(const mp_checkpoint *ckpt, const mp_tensor *tensor, const mp_matrix *matrix,
-                        uint64_t per_slice, uint64_t row_bytes, uint64_t row0, uint64_t rows,
+                        uint64_t per_slice, const pieces *piece, uint64_t row0, uint64_t rows,
                         uint8_t *out, mp_error *err)
 {
-    uint64_t at = matrix->slice * per_slice + matrix->first + row0 * step_of(matrix);
+    uint64_t step = step_of(matrix);
+    uint64_t at = matrix->slice * per_slice + matrix->first + row0 * step;
 
-    if (!matrix->paired)
-        return mp_tensor_read(ckpt, tensor, at * row_bytes, rows * row_bytes, out, err);
+    if (step == 1 && piece->bytes == piece->stride)
+        return mp_tensor_read(ckpt, tensor, at * piece->stride, rows * piece->bytes, out, err);
     for (uint64_t r = 0; r < rows; r++)
-        if (mp_tensor_read(ckpt, tensor, (at + 2 * r) * row_bytes, row_bytes, out + r * row_bytes,
-                           err) != 0)
+        if (mp_tensor_read(ckpt, tensor, (at + r * step) * piece->stride + piece->offset,
+                           piece->bytes, out + r * piece->bytes, err) != 0)
             return err->code;
     return 0;
 }
@@ -40,13 +48,15 @@ static void scatter(const uint8_t *piece, uint64_t rows, uint64_t step, unsigned
         memcpy(out + r * row_bytes + k * width, piece + r * step * width, width);
 }
 
-/* The same of a transposed tensor [E, K, columns], whose columns are the matrix's rows. */
-static int read_transposed(const mp_checkpoint *ckpt, const mp_matrix *matrix, unsigned width,
-                           uint64_t row0, uint64_t rows, uint8_t *out, mp_error *err)
+/* The same of a transposed tensor [E, K, columns], whose columns are the matrix's rows, in
+ * elements of `width` bytes. */
+static int read_transposed(const mp_checkpoint *ckpt, const mp_tensor *tensor,
+                           const mp_matrix *matrix, unsigned width, const pieces *of, uint64_t row0,
+                           uint64_t rows, uint8_t *out, mp_error *err)
 {
-    const mp_tensor *tensor = matrix->weight;
-    uint64_t cols = tensor->shape[1], stored = tensor->shape[2], step = step_of(matrix);
-    uint64_t row_bytes = cols * width, most = PIECE_BYTES / (step * width);
+    uint64_t stored_rows = tensor->shape[1], stored = tensor->shape[2], step = step_of(matrix);
+    uint64_t row_bytes = of->bytes, most = PIECE_BYTES / (step * width);
+    uint64_t first = of->offset / width, cols = of->bytes / width;
     uint8_t piece[PIECE_BYTES];
 
     for (uint64_t done = 0; done < rows; done += most) {
@@ -55,7 +65,8 @@ static int read_transposed(const mp_checkpoint *ckpt, const mp_matrix *matrix, u
         uint64_t bytes = ((count - 1) * step + 1) * width;
 
         for (uint64_t k = 0; k < cols; k++) {
-            uint64_t at = ((matrix->slice * cols + k) * stored + column) * width;
+            uint64_t row = matrix->slice * stored_rows + first + k;
+            uint64_t at = (row * stored + column) * width;
 
             if (mp_tensor_read(ckpt, tensor, at, bytes, piece, err) != 0)
                 return err->code;
@@ -70,18 +81,28 @@ static bool is_transposed(const mp_storage *storage)
     return storage->fusion == MP_FUSION_COLS || storage->fusion == MP_FUSION_COLS_PAIRED;
 }
 
+static uint64_t stored_cols(const mp_matrix *matrix, uint64_t cols)
+{
+    return matrix->stored_cols ? matrix->stored_cols : cols;
+}
+
 static int read_weight(const mp_catalog *catalog, const mp_storage *storage,
                        const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
                        uint8_t *out, mp_error *err)
 {
     const mp_checkpoint *ckpt = &catalog->checkpoint;
     uint64_t per_slice = storage->fusion == MP_FUSION_NONE ? 0 : matrix->weight->shape[1];
+    pieces piece = {
+        .stride = mp_storage_row_bytes(storage, stored_cols(matrix, cols)),
+        .offset = mp_storage_row_bytes(storage, matrix->first_col),
+        .bytes = mp_storage_row_bytes(storage, cols),
+    };
 
     if (is_transposed(storage))
-        return read_transposed(ckpt, matrix, mp_dtype_bits(storage->weight_dtype) / 8, row0, rows,
-                               out, err);
-    return read_strided(ckpt, matrix->weight, matrix, per_slice,
-                        mp_storage_row_bytes(storage, cols), row0, rows, out, err);
+        return read_transposed(ckpt, matrix->weight, matrix,
+                               mp_dtype_bits(storage->weight_dtype) / 8, &piece, row0, rows, out,
+                               err);
+    return read_strided(ckpt, matrix->weight, matrix, per_slice, &piece, row0, rows, out, err);
 }
 
 /* The scale rows that cover rows row0 .. row0+rows-1. */
@@ -89,15 +110,24 @@ static int read_scale(const mp_catalog *catalog, const mp_storage *storage, cons
                       uint64_t cols, uint64_t row0, uint64_t rows, uint8_t *out, mp_error *err)
 {
     const mp_checkpoint *ckpt = &catalog->checkpoint;
-    uint64_t bytes = mp_storage_scale_row_bytes(storage, cols), block = storage->block_rows;
+    uint64_t block = storage->block_rows;
     uint64_t first = row0 / block, count = (row0 + rows - 1) / block - first + 1;
     uint64_t per_slice = 0;
     mp_matrix blocks = *matrix;
+    pieces piece = {
+        .stride = mp_storage_scale_row_bytes(storage, stored_cols(matrix, cols)),
+        .bytes = mp_storage_scale_row_bytes(storage, cols),
+    };
 
+    if (matrix->first_col > 0 && storage->block_cols != UINT32_MAX)
+        piece.offset = mp_storage_scale_row_bytes(storage, matrix->first_col);
+    if (is_transposed(storage) && block == 1)
+        return read_transposed(ckpt, matrix->scale, matrix, mp_dtype_bits(storage->scale_dtype) / 8,
+                               &piece, row0, rows, out, err);
     if (storage->fusion != MP_FUSION_NONE)
         per_slice = mp_ceil_div(matrix->weight->shape[is_transposed(storage) ? 2 : 1], block);
     blocks.first = matrix->first / block;
-    return read_strided(ckpt, matrix->scale, &blocks, per_slice, bytes, first, count, out, err);
+    return read_strided(ckpt, matrix->scale, &blocks, per_slice, &piece, first, count, out, err);
 }
 
 int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
@@ -106,7 +136,7 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
 {
     if (rows == 0)
         return 0;
-    if (read_weight(catalog, storage, matrix, cols, row0, rows, weight, err) != 0)
+    if (weight && read_weight(catalog, storage, matrix, cols, row0, rows, weight, err) != 0)
         return err->code;
     if (!scale || !storage->has_scale)
         return 0;
@@ -116,11 +146,14 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
 int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *global,
                      mp_error *err)
 {
+    uint64_t at = 0;
+
     *global = 1;
     if (!matrix->global)
         return 0;
-    if (mp_tensor_read(&catalog->checkpoint, matrix->global, matrix->slice * sizeof *global,
-                       sizeof *global, global, err) != 0)
+    if (matrix->global->bytes > sizeof *global) /* else one does for all slices */
+        at = matrix->slice * sizeof *global;
+    if (mp_tensor_read(&catalog->checkpoint, matrix->global, at, sizeof *global, global, err) != 0)
         return err->code;
     if (!(*global > 0) || !isfinite(*global))
         return mp_fail(err, MP_ERR_INPUT, "%s: %g, expected a positive finite number",

@@ -102,6 +102,7 @@ static mp_storage storage_of(const form *f, const mp_matrix *matrix, mp_fusion f
         .scale_dtype = matrix->scale ? matrix->scale->dtype : f->weight,
         .has_scale = f->scales != NO_SCALE,
         .has_global = f->global,
+        .global_divides = matrix->global_divides,
         .block_rows = 1,
         .block_cols = f->scales == NO_SCALE ? 1 : WHOLE,
     };
@@ -132,16 +133,27 @@ static mp_storage storage_of(const form *f, const mp_matrix *matrix, mp_fusion f
     return s;
 }
 
+static uint64_t elements(const mp_tensor *tensor)
+{
+    return tensor->bytes * 8 / mp_dtype_bits(tensor->dtype);
+}
+
 /* Whether the scale has one of the shapes that [rows, cols] scales may have: trailing ones
  * may be missing where there is one scale a row or in all. */
 static bool scale_fits(const mp_storage *s, const mp_tensor *scale, uint64_t slices, uint64_t rows,
                        uint64_t cols)
 {
-    uint64_t want[3] = {slices, mp_ceil_div(rows, s->block_rows), mp_ceil_div(cols, s->block_cols)};
+    uint64_t scale_rows = mp_ceil_div(rows, s->block_rows);
+    uint64_t scale_cols = mp_ceil_div(cols, s->block_cols);
+    bool transposed = is_transposed(s->fusion);
+    uint64_t want[3] = {slices, transposed ? scale_cols : scale_rows,
+                        transposed ? scale_rows : scale_cols};
     unsigned skip = is_fused(s->fusion) ? 0 : 1;
     unsigned rank = 3 - skip;
 
-    if (s->block_cols == WHOLE && scale->rank == rank - 1)
+    if (transposed && s->block_rows != 1 && s->block_rows != WHOLE)
+        return false; /* nobody has blocks of transposed weights */
+    if (s->block_cols == WHOLE && !transposed && scale->rank == rank - 1)
         rank--;
     if (s->block_rows == WHOLE && scale->rank == 0)
         return !is_fused(s->fusion);
@@ -151,6 +163,13 @@ static bool scale_fits(const mp_storage *s, const mp_tensor *scale, uint64_t sli
         if (scale->shape[d] != want[d + skip])
             return false;
     return true;
+}
+
+/* A single number a slice is a scale of all of it, unless config.json has blocks: then it is
+ * of the only one. */
+static bool is_one_scale(const mp_tensor *scale, uint64_t slices, const mp_config *config)
+{
+    return config->block_rows == MP_CONFIG_ABSENT && elements(scale) == slices;
 }
 
 bool mp_storage_recognize(const mp_matrix *matrix, mp_fusion fusion, const mp_config *config,
@@ -166,7 +185,9 @@ bool mp_storage_recognize(const mp_matrix *matrix, mp_fusion fusion, const mp_co
         mp_storage candidate;
         uint64_t width;
 
-        if (!types_fit(f, matrix) || !mp_mul_u64(stored_cols, f->packing, &width))
+        if (!types_fit(f, matrix) || !mp_mul_u64(stored_cols, f->packing, &width) ||
+            (f->covers == BLOCK && is_fused(fusion) && matrix->scale &&
+             is_one_scale(matrix->scale, slices, config)))
             continue;
         candidate = storage_of(f, matrix, fusion, config, width);
         if (!candidate.has_scale || scale_fits(&candidate, matrix->scale, slices, *rows, width)) {
@@ -265,11 +286,6 @@ static void check_scale(const mp_storage *storage, const mp_tensor *scale, uint6
                (unsigned long long)mp_ceil_div(cols, storage->block_cols), why);
 }
 
-static uint64_t elements(const mp_tensor *tensor)
-{
-    return tensor->bytes * 8 / mp_dtype_bits(tensor->dtype);
-}
-
 static void check_elements(const mp_tensor *tensor, uint64_t count, const char *what,
                            mp_problems *problems)
 {
@@ -291,9 +307,15 @@ void mp_storage_check(const mp_storage *storage, const mp_matrix *matrix, uint64
     if (matrix->global && !storage->has_global)
         mp_problem(problems, "%s: a second scale, but the layer's experts are %s",
                    matrix->global->name, mp_scheme_name(storage->scheme));
+    else if (matrix->global && matrix->global_divides != storage->global_divides)
+        mp_problem(problems, "%s: a second scale that %s, but the layer's others %s",
+                   matrix->global->name, matrix->global_divides ? "divides" : "multiplies",
+                   storage->global_divides ? "divide" : "multiply");
     if (matrix->global && matrix->global->dtype != MP_F32)
         check_dtype(matrix->global, MP_F32, problems);
-    check_elements(matrix->global, slices, "one a matrix", problems);
+    if (matrix->global && elements(matrix->global) != 1) /* one may do for all slices */
+        check_elements(matrix->global, slices, "one a matrix", problems);
+    check_elements(matrix->shape, 2, "rows and columns", problems);
     check_elements(matrix->offset, slices * rows, "one a row", problems);
     check_elements(matrix->bias, slices * rows, "one a row", problems);
 }

@@ -84,6 +84,29 @@ AVX2 static void bf16_encode(const float *in, uint16_t *out, size_t n)
     mp_kernels_scalar.bf16_encode(in + i, out + i, n - i);
 }
 
+AVX2 static void f16_decode(const uint16_t *in, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m256i codes = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(in + i)));
+        __m256i sign = _mm256_slli_epi32(_mm256_and_si256(codes, set1(0x8000)), 16);
+        __m256i magnitude = _mm256_and_si256(codes, set1(0x7fff));
+        __m256i wide = _mm256_slli_epi32(magnitude, 13);
+        __m256i bits = _mm256_add_epi32(wide, set1((127 - 15) << 23));
+        __m256 steps = _mm256_mul_ps(_mm256_cvtepi32_ps(magnitude), _mm256_set1_ps(0x1p-24f));
+        __m256i normal = _mm256_cmpgt_epi32(magnitude, set1(0x3ff));
+        __m256i infinite = _mm256_cmpgt_epi32(magnitude, set1(0x7bff));
+        __m256i nan = _mm256_cmpgt_epi32(magnitude, set1(0x7c00));
+
+        bits = _mm256_blendv_epi8(_mm256_castps_si256(steps), bits, normal);
+        bits = _mm256_or_si256(bits, _mm256_and_si256(infinite, set1(MP_F32_INF)));
+        bits = _mm256_or_si256(bits, _mm256_and_si256(nan, set1(MP_F32_NAN)));
+        _mm256_storeu_si256((void *)(out + i), _mm256_or_si256(bits, sign));
+    }
+    mp_kernels_scalar.f16_decode(in + i, out + i, n - i);
+}
+
 AVX2 static void e4m3_decode(const uint8_t *in, float *out, size_t n)
 {
     size_t i = 0;
@@ -170,22 +193,42 @@ AVX2 static void e2m1_decode(const uint8_t *codes, float *out, size_t n)
     mp_kernels_scalar.e2m1_decode(codes + i / 2, out + i, n - i);
 }
 
-AVX2 static inline __m256i e2m1_codes(__m256 in, mp_rounding rounding)
+/* The quarter of a binade in which magnitudes lie, from 0.25 on, the smallest midpoint
+ * between values; 0 is all below. All midpoints are 1.00, 1.01, 1.10 or 1.11 (binary) times
+ * a power of two, so that the quarter decides the code. A magnitude at the very beginning
+ * of one, where ties are, counts for the one before; to even, ties go up from 1.10 and 1.11. */
+AVX2 static inline __m256i e2m1_quarters(__m256i bits, mp_rounding rounding)
 {
-    __m256i bits = _mm256_castps_si256(in);
+    const __m256i start = set1(0x3e800000 - 0x1fffff); /* 0.25, less a quarter but for one bit */
     __m256i magnitude = magnitude_of(bits);
-    __m256i sign = _mm256_srli_epi32(sign_of(bits), 28);
-    __m256i code = _mm256_setzero_si256();
 
-    for (int i = 0; i < MP_E2M1_STEPS; i++) {
-        /* all ones, which is -1, where above */
-        __m256i above = _mm256_cmpgt_epi32(magnitude, set1(mp_e2m1_steps[rounding][i]));
+    if (rounding == MP_ROUND_OCP)
+        magnitude = _mm256_add_epi32(magnitude,
+                                     _mm256_and_si256(_mm256_srli_epi32(magnitude, 22), set1(1)));
+    return _mm256_srli_epi32(_mm256_sub_epi32(_mm256_max_epu32(magnitude, start), start), 21);
+}
 
-        code = _mm256_sub_epi32(code, above);
-    }
-    if (rounding == MP_ROUND_DEEPGEMM)
-        sign = _mm256_and_si256(sign, _mm256_cmpgt_epi32(code, _mm256_setzero_si256()));
-    return _mm256_or_si256(code, sign);
+/* Codes of quarters, one a byte, without the sign. */
+AVX2 static inline __m256i e2m1_magnitudes(__m256i quarters)
+{
+    const __m256i first =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5));
+    __m256i low = _mm256_min_epu8(quarters, _mm256_set1_epi8(15));
+    __m256i high = _mm256_subs_epu8(quarters, _mm256_set1_epi8(15));
+
+    /* Behind the table, two quarters of 6 and then of 7: 5 and so many more. */
+    high = _mm256_min_epu8(_mm256_avg_epu8(high, _mm256_setzero_si256()), _mm256_set1_epi8(2));
+    return _mm256_add_epi8(_mm256_shuffle_epi8(first, low), high);
+}
+
+/* 32 lanes as bytes with the same sign. */
+AVX2 static inline __m256i pack_signs(__m256i v0, __m256i v1, __m256i v2, __m256i v3)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i low = _mm256_packs_epi32(v0, v1);
+    __m256i high = _mm256_packs_epi32(v2, v3);
+
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
 }
 
 /* 32 codes, one a byte, as 16 bytes of two. */
@@ -203,12 +246,20 @@ AVX2 static inline void store_nibbles(__m256i codes, uint8_t *out)
 AVX2 static inline void e2m1_encode32(const float *in, __m256 factor, uint8_t *codes,
                                       mp_rounding rounding)
 {
-    __m256i v0 = e2m1_codes(_mm256_mul_ps(_mm256_loadu_ps(in), factor), rounding);
-    __m256i v1 = e2m1_codes(_mm256_mul_ps(_mm256_loadu_ps(in + 8), factor), rounding);
-    __m256i v2 = e2m1_codes(_mm256_mul_ps(_mm256_loadu_ps(in + 16), factor), rounding);
-    __m256i v3 = e2m1_codes(_mm256_mul_ps(_mm256_loadu_ps(in + 24), factor), rounding);
+    __m256i v0 = _mm256_castps_si256(_mm256_mul_ps(_mm256_loadu_ps(in), factor));
+    __m256i v1 = _mm256_castps_si256(_mm256_mul_ps(_mm256_loadu_ps(in + 8), factor));
+    __m256i v2 = _mm256_castps_si256(_mm256_mul_ps(_mm256_loadu_ps(in + 16), factor));
+    __m256i v3 = _mm256_castps_si256(_mm256_mul_ps(_mm256_loadu_ps(in + 24), factor));
+    __m256i quarters = pack_bytes(e2m1_quarters(v0, rounding), e2m1_quarters(v1, rounding),
+                                  e2m1_quarters(v2, rounding), e2m1_quarters(v3, rounding));
+    __m256i code = e2m1_magnitudes(quarters);
+    __m256i sign = _mm256_and_si256(pack_signs(v0, v1, v2, v3), _mm256_set1_epi8(-128));
 
-    store_nibbles(pack_bytes(v0, v1, v2, v3), codes);
+    /* The sign bit, shifted within pairs of bytes: nothing else is in it. */
+    sign = _mm256_srli_epi16(sign, 4);
+    if (rounding == MP_ROUND_DEEPGEMM)
+        sign = _mm256_and_si256(sign, _mm256_cmpgt_epi8(code, _mm256_setzero_si256()));
+    store_nibbles(_mm256_or_si256(code, sign), codes);
 }
 
 AVX2 static void e2m1_encode(const float *in, uint8_t *codes, size_t n, mp_rounding rounding)
@@ -260,6 +311,64 @@ AVX2 static void ue8m0_encode(const float *in, uint8_t *out, size_t n)
     mp_kernels_scalar.ue8m0_encode(in + i, out + i, n - i);
 }
 
+AVX2 static void int8_decode(const int8_t *in, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m256i codes = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(in + i)));
+
+        _mm256_storeu_ps(out + i, _mm256_cvtepi32_ps(codes));
+    }
+    mp_kernels_scalar.int8_decode(in + i, out + i, n - i);
+}
+
+/* Eight codes, one a lane. */
+AVX2 static inline __m256i int8_codes(const float *in, __m256 factor)
+{
+    __m256 x = _mm256_div_ps(_mm256_loadu_ps(in), factor);
+
+    x = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(127)), _mm256_set1_ps(-127));
+    return _mm256_and_si256(_mm256_cvtps_epi32(x), set1(255));
+}
+
+AVX2 static void int8_encode(const float *in, float factor, int8_t *out, size_t n)
+{
+    __m256 divisor = _mm256_set1_ps(factor);
+    size_t i = 0;
+
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        __m256i codes = pack_bytes(int8_codes(in + i, divisor), int8_codes(in + i + LANES, divisor),
+                                   int8_codes(in + i + 2 * LANES, divisor),
+                                   int8_codes(in + i + 3 * LANES, divisor));
+
+        _mm256_storeu_si256((void *)(out + i), codes);
+    }
+    mp_kernels_scalar.int8_encode(in + i, factor, out + i, n - i);
+}
+
+/* Values of the first eight codes, one a byte. */
+AVX2 static inline __m256 int4_values(__m128i codes)
+{
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepu8_epi32(codes), set1(8)));
+}
+
+AVX2 static void int4_decode(const uint8_t *codes, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 16 <= n; i += 16) {
+        __m128i bytes = _mm_loadl_epi64((const void *)(codes + i / 2));
+        __m128i low = _mm_and_si128(bytes, _mm_set1_epi8(15));
+        __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
+        __m128i both = _mm_unpacklo_epi8(low, high);
+
+        _mm256_storeu_ps(out + i, int4_values(both));
+        _mm256_storeu_ps(out + i + LANES, int4_values(_mm_srli_si128(both, 8)));
+    }
+    mp_kernels_scalar.int4_decode(codes + i / 2, out + i, n - i);
+}
+
 AVX2 static void scale(const float *in, float factor, float *out, size_t n)
 {
     size_t i = 0;
@@ -267,6 +376,32 @@ AVX2 static void scale(const float *in, float factor, float *out, size_t n)
     for (; i + LANES <= n; i += LANES)
         _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_loadu_ps(in + i), _mm256_set1_ps(factor)));
     mp_kernels_scalar.scale(in + i, factor, out + i, n - i);
+}
+
+AVX2 static void scale_blocks(const float *in, const float *factors, size_t width, float *out,
+                              size_t n)
+{
+    for (size_t i = 0; i < n; factors++) {
+        size_t end = n - i < width ? n : i + width;
+        float factor;
+
+        memcpy(&factor, factors, sizeof(factor));
+        for (; i + LANES <= end; i += LANES)
+            _mm256_storeu_ps(out + i,
+                             _mm256_mul_ps(_mm256_loadu_ps(in + i), _mm256_set1_ps(factor)));
+        if (i < end)
+            mp_kernels_scalar.scale(in + i, factor, out + i, end - i);
+        i = end;
+    }
+}
+
+AVX2 static void divide(const float *in, float divisor, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES)
+        _mm256_storeu_ps(out + i, _mm256_div_ps(_mm256_loadu_ps(in + i), _mm256_set1_ps(divisor)));
+    mp_kernels_scalar.divide(in + i, divisor, out + i, n - i);
 }
 
 AVX2 static inline uint32_t largest_lane(__m256i v)
@@ -289,6 +424,45 @@ AVX2 static uint32_t amax_bits(const float *in, size_t n)
     uint32_t vectors = largest_lane(amax);
     uint32_t rest = mp_kernels_scalar.amax_bits(in + i, n - i);
     return vectors > rest ? vectors : rest;
+}
+
+AVX2 static void amax_blocks(const float *in, size_t width, uint32_t *amax, size_t n)
+{
+    for (size_t i = 0; i < n; amax++) {
+        size_t end = n - i < width ? n : i + width;
+        __m256i vectors = _mm256_setzero_si256();
+        uint32_t rest = 0;
+
+        for (; i + LANES <= end; i += LANES)
+            vectors = _mm256_max_epu32(vectors, magnitude_of(load_bits(in + i)));
+        if (i < end)
+            rest = mp_kernels_scalar.amax_bits(in + i, end - i);
+        uint32_t largest = largest_lane(vectors);
+        largest = largest > rest ? largest : rest;
+        memcpy(amax, &largest, sizeof(largest));
+        i = end;
+    }
+}
+
+AVX2 static bool reaches(const void *in, size_t n, unsigned bits, bool is_signed, uint32_t limit)
+{
+    const mp_lane_test test = mp_lane_test_of(bits, is_signed, limit);
+    const uint8_t *bytes = in;
+    size_t size = n * (bits / 8);
+    __m256i top = _mm256_set1_epi64x((long long)test.top);
+    __m256i lack = _mm256_set1_epi64x((long long)test.lack);
+    __m256i either = _mm256_set1_epi64x((long long)test.either);
+    __m256i found = _mm256_setzero_si256();
+    size_t i = 0;
+
+    for (; i + 32 <= size; i += 32) {
+        __m256i words = load_bits(bytes + i);
+        __m256i sums = _mm256_add_epi64(_mm256_andnot_si256(top, words), lack);
+
+        found = _mm256_or_si256(found, _mm256_and_si256(sums, _mm256_or_si256(words, either)));
+    }
+    return !_mm256_testz_si256(found, top) ||
+           mp_kernels_scalar.reaches(bytes + i, (size - i) / (bits / 8), bits, is_signed, limit);
 }
 
 AVX2 static void mxfp4_decode(const uint8_t *codes, const uint8_t *scales, float *out, size_t n)
@@ -516,41 +690,56 @@ AVX2 static void error_sums(const float *a, const float *b, size_t n, double sum
     sums[1] += mp_sum_lanes(signal_lanes);
 }
 
-AVX2 static void count_lost(const float *original, const float *decoded, size_t n, float limit,
-                            uint64_t counts[2])
+AVX2 static void count_lost(const float *original, const float *decoded, size_t n,
+                            const float *limits, size_t width, uint64_t counts[2])
 {
     const __m256i zero = _mm256_setzero_si256();
     __m256i saturated = zero;
     __m256i flushed = zero;
-    size_t i = 0;
 
-    for (; i + LANES <= n; i += LANES) {
-        __m256i before = magnitude_of(load_bits(original + i));
-        __m256i after = magnitude_of(load_bits(decoded + i));
-        __m256i above = _mm256_cmpgt_epi32(before, set1(mp_f32_bits(limit)));
-        __m256i lost =
-            _mm256_andnot_si256(_mm256_cmpeq_epi32(before, zero), _mm256_cmpeq_epi32(after, zero));
+    for (size_t i = 0; i < n; limits++) {
+        size_t end = n - i < width ? n : i + width;
+        uint32_t limit;
 
-        saturated = _mm256_sub_epi32(saturated, above);
-        flushed = _mm256_sub_epi32(flushed, lost);
+        memcpy(&limit, limits, sizeof(limit));
+        for (; i + LANES <= end; i += LANES) {
+            __m256i before = magnitude_of(load_bits(original + i));
+            __m256i after = magnitude_of(load_bits(decoded + i));
+            __m256i above = _mm256_cmpgt_epi32(before, set1(limit));
+            __m256i lost = _mm256_andnot_si256(_mm256_cmpeq_epi32(before, zero),
+                                               _mm256_cmpeq_epi32(after, zero));
+
+            saturated = _mm256_sub_epi32(saturated, above);
+            flushed = _mm256_sub_epi32(flushed, lost);
+        }
+        if (i < end)
+            mp_kernels_scalar.count_lost(original + i, decoded + i, end - i, limits, width, counts);
+        i = end;
     }
     counts[0] += sum_lanes(saturated);
     counts[1] += sum_lanes(flushed);
-    mp_kernels_scalar.count_lost(original + i, decoded + i, n - i, limit, counts);
 }
 
 const mp_kernels mp_kernels_avx2 = {
     .level = "avx2",
     .bf16_decode = bf16_decode,
     .bf16_encode = bf16_encode,
+    .f16_decode = f16_decode,
     .e4m3_decode = e4m3_decode,
     .e4m3_encode = e4m3_encode,
     .e2m1_decode = e2m1_decode,
     .e2m1_encode = e2m1_encode,
     .ue8m0_decode = ue8m0_decode,
     .ue8m0_encode = ue8m0_encode,
+    .int8_decode = int8_decode,
+    .int8_encode = int8_encode,
+    .int4_decode = int4_decode,
     .scale = scale,
+    .scale_blocks = scale_blocks,
+    .divide = divide,
     .amax_bits = amax_bits,
+    .amax_blocks = amax_blocks,
+    .reaches = reaches,
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,

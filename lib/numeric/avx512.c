@@ -59,6 +59,15 @@ AVX512 static void bf16_encode(const float *in, uint16_t *out, size_t n)
     mp_kernels_scalar.bf16_encode(in + i, out + i, n - i);
 }
 
+AVX512 static void f16_decode(const uint16_t *in, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES)
+        _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(in + i))));
+    mp_kernels_scalar.f16_decode(in + i, out + i, n - i);
+}
+
 AVX512 static void e4m3_decode(const uint8_t *in, float *out, size_t n)
 {
     size_t i = 0;
@@ -146,22 +155,36 @@ AVX512 static void e2m1_decode(const uint8_t *codes, float *out, size_t n)
     mp_kernels_scalar.e2m1_decode(codes + i / 2, out + i, n - i);
 }
 
-/* Encodes 16 elements into 8 bytes. */
+/* The code of each quarter of a binade from 0.25 on, the smallest midpoint, the first
+ * entry being that of all below; with the sign bit set where the code can have a sign. */
+static const uint16_t quarter_codes[2][32] = {
+    [MP_ROUND_DEEPGEMM] = {0,  9,  9,  9,  9,  9,  9,  10, 10, 10, 11, 11, 12, 12, 13, 13,
+                           14, 14, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15},
+    [MP_ROUND_OCP] = {8,  9,  9,  9,  9,  9,  9,  10, 10, 10, 11, 11, 12, 12, 13, 13,
+                      14, 14, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15},
+};
+
+/* Encodes 16 elements into 8 bytes. All midpoints between values are 1.00, 1.01, 1.10 or
+ * 1.11 (binary) times a power of two, so that the quarter of a binade decides the code. A
+ * magnitude at the very beginning of a quarter, where ties are, counts for the one before;
+ * to even, ties go up from 1.10 and 1.11. */
 AVX512 static inline void e2m1_encode16(__m512 in, uint8_t *codes, mp_rounding rounding)
 {
+    const __m512i start = set1(0x3e800000 - 0x1fffff); /* 0.25, less a quarter but for one bit */
+    __m512i table = _mm512_loadu_si512(quarter_codes[rounding]);
     __m512i bits = _mm512_castps_si512(in);
     __m512i magnitude = magnitude_of(bits);
-    __m512i code = _mm512_setzero_si512();
-    __mmask16 signed_lanes = 0xffff;
 
-    for (int i = 0; i < MP_E2M1_STEPS; i++) {
-        __mmask16 above = _mm512_cmpgt_epu32_mask(magnitude, set1(mp_e2m1_steps[rounding][i]));
+    if (rounding == MP_ROUND_OCP)
+        magnitude = _mm512_add_epi32(magnitude,
+                                     _mm512_and_si512(_mm512_srli_epi32(magnitude, 22), set1(1)));
 
-        code = _mm512_mask_add_epi32(code, above, code, set1(1));
-    }
-    if (rounding == MP_ROUND_DEEPGEMM)
-        signed_lanes = _mm512_test_epi32_mask(code, code);
-    code = _mm512_mask_or_epi32(code, signed_lanes, code, _mm512_srli_epi32(sign_of(bits), 28));
+    __m512i above = _mm512_sub_epi32(_mm512_max_epu32(magnitude, start), start);
+    __m512i quarter = _mm512_min_epu32(_mm512_srli_epi32(above, 21), set1(31));
+    __m512i code = _mm512_permutexvar_epi16(quarter, table);
+    __m512i sign = _mm512_or_si512(_mm512_srai_epi32(bits, 31), set1(7));
+
+    code = _mm512_and_si512(_mm512_and_si512(code, sign), set1(15));
     /* Element 2j+1 lies in the upper half of 64-bit lane j. */
     code = _mm512_or_si512(code, _mm512_srli_epi64(code, 28));
     _mm_storel_epi64((void *)codes, _mm512_cvtepi64_epi8(code));
@@ -213,6 +236,47 @@ AVX512 static void ue8m0_encode(const float *in, uint8_t *out, size_t n)
     mp_kernels_scalar.ue8m0_encode(in + i, out + i, n - i);
 }
 
+AVX512 static void int8_decode(const int8_t *in, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m512i codes = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(in + i)));
+
+        _mm512_storeu_ps(out + i, _mm512_cvtepi32_ps(codes));
+    }
+    mp_kernels_scalar.int8_decode(in + i, out + i, n - i);
+}
+
+AVX512 static void int8_encode(const float *in, float factor, int8_t *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        __m512 x = _mm512_div_ps(_mm512_loadu_ps(in + i), _mm512_set1_ps(factor));
+
+        x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(127)), _mm512_set1_ps(-127));
+        _mm_storeu_si128((void *)(out + i), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+    }
+    mp_kernels_scalar.int8_encode(in + i, factor, out + i, n - i);
+}
+
+AVX512 static void int4_decode(const uint8_t *codes, float *out, size_t n)
+{
+    const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    size_t i = 0;
+
+    for (; i + 32 <= n; i += 32) {
+        __m256i nibbles = unpack_codes(codes + i / 2);
+        __m512i first = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(nibbles));
+        __m512i second = _mm512_cvtepu8_epi32(_mm256_extracti128_si256(nibbles, 1));
+
+        _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(first, values));
+        _mm512_storeu_ps(out + i + LANES, _mm512_permutexvar_ps(second, values));
+    }
+    mp_kernels_scalar.int4_decode(codes + i / 2, out + i, n - i);
+}
+
 AVX512 static void scale(const float *in, float factor, float *out, size_t n)
 {
     size_t i = 0;
@@ -220,6 +284,32 @@ AVX512 static void scale(const float *in, float factor, float *out, size_t n)
     for (; i + LANES <= n; i += LANES)
         _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_loadu_ps(in + i), _mm512_set1_ps(factor)));
     mp_kernels_scalar.scale(in + i, factor, out + i, n - i);
+}
+
+AVX512 static void scale_blocks(const float *in, const float *factors, size_t width, float *out,
+                                size_t n)
+{
+    for (size_t i = 0; i < n; factors++) {
+        size_t end = n - i < width ? n : i + width;
+        float factor;
+
+        memcpy(&factor, factors, sizeof(factor));
+        for (; i + LANES <= end; i += LANES)
+            _mm512_storeu_ps(out + i,
+                             _mm512_mul_ps(_mm512_loadu_ps(in + i), _mm512_set1_ps(factor)));
+        if (i < end)
+            mp_kernels_scalar.scale(in + i, factor, out + i, end - i);
+        i = end;
+    }
+}
+
+AVX512 static void divide(const float *in, float divisor, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES)
+        _mm512_storeu_ps(out + i, _mm512_div_ps(_mm512_loadu_ps(in + i), _mm512_set1_ps(divisor)));
+    mp_kernels_scalar.divide(in + i, divisor, out + i, n - i);
 }
 
 AVX512 static uint32_t amax_bits(const float *in, size_t n)
@@ -233,6 +323,45 @@ AVX512 static uint32_t amax_bits(const float *in, size_t n)
     uint32_t vectors = _mm512_reduce_max_epu32(amax);
     uint32_t rest = mp_kernels_scalar.amax_bits(in + i, n - i);
     return vectors > rest ? vectors : rest;
+}
+
+AVX512 static void amax_blocks(const float *in, size_t width, uint32_t *amax, size_t n)
+{
+    for (size_t i = 0; i < n; amax++) {
+        size_t end = n - i < width ? n : i + width;
+        __m512i vectors = _mm512_setzero_si512();
+        uint32_t rest = 0;
+
+        for (; i + LANES <= end; i += LANES)
+            vectors = _mm512_max_epu32(vectors, magnitude_of(_mm512_loadu_si512(in + i)));
+        if (i < end)
+            rest = mp_kernels_scalar.amax_bits(in + i, end - i);
+        uint32_t largest = _mm512_reduce_max_epu32(vectors);
+        largest = largest > rest ? largest : rest;
+        memcpy(amax, &largest, sizeof(largest));
+        i = end;
+    }
+}
+
+AVX512 static bool reaches(const void *in, size_t n, unsigned bits, bool is_signed, uint32_t limit)
+{
+    const mp_lane_test test = mp_lane_test_of(bits, is_signed, limit);
+    const uint8_t *bytes = in;
+    size_t size = n * (bits / 8);
+    __m512i top = _mm512_set1_epi64((long long)test.top);
+    __m512i lack = _mm512_set1_epi64((long long)test.lack);
+    __m512i either = _mm512_set1_epi64((long long)test.either);
+    __m512i found = _mm512_setzero_si512();
+    size_t i = 0;
+
+    for (; i + 64 <= size; i += 64) {
+        __m512i words = _mm512_loadu_si512(bytes + i);
+        __m512i sums = _mm512_add_epi64(_mm512_andnot_si512(top, words), lack);
+
+        found = _mm512_or_si512(found, _mm512_and_si512(sums, _mm512_or_si512(words, either)));
+    }
+    return _mm512_test_epi64_mask(found, top) ||
+           mp_kernels_scalar.reaches(bytes + i, (size - i) / (bits / 8), bits, is_signed, limit);
 }
 
 AVX512 static void mxfp4_decode(const uint8_t *codes, const uint8_t *scales, float *out, size_t n)
@@ -361,19 +490,8 @@ AVX512 static inline __m512i scale_bf16(__m512i block, __m512 multiplier)
 /* The bits of BF16 0.25, the smallest midpoint between values of E2M1. */
 #define SMALLEST_MIDPOINT (125 << 7)
 
-/* The code of each quarter of a binade from there on, the first entry being that of
- * all below; with the sign bit set where the code can have a sign. */
-static const uint16_t quarter_codes[2][32] = {
-    [MP_ROUND_DEEPGEMM] = {0,  9,  9,  9,  9,  9,  9,  10, 10, 10, 11, 11, 12, 12, 13, 13,
-                           14, 14, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15},
-    [MP_ROUND_OCP] = {8,  9,  9,  9,  9,  9,  9,  10, 10, 10, 11, 11, 12, 12, 13, 13,
-                      14, 14, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15},
-};
-
-/* Encodes 32 BF16 into 16 bytes. All midpoints are 1.00, 1.01, 1.10 or 1.11 (binary)
- * times a power of two, so that the quarter of a binade decides the code. start: the
- * bits of the smallest midpoint under the scale of the block, less 31. A magnitude at
- * the very beginning of a quarter, where ties are, thus counts for the one before. */
+/* Encodes 32 BF16 into 16 bytes. start: the bits of the smallest midpoint under the scale
+ * of the block, less 31. */
 AVX512 static inline void e2m1_encode_bf16(__m512i in, __m512i start, uint8_t *codes,
                                            mp_rounding rounding)
 {
@@ -486,26 +604,33 @@ AVX512 static void error_sums(const float *a, const float *b, size_t n, double s
     sums[1] += mp_sum_lanes(signal_lanes);
 }
 
-AVX512 static void count_lost(const float *original, const float *decoded, size_t n, float limit,
-                              uint64_t counts[2])
+AVX512 static void count_lost(const float *original, const float *decoded, size_t n,
+                              const float *limits, size_t width, uint64_t counts[2])
 {
     __m512i saturated = _mm512_setzero_si512();
     __m512i flushed = _mm512_setzero_si512();
-    size_t i = 0;
 
-    for (; i + LANES <= n; i += LANES) {
-        __m512i before = magnitude_of(_mm512_loadu_si512(original + i));
-        __m512i after = magnitude_of(_mm512_loadu_si512(decoded + i));
-        __mmask16 above = _mm512_cmpgt_epu32_mask(before, set1(mp_f32_bits(limit)));
-        __mmask16 zero =
-            _mm512_mask_testn_epi32_mask(_mm512_test_epi32_mask(before, before), after, after);
+    for (size_t i = 0; i < n; limits++) {
+        size_t end = n - i < width ? n : i + width;
+        uint32_t limit;
 
-        saturated = _mm512_mask_add_epi32(saturated, above, saturated, set1(1));
-        flushed = _mm512_mask_add_epi32(flushed, zero, flushed, set1(1));
+        memcpy(&limit, limits, sizeof(limit));
+        for (; i + LANES <= end; i += LANES) {
+            __m512i before = magnitude_of(_mm512_loadu_si512(original + i));
+            __m512i after = magnitude_of(_mm512_loadu_si512(decoded + i));
+            __mmask16 above = _mm512_cmpgt_epu32_mask(before, set1(limit));
+            __mmask16 zero =
+                _mm512_mask_testn_epi32_mask(_mm512_test_epi32_mask(before, before), after, after);
+
+            saturated = _mm512_mask_add_epi32(saturated, above, saturated, set1(1));
+            flushed = _mm512_mask_add_epi32(flushed, zero, flushed, set1(1));
+        }
+        if (i < end)
+            mp_kernels_scalar.count_lost(original + i, decoded + i, end - i, limits, width, counts);
+        i = end;
     }
     counts[0] += (uint32_t)_mm512_reduce_add_epi32(saturated);
     counts[1] += (uint32_t)_mm512_reduce_add_epi32(flushed);
-    mp_kernels_scalar.count_lost(original + i, decoded + i, n - i, limit, counts);
 }
 
 /* What the blocks of a group differ in, a lane each. */
@@ -611,14 +736,22 @@ const mp_kernels mp_kernels_avx512 = {
     .level = "avx512",
     .bf16_decode = bf16_decode,
     .bf16_encode = bf16_encode,
+    .f16_decode = f16_decode,
     .e4m3_decode = e4m3_decode,
     .e4m3_encode = e4m3_encode,
     .e2m1_decode = e2m1_decode,
     .e2m1_encode = e2m1_encode,
     .ue8m0_decode = ue8m0_decode,
     .ue8m0_encode = ue8m0_encode,
+    .int8_decode = int8_decode,
+    .int8_encode = int8_encode,
+    .int4_decode = int4_decode,
     .scale = scale,
+    .scale_blocks = scale_blocks,
+    .divide = divide,
     .amax_bits = amax_bits,
+    .amax_blocks = amax_blocks,
+    .reaches = reaches,
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "numeric/kernels.h"
 #include "numeric/rows.h"
+#include "numeric/scales.h"
 
 #define F_SCALES    (1u << MP_F32 | 1u << MP_BF16 | 1u << MP_F16)
 #define E8M0_SCALES (1u << MP_F8_E8M0 | 1u << MP_U8)
@@ -97,45 +98,9 @@ mp_scale_block mp_rows_block(const mp_rows *in)
     return (mp_scale_block){UINT64_MAX, UINT64_MAX};
 }
 
-static uint16_t load_u16(const uint8_t *bytes)
-{
-    uint16_t value;
-
-    memcpy(&value, bytes, sizeof(value));
-    return value;
-}
-
-static float f16_value(uint16_t code)
-{
-    uint32_t sign = (uint32_t)(code & 0x8000) << 16;
-    uint32_t magnitude = code & 0x7fff;
-
-    if (magnitude >= 0x7c00) /* infinite, or NaN */
-        return mp_f32_from_bits(sign | MP_F32_INF | (magnitude & 0x3ff) << 13);
-    if (magnitude < 0x400) /* subnormal: steps of 2^-24 */
-        return mp_f32_from_bits(sign | mp_f32_bits((float)magnitude * 0x1p-24f));
-    return mp_f32_from_bits(sign | ((magnitude << 13) + ((127u - 15u) << 23)));
-}
-
 float mp_rows_scale_at(const mp_rows *in, uint64_t i)
 {
-    const uint8_t *scales = in->scale;
-    float value = 0;
-
-    switch (in->scale_dtype) {
-    case MP_F32:
-        memcpy(&value, scales + 4 * i, sizeof(value));
-        return value;
-    case MP_BF16:
-        return mp_f32_from_bits((uint32_t)load_u16(scales + 2 * i) << 16);
-    case MP_F16:
-        return f16_value(load_u16(scales + 2 * i));
-    case MP_F8_E4M3:
-        mp_kernels_scalar.e4m3_decode(scales + i, &value, 1);
-        return value;
-    default: /* F8_E8M0, U8: the check lets no other type through */
-        return mp_ue8m0_value(scales[i]);
-    }
+    return mp_scale_value(in->scale_dtype, in->scale, i);
 }
 
 uint64_t mp_rows_first_scale(const mp_rows *in, uint64_t row)
@@ -155,36 +120,6 @@ uint64_t mp_rows_scale_count(const mp_rows *in)
     return mp_rows_first_scale(in, in->rows - 1) + mp_ceil_div(in->cols, block.cols);
 }
 
-double mp_rows_full_scale(const mp_rows *in, uint64_t i)
-{
-    if (!mp_scheme_has_scales(in->scheme))
-        return 1;
-    double scale = mp_rows_scale_at(in, i);
-    if (in->scheme != MP_SCHEME_NVFP4)
-        return scale;
-    return in->global_divides ? scale / in->global_scale : scale * in->global_scale;
-}
-
-static void decode_f16(const uint8_t *in, float *out, uint64_t n)
-{
-    for (uint64_t i = 0; i < n; i++)
-        out[i] = f16_value(load_u16(in + 2 * i));
-}
-
-static void decode_int8(const uint8_t *in, float *out, uint64_t n)
-{
-    for (uint64_t i = 0; i < n; i++)
-        out[i] = (int8_t)in[i];
-}
-
-/* Words of eight values, the first in the lowest bits, so that each byte holds
- * two; stored plus 8. */
-static void decode_int4(const uint8_t *in, float *out, uint64_t n)
-{
-    for (uint64_t i = 0; i < n; i++)
-        out[i] = (float)((in[i / 2] >> i % 2 * 4 & 15) - 8);
-}
-
 /* Codes as float32, not yet scaled. */
 static void decode_codes(const mp_rows *in, const uint8_t *codes, float *out)
 {
@@ -195,7 +130,7 @@ static void decode_codes(const mp_rows *in, const uint8_t *codes, float *out)
         kernels->bf16_decode((const uint16_t *)(const void *)codes, out, in->cols);
         break;
     case MP_SCHEME_F16:
-        decode_f16(codes, out, in->cols);
+        kernels->f16_decode((const uint16_t *)(const void *)codes, out, in->cols);
         break;
     case MP_SCHEME_F32:
         memcpy(out, codes, in->cols * sizeof(*out));
@@ -205,10 +140,10 @@ static void decode_codes(const mp_rows *in, const uint8_t *codes, float *out)
         kernels->e2m1_decode(codes, out, in->cols);
         break;
     case MP_SCHEME_INT8_CHANNEL:
-        decode_int8(codes, out, in->cols);
+        kernels->int8_decode((const int8_t *)codes, out, in->cols);
         break;
     case MP_SCHEME_INT4_GROUP:
-        decode_int4(codes, out, in->cols);
+        kernels->int4_decode(codes, out, in->cols);
         break;
     default: /* the E4M3 schemes */
         kernels->e4m3_decode(codes, out, in->cols);
@@ -222,32 +157,50 @@ static int fail_scale(const mp_rows *in, uint64_t row, uint64_t col, mp_error *e
                    in->row0 + row, col);
 }
 
+#define RUN 64 /* scales at a time */
+
 /* Multiplies codes in place by the scales of their blocks. */
-static int scale_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err)
+static int scale_codes(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err)
+{
+    mp_scale_block block = mp_rows_block(in);
+    uint64_t width = block.cols < in->cols ? block.cols : in->cols;
+    uint64_t first = mp_rows_first_scale(in, row);
+
+    for (uint64_t col = 0; col < in->cols; col += RUN * width, first += RUN) {
+        uint64_t left = in->cols - col;
+        uint64_t blocks = mp_ceil_div(left, width) < RUN ? mp_ceil_div(left, width) : RUN;
+        float scales[RUN];
+
+        mp_scale_values(in->scale_dtype, in->scale, first, blocks, scales);
+        for (uint64_t i = 0; i < blocks && !allow_nan; i++)
+            if (isnan(scales[i]))
+                return fail_scale(in, row, col + i * width, err);
+        mp_kernels_best()->scale_blocks(out + col, scales, width, out + col,
+                                        left < RUN * width ? left : RUN * width);
+    }
+    return 0;
+}
+
+static int scale_globally(const mp_rows *in, float *out, bool allow_nan, mp_error *err)
 {
     const mp_kernels *kernels = mp_kernels_best();
-    mp_scale_block block = mp_rows_block(in);
-    uint64_t i = mp_rows_first_scale(in, row);
 
-    for (uint64_t col = 0; col < in->cols; col += block.cols) {
-        uint64_t width = in->cols - col < block.cols ? in->cols - col : block.cols;
-        float scale = mp_rows_scale_at(in, i++);
-
-        if (isnan(scale) && !allow_nan)
-            return fail_scale(in, row, col, err);
-        kernels->scale(out + col, scale, out + col, width);
-    }
-    if (in->scheme != MP_SCHEME_NVFP4)
-        return 0;
     if (isnan(in->global_scale) && !allow_nan)
         return mp_fail(err, MP_ERR_INPUT, "global scale is NaN");
-    if (!in->global_divides) {
+    if (in->global_divides)
+        kernels->divide(out, in->global_scale, out, in->cols);
+    else
         kernels->scale(out, in->global_scale, out, in->cols);
-        return 0;
-    }
-    for (uint64_t col = 0; col < in->cols; col++)
-        out[col] /= in->global_scale;
     return 0;
+}
+
+static int scale_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err)
+{
+    int rc = scale_codes(in, row, out, allow_nan, err);
+
+    if (rc == 0 && in->scheme == MP_SCHEME_NVFP4)
+        rc = scale_globally(in, out, allow_nan, err);
+    return rc;
 }
 
 /* A row of whole mxfp4 blocks in one go. */

@@ -1,49 +1,59 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The quantizers: how each scheme chooses its scales, and codes under them. */
-#include <float.h>
+#include <math.h>
 
 #include "numeric/encode.h"
 #include "numeric/kernels.h"
 
 #define INT8_MAX_CODE 127.0f
 
-static float load_f32(const uint8_t *bytes)
-{
-    float value;
+#define RUN 1024 /* elements at a time through the stack */
 
-    memcpy(&value, bytes, sizeof(value));
-    return value;
-}
-
-/* out = in * (1/scale), scale > 0. The reciprocal of a small subnormal is beyond
- * float32; there, out = in / scale. */
-static void divide_by_scale(const float *in, float scale, float *out, uint64_t n)
-{
-    float inverse = 1.0f / scale;
-
-    if (inverse <= FLT_MAX) {
-        mp_kernels_best()->scale(in, inverse, out, n);
-        return;
-    }
-    for (uint64_t i = 0; i < n; i++)
-        out[i] = in[i] / scale;
-}
+_Static_assert(RUN % MP_FP8_BLOCK == 0 && RUN % MP_NVFP4_BLOCK == 0, "whole blocks in a run");
 
 static uint64_t width_at(uint64_t cols, uint64_t col, uint64_t width)
 {
     return cols - col < width ? cols - col : width;
 }
 
+/* The reciprocal of this scale is beyond float32: it is a small subnormal, or 0. */
+static void divide_block(const float *in, float scale, float *out, uint64_t n)
+{
+    if (scale == 0)
+        memset(out, 0, n * sizeof(*out));
+    else
+        mp_kernels_best()->divide(in, scale, out, n);
+}
+
+/* out = in * (1/scale) for blocks of `width` elements in a run, or in / scale where that
+ * reciprocal is beyond float32, and 0 under a scale of 0. */
+static void divide_blocks(const float *in, const float *scales, uint64_t width, float *out,
+                          uint64_t n)
+{
+    float inverses[RUN / MP_NVFP4_BLOCK];
+    uint64_t blocks = (n + width - 1) / width;
+    bool finite = true;
+
+    for (uint64_t i = 0; i < blocks; i++) {
+        inverses[i] = 1.0f / scales[i];
+        finite = finite && isfinite(inverses[i]);
+    }
+    mp_kernels_best()->scale_blocks(in, inverses, width, out, n);
+    for (uint64_t i = 0; i < blocks && !finite; i++)
+        if (!isfinite(inverses[i]))
+            divide_block(in + i * width, scales[i], out + i * width, width_at(n, i * width, width));
+}
+
 void mp_fp8_block_amax(const float *row, uint64_t cols, uint32_t *amax_bits)
 {
-    const mp_kernels *kernels = mp_kernels_best();
+    uint32_t amax[RUN / MP_FP8_BLOCK];
 
-    for (uint64_t col = 0; col < cols; col += MP_FP8_BLOCK) {
-        uint64_t width = width_at(cols, col, MP_FP8_BLOCK);
-        uint32_t amax = mp_amax_but_nan(kernels, row + col, width);
-        uint32_t *largest = &amax_bits[col / MP_FP8_BLOCK];
+    for (uint64_t col = 0; col < cols; col += RUN) {
+        uint64_t n = width_at(cols, col, RUN);
 
-        *largest = amax > *largest ? amax : *largest;
+        mp_amax_blocks_but_nan(mp_kernels_best(), row + col, MP_FP8_BLOCK, amax, n);
+        for (uint64_t i = 0; i * MP_FP8_BLOCK < n; i++, amax_bits++)
+            *amax_bits = amax[i] > *amax_bits ? amax[i] : *amax_bits;
     }
 }
 
@@ -65,116 +75,111 @@ void mp_fp8_scales(const uint32_t *amax_bits, uint64_t n, const mp_quant_options
     }
 }
 
-/* Columns that share a scale, piece by piece through the stack. */
-static void fp8_encode_block(const float *in, uint64_t n, float scale, uint8_t *codes)
+void mp_fp8_encode(const float *row, uint64_t cols, const uint8_t *scales, uint8_t *codes)
 {
-    const mp_kernels *kernels = mp_kernels_best();
-    float values[MP_FP8_BLOCK];
+    float values[RUN];
+    float run_scales[RUN / MP_FP8_BLOCK];
 
-    if (scale == 0) {
-        memset(codes, 0, n);
-        return;
+    for (uint64_t col = 0; col < cols; col += RUN) {
+        uint64_t n = width_at(cols, col, RUN);
+        uint64_t blocks = (n + MP_FP8_BLOCK - 1) / MP_FP8_BLOCK;
+
+        memcpy(run_scales, scales + col / MP_FP8_BLOCK * sizeof(float), blocks * sizeof(float));
+        divide_blocks(row + col, run_scales, MP_FP8_BLOCK, values, n);
+        mp_kernels_best()->e4m3_encode(values, codes + col, n);
     }
-    for (uint64_t i = 0; i < n; i += MP_FP8_BLOCK) {
-        uint64_t width = width_at(n, i, MP_FP8_BLOCK);
-
-        divide_by_scale(in + i, scale, values, width);
-        kernels->e4m3_encode(values, codes + i, width);
-    }
-}
-
-void mp_fp8_encode(const float *row, uint64_t cols, uint64_t width, const uint8_t *scales,
-                   uint8_t *codes)
-{
-    for (uint64_t col = 0; col < cols; col += width)
-        fp8_encode_block(row + col, width_at(cols, col, width),
-                         load_f32(scales + col / width * sizeof(float)), codes + col);
 }
 
 static void encode_fp8_group(const float *row, uint64_t cols, const mp_quant_options *options,
                              uint8_t *codes, uint8_t *scales)
 {
-    for (uint64_t col = 0; col < cols; col += MP_FP8_BLOCK) {
-        uint64_t width = width_at(cols, col, MP_FP8_BLOCK);
-        uint32_t amax_bits = 0;
+    for (uint64_t col = 0; col < cols; col += RUN) {
+        uint64_t n = width_at(cols, col, RUN);
+        uint32_t amax[RUN / MP_FP8_BLOCK] = {0};
+        uint8_t *run_scales = scales + col / MP_FP8_BLOCK * sizeof(float);
 
-        mp_fp8_block_amax(row + col, width, &amax_bits);
-        mp_fp8_scales(&amax_bits, 1, options, scales + col / MP_FP8_BLOCK * sizeof(float));
+        mp_fp8_block_amax(row + col, n, amax);
+        mp_fp8_scales(amax, (n + MP_FP8_BLOCK - 1) / MP_FP8_BLOCK, options, run_scales);
+        mp_fp8_encode(row + col, n, run_scales, codes + col);
     }
-    mp_fp8_encode(row, cols, MP_FP8_BLOCK, scales, codes);
 }
 
-static void encode_fp8_channel(const float *row, uint64_t cols, const mp_quant_options *options,
-                               uint8_t *codes, uint8_t *scales)
+/* Codes of block scales. A live block never gets the scale 0: code 1 is 2^-9. */
+static void nvfp4_scales(const uint32_t *amax_bits, uint64_t blocks, float global_scale,
+                         uint8_t *scales)
 {
-    uint32_t amax_bits = mp_amax_but_nan(mp_kernels_best(), row, cols);
-    float scale = fp8_scale(amax_bits, options->amax_floor, false);
+    float wanted[RUN / MP_NVFP4_BLOCK];
 
-    memcpy(scales, &scale, sizeof(scale));
-    fp8_encode_block(row, cols, scale, codes);
+    for (uint64_t i = 0; i < blocks; i++)
+        wanted[i] = mp_f32_from_bits(amax_bits[i]) / MP_E2M1_MAX / global_scale;
+    mp_kernels_best()->e4m3_encode(wanted, scales, blocks);
+    for (uint64_t i = 0; i < blocks; i++) {
+        if (amax_bits[i] == 0)
+            scales[i] = 0;
+        else if (scales[i] == 0)
+            scales[i] = 1;
+    }
 }
 
-/* A live block never gets the scale 0: code 1 is 2^-9. */
-static uint8_t nvfp4_scale(float amax, float global_scale)
-{
-    float scale = amax / MP_E2M1_MAX / global_scale;
-    uint8_t code;
-
-    mp_kernels_scalar.e4m3_encode(&scale, &code, 1);
-    return code == 0 && amax > 0 ? 1 : code;
-}
-
-void mp_nvfp4_encode_block(const float *in, float global_scale, uint8_t *codes, uint8_t *scale)
+static void nvfp4_encode_run(const float *in, uint64_t n, float global_scale, uint8_t *codes,
+                             uint8_t *scales)
 {
     const mp_kernels *kernels = mp_kernels_best();
-    float amax = mp_f32_from_bits(kernels->amax_bits(in, MP_NVFP4_BLOCK));
-    float values[MP_NVFP4_BLOCK];
-    float both_scales;
+    uint64_t blocks = n / MP_NVFP4_BLOCK;
+    uint32_t amax[RUN / MP_NVFP4_BLOCK];
+    float both_scales[RUN / MP_NVFP4_BLOCK];
+    float values[RUN];
 
-    *scale = amax > 0 ? nvfp4_scale(amax, global_scale) : 0;
-    mp_kernels_scalar.e4m3_decode(scale, &both_scales, 1);
-    both_scales *= global_scale;
-    if (both_scales == 0) {
-        memset(codes, 0, MP_NVFP4_BLOCK / 2);
-        return;
+    kernels->amax_blocks(in, MP_NVFP4_BLOCK, amax, n);
+    nvfp4_scales(amax, blocks, global_scale, scales);
+    kernels->e4m3_decode(scales, both_scales, blocks);
+    kernels->scale(both_scales, global_scale, both_scales, blocks);
+    divide_blocks(in, both_scales, MP_NVFP4_BLOCK, values, n);
+    kernels->e2m1_encode(values, codes, n, MP_ROUND_OCP);
+}
+
+void mp_nvfp4_encode(const float *in, uint64_t n, float global_scale, uint8_t *codes,
+                     uint8_t *scales)
+{
+    for (uint64_t i = 0; i < n; i += RUN)
+        nvfp4_encode_run(in + i, width_at(n, i, RUN), global_scale, codes + i / 2,
+                         scales + i / MP_NVFP4_BLOCK);
+}
+
+/* A whole row under one scale. */
+static void encode_fp8_channel(const float *row, uint64_t cols, float scale, uint8_t *codes)
+{
+    float values[RUN];
+
+    for (uint64_t col = 0; col < cols; col += RUN) {
+        uint64_t n = width_at(cols, col, RUN);
+
+        divide_blocks(row + col, &scale, RUN, values, n);
+        mp_kernels_best()->e4m3_encode(values, codes + col, n);
     }
-    divide_by_scale(in, both_scales, values, MP_NVFP4_BLOCK);
-    kernels->e2m1_encode(values, codes, MP_NVFP4_BLOCK, MP_ROUND_OCP);
 }
 
-static void encode_nvfp4(const float *row, uint64_t cols, const mp_quant_options *options,
-                         uint8_t *codes, uint8_t *scales)
+static void encode_int8(const float *row, uint64_t cols, float scale, uint8_t *codes)
 {
-    for (uint64_t i = 0; i < cols / MP_NVFP4_BLOCK; i++)
-        mp_nvfp4_encode_block(row + i * MP_NVFP4_BLOCK, options->global_scale,
-                              codes + i * (MP_NVFP4_BLOCK / 2), scales + i);
+    if (scale == 0)
+        memset(codes, 0, cols);
+    else
+        mp_kernels_best()->int8_encode(row, scale, (int8_t *)codes, cols);
 }
 
-/* To nearest, ties to even, for |x| < 2^22: the sum has no room for a fraction. */
-static float round_to_even(float x)
+float mp_channel_scale(mp_scheme to, uint32_t amax_bits, const mp_quant_options *options)
 {
-    const float large = 0x1.8p23f;
-
-    return (x + large) - large;
+    if (to == MP_SCHEME_FP8_CHANNEL)
+        return fp8_scale(amax_bits, options->amax_floor, false);
+    return mp_f32_from_bits(amax_bits) / INT8_MAX_CODE;
 }
 
-static int8_t int8_code(float x)
+void mp_channel_encode(mp_scheme to, const float *row, uint64_t cols, float scale, uint8_t *codes)
 {
-    float rounded = round_to_even(x);
-
-    if (rounded > INT8_MAX_CODE)
-        return 127;
-    return (int8_t)(rounded < -INT8_MAX_CODE ? -127 : rounded);
-}
-
-static void encode_int8_channel(const float *row, uint64_t cols, uint8_t *codes, uint8_t *scales)
-{
-    float amax = mp_f32_from_bits(mp_kernels_best()->amax_bits(row, cols));
-    float scale = amax / INT8_MAX_CODE;
-
-    memcpy(scales, &scale, sizeof(scale));
-    for (uint64_t i = 0; i < cols; i++)
-        codes[i] = (uint8_t)(scale == 0 ? 0 : int8_code(row[i] / scale));
+    if (to == MP_SCHEME_FP8_CHANNEL)
+        encode_fp8_channel(row, cols, scale, codes);
+    else
+        encode_int8(row, cols, scale, codes);
 }
 
 void mp_encode_row(mp_scheme to, const mp_quant_options *options, const float *row, uint64_t cols,
@@ -195,14 +200,8 @@ void mp_encode_row(mp_scheme to, const mp_quant_options *options, const float *r
     case MP_SCHEME_FP8_GROUP:
         encode_fp8_group(row, cols, options, codes, scales);
         break;
-    case MP_SCHEME_FP8_CHANNEL:
-        encode_fp8_channel(row, cols, options, codes, scales);
-        break;
-    case MP_SCHEME_NVFP4:
-        encode_nvfp4(row, cols, options, codes, scales);
-        break;
-    default: /* int8_channel: no other row target exists */
-        encode_int8_channel(row, cols, codes, scales);
+    default: /* nvfp4: no other target of this kind exists */
+        mp_nvfp4_encode(row, cols, options->global_scale, codes, scales);
         break;
     }
 }

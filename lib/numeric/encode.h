@@ -9,9 +9,14 @@
 #define MP_FP8_BLOCK   128 /* columns, and for fp8_block rows, of one scale */
 #define MP_NVFP4_BLOCK 16
 
-/* Any target but fp8_block, whose scales depend on other rows as well. */
+/* Any target but fp8_block, whose scales depend on other rows as well, and those with one
+ * scale a row. */
 void mp_encode_row(mp_scheme to, const mp_quant_options *options, const float *row, uint64_t cols,
                    uint8_t *codes, uint8_t *scales);
+
+/* fp8_channel, int8_channel: the scale of a row of this amax, and codes under a scale. */
+float mp_channel_scale(mp_scheme to, uint32_t amax_bits, const mp_quant_options *options);
+void mp_channel_encode(mp_scheme to, const float *row, uint64_t cols, float scale, uint8_t *codes);
 
 /* amax_bits[i] = the larger of itself and the amax of columns 128*i .. 128*i+127. */
 void mp_fp8_block_amax(const float *row, uint64_t cols, uint32_t *amax_bits);
@@ -20,11 +25,11 @@ void mp_fp8_block_amax(const float *row, uint64_t cols, uint32_t *amax_bits);
 void mp_fp8_scales(const uint32_t *amax_bits, uint64_t n, const mp_quant_options *options,
                    uint8_t *scales);
 
-/* A row under given float32 scales of `width` columns each. */
-void mp_fp8_encode(const float *row, uint64_t cols, uint64_t width, const uint8_t *scales,
-                   uint8_t *codes);
+/* A row under given float32 scales of 128 columns each. */
+void mp_fp8_encode(const float *row, uint64_t cols, const uint8_t *scales, uint8_t *codes);
 
-/* One block of 16 under a global scale above 0. */
-void mp_nvfp4_encode_block(const float *in, float global_scale, uint8_t *codes, uint8_t *scale);
+/* n elements, whole blocks, under a global scale above 0, or zeros. */
+void mp_nvfp4_encode(const float *in, uint64_t n, float global_scale, uint8_t *codes,
+                     uint8_t *scales);
 
 #endif

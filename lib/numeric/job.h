@@ -34,7 +34,7 @@ int mp_job_measure(const mp_requantize_job *job, uint64_t row);
 void mp_job_measure_bf16_as_mxfp4(const mp_requantize_job *job, const uint16_t *in,
                                   const uint8_t *codes, const uint8_t *scales);
 
-/* mxfp4 to nvfp4: encodes a row that was read. */
-void mp_job_mxfp4_to_nvfp4(const mp_requantize_job *job, uint64_t row);
+/* mxfp4, or nvfp4 under another global scale, to nvfp4: encodes a row that was read. */
+void mp_job_fp4_to_nvfp4(const mp_requantize_job *job, uint64_t row);
 
 #endif

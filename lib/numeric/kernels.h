@@ -86,6 +86,41 @@ static inline float mp_mx_multiplier(uint8_t e)
     return mp_ue8m0_value((uint8_t)(254 - e));
 }
 
+/* What `reaches` tests words with: a copy in every lane. A magnitude that reaches the limit
+ * carries into the top bit of its lane, which it has not itself, and never further. */
+typedef struct mp_lane_test {
+    uint64_t top;    /* bits of lanes */
+    uint64_t lack;   /* what the limit lacks of the top bit */
+    uint64_t either; /* top, where that bit is a sign and does not count */
+} mp_lane_test;
+
+static inline uint64_t mp_every_lane(uint32_t lane, unsigned bits)
+{
+    uint64_t both = lane | (uint64_t)lane << 32;
+
+    if (bits < 32)
+        both |= both << 16;
+    return bits < 16 ? both | both << 8 : both;
+}
+
+static inline mp_lane_test mp_lane_test_of(unsigned bits, bool is_signed, uint32_t limit)
+{
+    uint32_t top = 1u << (bits - 1);
+    uint32_t lack = top - (limit & (top - 1));
+
+    return (mp_lane_test){
+        .top = mp_every_lane(top, bits),
+        .lack = mp_every_lane(lack, bits),
+        .either = is_signed ? mp_every_lane(top, bits) : 0,
+    };
+}
+
+/* The top bits of the lanes that reach the limit. */
+static inline uint64_t mp_lanes_that_reach(uint64_t word, const mp_lane_test *test)
+{
+    return ((word & ~test->top) + test->lack) & (word | test->either) & test->top;
+}
+
 /* Blocks that the wide kernels take in three passes (amax, exponents, codes):
  * one block's passes wait for each other, those of a group overlap. */
 #define MP_MX_GROUP 16
@@ -181,5 +216,9 @@ void mp_mxfp8_encode(const mp_kernels *kernels, const float *in, uint8_t *codes,
 
 /* amax_bits of the elements that are not NaN. */
 uint32_t mp_amax_but_nan(const mp_kernels *kernels, const float *in, size_t n);
+
+/* amax_blocks of the elements that are not NaN. */
+void mp_amax_blocks_but_nan(const mp_kernels *kernels, const float *in, size_t width,
+                            uint32_t *amax, size_t n);
 
 #endif

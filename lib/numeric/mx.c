@@ -103,12 +103,35 @@ size_t mp_mxfp4_encode_bf16_mse(const mp_kernels *kernels, const uint16_t *in, u
     return n;
 }
 
+/* Up to MP_MX_GROUP blocks under MP_SCALE_CEIL, pass by pass. */
+static void mxfp8_encode_group(const mp_kernels *kernels, const float *in, uint8_t *codes,
+                               uint8_t *scales, size_t blocks, const mp_quant_options *options)
+{
+    float values[MP_MX_GROUP * MP_MX_BLOCK];
+    uint32_t amax[MP_MX_GROUP];
+    float multipliers[MP_MX_GROUP];
+    size_t n = blocks * MP_MX_BLOCK;
+
+    mp_amax_blocks_but_nan(kernels, in, MP_MX_BLOCK, amax, n);
+    mp_mx_exponents(amax, blocks, options->amax_floor, MP_E4M3_MAX, scales, multipliers);
+    kernels->scale_blocks(in, multipliers, MP_MX_BLOCK, values, n);
+    kernels->e4m3_encode(values, codes, n);
+}
+
 void mp_mxfp8_encode(const mp_kernels *kernels, const float *in, uint8_t *codes, uint8_t *scales,
                      size_t n, const mp_quant_options *options)
 {
-    for (size_t block = 0; block < n / MP_MX_BLOCK; block++)
-        encode_block(kernels, &e4m3, in + block * MP_MX_BLOCK, codes + block * e4m3.block_bytes,
-                     scales + block, options);
+    size_t blocks = n / MP_MX_BLOCK;
+
+    if (options->scale_rule == MP_SCALE_MSE) {
+        for (size_t i = 0; i < blocks; i++)
+            encode_block(kernels, &e4m3, in + i * MP_MX_BLOCK, codes + i * e4m3.block_bytes,
+                         scales + i, options);
+        return;
+    }
+    for (size_t i = 0; i < blocks; i += MP_MX_GROUP)
+        mxfp8_encode_group(kernels, in + i * MP_MX_BLOCK, codes + i * e4m3.block_bytes, scales + i,
+                           blocks - i < MP_MX_GROUP ? blocks - i : MP_MX_GROUP, options);
 }
 
 uint32_t mp_amax_but_nan(const mp_kernels *kernels, const float *in, size_t n)
@@ -125,6 +148,15 @@ uint32_t mp_amax_but_nan(const mp_kernels *kernels, const float *in, size_t n)
             amax = one;
     }
     return amax;
+}
+
+void mp_amax_blocks_but_nan(const mp_kernels *kernels, const float *in, size_t width,
+                            uint32_t *amax, size_t n)
+{
+    kernels->amax_blocks(in, width, amax, n);
+    for (size_t i = 0; i < n; i += width)
+        if (amax[i / width] > MP_F32_INF)
+            amax[i / width] = mp_amax_but_nan(kernels, in + i, n - i < width ? n - i : width);
 }
 
 void mp_loss_add_group(mp_loss *loss, const float error[MP_MX_BLOCK],

@@ -20,7 +20,7 @@ static inline float32x4_t load_f32(const float *in)
     return vreinterpretq_f32_u32(load_bits(in));
 }
 
-static inline uint16x8_t load_bf16(const uint16_t *in)
+static inline uint16x8_t load_halves(const uint16_t *in)
 {
     return vreinterpretq_u16_u8(vld1q_u8((const uint8_t *)in));
 }
@@ -56,7 +56,7 @@ static void bf16_decode(const uint16_t *in, float *out, size_t n)
     size_t i = 0;
 
     for (; i + 8 <= n; i += 8) {
-        uint16x8_t codes = load_bf16(in + i);
+        uint16x8_t codes = load_halves(in + i);
 
         store_bits(out + i, vshll_n_u16(vget_low_u16(codes), 16));
         store_bits(out + i + 4, vshll_n_u16(vget_high_u16(codes), 16));
@@ -86,6 +86,19 @@ static void bf16_encode(const float *in, uint16_t *out, size_t n)
         vst1q_u8((uint8_t *)(out + i), vreinterpretq_u8_u16(codes));
     }
     mp_kernels_scalar.bf16_encode(in + i, out + i, n - i);
+}
+
+static void f16_decode(const uint16_t *in, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 8 <= n; i += 8) {
+        float16x8_t codes = vreinterpretq_f16_u16(load_halves(in + i));
+
+        store_f32(out + i, vcvt_f32_f16(vget_low_f16(codes)));
+        store_f32(out + i + 4, vcvt_high_f32_f16(codes));
+    }
+    mp_kernels_scalar.f16_decode(in + i, out + i, n - i);
 }
 
 static inline uint32x4_t e4m3_values(uint16x4_t narrow)
@@ -270,6 +283,62 @@ static void ue8m0_encode(const float *in, uint8_t *out, size_t n)
     mp_kernels_scalar.ue8m0_encode(in + i, out + i, n - i);
 }
 
+static void int8_decode(const int8_t *in, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 8 <= n; i += 8) {
+        int16x8_t codes = vmovl_s8(vld1_s8(in + i));
+
+        store_f32(out + i, vcvtq_f32_s32(vmovl_s16(vget_low_s16(codes))));
+        store_f32(out + i + 4, vcvtq_f32_s32(vmovl_high_s16(codes)));
+    }
+    mp_kernels_scalar.int8_decode(in + i, out + i, n - i);
+}
+
+static inline int16x4_t int8_codes(const float *in, float32x4_t factor)
+{
+    float32x4_t x = vdivq_f32(load_f32(in), factor);
+
+    x = vmaxq_f32(vminq_f32(x, vdupq_n_f32(127)), vdupq_n_f32(-127));
+    return vmovn_s32(vcvtnq_s32_f32(x));
+}
+
+static void int8_encode(const float *in, float factor, int8_t *out, size_t n)
+{
+    float32x4_t divisor = vdupq_n_f32(factor);
+    size_t i = 0;
+
+    for (; i + 8 <= n; i += 8)
+        vst1_s8(out + i, vmovn_s16(vcombine_s16(int8_codes(in + i, divisor),
+                                                int8_codes(in + i + 4, divisor))));
+    mp_kernels_scalar.int8_encode(in + i, factor, out + i, n - i);
+}
+
+/* Values of eight codes, one a byte. */
+static inline void int4_values(uint8x8_t codes, float *out)
+{
+    int16x8_t wide = vmovl_s8(vsub_s8(vreinterpret_s8_u8(codes), vdup_n_s8(8)));
+
+    store_f32(out, vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))));
+    store_f32(out + 4, vcvtq_f32_s32(vmovl_high_s16(wide)));
+}
+
+static void int4_decode(const uint8_t *codes, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 16 <= n; i += 16) {
+        uint8x8_t bytes = vld1_u8(codes + i / 2);
+        uint8x8_t low = vand_u8(bytes, vdup_n_u8(15));
+        uint8x8_t high = vshr_n_u8(bytes, 4);
+
+        int4_values(vzip1_u8(low, high), out + i);
+        int4_values(vzip2_u8(low, high), out + i + 8);
+    }
+    mp_kernels_scalar.int4_decode(codes + i / 2, out + i, n - i);
+}
+
 static void scale(const float *in, float factor, float *out, size_t n)
 {
     size_t i = 0;
@@ -277,6 +346,30 @@ static void scale(const float *in, float factor, float *out, size_t n)
     for (; i + 4 <= n; i += 4)
         store_f32(out + i, vmulq_n_f32(load_f32(in + i), factor));
     mp_kernels_scalar.scale(in + i, factor, out + i, n - i);
+}
+
+static void scale_blocks(const float *in, const float *factors, size_t width, float *out, size_t n)
+{
+    for (size_t i = 0; i < n; factors++) {
+        size_t end = n - i < width ? n : i + width;
+        float factor;
+
+        memcpy(&factor, factors, sizeof(factor));
+        for (; i + 4 <= end; i += 4)
+            store_f32(out + i, vmulq_n_f32(load_f32(in + i), factor));
+        if (i < end)
+            mp_kernels_scalar.scale(in + i, factor, out + i, end - i);
+        i = end;
+    }
+}
+
+static void divide(const float *in, float divisor, float *out, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 4 <= n; i += 4)
+        store_f32(out + i, vdivq_f32(load_f32(in + i), vdupq_n_f32(divisor)));
+    mp_kernels_scalar.divide(in + i, divisor, out + i, n - i);
 }
 
 static uint32_t amax_bits(const float *in, size_t n)
@@ -290,6 +383,44 @@ static uint32_t amax_bits(const float *in, size_t n)
     uint32_t vectors = vmaxvq_u32(amax);
     uint32_t rest = mp_kernels_scalar.amax_bits(in + i, n - i);
     return vectors > rest ? vectors : rest;
+}
+
+static void amax_blocks(const float *in, size_t width, uint32_t *amax, size_t n)
+{
+    for (size_t i = 0; i < n; amax++) {
+        size_t end = n - i < width ? n : i + width;
+        uint32x4_t vectors = vdupq_n_u32(0);
+        uint32_t rest = 0;
+
+        for (; i + 4 <= end; i += 4)
+            vectors = vmaxq_u32(vectors, magnitude_of(load_bits(in + i)));
+        if (i < end)
+            rest = mp_kernels_scalar.amax_bits(in + i, end - i);
+        uint32_t largest = vmaxvq_u32(vectors);
+        largest = largest > rest ? largest : rest;
+        memcpy(amax, &largest, sizeof(largest));
+        i = end;
+    }
+}
+
+static bool reaches(const void *in, size_t n, unsigned bits, bool is_signed, uint32_t limit)
+{
+    const mp_lane_test test = mp_lane_test_of(bits, is_signed, limit);
+    const uint8_t *bytes = in;
+    size_t size = n * (bits / 8);
+    uint64x2_t top = vdupq_n_u64(test.top);
+    uint64x2_t found = vdupq_n_u64(0);
+    size_t i = 0;
+
+    for (; i + 16 <= size; i += 16) {
+        uint64x2_t words = vreinterpretq_u64_u8(vld1q_u8(bytes + i));
+        uint64x2_t sums = vaddq_u64(vbicq_u64(words, top), vdupq_n_u64(test.lack));
+
+        found = vorrq_u64(found, vandq_u64(sums, vorrq_u64(words, vdupq_n_u64(test.either))));
+    }
+    found = vandq_u64(found, top);
+    return (vgetq_lane_u64(found, 0) | vgetq_lane_u64(found, 1)) != 0 ||
+           mp_kernels_scalar.reaches(bytes + i, (size - i) / (bits / 8), bits, is_signed, limit);
 }
 
 static void mxfp4_decode(const uint8_t *codes, const uint8_t *scales, float *out, size_t n)
@@ -414,39 +545,54 @@ static void error_sums(const float *a, const float *b, size_t n, double sums[2])
     sums[1] += mp_sum_lanes(signal_lanes);
 }
 
-static void count_lost(const float *original, const float *decoded, size_t n, float limit,
-                       uint64_t counts[2])
+static void count_lost(const float *original, const float *decoded, size_t n, const float *limits,
+                       size_t width, uint64_t counts[2])
 {
     uint32x4_t saturated = vdupq_n_u32(0);
     uint32x4_t flushed = vdupq_n_u32(0);
-    size_t i = 0;
 
-    for (; i + 4 <= n; i += 4) {
-        uint32x4_t before = magnitude_of(load_bits(original + i));
-        uint32x4_t after = magnitude_of(load_bits(decoded + i));
-        uint32x4_t above = vcgtq_u32(before, vdupq_n_u32(mp_f32_bits(limit)));
-        uint32x4_t lost = vbicq_u32(vtstq_u32(before, before), vtstq_u32(after, after));
+    for (size_t i = 0; i < n; limits++) {
+        size_t end = n - i < width ? n : i + width;
+        uint32_t limit;
 
-        saturated = vsubq_u32(saturated, above);
-        flushed = vsubq_u32(flushed, lost);
+        memcpy(&limit, limits, sizeof(limit));
+        for (; i + 4 <= end; i += 4) {
+            uint32x4_t before = magnitude_of(load_bits(original + i));
+            uint32x4_t after = magnitude_of(load_bits(decoded + i));
+            uint32x4_t above = vcgtq_u32(before, vdupq_n_u32(limit));
+            uint32x4_t lost = vbicq_u32(vtstq_u32(before, before), vtstq_u32(after, after));
+
+            saturated = vsubq_u32(saturated, above);
+            flushed = vsubq_u32(flushed, lost);
+        }
+        if (i < end)
+            mp_kernels_scalar.count_lost(original + i, decoded + i, end - i, limits, width, counts);
+        i = end;
     }
     counts[0] += vaddvq_u32(saturated);
     counts[1] += vaddvq_u32(flushed);
-    mp_kernels_scalar.count_lost(original + i, decoded + i, n - i, limit, counts);
 }
 
 const mp_kernels mp_kernels_neon = {
     .level = "neon",
     .bf16_decode = bf16_decode,
     .bf16_encode = bf16_encode,
+    .f16_decode = f16_decode,
     .e4m3_decode = e4m3_decode,
     .e4m3_encode = e4m3_encode,
     .e2m1_decode = e2m1_decode,
     .e2m1_encode = e2m1_encode,
     .ue8m0_decode = ue8m0_decode,
     .ue8m0_encode = ue8m0_encode,
+    .int8_decode = int8_decode,
+    .int8_encode = int8_encode,
+    .int4_decode = int4_decode,
     .scale = scale,
+    .scale_blocks = scale_blocks,
+    .divide = divide,
     .amax_bits = amax_bits,
+    .amax_blocks = amax_blocks,
+    .reaches = reaches,
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,

@@ -10,25 +10,7 @@
 #include "numeric/job.h"
 #include "numeric/kernels.h"
 #include "numeric/rows.h"
-
-/* The scales that each target is written with; cols is a multiple of cols_of. */
-static const struct target {
-    bool known;
-    bool has_nan;
-    mp_dtype scale_dtype;
-    uint32_t block_rows;
-    uint32_t block_cols;
-    uint32_t cols_of;
-} targets[MP_SCHEME_COUNT] = {
-    [MP_SCHEME_BF16] = {true, true, MP_F32, 1, 1, 1},
-    [MP_SCHEME_MXFP4] = {true, false, MP_F8_E8M0, 1, MP_MX_BLOCK, MP_MX_BLOCK},
-    [MP_SCHEME_MXFP8] = {true, true, MP_F8_E8M0, 1, MP_MX_BLOCK, MP_MX_BLOCK},
-    [MP_SCHEME_FP8_BLOCK] = {true, true, MP_F32, MP_FP8_BLOCK, MP_FP8_BLOCK, 1},
-    [MP_SCHEME_FP8_GROUP] = {true, true, MP_F32, 1, MP_FP8_BLOCK, 1},
-    [MP_SCHEME_FP8_CHANNEL] = {true, true, MP_F32, 1, 1, 1},
-    [MP_SCHEME_NVFP4] = {true, false, MP_F8_E4M3, 1, MP_NVFP4_BLOCK, MP_NVFP4_BLOCK},
-    [MP_SCHEME_INT8_CHANNEL] = {true, false, MP_F32, 1, 1, 1},
-};
+#include "numeric/scales.h"
 
 uint64_t mp_requantize_scratch(uint64_t cols)
 {
@@ -59,33 +41,40 @@ static int check_options(mp_scheme to, const mp_quant_options *options, mp_error
 
 static int check_target(const mp_rows *in, mp_scheme to, mp_error *err)
 {
-    if ((unsigned)to >= MP_SCHEME_COUNT || !targets[to].known)
+    const mp_scheme_form *form = mp_scheme_form_of(to);
+
+    if (!form || !form->canonical)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "cannot requantize %s to %s",
-                       mp_scheme_name(in->scheme),
-                       (unsigned)to < MP_SCHEME_COUNT ? mp_scheme_name(to) : "an unknown scheme");
-    if (in->cols % targets[to].cols_of != 0)
+                       mp_scheme_name(in->scheme), form ? mp_scheme_name(to) : "an unknown scheme");
+    if (in->cols % form->cols_of != 0)
         return mp_fail(err, MP_ERR_UNSUPPORTED,
                        "%s needs columns in multiples of %" PRIu32 ", not %" PRIu64,
-                       mp_scheme_name(to), targets[to].cols_of, in->cols);
+                       mp_scheme_name(to), form->cols_of, in->cols);
     if (to == MP_SCHEME_FP8_BLOCK && in->row0 % MP_FP8_BLOCK != 0)
         return mp_fail(err, MP_ERR_USAGE, "fp8_block from row %" PRIu64 ", no multiple of %d",
                        in->row0, MP_FP8_BLOCK);
     return 0;
 }
 
-static mp_rows describe_output(const mp_rows *in, mp_scheme to, const mp_quant_options *options,
-                               const void *codes, const void *scales)
+/* One scale a row. */
+static bool is_channel(mp_scheme scheme)
 {
+    return scheme == MP_SCHEME_FP8_CHANNEL || scheme == MP_SCHEME_INT8_CHANNEL;
+}
+
+/* But for where codes and scales are. */
+static mp_rows describe_output(const mp_rows *in, mp_scheme to, const mp_quant_options *options)
+{
+    const mp_scheme_form *form = mp_scheme_form_of(to);
+
     return (mp_rows){
         .scheme = to,
-        .scale_dtype = targets[to].scale_dtype,
-        .block_rows = targets[to].block_rows,
-        .block_cols = targets[to].block_cols,
+        .scale_dtype = form->scale_dtype,
+        .block_rows = form->block_rows,
+        .block_cols = form->block_cols,
         .row0 = in->row0,
         .rows = in->rows,
         .cols = in->cols,
-        .weight = codes,
-        .scale = scales,
         .global_scale = options->global_scale,
     };
 }
@@ -119,7 +108,7 @@ static int settle_nonfinite(const mp_requantize_job *job, uint64_t row)
             continue;
         if (!job->options->allow_nonfinite)
             return fail_weight(job->in, row, col, isnan(*x) ? "is NaN" : "is infinite", job->err);
-        if (isnan(*x) && !targets[job->out.scheme].has_nan)
+        if (isnan(*x) && !mp_scheme_form_of(job->out.scheme)->has_nan)
             return fail_weight(job->in, row, col, "is NaN, which the target cannot hold", job->err);
         if (isinf(*x) && job->out.scheme != MP_SCHEME_BF16)
             *x = copysignf(FLT_MAX, *x);
@@ -147,6 +136,36 @@ static int check_global_scale(const mp_requantize_job *job, uint64_t row)
                    job->in->row0 + row);
 }
 
+static uint32_t row_amax(const mp_requantize_job *job)
+{
+    return mp_amax_but_nan(job->kernels, job->row, job->in->cols);
+}
+
+static void encode_channel(const mp_requantize_job *job, uint64_t row)
+{
+    const float *given = job->options->row_scales;
+    mp_scheme to = job->out.scheme;
+    float scale = given ? given[row] : mp_channel_scale(to, row_amax(job), job->options);
+
+    if (job->scales)
+        memcpy(job->scales + row * sizeof(scale), &scale, sizeof(scale));
+    mp_channel_encode(to, job->row, job->in->cols, scale, mp_job_codes(job, row));
+}
+
+static void encode_row(const mp_requantize_job *job, uint64_t row)
+{
+    mp_scheme from = job->in->scheme;
+    mp_scheme to = job->out.scheme;
+
+    if (is_channel(to))
+        encode_channel(job, row);
+    else if (to == MP_SCHEME_NVFP4 && (from == MP_SCHEME_MXFP4 || from == MP_SCHEME_NVFP4))
+        mp_job_fp4_to_nvfp4(job, row);
+    else
+        mp_encode_row(to, job->options, job->row, job->in->cols, mp_job_codes(job, row),
+                      mp_job_scales(job, row));
+}
+
 /* A row that needs no other row. */
 static int convert_row(const mp_requantize_job *job, uint64_t row)
 {
@@ -156,11 +175,7 @@ static int convert_row(const mp_requantize_job *job, uint64_t row)
         rc = check_global_scale(job, row);
     if (rc != 0)
         return rc;
-    if (job->in->scheme == MP_SCHEME_MXFP4 && job->out.scheme == MP_SCHEME_NVFP4)
-        mp_job_mxfp4_to_nvfp4(job, row);
-    else
-        mp_encode_row(job->out.scheme, job->options, job->row, job->in->cols,
-                      mp_job_codes(job, row), mp_job_scales(job, row));
+    encode_row(job, row);
     return mp_job_measure(job, row);
 }
 
@@ -207,7 +222,7 @@ static int convert_tiles(const mp_requantize_job *job, uint64_t first, uint64_t 
         rc = mp_job_read_row(job, row);
         if (rc != 0)
             break;
-        mp_fp8_encode(job->row, job->in->cols, MP_FP8_BLOCK, scales, mp_job_codes(job, row));
+        mp_fp8_encode(job->row, job->in->cols, scales, mp_job_codes(job, row));
         rc = mp_job_measure(job, row);
     }
     return rc;
@@ -223,6 +238,15 @@ static int convert_blocks(const mp_requantize_job *job)
     return rc;
 }
 
+/* Whether every row's own scale is the one that the options give. */
+static bool has_row_scales(const mp_rows *in, const float *wanted)
+{
+    for (uint64_t row = 0; row < in->rows; row++)
+        if (mp_f32_bits(mp_rows_scale_at(in, row)) != mp_f32_bits(wanted[row]))
+            return false;
+    return true;
+}
+
 /* Whether the codes of the source are those of the target. */
 static bool passes_through(const mp_requantize_job *job)
 {
@@ -235,6 +259,8 @@ static bool passes_through(const mp_requantize_job *job)
         return false;
     if (in->scheme == MP_SCHEME_NVFP4)
         return in->global_scale == out->global_scale && !in->global_divides;
+    if (is_channel(in->scheme) && job->options->row_scales)
+        return has_row_scales(in, job->options->row_scales);
     if (!job->options->ue8m0 ||
         (in->scheme != MP_SCHEME_FP8_BLOCK && in->scheme != MP_SCHEME_FP8_GROUP))
         return true;
@@ -247,36 +273,48 @@ static bool passes_through(const mp_requantize_job *job)
     return true;
 }
 
+/* Scales are written as F32, or in the one type that their scheme has. */
 static void copy_scales(const mp_requantize_job *job)
 {
     uint64_t count = mp_rows_scale_count(job->in);
 
-    if (job->out.scale_dtype != MP_F32) { /* one byte a scale in all types of these schemes */
+    if (job->out.scale_dtype == MP_F32)
+        mp_scale_values(job->in->scale_dtype, job->in->scale, 0, count,
+                        (float *)(void *)job->scales);
+    else
         memcpy(job->scales, job->in->scale, count);
-        return;
-    }
-    for (uint64_t i = 0; i < count; i++) {
-        float scale = mp_rows_scale_at(job->in, i);
-
-        memcpy(job->scales + i * sizeof(scale), &scale, sizeof(scale));
-    }
 }
 
 static int pass_through(const mp_requantize_job *job)
 {
-    uint64_t row_bytes = mp_scheme_row_bytes(job->in->scheme, job->in->cols);
+    const mp_rows *in = job->in;
     int rc = 0;
 
-    if (mp_scheme_has_scales(job->in->scheme))
+    if (mp_scheme_has_scales(in->scheme) && job->scales)
         copy_scales(job);
-    for (uint64_t row = 0; rc == 0 && row < job->in->rows; row++) {
-        memcpy(mp_job_codes(job, row), (const uint8_t *)job->in->weight + row * row_bytes,
-               row_bytes);
+    memcpy(job->codes, in->weight, in->rows * mp_scheme_row_bytes(in->scheme, in->cols));
+    if (!job->stats)
+        return job->options->allow_nonfinite ? 0 : mp_rows_check_finite(in, job->err);
+    for (uint64_t row = 0; rc == 0 && row < in->rows; row++) {
         rc = mp_job_read_row(job, row);
         if (rc == 0)
             rc = mp_job_measure(job, row);
     }
     return rc;
+}
+
+static int check_row_scales(const mp_requantize_job *job)
+{
+    const float *scales = job->options->row_scales;
+
+    if (!is_channel(job->out.scheme) || !scales)
+        return 0;
+    for (uint64_t row = 0; row < job->in->rows; row++)
+        if (!(scales[row] >= 0) || isinf(scales[row]))
+            return mp_fail(job->err, MP_ERR_USAGE,
+                           "scale %g of row %" PRIu64 ", expected a finite number from 0 up",
+                           (double)scales[row], job->in->row0 + row);
+    return 0;
 }
 
 static int convert(const mp_requantize_job *job)
@@ -285,11 +323,13 @@ static int convert(const mp_requantize_job *job)
         return pass_through(job);
     if (job->out.scheme == MP_SCHEME_FP8_BLOCK)
         return convert_blocks(job);
-    return convert_rows(job);
+    int rc = check_row_scales(job);
+    return rc == 0 ? convert_rows(job) : rc;
 }
 
-int mp_requantize(const mp_rows *in, mp_scheme to, const mp_quant_options *options, void *codes,
-                  void *scales, void *work, mp_quant_stats *stats, mp_error *err)
+/* Checks what is asked for and makes a job of it; results go nowhere yet. */
+static int start_job(mp_requantize_job *job, const mp_rows *in, mp_scheme to,
+                     const mp_quant_options *options, void *work, mp_error *err)
 {
     int rc = mp_rows_check(in, err);
 
@@ -299,21 +339,53 @@ int mp_requantize(const mp_rows *in, mp_scheme to, const mp_quant_options *optio
         rc = check_options(to, options, err);
     if (rc != 0)
         return rc;
-    mp_requantize_job job = {
+    *job = (mp_requantize_job){
         .kernels = mp_kernels_best(),
         .in = in,
-        .out = describe_output(in, to, options, codes, scales),
+        .out = describe_output(in, to, options),
         .options = options,
-        .codes = codes,
-        .scales = scales,
         .row = work,
         .decoded = (float *)work + in->cols,
         .tile_amax = (uint32_t *)work + 2 * in->cols,
-        .stats = stats,
         .err = err,
     };
-    job.same_codes = passes_through(&job);
+    job->same_codes = passes_through(job);
+    return 0;
+}
+
+int mp_requantize(const mp_rows *in, mp_scheme to, const mp_quant_options *options, void *codes,
+                  void *scales, void *work, mp_quant_stats *stats, mp_error *err)
+{
+    mp_requantize_job job;
+    int rc = start_job(&job, in, to, options, work, err);
+
+    if (rc != 0)
+        return rc;
+    job.codes = codes;
+    job.scales = scales;
+    job.stats = stats;
+    job.out.weight = codes;
+    job.out.scale = is_channel(to) && options->row_scales ? options->row_scales : scales;
     return convert(&job);
+}
+
+int mp_rows_channel_scales(const mp_rows *in, mp_scheme to, const mp_quant_options *options,
+                           void *work, float *scales, mp_error *err)
+{
+    mp_quant_options own = *options;
+    mp_requantize_job job;
+
+    own.row_scales = NULL;
+    int rc = start_job(&job, in, to, &own, work, err);
+    if (rc == 0 && !is_channel(to))
+        rc = mp_fail(err, MP_ERR_USAGE, "%s has no scale for each row", mp_scheme_name(to));
+    for (uint64_t row = 0; rc == 0 && row < in->rows; row++) {
+        rc = mp_job_read_row(&job, row);
+        if (rc == 0)
+            scales[row] = job.same_codes ? mp_rows_scale_at(in, row)
+                                         : mp_channel_scale(to, row_amax(&job), &own);
+    }
+    return rc;
 }
 
 int mp_rows_amax(const mp_rows *in, bool allow_nonfinite, void *work, float *amax, mp_error *err)

@@ -26,10 +26,6 @@ float mp_rows_scale_at(const mp_rows *in, uint64_t i);
 uint64_t mp_rows_first_scale(const mp_rows *in, uint64_t row);
 uint64_t mp_rows_scale_count(const mp_rows *in);
 
-/* The same times the global scale of nvfp4, in float64, which holds that product
- * exactly; 1 for a scheme without scales. */
-double mp_rows_full_scale(const mp_rows *in, uint64_t i);
-
 /* Decodes one row of rows that passed the check. MP_ERR_INPUT on a NaN scale
  * unless allow_nan. */
 int mp_decode_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err);

@@ -69,6 +69,26 @@ static void bf16_encode(const float *in, uint16_t *out, size_t n)
         store_u16(out, i, bf16_code(load_bits(in, i)));
 }
 
+static float f16_value(uint16_t code)
+{
+    uint32_t sign = (uint32_t)(code & 0x8000) << 16;
+    uint32_t magnitude = code & 0x7fff;
+
+    if (magnitude > 0x7c00)
+        return mp_f32_from_bits(sign | MP_F32_NAN | (magnitude & 0x3ff) << 13);
+    if (magnitude == 0x7c00)
+        return mp_f32_from_bits(sign | MP_F32_INF);
+    if (magnitude < 0x400) /* subnormal: steps of 2^-24 */
+        return mp_f32_from_bits(sign | mp_f32_bits((float)magnitude * 0x1p-24f));
+    return mp_f32_from_bits(sign | ((magnitude << 13) + ((127u - 15u) << 23)));
+}
+
+static void f16_decode(const uint16_t *in, float *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        store_f32(out, i, f16_value(load_u16(in, i)));
+}
+
 static float e4m3_value(uint8_t code)
 {
     uint32_t sign = (uint32_t)(code & 0x80) << 24;
@@ -165,10 +185,61 @@ static void ue8m0_encode(const float *in, uint8_t *out, size_t n)
         out[i] = mp_ue8m0_ceil(load_f32(in, i));
 }
 
+static void int8_decode(const int8_t *in, float *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        store_f32(out, i, in[i]);
+}
+
+/* To nearest, ties to even, for |x| < 2^22: the sum has no room for a fraction. */
+static float round_to_even(float x)
+{
+    const float large = 0x1.8p23f;
+
+    return (x + large) - large;
+}
+
+static int8_t int8_code(float x)
+{
+    if (x >= 127)
+        return 127;
+    return (int8_t)(x <= -127 ? -127 : round_to_even(x));
+}
+
+static void int8_encode(const float *in, float factor, int8_t *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = int8_code(load_f32(in, i) / factor);
+}
+
+static void int4_decode(const uint8_t *codes, float *out, size_t n)
+{
+    for (size_t i = 0; i < n / 2; i++) {
+        store_f32(out, 2 * i, (float)((codes[i] & 15) - 8));
+        store_f32(out, 2 * i + 1, (float)((codes[i] >> 4) - 8));
+    }
+}
+
 static void scale(const float *in, float factor, float *out, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         store_f32(out, i, load_f32(in, i) * factor);
+}
+
+static void scale_blocks(const float *in, const float *factors, size_t width, float *out, size_t n)
+{
+    for (size_t i = 0; i < n;) {
+        size_t block = n - i < width ? n - i : width;
+
+        scale(in + i, load_f32(factors++, 0), out + i, block);
+        i += block;
+    }
+}
+
+static void divide(const float *in, float divisor, float *out, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        store_f32(out, i, load_f32(in, i) / divisor);
 }
 
 static uint32_t amax_bits(const float *in, size_t n)
@@ -181,6 +252,33 @@ static uint32_t amax_bits(const float *in, size_t n)
         amax = magnitude > amax ? magnitude : amax;
     }
     return amax;
+}
+
+static void amax_blocks(const float *in, size_t width, uint32_t *amax, size_t n)
+{
+    for (size_t i = 0; i < n; amax++) {
+        size_t block = n - i < width ? n - i : width;
+        uint32_t largest = amax_bits(in + i, block);
+
+        memcpy(amax, &largest, sizeof(largest));
+        i += block;
+    }
+}
+
+static bool reaches(const void *in, size_t n, unsigned bits, bool is_signed, uint32_t limit)
+{
+    const mp_lane_test test = mp_lane_test_of(bits, is_signed, limit);
+    const unsigned char *bytes = in;
+    size_t size = n * (bits / 8);
+    uint64_t found = 0;
+
+    for (size_t i = 0; i < size; i += sizeof(uint64_t)) {
+        uint64_t word = 0;
+
+        memcpy(&word, bytes + i, size - i < sizeof(word) ? size - i : sizeof(word));
+        found |= mp_lanes_that_reach(word, &test);
+    }
+    return found != 0;
 }
 
 static void mxfp4_decode(const uint8_t *codes, const uint8_t *scales, float *out, size_t n)
@@ -290,8 +388,8 @@ static void error_sums(const float *a, const float *b, size_t n, double sums[2])
     sums[1] += mp_sum_lanes(signal);
 }
 
-static void count_lost(const float *original, const float *decoded, size_t n, float limit,
-                       uint64_t counts[2])
+static void count_lost_block(const float *original, const float *decoded, size_t n, uint32_t limit,
+                             uint64_t counts[2])
 {
     uint64_t saturated = 0;
     uint64_t flushed = 0;
@@ -300,25 +398,44 @@ static void count_lost(const float *original, const float *decoded, size_t n, fl
         uint32_t before = load_bits(original, i) & MP_F32_ABS;
         uint32_t after = load_bits(decoded, i) & MP_F32_ABS;
 
-        saturated += before > mp_f32_bits(limit);
+        saturated += before > limit;
         flushed += before != 0 && after == 0;
     }
     counts[0] += saturated;
     counts[1] += flushed;
 }
 
+static void count_lost(const float *original, const float *decoded, size_t n, const float *limits,
+                       size_t width, uint64_t counts[2])
+{
+    for (size_t i = 0; i < n;) {
+        size_t block = n - i < width ? n - i : width;
+
+        count_lost_block(original + i, decoded + i, block, load_bits(limits++, 0), counts);
+        i += block;
+    }
+}
+
 const mp_kernels mp_kernels_scalar = {
     .level = "scalar",
     .bf16_decode = bf16_decode,
     .bf16_encode = bf16_encode,
+    .f16_decode = f16_decode,
     .e4m3_decode = e4m3_decode,
     .e4m3_encode = e4m3_encode,
     .e2m1_decode = e2m1_decode,
     .e2m1_encode = e2m1_encode,
     .ue8m0_decode = ue8m0_decode,
     .ue8m0_encode = ue8m0_encode,
+    .int8_decode = int8_decode,
+    .int8_encode = int8_encode,
+    .int4_decode = int4_decode,
     .scale = scale,
+    .scale_blocks = scale_blocks,
+    .divide = divide,
     .amax_bits = amax_bits,
+    .amax_blocks = amax_blocks,
+    .reaches = reaches,
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,

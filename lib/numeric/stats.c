@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "numeric/job.h"
 #include "numeric/rows.h"
+#include "numeric/scales.h"
 
 /* Largest code plus half the step below it, in units of the scale. For BF16 the
  * step is the one that would follow. */
@@ -45,19 +46,44 @@ static float round_down(double limit)
     return rounded > limit ? nextafterf(rounded, 0) : rounded;
 }
 
+#define RUN 64 /* scales at a time */
+
+/* What codes can say under scales number first .. first+n-1 of a row that was written. A
+ * scale times the global scale of nvfp4 is exact in float64. */
+static void code_limits(const mp_rows *out, uint64_t first, uint64_t n, float limits[RUN])
+{
+    double unit = code_limit(out->scheme);
+
+    if (!mp_scheme_has_scales(out->scheme)) {
+        limits[0] = round_down(unit);
+        return;
+    }
+    mp_scale_values(out->scale_dtype, out->scale, first, n, limits);
+    for (uint64_t i = 0; i < n; i++) {
+        double scale = fabsf(limits[i]);
+
+        if (out->scheme == MP_SCHEME_NVFP4)
+            scale *= out->global_scale;
+        limits[i] = round_down(unit * scale);
+    }
+}
+
 /* Each block of a row against what the codes can say under its scale. */
 static void count_lost(const mp_requantize_job *job, uint64_t row)
 {
     const mp_rows *out = &job->out;
-    uint64_t width = mp_rows_block(out).cols;
+    mp_scale_block block = mp_rows_block(out);
+    uint64_t width = block.cols < out->cols ? block.cols : out->cols;
     uint64_t first = mp_rows_first_scale(out, row);
     uint64_t counts[2] = {0};
 
-    for (uint64_t col = 0; col < out->cols; col += width) {
-        double limit = code_limit(out->scheme) * mp_rows_full_scale(out, first++);
-        uint64_t n = out->cols - col < width ? out->cols - col : width;
+    for (uint64_t col = 0; col < out->cols; col += RUN * width, first += RUN) {
+        uint64_t left = out->cols - col;
+        uint64_t n = left < RUN * width ? left : RUN * width;
+        float limits[RUN];
 
-        job->kernels->count_lost(job->row + col, job->decoded + col, n, round_down(limit), counts);
+        code_limits(out, first, mp_ceil_div(n, width), limits);
+        job->kernels->count_lost(job->row + col, job->decoded + col, n, limits, width, counts);
     }
     job->stats->saturated += counts[0];
     job->stats->flushed += counts[1];

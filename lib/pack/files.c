@@ -1,155 +1,101 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The files of a plan: which tensors each holds, and its header, byte for byte. */
+/* The files of a repack: the tensors of every rank, layer after layer. */
 #include "pack/plan.h"
 
 #include "base/error.h"
+#include "pack/check.h"
+#include "pack/work.h"
 
 #include <moepack/artifact.h>
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#define DEFAULT_SHARD_SIZE 5000000000u
-#define NOT_WRITTEN        UINT32_MAX
+#define NOT_WRITTEN UINT32_MAX
+
+static uint64_t place_of(const mp_plan *plan, uint32_t layer, uint32_t rank, unsigned tensor)
+{
+    return ((uint64_t)layer * plan->options.ep + rank) * plan->num_tensors + tensor;
+}
 
 const mp_out_tensor *mp_plan_output(const mp_plan *plan, uint32_t layer, uint32_t rank,
                                     unsigned tensor)
 {
-    uint64_t at = ((uint64_t)layer * plan->options.ep + rank) * plan->num_tensors + tensor;
-    uint32_t output = plan->output_of[at];
+    uint32_t output = plan->output_of[place_of(plan, layer, rank, tensor)];
 
-    return output == NOT_WRITTEN ? NULL : &plan->outputs[output];
+    return output == NOT_WRITTEN ? NULL : &plan->work.outputs[output];
 }
 
-static bool writes_rank(const mp_plan *plan, uint32_t rank)
-{
-    return !plan->options.ranks || plan->options.ranks[rank];
-}
-
-/* Room for all outputs, and for a file each, which there never are more of. */
 static int reserve(mp_plan *plan, mp_error *err)
 {
-    uint64_t per_rank = (uint64_t)plan->num_layers * plan->num_tensors;
     uint64_t all;
 
-    if (!mp_mul_u64(per_rank, plan->options.ep, &all) || all >= NOT_WRITTEN)
+    if (!mp_mul_u64((uint64_t)plan->num_layers * plan->num_tensors, plan->options.ep, &all) ||
+        all >= NOT_WRITTEN)
         return mp_fail(err, MP_ERR_USAGE, "%u ranks of %zu layers are too many tensors",
                        plan->options.ep, plan->num_layers);
-    plan->outputs = mp_alloc_zeroed(all, sizeof *plan->outputs);
-    plan->files = mp_alloc_zeroed(all, sizeof *plan->files);
     plan->output_of = mp_alloc(all, sizeof *plan->output_of);
-    if (!plan->outputs || !plan->files || !plan->output_of)
+    if (!plan->output_of)
         return mp_fail_memory(err);
     for (uint64_t i = 0; i < all; i++)
         plan->output_of[i] = NOT_WRITTEN;
-    return 0;
+    return mp_work_reserve(&plan->work, all, err);
 }
 
-/* Adds a layer's tensor of a rank; its file is settled later. */
-static int add_output(mp_plan *plan, uint32_t rank, uint32_t layer, unsigned tensor, mp_error *err)
+/* Adds one tensor of a layer on a rank: [slots, shape of a slot]. */
+static int add_output(mp_plan *plan, mp_part_kind kind, uint32_t rank, uint32_t layer, unsigned t,
+                      mp_error *err)
 {
-    const mp_slot_tensor *slot = &plan->tensors[tensor];
-    mp_out_tensor *out = &plan->outputs[plan->num_outputs];
-    uint64_t at = ((uint64_t)layer * plan->options.ep + rank) * plan->num_tensors + tensor;
+    const mp_plan_part *part = &plan->parts[kind];
+    const mp_slot_tensor *tensor = &part->tensors[t];
+    const char *prefix = plan->layers[layer].source->prefix;
+    uint64_t shape[5], bytes;
+    uint32_t dims = mp_slots_shape(part->target, tensor, part->slots, shape);
 
-    *out = (mp_out_tensor){.slot = slot, .layer = layer, .rank = rank};
-    if (!mp_mul_u64(slot->slot_bytes, mp_slots_per_rank(&plan->slots), &out->bytes) ||
-        out->bytes > INT64_MAX / 2)
-        return mp_fail(err, MP_ERR_INPUT, "%s: slots of %llu bytes overflow a file",
-                       plan->layers[layer].source->prefix, (unsigned long long)slot->slot_bytes);
-    out->name = mp_format("%s.experts.%s", plan->layers[layer].source->prefix, slot->name);
-    if (!out->name)
-        return mp_fail_memory(err);
-    plan->output_of[at] = (uint32_t)plan->num_outputs++;
-    return 0;
+    if (!mp_mul_u64(tensor->slot_bytes, part->slots, &bytes) || bytes > INT64_MAX / 2)
+        return mp_fail(err, MP_ERR_INPUT, "%s: slots of %llu bytes overflow a file", prefix,
+                       (unsigned long long)tensor->slot_bytes);
+    plan->output_of[place_of(plan, layer, rank, part->first + t)] =
+        (uint32_t)plan->work.num_outputs;
+    return mp_work_add(&plan->work,
+                       mp_format("%s.%s.%s", prefix,
+                                 kind == MP_PART_SHARED ? "shared_experts" : "experts",
+                                 tensor->name),
+                       tensor->dtype, shape, dims, layer, err);
 }
 
-/* Splits a rank's outputs into files of at most the shard size, a tensor never in two. */
-static void split(mp_plan *plan, uint32_t rank, uint32_t first)
+static int add_layer(mp_plan *plan, uint32_t rank, uint32_t layer, mp_error *err)
 {
-    uint64_t limit =
-        plan->options.max_shard_size ? plan->options.max_shard_size : DEFAULT_SHARD_SIZE;
-    mp_out_file *file = NULL;
-    uint64_t filled = 0;
+    for (unsigned kind = 0; kind < MP_PARTS; kind++) {
+        const mp_plan_part *part = &plan->parts[kind];
 
-    for (uint32_t i = first; i < plan->num_outputs; i++) {
-        mp_out_tensor *out = &plan->outputs[i];
+        for (unsigned t = 0; t < part->num_tensors; t++) {
+            bool has;
 
-        if (!file || filled + out->bytes > limit) {
-            file = &plan->files[plan->num_files++];
-            *file = (mp_out_file){.rank = rank, .first_tensor = i};
-            filled = 0;
+            if (mp_check_optional(plan, &plan->layers[layer], (mp_part_kind)kind, &part->tensors[t],
+                                  &has, err) != 0)
+                return err->code;
+            if (has && add_output(plan, (mp_part_kind)kind, rank, layer, t, err) != 0)
+                return err->code;
         }
-        out->file = (uint32_t)(plan->num_files - 1);
-        file->num_tensors++;
-        filled += out->bytes;
     }
+    return 0;
 }
 
-/* Shapes that the header gives: [G, shape of a slot]. */
-static void specify(const mp_plan *plan, const mp_out_tensor *out, uint64_t shape[4],
-                    mp_tensor_spec *spec)
+static int make_files(mp_plan *plan, uint32_t rank, uint64_t first, mp_error *err)
 {
-    shape[0] = mp_slots_per_rank(&plan->slots);
-    memcpy(shape + 1, out->slot->shape, out->slot->rank * sizeof shape[0]);
-    *spec = (mp_tensor_spec){out->name, out->slot->dtype, out->slot->rank + 1, shape};
-}
-
-static int make_header(mp_plan *plan, mp_out_file *file, mp_error *err)
-{
-    mp_tensor_spec *specs = mp_alloc(file->num_tensors, sizeof *specs);
-    uint64_t(*shapes)[4] = mp_alloc(file->num_tensors, sizeof *shapes);
-    uint64_t *offsets = mp_alloc((uint64_t)file->num_tensors + 1, sizeof *offsets);
-    char rank[16], ep[16];
-    const char *metadata[] = {
+    char dir[MP_RANK_NAME_MAX], number[16], ep[16];
+    const char *const metadata[] = {
         "format",         "moepack",
         "format_version", MP_FORMAT_VERSION,
         "target",         plan->options.target->name,
-        "ep_rank",        rank,
+        "ep_rank",        number,
         "ep_size",        ep,
     };
-    int rc;
 
-    snprintf(rank, sizeof rank, "%u", file->rank);
+    snprintf(number, sizeof number, "%u", rank);
     snprintf(ep, sizeof ep, "%u", plan->options.ep);
-    if (!specs || !shapes || !offsets) {
-        rc = mp_fail_memory(err);
-        goto out;
-    }
-    for (uint32_t i = 0; i < file->num_tensors; i++)
-        specify(plan, &plan->outputs[file->first_tensor + i], shapes[i], &specs[i]);
-    rc = mp_safetensors_header(specs, file->num_tensors, metadata, 5, MP_SAFETENSORS_ALIGN,
-                               &file->header, &file->header_bytes, offsets, err);
-    if (rc != 0)
-        goto out;
-    for (uint32_t i = 0; i < file->num_tensors; i++)
-        plan->outputs[file->first_tensor + i].offset = offsets[i];
-    file->bytes = offsets[file->num_tensors];
-out:
-    free(specs);
-    free(shapes);
-    free(offsets);
-    return rc;
-}
-
-/* Names and headers of a rank's files; how many there are is in every name. */
-static int name_files(mp_plan *plan, size_t first, mp_error *err)
-{
-    size_t count = plan->num_files - first;
-    char rank[MP_RANK_NAME_MAX];
-
-    for (size_t i = 0; i < count; i++) {
-        mp_out_file *file = &plan->files[first + i];
-
-        file->path = mp_format("%s/model-%05zu-of-%05zu.safetensors",
-                               mp_rank_name(file->rank, rank), i + 1, count);
-        if (!file->path)
-            return mp_fail_memory(err);
-        if (make_header(plan, file, err) != 0)
-            return err->code;
-    }
-    return 0;
+    return mp_work_files(&plan->work, first, mp_rank_name(rank, dir), plan->options.max_shard_size,
+                         metadata, sizeof metadata / sizeof metadata[0] / 2, err);
 }
 
 int mp_plan_files(mp_plan *plan, mp_error *err)
@@ -157,17 +103,14 @@ int mp_plan_files(mp_plan *plan, mp_error *err)
     if (reserve(plan, err) != 0)
         return err->code;
     for (uint32_t rank = 0; rank < plan->options.ep; rank++) {
-        uint32_t first_output = (uint32_t)plan->num_outputs;
-        size_t first_file = plan->num_files;
+        uint64_t first = plan->work.num_outputs;
 
-        if (!writes_rank(plan, rank))
+        if (plan->options.ranks && !plan->options.ranks[rank])
             continue;
         for (uint32_t layer = 0; layer < plan->num_layers; layer++)
-            for (unsigned tensor = 0; tensor < plan->num_tensors; tensor++)
-                if (add_output(plan, rank, layer, tensor, err) != 0)
-                    return err->code;
-        split(plan, rank, first_output);
-        if (name_files(plan, first_file, err) != 0)
+            if (add_layer(plan, rank, layer, err) != 0)
+                return err->code;
+        if (make_files(plan, rank, first, err) != 0)
             return err->code;
     }
     return 0;

@@ -16,22 +16,19 @@
 
 #define JOURNAL_LIMIT (1u << 30)
 #define BEGIN         "begin\n"
-#define SAMPLE_BYTES  4096
-#define LINE_SIZE     192 /* of a unit or tensor: five numbers, or a digest */
+#define LINE_SIZE     192 /* of a unit or tensor: seven numbers, or a digest */
 
-int mp_progress_init(mp_progress_state *state, const mp_plan *plan, mp_error *err)
+int mp_progress_init(mp_progress_state *state, const mp_work *work, mp_error *err)
 {
-    bool lossless = true;
+    bool measured = !work->lossless;
 
-    for (size_t i = 0; i < plan->num_layers; i++)
-        lossless &= plan->layers[i].lossless;
     *state = (mp_progress_state){
-        .unit_done = mp_alloc_zeroed(plan->num_units, sizeof(bool)),
-        .stats = lossless ? NULL : mp_alloc_zeroed(plan->num_units, sizeof(mp_quant_stats)),
-        .tensor_done = mp_alloc_zeroed(plan->num_outputs, sizeof(bool)),
-        .digest = mp_alloc_zeroed(plan->num_outputs, sizeof(mp_hex_digest)),
+        .unit_done = mp_alloc_zeroed(work->num_units, sizeof(bool)),
+        .stats = measured ? mp_alloc_zeroed(work->num_units, sizeof(mp_quant_stats)) : NULL,
+        .tensor_done = mp_alloc_zeroed(work->num_outputs, sizeof(bool)),
+        .digest = mp_alloc_zeroed(work->num_outputs, sizeof(mp_hex_digest)),
     };
-    if (!state->unit_done || !state->tensor_done || !state->digest || (!lossless && !state->stats))
+    if (!state->unit_done || !state->tensor_done || !state->digest || (measured && !state->stats))
         return mp_fail_memory(err);
     return 0;
 }
@@ -49,70 +46,8 @@ void mp_progress_release(mp_progress_state *state)
  * Terms
  */
 
-static const char *list_or_all(const bool *flags, size_t count, mp_digest *digest,
-                               char text[MP_DIGEST_TEXT])
-{
-    if (!flags)
-        return "all";
-    mp_digest_of(flags, count * sizeof *flags, digest);
-    return mp_digest_text(digest, text);
-}
-
-static void print_options(FILE *f, const mp_plan *plan)
-{
-    const mp_repack_options *o = &plan->options;
-    const mp_placement *placement = &plan->placement;
-    char text[MP_DIGEST_TEXT];
-    mp_digest digest;
-
-    fprintf(f, "journal 1\ntool %s\ntarget %s/%u\nep %u\nshared %s\n", mp_version(),
-            o->target->name, o->target->version, o->ep, mp_shared_mode_name(o->shared));
-    fprintf(f, "layers %s\n", list_or_all(o->layers, plan->catalog->num_layers, &digest, text));
-    fprintf(f, "ranks %s\n", list_or_all(o->ranks, o->ep, &digest, text));
-    mp_digest_of(placement->map,
-                 (size_t)placement->layers * placement->num_physical * sizeof *placement->map,
-                 &digest);
-    fprintf(f, "placement %u %s\n", placement->num_physical, mp_digest_text(&digest, text));
-    fprintf(f, "max-shard-size %" PRIu64 "\n", o->max_shard_size);
-    if (o->drop)
-        fprintf(f, "drop %s\n", o->drop);
-    fprintf(f, "quantize %s rounding %d scale-rule %d amax-floor %a allow-nonfinite %d\n",
-            o->quantize ? mp_scheme_name(o->quantize_to) : "no", (int)o->quant.rounding,
-            (int)o->quant.scale_rule, (double)o->quant.amax_floor, o->quant.allow_nonfinite);
-}
-
-/* The last bytes of a shard: other weights of the same shapes have other ones. */
-static int digest_end(const mp_shard *shard, mp_digest *digest, mp_error *err)
-{
-    uint8_t bytes[SAMPLE_BYTES];
-    uint64_t data = shard->size - shard->header_bytes;
-    uint64_t n = data < SAMPLE_BYTES ? data : SAMPLE_BYTES;
-
-    if (mp_pread_all(shard->fd, bytes, n, shard->size - n, shard->name, err) != 0)
-        return err->code;
-    mp_digest_of(bytes, n, digest);
-    return 0;
-}
-
-static int print_source(FILE *f, const mp_checkpoint *ckpt, mp_error *err)
-{
-    for (size_t i = 0; i < ckpt->num_shards; i++) {
-        const mp_shard *shard = &ckpt->shards[i];
-        char header[MP_DIGEST_TEXT], end[MP_DIGEST_TEXT];
-        mp_digest digest;
-
-        memcpy(digest.bytes, shard->header_xxh3, sizeof digest.bytes);
-        mp_digest_text(&digest, header);
-        if (digest_end(shard, &digest, err) != 0)
-            return err->code;
-        fprintf(f, "source %s %" PRIu64 " %s %s\n", shard->name, shard->size, header,
-                mp_digest_text(&digest, end));
-    }
-    return 0;
-}
-
 /* The head of the journal, malloc'ed. */
-static int terms_text(const mp_plan *plan, char **text, mp_error *err)
+static int terms_text(const mp_job *job, char **text, mp_error *err)
 {
     size_t length;
     FILE *f = open_memstream(text, &length);
@@ -120,8 +55,8 @@ static int terms_text(const mp_plan *plan, char **text, mp_error *err)
 
     if (!f)
         return mp_fail_memory(err);
-    print_options(f, plan);
-    rc = print_source(f, &plan->catalog->checkpoint, err);
+    fprintf(f, "journal 1\ntool %s\n", mp_version());
+    rc = job->terms(job->plan, f, err);
     fputs(BEGIN, f);
     if (fclose(f) != 0 && rc == 0)
         rc = mp_fail_memory(err);
@@ -156,9 +91,10 @@ static void print_unit(char line[LINE_SIZE], uint64_t index, const mp_quant_stat
     int n = snprintf(line, LINE_SIZE, "unit %" PRIu64, index);
 
     if (stats)
-        snprintf(line + n, LINE_SIZE - (size_t)n, " %a %a %" PRIu64 " %" PRIu64 " %" PRIu64,
-                 stats->error_sq, stats->signal_sq, stats->elements, stats->saturated,
-                 stats->flushed);
+        snprintf(line + n, LINE_SIZE - (size_t)n,
+                 " %a %a %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64, stats->error_sq,
+                 stats->signal_sq, stats->elements, stats->saturated, stats->flushed,
+                 stats->requantized_blocks);
 }
 
 static void print_tensor(char line[LINE_SIZE], uint64_t index, const char *digest)
@@ -167,19 +103,19 @@ static void print_tensor(char line[LINE_SIZE], uint64_t index, const char *diges
 }
 
 /* A line counts if it is, to the letter, one that we would print. */
-static bool read_unit(const char *line, const mp_plan *plan, mp_progress_state *state)
+static bool read_unit(const char *line, const mp_work *work, mp_progress_state *state)
 {
     mp_quant_stats stats = {0};
     char again[LINE_SIZE];
     uint64_t index;
 
     /* NOLINTNEXTLINE(cert-err34-c): what does not convert does not print the same */
-    if (sscanf(line, "unit %" SCNu64 " %la %la %" SCNu64 " %" SCNu64 " %" SCNu64, &index,
-               &stats.error_sq, &stats.signal_sq, &stats.elements, &stats.saturated,
-               &stats.flushed) < 1)
+    if (sscanf(line, "unit %" SCNu64 " %la %la %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64,
+               &index, &stats.error_sq, &stats.signal_sq, &stats.elements, &stats.saturated,
+               &stats.flushed, &stats.requantized_blocks) < 1)
         return false;
     print_unit(again, index, state->stats ? &stats : NULL);
-    if (index >= plan->num_units || strcmp(again, line) != 0)
+    if (index >= work->num_units || strcmp(again, line) != 0)
         return false;
     if (state->stats)
         state->stats[index] = stats;
@@ -187,7 +123,7 @@ static bool read_unit(const char *line, const mp_plan *plan, mp_progress_state *
     return true;
 }
 
-static bool read_tensor(const char *line, const mp_plan *plan, mp_progress_state *state)
+static bool read_tensor(const char *line, const mp_work *work, mp_progress_state *state)
 {
     char hex[MP_DIGEST_TEXT], again[LINE_SIZE];
     mp_digest digest;
@@ -197,7 +133,7 @@ static bool read_tensor(const char *line, const mp_plan *plan, mp_progress_state
     if (sscanf(line, "tensor %" SCNu64 " %32s", &index, hex) != 2)
         return false;
     print_tensor(again, index, hex);
-    if (index >= plan->num_outputs || !mp_digest_parse(hex, &digest) || strcmp(again, line) != 0)
+    if (index >= work->num_outputs || !mp_digest_parse(hex, &digest) || strcmp(again, line) != 0)
         return false;
     strcpy(state->digest[index], hex);
     state->tensor_done[index] = true;
@@ -205,13 +141,13 @@ static bool read_tensor(const char *line, const mp_plan *plan, mp_progress_state
 }
 
 /* Reads lines up to the first that is torn or strange; returns the bytes that count. */
-static uint64_t read_lines(char *text, const mp_plan *plan, mp_progress_state *state)
+static uint64_t read_lines(char *text, const mp_work *work, mp_progress_state *state)
 {
     char *line = text, *end;
 
     while ((end = strchr(line, '\n'))) {
         *end = '\0';
-        if (!read_unit(line, plan, state) && !read_tensor(line, plan, state))
+        if (!read_unit(line, work, state) && !read_tensor(line, work, state))
             break;
         line = end + 1;
     }
@@ -231,7 +167,7 @@ static int begin(mp_journal *journal, mp_error *err)
     return mp_file_sync(journal->fd, journal->path, err);
 }
 
-static int load(mp_journal *journal, const mp_plan *plan, mp_progress_state *state, mp_error *err)
+static int load(mp_journal *journal, const mp_work *work, mp_progress_state *state, mp_error *err)
 {
     size_t length = strlen(journal->terms);
     char *had = NULL, *body;
@@ -249,7 +185,7 @@ static int load(mp_journal *journal, const mp_plan *plan, mp_progress_state *sta
             *body = '\0';
             rc = report_difference(had, journal->terms, err);
         } else {
-            journal->size = length + read_lines(body, plan, state);
+            journal->size = length + read_lines(body, work, state);
             rc = mp_file_resize(journal->fd, journal->path, journal->size, err);
         }
     }
@@ -257,11 +193,11 @@ static int load(mp_journal *journal, const mp_plan *plan, mp_progress_state *sta
     return rc;
 }
 
-int mp_journal_restart(mp_journal *journal, const mp_plan *plan, mp_progress_state *state,
+int mp_journal_restart(mp_journal *journal, const mp_work *work, mp_progress_state *state,
                        mp_error *err)
 {
-    memset(state->unit_done, 0, plan->num_units * sizeof *state->unit_done);
-    memset(state->tensor_done, 0, plan->num_outputs * sizeof *state->tensor_done);
+    memset(state->unit_done, 0, work->num_units * sizeof *state->unit_done);
+    memset(state->tensor_done, 0, work->num_outputs * sizeof *state->tensor_done);
     return begin(journal, err);
 }
 
@@ -274,7 +210,7 @@ static int lock(const mp_journal *journal, const char *dir, mp_error *err)
     return 0;
 }
 
-int mp_journal_open(mp_journal *journal, const char *dir, const mp_plan *plan,
+int mp_journal_open(mp_journal *journal, const char *dir, const mp_job *job,
                     mp_progress_state *state, mp_error *err)
 {
     int rc;
@@ -282,13 +218,13 @@ int mp_journal_open(mp_journal *journal, const char *dir, const mp_plan *plan,
     *journal = (mp_journal){.fd = -1, .path = mp_path_join(dir, MP_JOURNAL_NAME)};
     if (!journal->path)
         return mp_fail_memory(err);
-    rc = terms_text(plan, &journal->terms, err);
+    rc = terms_text(job, &journal->terms, err);
     if (rc == 0)
         rc = mp_open_write(journal->path, &journal->fd, err);
     if (rc == 0)
         rc = lock(journal, dir, err);
     if (rc == 0)
-        rc = load(journal, plan, state, err);
+        rc = load(journal, job->work, state, err);
     if (rc != 0)
         mp_journal_close(journal);
     return rc;

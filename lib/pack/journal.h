@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pack/journal.h - what of an interrupted run is done.
  *
- * A text file in the partial directory. It begins with the terms of the run (target,
+ * A text file in the partial directory. It begins with the terms of the job (target,
  * placement, source ...), one "key value" a line, then "begin". Behind that, a line a
  * finished unit ("unit 17", with its requantization error in hex floats where there is
  * any) or digested tensor ("tensor 4 <hex>"). A line counts when it is whole, so a torn
@@ -11,19 +11,19 @@
 
 #include <moepack/artifact.h>
 
-#include "pack/plan.h"
+#include "pack/work.h"
 
 #define MP_JOURNAL_NAME "journal"
 
 /* What is done; arrays are owned. */
 typedef struct mp_progress_state {
-    bool *unit_done;       /* [plan->num_units] */
-    mp_quant_stats *stats; /* [plan->num_units]; null when everything is lossless */
-    bool *tensor_done;     /* [plan->num_outputs] */
-    mp_hex_digest *digest; /* [plan->num_outputs] */
+    bool *unit_done;       /* [work->num_units] */
+    mp_quant_stats *stats; /* [work->num_units]; null when everything is lossless */
+    bool *tensor_done;     /* [work->num_outputs] */
+    mp_hex_digest *digest; /* [work->num_outputs] */
 } mp_progress_state;
 
-int mp_progress_init(mp_progress_state *state, const mp_plan *plan, mp_error *err);
+int mp_progress_init(mp_progress_state *state, const mp_work *work, mp_error *err);
 void mp_progress_release(mp_progress_state *state);
 
 typedef struct mp_journal {
@@ -36,13 +36,13 @@ typedef struct mp_journal {
 
 /* Opens the journal in a directory, locked against other processes, and fills state from
  * it. A new or torn-headed journal begins anew. MP_ERR_INPUT when its terms are not the
- * plan's, naming the first that differs; MP_ERR_IO when another process holds it. */
-int mp_journal_open(mp_journal *journal, const char *dir, const mp_plan *plan,
+ * job's, naming the first that differs; MP_ERR_IO when another process holds it. */
+int mp_journal_open(mp_journal *journal, const char *dir, const mp_job *job,
                     mp_progress_state *state, mp_error *err);
 void mp_journal_close(mp_journal *journal);
 
 /* Forgets, durably, that anything is done. */
-int mp_journal_restart(mp_journal *journal, const mp_plan *plan, mp_progress_state *state,
+int mp_journal_restart(mp_journal *journal, const mp_work *work, mp_progress_state *state,
                        mp_error *err);
 
 /* MP_ERR_IO when another process holds the journal in a directory. */

@@ -3,7 +3,9 @@
 #include "pack/plan.h"
 
 #include "base/error.h"
+#include "pack/check.h"
 #include "pack/unit.h"
+#include "pack/work.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -21,18 +23,24 @@ const char *mp_shared_mode_name(mp_shared_mode mode)
 
 mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index)
 {
-    uint32_t l = 0;
+    mp_unit unit = {.layer = plan->layers, .part = &plan->parts[MP_PART_SLOTS]};
+    uint32_t l = 0, routed;
     uint64_t within;
 
     while (l + 1 < plan->num_layers && plan->layers[l + 1].first_unit <= index)
         l++;
-    within = index - plan->layers[l].first_unit;
-    return (mp_unit){
-        .layer = &plan->layers[l],
-        .layer_index = l,
-        .expert = (uint32_t)(within / MP_SIDES),
-        .side = (mp_side)(within % MP_SIDES),
-    };
+    unit.layer = &plan->layers[l];
+    unit.layer_index = l;
+    within = index - unit.layer->first_unit;
+    unit.expert = (uint32_t)(within / MP_SIDES);
+    unit.side = (mp_side)(within % MP_SIDES);
+    routed = unit.layer->source->num_experts;
+    unit.is_shared = unit.expert >= routed;
+    unit.matrices = unit.is_shared ? &unit.layer->shared[unit.expert - routed]
+                                   : &unit.layer->source->experts[unit.expert];
+    if (unit.is_shared && plan->options.shared == MP_SHARED_SEPARATE)
+        unit.part = &plan->parts[MP_PART_SHARED];
+    return unit;
 }
 
 const mp_copy *mp_unit_copies(const mp_unit *unit, uint32_t *count)
@@ -43,123 +51,55 @@ const mp_copy *mp_unit_copies(const mp_unit *unit, uint32_t *count)
     return unit->layer->copies + first[0];
 }
 
-unsigned mp_plan_tensor(const mp_plan *plan, mp_side side, mp_role role)
+mp_side_source mp_unit_source(const mp_plan *plan, const mp_unit *unit)
 {
-    unsigned t = 0;
+    const mp_moe_layer *layer = unit->layer->source;
+    const mp_plan_part *part = unit->part;
+    bool cols = part->target->tiling(&part->dims, unit->side).kind == MP_TILES_COLS;
 
-    while (t < plan->num_tensors &&
-           (plan->tensors[t].side != side || plan->tensors[t].role != role))
-        t++;
-    return t;
+    return (mp_side_source){
+        .catalog = plan->catalog,
+        .storage = unit->is_shared ? &layer->shared_storage : &layer->storage,
+        .matrix = &unit->matrices->matrix[unit->side == MP_L1 ? MP_GATE : MP_DOWN],
+        .target = part->target,
+        .dims = part->dims,
+        .side = unit->side,
+        .tile_bytes = cols ? MP_UNIT_COLS_BYTES : MP_UNIT_ROWS_BYTES,
+        .quant = &plan->options.quant,
+    };
 }
 
-uint64_t mp_unit_bytes_read(const mp_plan *plan, const mp_unit *unit)
+bool mp_unit_is_lossless(const mp_plan *plan, const mp_unit *unit)
 {
-    const mp_expert *expert = &unit->layer->source->experts[unit->expert];
-    uint64_t bytes = 0;
+    /* Scales that are no powers of two are seen only when they are read. */
+    if (unit->is_shared)
+        return unit->layer->shared_lossless &&
+               !(unit->part->target->ue8m0 && plan->options.requantize_shared);
+    return unit->layer->lossless;
+}
 
-    (void)plan;
-    for (int p = 0; p < MP_PROJECTIONS; p++) {
-        const mp_matrix *matrix = &expert->matrix[p];
+static uint64_t unit_bytes_read(const mp_plan *plan, const mp_unit *unit)
+{
+    const mp_side_source from = mp_unit_source(plan, unit);
+    uint64_t rows = mp_side_rows(&from.dims, from.side), cols = mp_side_cols(&from.dims, from.side);
 
-        if ((p == MP_DOWN) == (unit->side == MP_L2))
-            bytes += matrix->weight->bytes + (matrix->scale ? matrix->scale->bytes : 0);
-    }
-    return bytes;
+    return mp_side_parts(from.side) * (rows * mp_storage_row_bytes(from.storage, cols) +
+                                       mp_ceil_div(rows, from.storage->block_rows) *
+                                           mp_storage_scale_row_bytes(from.storage, cols));
 }
 
 uint64_t mp_unit_bytes_written(const mp_plan *plan, const mp_unit *unit)
 {
+    const mp_plan_part *part = unit->part;
     uint64_t bytes = 0;
-    uint32_t copies;
+    uint32_t count;
+    const mp_copy *copies = mp_unit_copies(unit, &count);
 
-    mp_unit_copies(unit, &copies);
-    for (unsigned t = 0; t < plan->num_tensors; t++)
-        if (plan->tensors[t].side == unit->side)
-            bytes += plan->tensors[t].slot_bytes;
-    return bytes * copies;
-}
-
-/* ------------------------------------------------------------------------
- * Checks
- */
-
-static int check_shared(const mp_plan *plan, mp_error *err)
-{
-    if (plan->options.shared == MP_SHARED_NONE)
-        return 0;
-    return mp_fail(err, MP_ERR_UNSUPPORTED,
-                   "%s: shared experts cannot be packed as \"%s\": leave them to the engine with "
-                   "--shared none",
-                   plan->options.target->name, mp_shared_mode_name(plan->options.shared));
-}
-
-/* The target takes the layer's scheme, as it is or requantized. */
-static int check_scheme(const mp_repack_options *options, const mp_moe_layer *layer, mp_error *err)
-{
-    const mp_target *target = options->target;
-
-    if (options->quantize && options->quantize_to != target->scheme)
-        return mp_fail(err, MP_ERR_USAGE, "%s takes %s, not %s", target->name,
-                       mp_scheme_name(target->scheme), mp_scheme_name(options->quantize_to));
-    if (layer->storage.scheme == target->scheme || options->quantize)
-        return 0;
-    return mp_fail(err, MP_ERR_UNSUPPORTED,
-                   "%s takes %s, and the experts of %s are %s: requantize them with "
-                   "--quantize %s",
-                   target->name, mp_scheme_name(target->scheme), layer->prefix,
-                   mp_scheme_name(layer->storage.scheme), mp_scheme_name(target->scheme));
-}
-
-/* True if a comma-separated list has that item. */
-static bool lists(const char *list, const char *item)
-{
-    size_t length = strlen(item);
-
-    for (const char *p = list; p && *p; p += strcspn(p, ","), p += *p == ',')
-        if (strcspn(p, ",") == length && memcmp(p, item, length) == 0)
-            return true;
-    return false;
-}
-
-static int check_drop_list(const char *drop, mp_error *err)
-{
-    for (const char *p = drop; p && *p; p += strcspn(p, ","), p += *p == ',') {
-        int length = (int)strcspn(p, ",");
-
-        if ((length != 4 || memcmp(p, "bias", 4) != 0) &&
-            (length != 11 || memcmp(p, "input_scale", 11) != 0))
-            return mp_fail(err, MP_ERR_USAGE,
-                           "\"%.*s\" is nothing that can be dropped: bias, "
-                           "input_scale",
-                           length, p);
-    }
-    return 0;
-}
-
-static int refuse_tensor(const mp_repack_options *options, const mp_tensor *tensor,
-                         const char *what, mp_error *err)
-{
-    if (!tensor || lists(options->drop, what))
-        return 0;
-    return mp_fail(err, MP_ERR_UNSUPPORTED,
-                   "%s: %s cannot carry it: leave it behind with --drop %s", tensor->name,
-                   options->target->name, what);
-}
-
-/* Nothing of an expert is left behind silently. */
-static int check_carried(const mp_repack_options *options, const mp_moe_layer *layer, mp_error *err)
-{
-    for (uint32_t e = 0; e < layer->num_experts; e++) {
-        for (int p = 0; p < MP_PROJECTIONS; p++) {
-            const mp_matrix *matrix = &layer->experts[e].matrix[p];
-
-            if (refuse_tensor(options, matrix->bias, "bias", err) != 0 ||
-                refuse_tensor(options, matrix->input_scale, "input_scale", err) != 0)
-                return err->code;
-        }
-    }
-    return 0;
+    for (unsigned t = 0; count > 0 && t < part->num_tensors; t++)
+        if (part->tensors[t].side == unit->side &&
+            mp_plan_output(plan, unit->layer_index, copies->rank, part->first + t))
+            bytes += part->tensors[t].slot_bytes;
+    return bytes * count;
 }
 
 /* ------------------------------------------------------------------------
@@ -185,12 +125,12 @@ static int choose_layers(mp_plan *plan, mp_error *err)
             return mp_fail(err, MP_ERR_UNSUPPORTED,
                            "%s has %u experts and %s %u: pack them apart with --layers",
                            layer->prefix, layer->num_experts, first->prefix, first->num_experts);
-        if (check_scheme(&plan->options, layer, err) != 0 ||
-            check_carried(&plan->options, layer, err) != 0)
+        if (mp_check_layer(plan, layer, err) != 0)
             return err->code;
         plan->layers[plan->num_layers++] = (mp_plan_layer){
             .source = layer,
-            .lossless = layer->storage.scheme == plan->options.target->scheme,
+            .lossless = mp_passes_through(&layer->storage, plan->options.target),
+            .num_experts = layer->num_experts,
         };
     }
     return plan->num_layers ? 0 : mp_fail(err, MP_ERR_USAGE, "no layer selected");
@@ -278,55 +218,145 @@ static int settle_placement(mp_plan *plan, mp_error *err)
     if (rc == 0)
         rc = mp_placement_check(&plan->placement, options->ep, &plan->warnings, err);
     if (rc == 0)
-        rc = mp_slots_init(&plan->slots, experts, plan->placement.num_physical, options->ep, 0,
-                           false, err);
+        rc = mp_slots_init(
+            &plan->slots, experts, plan->placement.num_physical, options->ep,
+            options->shared == MP_SHARED_FUSED ? plan->catalog->num_shared_experts : 0, false, err);
     return rc;
 }
 
-/* Groups the physical experts on written ranks by the logical one that they copy. */
-static int group_copies(mp_plan *plan, mp_plan_layer *layer, const int32_t *row, mp_error *err)
-{
-    uint32_t experts = layer->source->num_experts, physical = plan->placement.num_physical;
-    uint32_t per_rank = mp_slots_per_rank(&plan->slots);
-    uint32_t *next = mp_alloc_zeroed((uint64_t)experts + 1, sizeof *next);
+/* ------------------------------------------------------------------------
+ * Shared experts and copies
+ */
 
-    layer->placement = row;
-    layer->copies = mp_alloc(physical, sizeof *layer->copies);
+/* The views of the shared expert that are packed: one a slot, or the whole of it. */
+static int add_shared(const mp_plan *plan, mp_plan_layer *layer, mp_error *err)
+{
+    const mp_plan_part *part =
+        &plan->parts[plan->options.shared == MP_SHARED_SEPARATE ? MP_PART_SHARED : MP_PART_SLOTS];
+    uint32_t routed = layer->source->num_experts;
+    uint32_t count = part->target->single ? 1 : plan->catalog->num_shared_experts;
+    const mp_storage *storage = &layer->source->shared_storage;
+
+    if (mp_check_shared(plan, part, layer->source, err) != 0)
+        return err->code;
+    layer->shared = mp_alloc_zeroed(count, sizeof *layer->shared);
+    if (!layer->shared)
+        return mp_fail_memory(err);
+    for (uint32_t s = 0; s < count; s++) {
+        if (part->target->single)
+            layer->shared[s] = layer->source->shared;
+        else if (mp_layer_expert(plan->catalog, layer->source, routed + s, &layer->shared[s],
+                                 &storage, err) != 0)
+            return err->code;
+    }
+    layer->num_experts += count;
+    layer->shared_lossless = mp_passes_through(storage, part->target);
+    return 0;
+}
+
+static bool writes_rank(const mp_plan *plan, uint32_t rank)
+{
+    return !plan->options.ranks || plan->options.ranks[rank];
+}
+
+/* Fills in the copies of every expert, those of expert e from next[e] on. */
+static void fill_copies(const mp_plan *plan, mp_plan_layer *layer, uint32_t *next)
+{
+    uint32_t routed = layer->source->num_experts, per_rank = mp_slots_routed_per_rank(&plan->slots);
+    bool fused = plan->options.shared == MP_SHARED_FUSED;
+
+    for (uint32_t rank = 0; rank < plan->options.ep; rank++) {
+        for (uint32_t slot = 0; writes_rank(plan, rank) && slot < per_rank; slot++)
+            layer->copies[next[layer->placement[rank * per_rank + slot]]++] = (mp_copy){rank, slot};
+        for (uint32_t e = routed; writes_rank(plan, rank) && e < layer->num_experts; e++)
+            layer->copies[next[e]++] = (mp_copy){rank, e - routed + (fused ? per_rank : 0)};
+    }
+}
+
+/* Groups the slots on written ranks by the expert that they copy. */
+static int group_copies(const mp_plan *plan, mp_plan_layer *layer, mp_error *err)
+{
+    uint32_t experts = layer->num_experts, routed = layer->source->num_experts;
+    uint32_t physical = plan->placement.num_physical, ep = plan->options.ep;
+    uint32_t per_rank = mp_slots_routed_per_rank(&plan->slots), written = 0;
+    uint32_t *next = mp_alloc((uint64_t)experts + 1, sizeof *next);
+
+    layer->copies = mp_alloc(physical + (uint64_t)(experts - routed) * ep, sizeof *layer->copies);
     layer->first_copy = mp_alloc_zeroed((uint64_t)experts + 1, sizeof *layer->first_copy);
     if (!next || !layer->copies || !layer->first_copy) {
         free(next);
         return mp_fail_memory(err);
     }
-    for (int pass = 0; pass < 2; pass++) {
-        for (uint32_t p = 0; p < physical; p++) {
-            uint32_t slot = mp_slots_of_physical(&plan->slots, p), rank = slot / per_rank;
-
-            if (plan->options.ranks && !plan->options.ranks[rank])
-                continue;
-            if (pass == 0)
-                layer->first_copy[row[p] + 1]++;
-            else
-                layer->copies[next[row[p]]++] = (mp_copy){rank, slot % per_rank};
-        }
-        for (uint32_t e = 0; pass == 0 && e < experts; e++)
-            layer->first_copy[e + 1] += layer->first_copy[e];
-        memcpy(next, layer->first_copy, (experts + 1) * sizeof *next);
-    }
+    for (uint32_t rank = 0; rank < ep; rank++)
+        written += writes_rank(plan, rank);
+    for (uint32_t p = 0; p < physical; p++)
+        layer->first_copy[layer->placement[p] + 1] += writes_rank(plan, p / per_rank);
+    for (uint32_t e = routed; e < experts; e++)
+        layer->first_copy[e + 1] = written;
+    for (uint32_t e = 0; e < experts; e++)
+        layer->first_copy[e + 1] += layer->first_copy[e];
+    memcpy(next, layer->first_copy, (experts + 1) * sizeof *next);
+    fill_copies(plan, layer, next);
     free(next);
     return 0;
 }
 
 static int settle_layers(mp_plan *plan, mp_error *err)
 {
+    mp_work *work = &plan->work;
+
     for (size_t i = 0; i < plan->num_layers; i++) {
         mp_plan_layer *layer = &plan->layers[i];
-        const int32_t *row = mp_placement_row(&plan->placement, (uint32_t)i);
+        uint64_t units;
 
-        layer->first_unit = plan->num_units;
-        plan->num_units += (uint64_t)layer->source->num_experts * MP_SIDES;
-        if (group_copies(plan, layer, row, err) != 0)
+        layer->placement = mp_placement_row(&plan->placement, (uint32_t)i);
+        if (plan->options.shared != MP_SHARED_NONE && add_shared(plan, layer, err) != 0)
             return err->code;
+        if (group_copies(plan, layer, err) != 0)
+            return err->code;
+        units = (uint64_t)layer->num_experts * MP_SIDES;
+        layer->first_unit = work->num_units;
+        work->num_units += units;
+        work->stage_units = units > work->stage_units ? units : work->stage_units;
     }
+    work->num_stages = (uint32_t)plan->num_layers;
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Parts
+ */
+
+static void settle_part(mp_plan *plan, mp_part_kind kind, const mp_target *target, mp_dims dims,
+                        uint32_t slots)
+{
+    mp_plan_part *part = &plan->parts[kind];
+
+    part->target = target;
+    part->dims = dims;
+    part->slots = slots;
+    part->first = plan->num_tensors;
+    part->num_tensors = target->describe(&dims, part->tensors);
+    plan->num_tensors += part->num_tensors;
+}
+
+static int settle_parts(mp_plan *plan, mp_error *err)
+{
+    const mp_catalog *catalog = plan->catalog;
+    const mp_target *target = plan->options.target, *separate = target->separate;
+    uint32_t shared = catalog->num_shared_experts;
+    mp_dims dims = {catalog->hidden_size, catalog->moe_intermediate_size};
+
+    if (target->check(&dims, &plan->warnings, err) != 0)
+        return err->code;
+    settle_part(plan, MP_PART_SLOTS, target, dims, 0); /* slots follow from the placement */
+    if (plan->options.shared != MP_SHARED_SEPARATE)
+        return 0;
+    if (separate->single)
+        dims.intermediate_size *= shared;
+    if (separate->check(&dims, &plan->warnings, err) != 0)
+        return err->code;
+    settle_part(plan, MP_PART_SHARED, separate, dims, separate->single ? 1 : shared);
     return 0;
 }
 
@@ -334,54 +364,53 @@ static int settle_layers(mp_plan *plan, mp_error *err)
  * The whole
  */
 
-static void count_bytes(mp_plan *plan)
+static void count_units(mp_plan *plan)
 {
-    for (uint64_t u = 0; u < plan->num_units; u++) {
-        mp_unit unit = mp_plan_unit(plan, u);
-        uint64_t written = mp_unit_bytes_written(plan, &unit);
+    mp_work *work = &plan->work;
 
-        if (written > 0)
-            plan->bytes_read += mp_unit_bytes_read(plan, &unit);
+    work->lossless = true;
+    for (uint64_t u = 0; u < work->num_units; u++) {
+        mp_unit unit = mp_plan_unit(plan, u);
+
+        if (mp_unit_bytes_written(plan, &unit) > 0)
+            work->bytes_read += unit_bytes_read(plan, &unit);
+        work->lossless &= mp_unit_is_lossless(plan, &unit);
     }
-    for (size_t f = 0; f < plan->num_files; f++)
-        plan->bytes_written += plan->files[f].bytes;
+    work->scratch_bytes = mp_plan_scratch(plan);
 }
 
 int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_options *options,
                  mp_error *err)
 {
-    const mp_target *target = options->target;
     int rc;
 
     memset(plan, 0, sizeof *plan);
     plan->catalog = catalog;
     plan->options = *options;
-    plan->dims = (mp_dims){catalog->hidden_size, catalog->moe_intermediate_size};
+    plan->options.quant.ue8m0 = options->requantize_shared;
+    if (options->nz && options->target->nz)
+        plan->options.target = options->target->nz;
     if (options->ep == 0)
         return mp_fail(err, MP_ERR_USAGE, "at least one rank is needed");
     rc = mp_catalog_check(catalog, err);
     if (rc == 0)
-        rc = check_drop_list(options->drop, err);
-    if (rc == 0)
-        rc = check_shared(plan, err);
+        rc = mp_check_options(plan, err);
     if (rc == 0)
         rc = choose_layers(plan, err);
     if (rc == 0)
-        rc = target->check(&plan->dims, &plan->warnings, err);
+        rc = settle_parts(plan, err);
     if (rc == 0)
         rc = settle_placement(plan, err);
     if (rc == 0) {
-        plan->num_tensors = target->describe(&plan->dims, plan->tensors);
+        plan->parts[MP_PART_SLOTS].slots = mp_slots_per_rank(&plan->slots);
         rc = settle_layers(plan, err);
     }
     if (rc == 0)
         rc = mp_plan_files(plan, err);
-    if (rc == 0) {
-        plan->scratch_bytes = mp_unit_scratch(plan);
-        count_bytes(plan);
-    } else {
+    if (rc == 0)
+        count_units(plan);
+    else
         mp_plan_release(plan);
-    }
     return rc;
 }
 
@@ -390,17 +419,11 @@ void mp_plan_release(mp_plan *plan)
     for (size_t i = 0; i < plan->num_layers; i++) {
         free(plan->layers[i].copies);
         free(plan->layers[i].first_copy);
+        free(plan->layers[i].shared);
     }
-    for (size_t i = 0; i < plan->num_files; i++) {
-        free(plan->files[i].path);
-        free(plan->files[i].header);
-    }
-    for (size_t i = 0; i < plan->num_outputs; i++)
-        free(plan->outputs[i].name);
     free(plan->layers);
-    free(plan->files);
-    free(plan->outputs);
     free(plan->output_of);
+    mp_work_release(&plan->work);
     mp_placement_release(&plan->placement);
     mp_problems_release(&plan->warnings);
     memset(plan, 0, sizeof *plan);

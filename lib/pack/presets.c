@@ -71,6 +71,36 @@ static const mp_preset presets[] = {
             .vocab_size = 151936,
         },
     },
+    {
+        "kimi-k2",
+        {
+            .family = "kimi_k2",
+            .scheme = MP_SCHEME_FP8_BLOCK,
+            .hidden_size = 7168,
+            .intermediate_size = 2048,
+            .dense_intermediate_size = 18432,
+            .num_experts = 384,
+            .num_shared_experts = 1,
+            .top_k = 8,
+            .num_layers = 61,
+            .num_dense = 1,
+            .vocab_size = 163840,
+            .routed_scaling_factor = 2.827,
+        },
+    },
+    {
+        "gpt-oss-120b",
+        {
+            .family = "gpt_oss",
+            .scheme = MP_SCHEME_MXFP4,
+            .hidden_size = 2880,
+            .intermediate_size = 2880,
+            .num_experts = 128,
+            .top_k = 4,
+            .num_layers = 36,
+            .vocab_size = 201088,
+        },
+    },
 };
 
 #define COUNT (sizeof(presets) / sizeof(presets[0]))

@@ -77,13 +77,13 @@ static int write_text(const char *dir, const char *name, char *text, mp_error *e
     return rc;
 }
 
-static char *config_text(const mp_synth_plan *plan)
+/* Writes JSON, which is released, to a file; null stands for no memory. */
+static int write_json(const char *dir, const char *name, json_t *json, mp_error *err)
 {
-    json_t *config = plan->family->config(plan->options);
-    char *text = config ? mp_json_text(config) : NULL;
+    char *text = json ? mp_json_text(json) : NULL;
 
-    json_decref(config);
-    return text;
+    json_decref(json);
+    return write_text(dir, name, text, err);
 }
 
 static int write_shards(const mp_synth_plan *plan, const char *dir, const mp_context *context,
@@ -110,7 +110,11 @@ static int write_checkpoint(const mp_synth_plan *plan, const char *dir, const mp
     if (rc == 0)
         rc = write_text(dir, "model.safetensors.index.json", mp_synth_plan_index(plan), err);
     if (rc == 0)
-        rc = write_text(dir, "config.json", config_text(plan), err);
+        rc = write_json(dir, "config.json", mp_synth_config(plan), err);
+    if (rc == 0 && plan->format->style == MP_STYLE_MODELOPT)
+        rc = write_json(dir, "hf_quant_config.json", mp_synth_modelopt_config(), err);
+    if (rc == 0 && plan->format->label)
+        rc = write_json(dir, "quant_model_description.json", mp_synth_description(plan), err);
     if (rc == 0)
         rc = mp_dir_sync(dir, err);
     return rc;

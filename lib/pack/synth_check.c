@@ -12,7 +12,7 @@
 #define SIZE_LIMIT  (1u << 24)
 #define COUNT_LIMIT (1u << 16)
 
-#define LIST_TEXT 256
+#define LIST_TEXT 320
 
 /* Appends an item of "a, b or c", item `index` of `count`. */
 static void list_item(char text[LIST_TEXT], const char *item, size_t index, size_t count)
@@ -36,30 +36,55 @@ static int no_such_family(const char *name, mp_error *err)
                    "no synthetic checkpoints of family \"%s\"; it has to be %s", name, text);
 }
 
-static int no_such_scheme(const mp_synth_options *options, mp_error *err)
+/* Lists the schemes of a family; with one given, the styles that it has of this. */
+static void list_formats(const mp_synth_family *family, const mp_scheme *scheme,
+                         char text[LIST_TEXT])
 {
-    char text[LIST_TEXT] = "";
-    mp_scheme scheme;
+    bool schemes[MP_SCHEME_COUNT] = {false}; /* those that are listed */
+    const char *names[MP_SCHEME_COUNT + MP_STYLE_COUNT];
+    const mp_synth_format *format;
     size_t count = 0;
 
-    while (mp_synth_scheme(options->family, count, &scheme))
-        count++;
-    for (size_t i = 0; i < count && mp_synth_scheme(options->family, i, &scheme); i++)
-        list_item(text, mp_scheme_name(scheme), i, count);
-    return mp_fail(err, MP_ERR_UNSUPPORTED, "experts of family \"%s\" are %s, not %s",
-                   options->family, text, mp_scheme_name(options->scheme));
+    for (size_t i = 0; (format = mp_synth_family_format(family, i)); i++) {
+        if (scheme ? format->scheme != *scheme : schemes[format->scheme])
+            continue;
+        schemes[format->scheme] = true;
+        names[count++] =
+            scheme ? mp_synth_style_name(format->style) : mp_scheme_name(format->scheme);
+    }
+    for (size_t i = 0; i < count; i++)
+        list_item(text, names[i], i, count);
 }
 
-static const mp_synth_format *find_format(const mp_synth_family *family, mp_scheme scheme)
+/* Finds the family's format of the scheme and style; *has_scheme: it has the scheme. */
+static const mp_synth_format *find_format(const mp_synth_family *family, const mp_synth_options *o,
+                                          bool *has_scheme)
 {
-    const mp_synth_format *format = family->formats;
+    const mp_synth_format *format;
 
-    while (format < family->formats + MP_SYNTH_FORMATS && format->routed) {
-        if (format->scheme == scheme)
+    *has_scheme = false;
+    for (size_t i = 0; (format = mp_synth_family_format(family, i)); i++) {
+        if (format->scheme != o->scheme)
+            continue;
+        *has_scheme = true;
+        if (o->style == MP_STYLE_USUAL || format->style == o->style)
             return format;
-        format++;
     }
     return NULL;
+}
+
+static int no_such_format(const mp_synth_options *options, const mp_synth_family *family,
+                          bool has_scheme, mp_error *err)
+{
+    char text[LIST_TEXT] = "";
+
+    list_formats(family, has_scheme ? &options->scheme : NULL, text);
+    if (has_scheme)
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "experts of family \"%s\" in %s are of style %s, not %s", options->family,
+                       mp_scheme_name(options->scheme), text, mp_synth_style_name(options->style));
+    return mp_fail(err, MP_ERR_UNSUPPORTED, "experts of family \"%s\" are %s, not %s",
+                   options->family, text, mp_scheme_name(options->scheme));
 }
 
 /* What only some families have. */
@@ -113,36 +138,43 @@ static int check_ranges(const mp_synth_options *o, mp_error *err)
     return 0;
 }
 
-/* Blocks of one row cannot be ragged: both sizes are the K of some matrix. */
-static int check_blocks(const mp_synth_options *o, const mp_synth_form *form, mp_error *err)
+/* Columns that an element of a part stands for are all there: both sizes are the K of some
+ * matrix. Blocks of more than one row may be ragged. */
+static int check_part(const mp_synth_options *o, const mp_synth_part *part, mp_error *err)
 {
     const struct {
         const char *what;
         uint64_t value;
     } sizes[] = {{"hidden size", o->hidden_size}, {"intermediate size", o->intermediate_size}};
 
-    for (size_t i = 0; i < 2 && form->block_rows == 1; i++)
-        if (sizes[i].value % form->block_cols != 0)
+    if (part->block_rows != 1 || part->block_cols == MP_SYNTH_WHOLE)
+        return 0;
+    for (size_t i = 0; i < 2; i++)
+        if (sizes[i].value % part->block_cols != 0)
             return mp_fail(err, MP_ERR_USAGE, "%s is %llu; for %s it has to be a multiple of %u",
                            sizes[i].what, (unsigned long long)sizes[i].value,
-                           mp_scheme_name(o->scheme), form->block_cols);
+                           mp_scheme_name(o->scheme), part->block_cols);
     return 0;
 }
 
 int mp_synth_check(const mp_synth_options *options, const mp_synth_family **family,
                    const mp_synth_format **format, mp_error *err)
 {
+    bool has_scheme;
+    int rc;
+
     *family = mp_synth_family_find(options->family);
     if (!*family)
         return no_such_family(options->family, err);
-    *format = find_format(*family, options->scheme);
+    *format = find_format(*family, options, &has_scheme);
     if (!*format)
-        return no_such_scheme(options, err);
+        return no_such_format(options, *family, has_scheme, err);
 
-    int rc = check_ranges(options, err);
+    rc = check_ranges(options, err);
     if (rc == 0)
         rc = check_parts(options, *family, err);
-    if (rc == 0)
-        rc = check_blocks(options, (*format)->routed, err);
+    for (unsigned p = MP_SYNTH_PARTS; p-- > 0 && rc == 0;) /* scales first: they ask for more */
+        if ((*format)->routed->parts[p].suffix)
+            rc = check_part(options, &(*format)->routed->parts[p], err);
     return rc;
 }

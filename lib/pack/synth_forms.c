@@ -3,50 +3,103 @@
  * rows is filled. */
 #include "pack/synth.h"
 
+#include <math.h>
+#include <string.h>
+
 #include "base/error.h"
 #include "numeric/encode.h"
 
-uint64_t mp_synth_row_bytes(const mp_synth_form *form, uint64_t cols)
+/* One scale of int4 covers so many columns; a word holds so many. */
+#define INT4_GROUP 32
+#define INT4_WORD  8
+
+/* Largest activation that input scales are made for, over the largest NVFP4 product. */
+#define INPUT_SCALE (12.0f / (6 * 448))
+
+static uint64_t row_bytes(const mp_synth_tile *tile, unsigned part)
 {
-    return cols / form->packing * (mp_dtype_bits(form->dtype) / 8);
+    return mp_synth_part_row_bytes(tile->item, part);
 }
 
-uint64_t mp_synth_scale_row_bytes(const mp_synth_form *form, uint64_t cols)
+/* Columns col .. col+n-1 of row `row` of the tile's matrix; col is a multiple of 4. */
+static void values_of(const mp_synth_tile *tile, uint64_t row, uint64_t col, uint64_t n, float *out)
 {
-    if (!form->scale_suffix)
-        return 0;
-    return mp_ceil_div(cols, form->block_cols) * (mp_dtype_bits(form->scale_dtype) / 8);
+    const mp_synth_item *item = tile->item;
+    uint64_t half = item->rows / 2;
+    mp_fusion fusion = item->form->fusion;
+    unsigned source = 0;
+
+    if (fusion != MP_FUSION_NONE && item->sources[1]) {
+        bool paired = fusion == MP_FUSION_ROWS_PAIRED || fusion == MP_FUSION_COLS_PAIRED;
+
+        source = paired ? row % 2 : row >= half;
+        row = paired ? row / 2 : row % half;
+    }
+    mp_synth_row(&tile->values[source], row, col, n, out);
 }
 
-uint64_t mp_synth_work(const mp_synth_form *form, uint64_t cols)
+/* ------------------------------------------------------------------------
+ * Weights
+ */
+
+/* A row whose scale is its own. */
+static void encode_channel(mp_scheme scheme, const mp_quant_options *options, const float *row,
+                           uint64_t cols, uint8_t *codes, uint8_t *scales)
 {
-    return form->block_rows > 1 ? MP_FP8_BLOCK * MP_FP8_BLOCK : cols;
+    float scale = mp_channel_scale(scheme, mp_kernels_best()->amax_bits(row, cols), options);
+
+    memcpy(scales, &scale, sizeof scale);
+    mp_channel_encode(scheme, row, cols, scale, codes);
 }
 
-static void fill_bf16(const mp_synth_tile *tile)
+/* Rows of a scheme whose scales need no other row. */
+static void encode_rows(const mp_synth_tile *tile, const mp_quant_options *options)
 {
-    const mp_kernels *kernels = mp_kernels_best();
-    uint16_t *out = tile->out;
+    mp_scheme scheme = tile->item->form->scheme;
+    bool channel = scheme == MP_SCHEME_FP8_CHANNEL || scheme == MP_SCHEME_INT8_CHANNEL;
+    uint64_t cols = tile->item->cols;
+    uint8_t *codes = tile->out[0], *scales = tile->out[1];
 
-    for (uint64_t r = 0; r < tile->rows; r++, out += tile->cols) {
-        mp_synth_row(&tile->values, tile->row0 + r, 0, tile->cols, tile->work);
-        kernels->bf16_encode(tile->work, out, tile->cols);
+    for (uint64_t r = 0; r < tile->rows; r++) {
+        values_of(tile, tile->row0 + r, 0, cols, tile->work);
+        if (channel)
+            encode_channel(scheme, options, tile->work, cols, codes, scales);
+        else
+            mp_encode_row(scheme, options, tile->work, cols, codes, scales);
+        codes += row_bytes(tile, 0);
+        scales += row_bytes(tile, 1);
     }
 }
 
 /* Rounded as the hardware does, so that there are zeros of both signs. */
-static void fill_mxfp4(const mp_synth_tile *tile)
+static void fill_rows(const mp_synth_tile *tile)
 {
     static const mp_quant_options options = {.rounding = MP_ROUND_OCP};
-    const mp_kernels *kernels = mp_kernels_best();
-    uint8_t *codes = tile->out;
-    uint8_t *scales = tile->scales;
 
-    for (uint64_t r = 0; r < tile->rows; r++) {
-        mp_synth_row(&tile->values, tile->row0 + r, 0, tile->cols, tile->work);
-        kernels->mxfp4_encode(tile->work, codes, scales, tile->cols, &options);
-        codes += tile->cols / 2;
-        scales += tile->cols / 32;
+    encode_rows(tile, &options);
+}
+
+static void fill_f32(const mp_synth_tile *tile)
+{
+    float *out = tile->out[0];
+
+    for (uint64_t r = 0; r < tile->rows; r++, out += tile->item->cols)
+        values_of(tile, tile->row0 + r, 0, tile->item->cols, out);
+}
+
+/* Stored rows are columns of the matrix, and the other way round. */
+static void fill_transposed(const mp_synth_tile *tile)
+{
+    uint64_t width = tile->item->rows;
+    uint16_t *column = (uint16_t *)(void *)(tile->work + tile->rows);
+
+    for (uint64_t c = 0; c < width; c++) {
+        uint16_t *out = (uint16_t *)tile->out[0] + c;
+
+        values_of(tile, c, tile->row0, tile->rows, tile->work);
+        mp_kernels_best()->bf16_encode(tile->work, column, tile->rows);
+        for (uint64_t r = 0; r < tile->rows; r++)
+            out[r * width] = column[r];
     }
 }
 
@@ -73,47 +126,126 @@ static float store_scale(mp_dtype dtype, uint32_t amax_bits, void *scales, uint6
  * that a BF16 scale costs them no precision. */
 static void fill_fp8_block(const mp_synth_tile *tile)
 {
-    for (uint64_t col = 0; col < tile->cols; col += MP_FP8_BLOCK) {
-        uint64_t left = tile->cols - col;
-        uint64_t width = left < MP_FP8_BLOCK ? left : MP_FP8_BLOCK;
-        uint8_t *out = (uint8_t *)tile->out + col;
+    uint64_t cols = tile->item->cols;
+
+    for (uint64_t col = 0; col < cols; col += MP_FP8_BLOCK) {
+        uint64_t width = cols - col < MP_FP8_BLOCK ? cols - col : MP_FP8_BLOCK;
+        uint8_t *out = (uint8_t *)tile->out[0] + col;
         float *row = tile->work;
         uint32_t amax_bits = 0;
 
         for (uint64_t r = 0; r < tile->rows; r++, row += width) {
-            mp_synth_row(&tile->values, tile->row0 + r, col, width, row);
+            values_of(tile, tile->row0 + r, col, width, row);
             mp_fp8_block_amax(row, width, &amax_bits);
         }
-        float scale =
-            store_scale(tile->form->scale_dtype, amax_bits, tile->scales, col / MP_FP8_BLOCK);
+        float scale = store_scale(tile->item->form->parts[1].dtype, amax_bits, tile->out[1],
+                                  col / MP_FP8_BLOCK);
 
         row = tile->work;
-        for (uint64_t r = 0; r < tile->rows; r++, row += width, out += tile->cols)
-            mp_fp8_encode(row, width, MP_FP8_BLOCK, (const uint8_t *)&scale, out);
+        for (uint64_t r = 0; r < tile->rows; r++, row += width, out += cols)
+            mp_fp8_encode(row, width, (const uint8_t *)&scale, out);
     }
 }
 
-static void fill_bias(const mp_synth_tile *tile)
+/* Eight columns a word, the first in its lowest bits; a scale a group, which the largest
+ * value of it fills to 7.5. */
+static void encode_int4_group(const float *in, uint8_t *codes, uint16_t *stored)
 {
-    mp_synth_row(&tile->values, 0, 0, tile->cols, tile->out);
+    const mp_kernels *kernels = mp_kernels_best();
+    uint32_t amax_bits = kernels->amax_bits(in, INT4_GROUP);
+    float scale;
+
+    memcpy(&scale, &amax_bits, sizeof scale);
+    scale /= 7.5f;
+    kernels->bf16_encode(&scale, stored, 1);
+    kernels->bf16_decode(stored, &scale, 1);
+    for (unsigned i = 0; i < INT4_GROUP; i += 2) {
+        uint32_t pair[2];
+
+        for (unsigned j = 0; j < 2; j++)
+            pair[j] = (uint32_t)(fminf(fmaxf(rintf(in[i + j] / scale), -8), 7) + 8);
+        codes[i / 2] = (uint8_t)(pair[0] | pair[1] << 4);
+    }
 }
+
+static void fill_int4(const mp_synth_tile *tile)
+{
+    uint64_t cols = tile->item->cols;
+    uint8_t *codes = tile->out[0];
+    uint16_t *scales = tile->out[1];
+    int32_t *shape = tile->out[2];
+
+    for (uint64_t r = 0; r < tile->rows; r++) {
+        values_of(tile, tile->row0 + r, 0, cols, tile->work);
+        for (uint64_t col = 0; col < cols; col += INT4_GROUP, codes += INT4_GROUP / 2)
+            encode_int4_group(tile->work + col, codes, scales++);
+    }
+    shape[0] = (int32_t)tile->item->rows;
+    shape[1] = (int32_t)cols;
+}
+
+/* The global scale that the tile's matrix has, with that which shares it. */
+static float global_scale(const mp_synth_tile *tile)
+{
+    uint64_t cols = tile->item->cols;
+    uint32_t largest = 0;
+    float amax;
+
+    for (unsigned i = 0; i < 2 && tile->item->sources[i]; i++)
+        for (uint64_t r = 0; r < tile->item->rows; r++) {
+            mp_synth_row(&tile->values[i], r, 0, cols, tile->work);
+            uint32_t bits = mp_kernels_best()->amax_bits(tile->work, cols);
+
+            largest = bits > largest ? bits : largest;
+        }
+    memcpy(&amax, &largest, sizeof amax);
+    return mp_nvfp4_global(amax);
+}
+
+/* ModelOpt's: both further scales multiply. */
+static void fill_nvfp4(const mp_synth_tile *tile)
+{
+    const mp_quant_options options = {.global_scale = global_scale(tile)};
+
+    *(float *)tile->out[2] = options.global_scale;
+    *(float *)tile->out[3] = INPUT_SCALE;
+    encode_rows(tile, &options);
+}
+
+/* compressed-tensors': both divide. */
+static void fill_nvfp4_divided(const mp_synth_tile *tile)
+{
+    float divisor = 1 / global_scale(tile);
+    const mp_quant_options options = {.global_scale = 1 / divisor};
+
+    *(float *)tile->out[2] = divisor;
+    *(float *)tile->out[3] = 1 / INPUT_SCALE;
+    encode_rows(tile, &options);
+}
+
+/* ------------------------------------------------------------------------
+ * Other tensors
+ */
 
 /* Uniform in [0.75, 1.25), exact before it is rounded to BF16. */
 static void fill_norm(const mp_synth_tile *tile)
 {
-    for (uint64_t k = 0; k < tile->cols; k++)
-        tile->work[k] = 0.75f + (float)(mp_synth_bits(tile->values.key, 0, k) & 0xffff) * 0x1p-17f;
-    mp_kernels_best()->bf16_encode(tile->work, tile->out, tile->cols);
+    uint64_t key = tile->values[0].key, cols = tile->item->cols;
+
+    for (uint64_t k = 0; k < cols; k++)
+        tile->work[k] = 0.75f + (float)(mp_synth_bits(key, 0, k) & 0xffff) * 0x1p-17f;
+    mp_kernels_best()->bf16_encode(tile->work, tile->out[0], cols);
 }
 
-/* Draws tile->cols distinct experts for one token: with Floyd's method every draw is
+/* Draws `count` distinct experts for one token: with Floyd's method every draw is
  * kept, as itself or as the largest number allowed by then. */
-static void choose_experts(const mp_synth_tile *tile, uint64_t token, int64_t *chosen)
+static void choose_experts(const mp_synth_tile *tile, uint64_t token, uint64_t count,
+                           int64_t *chosen)
 {
-    uint64_t below = tile->num_experts - tile->cols + 1;
+    uint64_t below = tile->num_experts - count + 1;
 
-    for (uint64_t k = 0; k < tile->cols; k++, below++) {
-        int64_t draw = (int64_t)(mp_synth_bits(tile->values.key, token, k) % below);
+    for (uint64_t k = 0; k < count; k++, below++) {
+        int64_t draw = (int64_t)(mp_synth_bits(tile->values[0].key, token, k) % below);
 
         for (uint64_t i = 0; i < k; i++)
             if (chosen[i] == draw) {
@@ -126,42 +258,79 @@ static void choose_experts(const mp_synth_tile *tile, uint64_t token, int64_t *c
 
 static void fill_token_table(const mp_synth_tile *tile)
 {
-    int64_t *out = tile->out;
+    uint64_t count = tile->item->cols;
+    int64_t *out = tile->out[0];
 
-    for (uint64_t r = 0; r < tile->rows; r++, out += tile->cols)
-        choose_experts(tile, tile->row0 + r, out);
+    for (uint64_t r = 0; r < tile->rows; r++, out += count)
+        choose_experts(tile, tile->row0 + r, count, out);
 }
 
-#define PLAIN(end, type, ranks, filler)                                             \
-    {                                                                               \
-        .suffix = end, .dtype = type, .packing = 1, .rank = ranks, .block_rows = 1, \
-        .block_cols = 1, .fill = filler                                             \
-    }
+/* ------------------------------------------------------------------------
+ * The table
+ */
 
-#define FP8(scale_end, scale_type)                                                        \
-    {                                                                                     \
-        .suffix = ".weight", .dtype = MP_F8_E4M3, .packing = 1, .rank = 2,                \
-        .scale_suffix = scale_end, .scale_dtype = scale_type, .block_rows = MP_FP8_BLOCK, \
-        .block_cols = MP_FP8_BLOCK, .fill = fill_fp8_block                                \
-    }
+/* clang-format off */
+#define ALL MP_SYNTH_WHOLE
+#define WEIGHT(dtype)    {".weight", dtype, 2, 1, 1, 0}
+#define PAIRS(suffix)    {suffix, MP_U8, 2, 1, 2, 0}
+#define BY_32(suffix, t) {suffix, t, 2, 1, 32, 0}
+#define BY_16            {".weight_scale", MP_F8_E4M3, 2, 1, 16, 0}
+#define A_ROW(suffix)    {suffix, MP_F32, 2, 1, ALL, 0}
+#define ONE(suffix, r)   {suffix, MP_F32, r, ALL, ALL, 0}
+#define FP8(suffix, t)                                                          \
+    {MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false, fill_fp8_block,                \
+     {WEIGHT(MP_F8_E4M3), {suffix, t, 2, MP_FP8_BLOCK, MP_FP8_BLOCK, 0}}}
+#define FORM(scheme, fill, ...) {scheme, MP_FUSION_NONE, false, fill, {__VA_ARGS__}}
+#define STACK(scheme, fusion, fill, ...) {scheme, fusion, false, fill, {__VA_ARGS__}}
+#define TENSOR(dtype, rank, fill) \
+    {MP_SCHEME_BF16, MP_FUSION_NONE, false, fill, {{"", dtype, rank, 1, 1, 0}}}
 
-const mp_synth_form mp_synth_bf16 = PLAIN(".weight", MP_BF16, 2, fill_bf16);
-const mp_synth_form mp_synth_mxfp4 = {
-    .suffix = ".weight",
-    .dtype = MP_I8,
-    .packing = 2,
-    .rank = 2,
-    .scale_suffix = ".scale",
-    .scale_dtype = MP_F8_E8M0,
-    .block_rows = 1,
-    .block_cols = 32,
-    .fill = fill_mxfp4,
-};
+const mp_synth_form mp_synth_bf16 = FORM(MP_SCHEME_BF16, fill_rows, WEIGHT(MP_BF16));
+const mp_synth_form mp_synth_mxfp4 =
+    FORM(MP_SCHEME_MXFP4, fill_rows, {".weight", MP_I8, 2, 1, 2, 0}, BY_32(".scale", MP_F8_E8M0));
+const mp_synth_form mp_synth_mxfp4_u8 =
+    FORM(MP_SCHEME_MXFP4, fill_rows, PAIRS(".weight"), BY_32(".weight_scale", MP_U8));
+const mp_synth_form mp_synth_mxfp4_packed =
+    FORM(MP_SCHEME_MXFP4, fill_rows, PAIRS(".weight_packed"), BY_32(".weight_scale", MP_U8));
+const mp_synth_form mp_synth_mxfp8 =
+    FORM(MP_SCHEME_MXFP8, fill_rows, WEIGHT(MP_F8_E4M3), BY_32(".weight_scale", MP_U8));
+const mp_synth_form mp_synth_mxfp8_inv =
+    FORM(MP_SCHEME_MXFP8, fill_rows, WEIGHT(MP_F8_E4M3), BY_32(".weight_scale_inv", MP_U8));
 const mp_synth_form mp_synth_fp8_scale_e8m0 = FP8(".scale", MP_F8_E8M0);
 const mp_synth_form mp_synth_fp8_scale_f32 = FP8(".scale", MP_F32);
 const mp_synth_form mp_synth_fp8_scale_inv_f32 = FP8(".weight_scale_inv", MP_F32);
 const mp_synth_form mp_synth_fp8_scale_inv_bf16 = FP8(".weight_scale_inv", MP_BF16);
-const mp_synth_form mp_synth_router = PLAIN("", MP_BF16, 2, fill_bf16);
-const mp_synth_form mp_synth_bias = PLAIN("", MP_F32, 1, fill_bias);
-const mp_synth_form mp_synth_norm = PLAIN("", MP_BF16, 1, fill_norm);
-const mp_synth_form mp_synth_token_table = PLAIN("", MP_I64, 2, fill_token_table);
+const mp_synth_form mp_synth_fp8_weight_scale = FP8(".weight_scale", MP_F32);
+const mp_synth_form mp_synth_fp8_channel =
+    FORM(MP_SCHEME_FP8_CHANNEL, fill_rows, WEIGHT(MP_F8_E4M3), A_ROW(".weight_scale"));
+const mp_synth_form mp_synth_int8_channel =
+    FORM(MP_SCHEME_INT8_CHANNEL, fill_rows, WEIGHT(MP_I8), A_ROW(".weight_scale"));
+const mp_synth_form mp_synth_int8_offset =
+    FORM(MP_SCHEME_INT8_CHANNEL, fill_rows, WEIGHT(MP_I8), A_ROW(".weight_scale"),
+         A_ROW(".weight_offset"));
+const mp_synth_form mp_synth_int4 =
+    FORM(MP_SCHEME_INT4_GROUP, fill_int4, {".weight_packed", MP_I32, 2, 1, INT4_WORD, 0},
+         {".weight_scale", MP_BF16, 2, 1, INT4_GROUP, 0},
+         {".weight_shape", MP_I32, 1, ALL, ALL, 2});
+const mp_synth_form mp_synth_nvfp4 = {
+    MP_SCHEME_NVFP4, MP_FUSION_NONE, true, fill_nvfp4,
+    {PAIRS(".weight"), BY_16, ONE(".weight_scale_2", 0), ONE(".input_scale", 0)}};
+const mp_synth_form mp_synth_nvfp4_packed =
+    FORM(MP_SCHEME_NVFP4, fill_nvfp4_divided, PAIRS(".weight_packed"), BY_16,
+         ONE(".weight_global_scale", 1), ONE(".input_global_scale", 1));
+const mp_synth_form mp_synth_bf16_rows =
+    STACK(MP_SCHEME_BF16, MP_FUSION_ROWS, fill_rows, {"", MP_BF16, 2, 1, 1, 0});
+const mp_synth_form mp_synth_bf16_cols =
+    STACK(MP_SCHEME_BF16, MP_FUSION_COLS, fill_transposed, {"", MP_BF16, 2, 1, 1, 0});
+const mp_synth_form mp_synth_bf16_cols_paired =
+    STACK(MP_SCHEME_BF16, MP_FUSION_COLS_PAIRED, fill_transposed, {"", MP_BF16, 2, 1, 1, 0});
+const mp_synth_form mp_synth_mxfp4_rows_paired =
+    STACK(MP_SCHEME_MXFP4, MP_FUSION_ROWS_PAIRED, fill_rows, {"_blocks", MP_U8, 3, 1, 2, 0},
+          BY_32("_scales", MP_U8));
+const mp_synth_form mp_synth_table_bf16 = TENSOR(MP_BF16, 2, fill_rows);
+const mp_synth_form mp_synth_table_f32 = TENSOR(MP_F32, 2, fill_f32);
+const mp_synth_form mp_synth_bias_bf16 = TENSOR(MP_BF16, 1, fill_rows);
+const mp_synth_form mp_synth_bias_f32 = TENSOR(MP_F32, 1, fill_f32);
+const mp_synth_form mp_synth_norm = TENSOR(MP_BF16, 1, fill_norm);
+const mp_synth_form mp_synth_token_table = TENSOR(MP_I64, 2, fill_token_table);
+/* clang-format on */

@@ -11,9 +11,6 @@
 
 #define DEFAULT_SHARD_SIZE 5000000000u
 
-/* Bytes of a tile, unless a single row of blocks is larger. */
-#define TILE_BYTES ((uint64_t)1 << 20)
-
 /* A copy of both texts, one behind the other, in the plan's arena. */
 static const char *join(mp_synth_plan *plan, const char *name, const char *suffix)
 {
@@ -43,61 +40,51 @@ static int reserve(mp_synth_plan *plan, mp_error *err)
     return 0;
 }
 
-static uint64_t tile_rows(const mp_synth_form *form, uint64_t cols)
+/* Copies what the item's values are named after: by default, its weight. */
+static int copy_sources(mp_synth_plan *plan, mp_synth_item *item, mp_error *err)
 {
-    uint64_t block_bytes = form->block_rows * mp_synth_row_bytes(form, cols);
-    uint64_t blocks = form->block_rows > 1 ? 1 : TILE_BYTES / block_bytes;
+    const char *const sources[] = {item->sources[0], item->sources[1]};
 
-    return (blocks > 0 ? blocks : 1) * form->block_rows;
-}
-
-void mp_synth_item_specs(const mp_synth_item *item, mp_tensor_spec *weight, mp_tensor_spec *scale)
-{
-    const mp_synth_form *form = item->form;
-
-    *weight = (mp_tensor_spec){item->name, form->dtype, form->rank, item->shape + (2 - form->rank)};
-    *scale = (mp_tensor_spec){item->scale_name, form->scale_dtype, 2, item->scale_shape};
-}
-
-/* Bytes of the item's tensors. */
-static int measure(mp_synth_item *item, mp_error *err)
-{
-    mp_tensor_spec weight, scale;
-    uint64_t scale_bytes = 0;
-
-    mp_synth_item_specs(item, &weight, &scale);
-    int rc = mp_tensor_spec_bytes(&weight, &item->bytes, err);
-    if (rc == 0 && item->scale_name)
-        rc = mp_tensor_spec_bytes(&scale, &scale_bytes, err);
-    if (rc != 0)
-        return mp_fail(err, MP_ERR_USAGE, "\"%s\" would be too large, with %llu rows of %llu",
-                       item->name, (unsigned long long)item->rows, (unsigned long long)item->cols);
-    item->bytes += scale_bytes; /* neither is above 2^63 */
+    if (!sources[0]) {
+        item->sources[0] = join(plan, item->name, *item->form->parts[0].suffix ? ".weight" : "");
+        return item->sources[0] ? 0 : mp_fail_memory(err);
+    }
+    for (unsigned i = 0; i < 2 && sources[i]; i++) {
+        item->sources[i] = join(plan, sources[i], "");
+        if (!item->sources[i])
+            return mp_fail_memory(err);
+    }
     return 0;
 }
 
-int mp_synth_plan_add(mp_synth_plan *plan, const mp_synth_form *form, const char *name,
-                      uint64_t rows, uint64_t cols, mp_error *err)
+/* Copies the item's texts, and puts its tensors' names together. */
+static int copy_names(mp_synth_plan *plan, mp_synth_item *item, mp_error *err)
 {
-    mp_synth_item item = {
-        .form = form,
-        .rows = rows,
-        .cols = cols,
-        .shape = {rows, cols / form->packing},
-        .scale_shape = {mp_ceil_div(rows, form->block_rows), mp_ceil_div(cols, form->block_cols)},
-        .tile_rows = tile_rows(form, cols),
-    };
+    const mp_synth_part *parts = item->form->parts;
 
-    item.name = join(plan, name, form->suffix);
-    if (form->scale_suffix)
-        item.scale_name = join(plan, name, form->scale_suffix);
-    if (!item.name || (form->scale_suffix && !item.scale_name))
+    if (copy_sources(plan, item, err) != 0)
+        return err->code;
+    for (unsigned p = 0; p < MP_SYNTH_PARTS && parts[p].suffix; p++) {
+        item->names[p] = join(plan, item->name, parts[p].suffix);
+        if (!item->names[p])
+            return mp_fail_memory(err);
+    }
+    item->name = NULL; /* the caller's, and not needed again */
+    if (item->stack && !(item->stack = join(plan, item->stack, "")))
         return mp_fail_memory(err);
-    if (measure(&item, err) != 0 || reserve(plan, err) != 0)
+    return 0;
+}
+
+int mp_synth_plan_add(mp_synth_plan *plan, const mp_synth_item *given, mp_error *err)
+{
+    mp_synth_item item = *given;
+
+    if (copy_names(plan, &item, err) != 0 || mp_synth_item_measure(&item, err) != 0 ||
+        reserve(plan, err) != 0)
         return err->code;
     if (!mp_add_u64(plan->bytes, item.bytes, &plan->bytes) || plan->bytes > INT64_MAX)
         return mp_fail(err, MP_ERR_USAGE, "\"%s\" makes the checkpoint larger than 2^63 bytes",
-                       item.name);
+                       item.names[0]);
     plan->items[plan->num_items++] = item;
     return 0;
 }
@@ -148,9 +135,13 @@ void mp_synth_plan_release(mp_synth_plan *plan)
     *plan = (mp_synth_plan){0};
 }
 
-static int map_name(json_t *map, const char *name, const mp_synth_shard *shard)
+/* Adds an item's tensors to the map. */
+static int map_item(json_t *map, const mp_synth_item *item, const mp_synth_shard *shard)
 {
-    return name ? json_object_set_new(map, name, json_string(shard->name)) : 0;
+    for (unsigned p = 0; p < MP_SYNTH_PARTS && item->names[p]; p++)
+        if (json_object_set_new(map, item->names[p], json_string(shard->name)) != 0)
+            return -1;
+    return 0;
 }
 
 char *mp_synth_plan_index(const mp_synth_plan *plan)
@@ -162,8 +153,7 @@ char *mp_synth_plan_index(const mp_synth_plan *plan)
 
     for (size_t s = 0; index && s < plan->num_shards; s++)
         for (size_t i = plan->shards[s].first_item; i < plan->shards[s + 1].first_item; i++)
-            if (map_name(map, plan->items[i].name, &plan->shards[s]) != 0 ||
-                map_name(map, plan->items[i].scale_name, &plan->shards[s]) != 0)
+            if (map_item(map, &plan->items[i], &plan->shards[s]) != 0)
                 goto out;
     if (index)
         text = mp_json_text(index);

@@ -2,7 +2,9 @@
 /* Writing a shard of a synthetic checkpoint: its header, and its items tile by tile. */
 #include "pack/synth.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -15,10 +17,12 @@
 /* Buffers in a thread's scratch begin at multiples of this. */
 #define BUFFER_ALIGN 64
 
-/* Where an item lies in the file, and which units make it. */
+/* Room for the name of a matrix in a stack. */
+#define SOURCE_NAME 256
+
+/* Where an item's parts lie in the file, and which units make it. */
 typedef struct place {
-    uint64_t offset;
-    uint64_t scale_offset;
+    uint64_t offset[MP_SYNTH_PARTS];
     uint64_t first_unit;
 } place;
 
@@ -33,23 +37,37 @@ typedef struct shard_run {
     int fd;
 } shard_run;
 
-/* Sizes of what a thread keeps in its scratch while it makes a tile, in this order. */
+/* Where what a thread needs for a tile lies in its scratch, and how much that is. */
 typedef struct buffers {
-    uint64_t columns, work, out, scales;
+    uint64_t columns[2], work, out[MP_SYNTH_PARTS], end;
 } buffers;
+
+/* Takes bytes of scratch; gives where they begin. */
+static uint64_t take(buffers *at, uint64_t bytes)
+{
+    uint64_t begin = at->end;
+
+    at->end = mp_round_up(begin + bytes, BUFFER_ALIGN);
+    return begin;
+}
 
 static buffers tile_buffers(const mp_synth_item *item)
 {
-    const mp_synth_form *form = item->form;
-    uint64_t rows = item->tile_rows < item->rows ? item->tile_rows : item->rows;
-    uint64_t scale_rows = mp_ceil_div(rows, form->block_rows);
+    uint64_t stored = mp_synth_stored_rows(item);
+    uint64_t rows = item->tile_rows < stored ? item->tile_rows : stored;
+    buffers at = {.end = 0};
 
-    return (buffers){
-        .columns = mp_round_up(item->cols * sizeof(float), BUFFER_ALIGN),
-        .work = mp_round_up(mp_synth_work(form, item->cols) * sizeof(float), BUFFER_ALIGN),
-        .out = mp_round_up(rows * mp_synth_row_bytes(form, item->cols), BUFFER_ALIGN),
-        .scales = scale_rows * mp_synth_scale_row_bytes(form, item->cols),
-    };
+    for (unsigned i = 0; i < 2 && item->sources[i]; i++)
+        at.columns[i] = take(&at, item->cols * sizeof(float));
+    at.work = take(&at, mp_synth_work(item) * sizeof(float));
+    for (unsigned p = 0; p < MP_SYNTH_PARTS; p++)
+        at.out[p] = take(&at, mp_synth_part_rows(item, p, rows) * mp_synth_part_row_bytes(item, p));
+    return at;
+}
+
+static uint64_t tiles_of(const mp_synth_item *item)
+{
+    return mp_ceil_div(mp_synth_stored_rows(item), item->tile_rows);
 }
 
 /* Counts the units, and the scratch that the largest needs. */
@@ -57,11 +75,10 @@ static void count_units(shard_run *run)
 {
     for (size_t i = 0; i < run->num_items; i++) {
         const mp_synth_item *item = &run->items[i];
-        buffers size = tile_buffers(item);
-        uint64_t scratch = size.columns + size.work + size.out + size.scales;
+        uint64_t scratch = tile_buffers(item).end;
 
         run->places[i].first_unit = run->num_units;
-        run->num_units += mp_ceil_div(item->rows, item->tile_rows);
+        run->num_units += item->slices * tiles_of(item);
         if (scratch > run->scratch_bytes)
             run->scratch_bytes = scratch;
     }
@@ -74,19 +91,15 @@ static size_t list_tensors(const shard_run *run, mp_tensor_spec *specs, uint64_t
     size_t count = 0;
 
     for (unsigned bits = 64; bits >= 8; bits /= 2)
-        for (size_t i = 0; i < run->num_items; i++) {
-            mp_tensor_spec weight, scale;
+        for (size_t i = 0; i < run->num_items; i++)
+            for (unsigned p = 0; p < MP_SYNTH_PARTS && run->items[i].names[p]; p++) {
+                mp_tensor_spec spec = mp_synth_part_spec(&run->items[i], p);
 
-            mp_synth_item_specs(&run->items[i], &weight, &scale);
-            if (mp_dtype_bits(weight.dtype) == bits) {
-                at[count] = &run->places[i].offset;
-                specs[count++] = weight;
+                if (mp_dtype_bits(spec.dtype) != bits)
+                    continue;
+                at[count] = &run->places[i].offset[p];
+                specs[count++] = spec;
             }
-            if (scale.name && mp_dtype_bits(scale.dtype) == bits) {
-                at[count] = &run->places[i].scale_offset;
-                specs[count++] = scale;
-            }
-        }
     return count;
 }
 
@@ -94,9 +107,9 @@ static size_t list_tensors(const shard_run *run, mp_tensor_spec *specs, uint64_t
 static int write_header(shard_run *run, mp_error *err)
 {
     static const char *const metadata[] = {"format", "pt"};
-    mp_tensor_spec *specs = mp_alloc(run->num_items, 2 * sizeof *specs);
-    uint64_t **at = mp_alloc(run->num_items, 2 * sizeof *at);
-    uint64_t *offsets = mp_alloc(2 * (uint64_t)run->num_items + 1, sizeof *offsets);
+    mp_tensor_spec *specs = mp_alloc(run->num_items, MP_SYNTH_PARTS * sizeof *specs);
+    uint64_t **at = mp_alloc(run->num_items, MP_SYNTH_PARTS * sizeof *at);
+    uint64_t *offsets = mp_alloc(MP_SYNTH_PARTS * (uint64_t)run->num_items + 1, sizeof *offsets);
     char *header = NULL;
     uint64_t header_bytes;
     int rc;
@@ -150,28 +163,61 @@ static void report(mp_synth_run *all, uint64_t bytes)
     }
 }
 
-/* The tile that a unit makes of an item, with its buffers in scratch. */
+/* Name of the tensor that a source of slice `slice` stands for. */
+static const char *source_name(const mp_synth_item *item, unsigned source, uint64_t slice,
+                               char text[SOURCE_NAME])
+{
+    if (!item->stack)
+        return item->sources[source];
+    snprintf(text, SOURCE_NAME, "%s.%llu.%s.weight", item->stack, (unsigned long long)slice,
+             item->sources[source]);
+    return text;
+}
+
+/* The tile `unit` of an item, with its buffers in scratch. */
 static mp_synth_tile tile_of_unit(const shard_run *run, const mp_synth_item *item, uint64_t unit,
                                   unsigned char *scratch)
 {
     const mp_synth_options *options = run->all->plan->options;
-    buffers size = tile_buffers(item);
-    uint64_t row0 = unit * item->tile_rows;
-    uint64_t left = item->rows - row0;
-
-    return (mp_synth_tile){
-        .form = item->form,
-        .values = {.shapes = run->all->shapes,
-                   .columns = (float *)(void *)scratch,
-                   .key = mp_synth_key(options->seed, item->name)},
+    uint64_t slice = unit / tiles_of(item);
+    uint64_t row0 = unit % tiles_of(item) * item->tile_rows;
+    uint64_t left = mp_synth_stored_rows(item) - row0;
+    buffers at = tile_buffers(item);
+    mp_synth_tile tile = {
+        .item = item,
         .row0 = row0,
         .rows = left < item->tile_rows ? left : item->tile_rows,
-        .cols = item->cols,
         .num_experts = options->num_experts,
-        .work = (float *)(void *)(scratch + size.columns),
-        .out = scratch + size.columns + size.work,
-        .scales = scratch + size.columns + size.work + size.out,
+        .work = (float *)(void *)(scratch + at.work),
     };
+
+    for (unsigned i = 0; i < 2 && item->sources[i]; i++) {
+        float *columns = (float *)(void *)(scratch + at.columns[i]);
+        char text[SOURCE_NAME];
+        uint64_t key = mp_synth_key(options->seed, source_name(item, i, slice, text));
+
+        mp_synth_columns(key, item->cols, columns);
+        tile.values[i] = (mp_synth_values){run->all->shapes, columns, key};
+    }
+    for (unsigned p = 0; p < MP_SYNTH_PARTS; p++)
+        tile.out[p] = scratch + at.out[p];
+    memset(scratch + at.out[0], 0, at.end - at.out[0]);
+    return tile;
+}
+
+/* Writes a part of a tile; adds its bytes to *done. */
+static int write_part(const shard_run *run, const mp_synth_tile *tile, unsigned part,
+                      uint64_t slice, uint64_t offset, uint64_t *done, mp_error *err)
+{
+    const mp_synth_item *item = tile->item;
+    uint64_t row_bytes = mp_synth_part_row_bytes(item, part);
+    uint64_t bytes = mp_synth_part_rows(item, part, tile->rows) * row_bytes;
+    uint64_t row = slice * mp_synth_part_rows(item, part, mp_synth_stored_rows(item));
+
+    if (tile->row0 > 0) /* a multiple of the rows that an element stands for */
+        row += mp_synth_part_rows(item, part, tile->row0);
+    *done += bytes;
+    return mp_pwrite_all(run->fd, tile->out[part], bytes, offset + row * row_bytes, run->path, err);
 }
 
 /* Makes and writes a tile. */
@@ -181,24 +227,16 @@ static int write_tile(void *user, uint64_t unit, void *scratch, mp_error *err)
     size_t index = item_of_unit(run, unit);
     const mp_synth_item *item = &run->items[index];
     const place *to = &run->places[index];
-    const mp_synth_form *form = item->form;
     mp_synth_tile tile = tile_of_unit(run, item, unit - to->first_unit, scratch);
-    uint64_t row_bytes = mp_synth_row_bytes(form, item->cols);
-    uint64_t scale_row_bytes = mp_synth_scale_row_bytes(form, item->cols);
-    uint64_t scale_row0 = tile.row0 / form->block_rows;
-    uint64_t bytes = tile.rows * row_bytes;
-    uint64_t scale_bytes = mp_ceil_div(tile.rows, form->block_rows) * scale_row_bytes;
+    uint64_t slice = (unit - to->first_unit) / tiles_of(item);
+    uint64_t done = 0;
 
-    mp_synth_columns(tile.values.key, item->cols, scratch);
-    form->fill(&tile);
-    int rc =
-        mp_pwrite_all(run->fd, tile.out, bytes, to->offset + tile.row0 * row_bytes, run->path, err);
-    if (rc == 0)
-        rc = mp_pwrite_all(run->fd, tile.scales, scale_bytes,
-                           to->scale_offset + scale_row0 * scale_row_bytes, run->path, err);
-    if (rc == 0)
-        report(run->all, bytes + scale_bytes);
-    return rc;
+    item->form->fill(&tile);
+    for (unsigned p = 0; p < MP_SYNTH_PARTS && item->names[p]; p++)
+        if (write_part(run, &tile, p, slice, to->offset[p], &done, err) != 0)
+            return err->code;
+    report(run->all, done);
+    return 0;
 }
 
 int mp_synth_shard_write(mp_synth_run *all, size_t shard, mp_error *err)

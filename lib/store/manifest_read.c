@@ -45,6 +45,7 @@ void mp_manifest_release(mp_manifest *m)
         release_rank(&m->ranks[i]);
     for (size_t i = 0; i < m->num_errors; i++)
         free(m->errors[i].layer);
+    mp_manifest_release_forms(m);
     free(m->shards);
     free(m->layers);
     free(m->ranks);
@@ -56,7 +57,7 @@ void mp_manifest_release(mp_manifest *m)
  * Typed members, copied
  */
 
-static int get_string(const json_t *object, const char *key, char **copy, mp_error *err)
+int mp_manifest_string(const json_t *object, const char *key, char **copy, mp_error *err)
 {
     const char *value;
 
@@ -70,7 +71,7 @@ static int get_optional_string(const json_t *object, const char *key, char **cop
 {
     const json_t *value = json_object_get(object, key);
 
-    return value && !json_is_null(value) ? get_string(object, key, copy, err) : 0;
+    return value && !json_is_null(value) ? mp_manifest_string(object, key, copy, err) : 0;
 }
 
 static int get_digest(const json_t *object, const char *key, mp_hex_digest hex, mp_error *err)
@@ -104,9 +105,18 @@ static int get_real(const json_t *object, const char *key, double otherwise, dou
     return 0;
 }
 
-/* A list of `count` zeroed things, as long as the JSON array. */
-static int get_list(const json_t *object, const char *key, size_t size, json_t **array,
-                    void **things, size_t *count, mp_error *err)
+int mp_manifest_flag(const json_t *object, const char *key, bool *value, mp_error *err)
+{
+    const json_t *json = json_object_get(object, key);
+
+    if (!json_is_boolean(json))
+        return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is not true or false", MP_MANIFEST_NAME, key);
+    *value = json_is_true(json);
+    return 0;
+}
+
+int mp_manifest_list(const json_t *object, const char *key, size_t size, json_t **array,
+                     void **things, size_t *count, mp_error *err)
 {
     if (mp_json_get_array(object, key, MP_MANIFEST_NAME, array, err) != 0)
         return err->code;
@@ -126,15 +136,13 @@ static int read_quantization(const json_t *root, mp_manifest *m, mp_error *err)
     json_t *json;
 
     if (mp_json_get_object(root, "quantization", MP_MANIFEST_NAME, &json, err) != 0 ||
-        get_string(json, "source", &m->source_scheme, err) != 0 ||
-        get_string(json, "target", &m->target_scheme, err) != 0 ||
+        mp_manifest_string(json, "source", &m->source_scheme, err) != 0 ||
+        mp_manifest_string(json, "target", &m->target_scheme, err) != 0 ||
         get_optional_string(json, "scale_rule", &m->scale_rule, err) != 0 ||
-        get_optional_string(json, "rounding", &m->rounding, err) != 0)
+        get_optional_string(json, "rounding", &m->rounding, err) != 0 ||
+        mp_manifest_flag(json, "lossless", &m->lossless, err) != 0 ||
+        mp_manifest_flag(json, "shared_lossless", &m->shared_lossless, err) != 0)
         return err->code;
-    if (!json_is_boolean(json_object_get(json, "lossless")))
-        return mp_fail(err, MP_ERR_INPUT, "%s: \"lossless\" is not true or false",
-                       MP_MANIFEST_NAME);
-    m->lossless = json_is_true(json_object_get(json, "lossless"));
     return get_real(json, "amax_floor", 0, &m->amax_floor, err);
 }
 
@@ -143,7 +151,7 @@ static int read_model(const json_t *root, mp_manifest *m, mp_error *err)
     json_t *json;
 
     if (mp_json_get_object(root, "model", MP_MANIFEST_NAME, &json, err) != 0 ||
-        get_string(json, "family", &m->family, err) != 0 ||
+        mp_manifest_string(json, "family", &m->family, err) != 0 ||
         get_u64(json, "hidden_size", &m->hidden_size, err) != 0 ||
         get_u64(json, "moe_intermediate_size", &m->moe_intermediate_size, err) != 0 ||
         get_u64(json, "num_experts", &m->num_experts, err) != 0 ||
@@ -158,13 +166,14 @@ static int read_shards(const json_t *root, mp_manifest *m, mp_error *err)
     void *list;
     json_t *array;
 
-    if (get_list(root, "source", sizeof *m->shards, &array, &list, &m->num_shards, err) != 0)
+    if (mp_manifest_list(root, "source", sizeof *m->shards, &array, &list, &m->num_shards, err) !=
+        0)
         return err->code;
     m->shards = list;
     for (size_t i = 0; i < m->num_shards; i++) {
         const json_t *json = json_array_get(array, i);
 
-        if (get_string(json, "name", &m->shards[i].name, err) != 0 ||
+        if (mp_manifest_string(json, "name", &m->shards[i].name, err) != 0 ||
             get_u64(json, "size", &m->shards[i].size, err) != 0 ||
             get_digest(json, "header_xxh3", m->shards[i].header_xxh3, err) != 0)
             return err->code;
@@ -177,7 +186,8 @@ static int read_layers(const json_t *root, mp_manifest *m, mp_error *err)
     void *list;
     json_t *array;
 
-    if (get_list(root, "layers", sizeof *m->layers, &array, &list, &m->num_layers, err) != 0)
+    if (mp_manifest_list(root, "layers", sizeof *m->layers, &array, &list, &m->num_layers, err) !=
+        0)
         return err->code;
     m->layers = list;
     for (size_t i = 0; i < m->num_layers; i++) {
@@ -198,9 +208,10 @@ static int read_file(const json_t *json, mp_packed_file *file, mp_error *err)
     void *list;
     json_t *array;
 
-    if (get_string(json, "name", &file->name, err) != 0 ||
+    if (mp_manifest_string(json, "name", &file->name, err) != 0 ||
         get_u64(json, "size", &file->size, err) != 0 ||
-        get_list(json, "tensors", sizeof *file->tensors, &array, &list, &file->num_tensors, err))
+        mp_manifest_list(json, "tensors", sizeof *file->tensors, &array, &list, &file->num_tensors,
+                         err))
         return err->code;
     file->tensors = list;
     if (strchr(file->name, '/') || file->name[0] == '.' || !file->name[0])
@@ -209,7 +220,7 @@ static int read_file(const json_t *json, mp_packed_file *file, mp_error *err)
     for (size_t i = 0; i < file->num_tensors; i++) {
         const json_t *tensor = json_array_get(array, i);
 
-        if (get_string(tensor, "name", &file->tensors[i].name, err) != 0 ||
+        if (mp_manifest_string(tensor, "name", &file->tensors[i].name, err) != 0 ||
             get_digest(tensor, "xxh3", file->tensors[i].xxh3, err) != 0)
             return err->code;
     }
@@ -224,7 +235,8 @@ static int read_rank(const json_t *json, mp_packed_rank *rank, uint64_t ep, mp_e
 
     if (get_u64(json, "rank", &number, err) != 0 ||
         get_digest(json, "index_xxh3", rank->index_xxh3, err) != 0 ||
-        get_list(json, "files", sizeof *rank->files, &array, &list, &rank->num_files, err) != 0)
+        mp_manifest_list(json, "files", sizeof *rank->files, &array, &list, &rank->num_files,
+                         err) != 0)
         return err->code;
     rank->files = list;
     if (number >= ep)
@@ -242,7 +254,7 @@ static int read_ranks(const json_t *root, mp_manifest *m, mp_error *err)
     void *list;
     json_t *array;
 
-    if (get_list(root, "ranks", sizeof *m->ranks, &array, &list, &m->num_ranks, err) != 0)
+    if (mp_manifest_list(root, "ranks", sizeof *m->ranks, &array, &list, &m->num_ranks, err) != 0)
         return err->code;
     m->ranks = list;
     for (size_t i = 0; i < m->num_ranks; i++) {
@@ -255,6 +267,17 @@ static int read_ranks(const json_t *root, mp_manifest *m, mp_error *err)
     return 0;
 }
 
+/* The static string that names a side, or null. */
+static const char *side_name(const char *name)
+{
+    static const char *const names[] = {"w13", "w2", "shared w13", "shared w2"};
+
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(names[i], name) == 0)
+            return names[i];
+    return NULL;
+}
+
 static int read_errors(const json_t *root, mp_manifest *m, mp_error *err)
 {
     void *list;
@@ -262,7 +285,8 @@ static int read_errors(const json_t *root, mp_manifest *m, mp_error *err)
 
     if (!json_object_get(root, "errors"))
         return 0;
-    if (get_list(root, "errors", sizeof *m->errors, &array, &list, &m->num_errors, err) != 0)
+    if (mp_manifest_list(root, "errors", sizeof *m->errors, &array, &list, &m->num_errors, err) !=
+        0)
         return err->code;
     m->errors = list;
     for (size_t i = 0; i < m->num_errors; i++) {
@@ -270,16 +294,17 @@ static int read_errors(const json_t *root, mp_manifest *m, mp_error *err)
         mp_layer_error *e = &m->errors[i];
         const char *matrix;
 
-        if (get_string(json, "layer", &e->layer, err) != 0 ||
+        if (mp_manifest_string(json, "layer", &e->layer, err) != 0 ||
             mp_json_get_string(json, "matrix", MP_MANIFEST_NAME, &matrix, err) != 0 ||
             get_u64(json, "saturated", &e->saturated, err) != 0 ||
             get_u64(json, "flushed", &e->flushed, err) != 0 ||
             get_u64(json, "elements", &e->elements, err) != 0 ||
+            get_u64(json, "requantized_blocks", &e->requantized_blocks, err) != 0 ||
             get_real(json, "relative_rms", NAN, &e->relative_rms, err) != 0 ||
             get_real(json, "sqnr_db", INFINITY, &e->sqnr_db, err) != 0)
             return err->code;
-        e->matrix = strcmp(matrix, "w2") == 0 ? "w2" : "w13";
-        if (strcmp(matrix, e->matrix) != 0)
+        e->matrix = side_name(matrix);
+        if (!e->matrix)
             return mp_fail(err, MP_ERR_INPUT, "%s: matrix \"%s\" is neither \"w13\" nor \"w2\"",
                            MP_MANIFEST_NAME, matrix);
     }
@@ -296,17 +321,18 @@ static int read_manifest(const json_t *root, mp_manifest *m, mp_error *err)
     if (strcmp(version, MP_FORMAT_VERSION) != 0)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: format version \"%s\", this tool reads \"%s\"",
                        MP_MANIFEST_NAME, version, MP_FORMAT_VERSION);
-    if (get_string(root, "tool_version", &m->tool_version, err) != 0 ||
-        get_string(root, "target", &m->target, err) != 0 ||
+    if (mp_manifest_string(root, "tool_version", &m->tool_version, err) != 0 ||
+        mp_manifest_string(root, "target", &m->target, err) != 0 ||
         get_u64(root, "target_version", &m->target_version, err) != 0 ||
-        read_quantization(root, m, err) != 0 || read_model(root, m, err) != 0 ||
-        get_u64(root, "ep_size", &m->ep_size, err) != 0 ||
+        mp_manifest_flag(root, "nz", &m->nz, err) != 0 || read_quantization(root, m, err) != 0 ||
+        read_model(root, m, err) != 0 || get_u64(root, "ep_size", &m->ep_size, err) != 0 ||
         get_u64(root, "num_physical", &m->num_physical, err) != 0 ||
-        get_string(root, "shared", &m->shared, err) != 0 ||
+        mp_manifest_string(root, "shared", &m->shared, err) != 0 ||
         get_digest(root, "placement_xxh3", m->placement_xxh3, err) != 0 ||
         (!json_is_null(config) && get_digest(root, "config_xxh3", m->config_xxh3, err) != 0) ||
         read_shards(root, m, err) != 0 || read_layers(root, m, err) != 0 ||
-        read_ranks(root, m, err) != 0 || read_errors(root, m, err) != 0 ||
+        mp_manifest_read_forms(root, m, err) != 0 || read_ranks(root, m, err) != 0 ||
+        read_errors(root, m, err) != 0 ||
         get_optional_string(root, "dropped", &m->dropped, err) != 0 ||
         get_optional_string(root, "command", &m->command, err) != 0)
         return err->code;

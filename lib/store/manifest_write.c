@@ -35,9 +35,7 @@ static json_t *real_or_null(double value)
     return isfinite(value) ? json_real(value) : json_null();
 }
 
-/* An array and an object with one thing more; null if that, or either of them, is none:
- * a list without one of its items would pass for whole. */
-static json_t *append(json_t *array, json_t *item)
+json_t *mp_json_append(json_t *array, json_t *item)
 {
     if (json_array_append_new(array, item) == 0)
         return array;
@@ -45,7 +43,7 @@ static json_t *append(json_t *array, json_t *item)
     return NULL;
 }
 
-static json_t *with(json_t *object, const char *key, json_t *value)
+json_t *mp_json_with(json_t *object, const char *key, json_t *value)
 {
     if (json_object_set_new(object, key, value) == 0)
         return object;
@@ -55,11 +53,13 @@ static json_t *with(json_t *object, const char *key, json_t *value)
 
 static json_t *quantization_json(const mp_manifest *m)
 {
-    json_t *json = json_pack("{s:s, s:s, s:b, s:o, s:o}", "source", m->source_scheme, "target",
-                             m->target_scheme, "lossless", m->lossless, "scale_rule",
-                             text_or_null(m->scale_rule), "rounding", text_or_null(m->rounding));
+    bool exact = m->lossless && m->shared_lossless;
+    json_t *json =
+        json_pack("{s:s, s:s, s:b, s:b, s:o, s:o}", "source", m->source_scheme, "target",
+                  m->target_scheme, "lossless", m->lossless, "shared_lossless", m->shared_lossless,
+                  "scale_rule", text_or_null(m->scale_rule), "rounding", text_or_null(m->rounding));
 
-    return m->lossless ? json : with(json, "amax_floor", json_real(m->amax_floor));
+    return exact ? json : mp_json_with(json, "amax_floor", json_real(m->amax_floor));
 }
 
 static json_t *model_json(const mp_manifest *m)
@@ -76,9 +76,9 @@ static json_t *shards_json(const mp_manifest *m)
     json_t *list = json_array();
 
     for (size_t i = 0; i < m->num_shards; i++)
-        list = append(list, json_pack("{s:s, s:o, s:s}", "name", m->shards[i].name, "size",
-                                      number(m->shards[i].size), "header_xxh3",
-                                      m->shards[i].header_xxh3));
+        list = mp_json_append(list, json_pack("{s:s, s:o, s:s}", "name", m->shards[i].name, "size",
+                                              number(m->shards[i].size), "header_xxh3",
+                                              m->shards[i].header_xxh3));
     return list;
 }
 
@@ -87,7 +87,7 @@ static json_t *layers_json(const mp_manifest *m)
     json_t *list = json_array();
 
     for (size_t i = 0; i < m->num_layers; i++)
-        list = append(list, json_string(m->layers[i]));
+        list = mp_json_append(list, json_string(m->layers[i]));
     return list;
 }
 
@@ -96,8 +96,8 @@ static json_t *file_json(const mp_packed_file *file)
     json_t *tensors = json_array();
 
     for (size_t i = 0; i < file->num_tensors; i++)
-        tensors = append(tensors, json_pack("{s:s, s:s}", "name", file->tensors[i].name, "xxh3",
-                                            file->tensors[i].xxh3));
+        tensors = mp_json_append(tensors, json_pack("{s:s, s:s}", "name", file->tensors[i].name,
+                                                    "xxh3", file->tensors[i].xxh3));
     return json_pack("{s:s, s:o, s:o}", "name", file->name, "size", number(file->size), "tensors",
                      tensors);
 }
@@ -111,9 +111,9 @@ static json_t *ranks_json(const mp_manifest *m)
         json_t *files = json_array();
 
         for (size_t f = 0; f < rank->num_files; f++)
-            files = append(files, file_json(&rank->files[f]));
-        list = append(list, json_pack("{s:o, s:s, s:o}", "rank", number(rank->rank), "index_xxh3",
-                                      rank->index_xxh3, "files", files));
+            files = mp_json_append(files, file_json(&rank->files[f]));
+        list = mp_json_append(list, json_pack("{s:o, s:s, s:o}", "rank", number(rank->rank),
+                                              "index_xxh3", rank->index_xxh3, "files", files));
     }
     return list;
 }
@@ -125,11 +125,12 @@ static json_t *errors_json(const mp_manifest *m)
     for (size_t i = 0; i < m->num_errors; i++) {
         const mp_layer_error *e = &m->errors[i];
 
-        list = append(list,
-                      json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "layer", e->layer, "matrix",
-                                e->matrix, "relative_rms", real_or_null(e->relative_rms), "sqnr_db",
-                                real_or_null(e->sqnr_db), "saturated", number(e->saturated),
-                                "flushed", number(e->flushed), "elements", number(e->elements)));
+        list = mp_json_append(
+            list, json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "layer", e->layer, "matrix",
+                            e->matrix, "relative_rms", real_or_null(e->relative_rms), "sqnr_db",
+                            real_or_null(e->sqnr_db), "saturated", number(e->saturated), "flushed",
+                            number(e->flushed), "elements", number(e->elements),
+                            "requantized_blocks", number(e->requantized_blocks)));
     }
     return list;
 }
@@ -138,20 +139,22 @@ static json_t *manifest_json(const mp_manifest *m)
 {
     /* Of paths, so it need not be UTF-8, which JSON cannot do without. */
     json_t *command = m->command ? json_string(m->command) : NULL;
-    json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:o, s:o, s:o}", "format_version",
-        MP_FORMAT_VERSION, "tool_version", m->tool_version, "target", m->target, "target_version",
-        number(m->target_version), "quantization", quantization_json(m), "model", model_json(m),
-        "ep_size", number(m->ep_size), "num_physical", number(m->num_physical), "shared", m->shared,
-        "placement_xxh3", m->placement_xxh3, "config_xxh3", text_or_null(m->config_xxh3), "source",
-        shards_json(m), "layers", layers_json(m), "ranks", ranks_json(m));
+    json_t *json =
+        json_pack("{s:s, s:s, s:s, s:o, s:b, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:o, s:o, s:o}",
+                  "format_version", MP_FORMAT_VERSION, "tool_version", m->tool_version, "target",
+                  m->target, "target_version", number(m->target_version), "nz", m->nz,
+                  "quantization", quantization_json(m), "model", model_json(m), "ep_size",
+                  number(m->ep_size), "num_physical", number(m->num_physical), "shared", m->shared,
+                  "placement_xxh3", m->placement_xxh3, "config_xxh3", text_or_null(m->config_xxh3),
+                  "source", shards_json(m), "layers", layers_json(m), "ranks", ranks_json(m));
 
+    json = mp_manifest_with_forms(json, m);
     if (m->num_errors > 0)
-        json = with(json, "errors", errors_json(m));
+        json = mp_json_with(json, "errors", errors_json(m));
     if (m->dropped)
-        json = with(json, "dropped", json_string(m->dropped));
+        json = mp_json_with(json, "dropped", json_string(m->dropped));
     if (command)
-        json = with(json, "command", command);
+        json = mp_json_with(json, "command", command);
     return json;
 }
 

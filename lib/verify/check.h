@@ -14,6 +14,20 @@
 
 #include "verify/faults.h"
 
+/* Tensors of a layer that have the same slots. */
+typedef struct mp_tensor_set {
+    const mp_target *target;
+    mp_dims dims;
+    const char *block; /* between the layer and the name of a tensor: "experts" */
+    uint32_t slots;    /* of a rank */
+    unsigned first;    /* number of its first tensor among all of a layer */
+    unsigned num_tensors;
+    mp_slot_tensor tensors[MP_TARGET_TENSORS];
+} mp_tensor_set;
+
+/* Routed experts with the shared ones that are fused to them, and shared experts apart. */
+typedef enum mp_set_kind { MP_SET_SLOTS, MP_SET_SHARED, MP_SETS } mp_set_kind;
+
 typedef struct mp_check {
     const char *dir;
     const mp_verify_options *options;
@@ -23,14 +37,13 @@ typedef struct mp_check {
 
     mp_manifest manifest;
     const mp_target *target;
-    mp_dims dims;
     mp_slots slots;
-    mp_slot_tensor tensors[MP_TARGET_TENSORS]; /* of a slot */
-    unsigned num_tensors;
-    uint32_t slots_per_rank;
-    bool *layers;      /* [manifest.num_layers]: selected for digest and exact */
-    bool *ranks;       /* [ep_size]: selected */
-    size_t num_layers; /* selected */
+    mp_tensor_set sets[MP_SETS];
+    unsigned num_sets;
+    unsigned num_tensors; /* of a layer on a rank, optional ones counted */
+    bool *layers;         /* [manifest.num_layers]: selected for digest and exact */
+    bool *ranks;          /* [ep_size]: selected */
+    size_t num_layers;    /* selected */
 
     mp_placement placement; /* of placement.json; map is null if that is no use */
 
@@ -41,6 +54,16 @@ typedef struct mp_check {
  * MP_ERR_INPUT where there is none, MP_ERR_UNSUPPORTED for an unknown target. */
 int mp_check_open(mp_check *check, bool *usable, mp_error *err);
 void mp_check_release(mp_check *check);
+
+/* The set that tensor number `tensor` of a layer is in. */
+const mp_tensor_set *mp_check_set(const mp_check *check, unsigned tensor);
+const mp_slot_tensor *mp_check_tensor(const mp_check *check, unsigned tensor);
+
+/* Bytes of the tensor on a rank. */
+uint64_t mp_check_tensor_bytes(const mp_check *check, unsigned tensor);
+
+/* Whether the manifest says that `what` ("input_scale") of the experts was left behind. */
+bool mp_check_dropped(const mp_check *check, const char *what);
 
 /* Fills the selections from the options' lists. MP_ERR_USAGE. */
 int mp_check_select(mp_check *check, mp_error *err);
@@ -56,6 +79,7 @@ typedef struct mp_held {
     const mp_checkpoint *file; /* null: it is not there */
     const mp_tensor *tensor;
     const char *xxh3; /* as the manifest says, null if it does not */
+    bool wanted;      /* not optional, or listed in the manifest */
     bool fits;        /* has the type and shape that the target wants */
 } mp_held;
 
@@ -74,6 +98,11 @@ void mp_rank_release(mp_rank *rank);
 
 /* "layers.3.experts.l1_weight", malloc'ed; null without memory. */
 char *mp_packed_tensor_name(const mp_check *check, size_t layer, unsigned tensor);
+
+/* Whether a rank has to hold a tensor: all that are not optional, and of the others those that
+ * its files are listed with. MP_ERR_IO without memory. */
+int mp_rank_wants(const mp_check *check, const mp_packed_rank *packed, size_t layer,
+                  unsigned tensor, bool *wants, mp_error *err);
 
 /* Checks a rank's index file: its digest, and that it names every tensor of the rank. */
 int mp_check_index(mp_check *check, const mp_rank *rank, mp_error *err);

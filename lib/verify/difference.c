@@ -1,167 +1,238 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What to say of a slot that does not hold what it should. */
-#include "verify/exact.h"
-
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "verify/exact.h"
 
-/* What a slot holds instead of its expert. */
-typedef struct identity {
-    bool exchanged; /* its expert, but up where gate belongs */
-    int64_t expert; /* another one, or -1 */
-} identity;
+#define VALUE_TEXT  24
+#define SOURCE_TEXT 512
+#define PLACE_TEXT  (SOURCE_TEXT + 192)
 
-mp_spot mp_slot_side_spot(const mp_slot_side *s, mp_role role)
-{
-    const mp_held *held = s->held[role];
-    mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, s->rank->packed->rank);
-
-    spot.layer = (int64_t)s->layer;
-    spot.slot = s->slot;
-    spot.tensor = held->tensor->name;
-    return spot;
-}
-
-/* ------------------------------------------------------------------------
- * Whose data is it?
- */
-
-/* True if the first rows of matrix `a` in the slot are those of matrix `b` of the expert
- * that want holds. */
-static bool same_rows(const mp_slot_side *s, mp_role role, unsigned a, unsigned b)
-{
-    const mp_side_form *form = s->form;
-    uint64_t rows = s->rows / form->parts;
-
-    if (role == MP_ROLE_WEIGHT) {
-        uint64_t bytes = rows * form->row_bytes;
-
-        return memcmp(s->have + a * bytes, s->want + b * bytes, bytes) == 0;
-    }
-    uint64_t scale_rows = mp_ceil_div(rows, s->exact->source.canonical.block_rows);
-    uint64_t stride = form->scale_rows * form->scale_row_bytes;
-
-    return memcmp(s->have_scale + a * stride, s->want_scale + b * stride,
-                  scale_rows * form->scale_row_bytes) == 0;
-}
-
-static bool is_expert(const mp_slot_side *s, mp_role role)
-{
-    for (unsigned part = 0; part < s->form->parts; part++)
-        if (!same_rows(s, role, part, part))
-            return false;
-    return true;
-}
-
-static bool is_exchanged(const mp_slot_side *s, mp_role role)
-{
-    return s->form->parts == 2 && same_rows(s, role, 0, 1) && same_rows(s, role, 1, 0);
-}
-
-/* Compares the first rows of the slot with those of all experts of the layer. */
-static int identify(mp_slot_side *s, mp_role role, identity *who, mp_error *err)
-{
-    uint32_t num_experts = s->exact->source.layers[s->layer]->num_experts;
-
-    *who = (identity){.expert = -1};
-    int rc = mp_slot_side_read(s, 0, s->exact->probe_rows[s->side], err);
-    for (uint32_t e = 0; e < num_experts && who->expert < 0 && !who->exchanged && rc == 0; e++) {
-        rc = mp_slot_side_want(s, e, err);
-        if (rc != 0)
-            break;
-        if (e == s->expert)
-            who->exchanged = is_exchanged(s, role);
-        else if (is_expert(s, role))
-            who->expert = e;
-    }
-    return rc;
-}
-
-/* ------------------------------------------------------------------------
- * Words
- */
-
-/* The element of the packed tensor that byte `offset` of the slot is in. */
+/* The element of the packed tensor that byte `offset` of the slot is in; of 4-bit weights the
+ * one of two that differs. */
 static int64_t element_at(const mp_slot_side *s, mp_role role, const mp_difference *d)
 {
-    if (role == MP_ROLE_WEIGHT && mp_scheme_bits(s->exact->source.canonical.scheme) == 4)
+    if (d->offset == MP_NOWHERE)
+        return -1;
+    if (role == MP_ROLE_WEIGHT && mp_scheme_bits(s->set->target->scheme) == 4)
         return (int64_t)(2 * d->offset + ((d->have ^ d->want) & 0x0f ? 0 : 1));
     return (int64_t)(d->offset / (mp_dtype_bits(s->tensor[role]->dtype) / 8));
 }
 
 /* Writes a value with the digits of its width. */
-static void write_value(char text[24], uint64_t value, unsigned bits)
+static void write_value(char text[VALUE_TEXT], uint64_t value, unsigned bits)
 {
-    snprintf(text, 24, "0x%0*" PRIx64, bits < 8 ? 2 : (int)bits / 4, value);
+    snprintf(text, VALUE_TEXT, "0x%0*" PRIx64, (int)bits / 4, value);
+}
+
+/* The matrix of a part of the side. */
+static const mp_matrix *matrix_of(const mp_slot_side *s, unsigned part)
+{
+    return &s->from.matrix[part];
+}
+
+/* "layers.3.ffn.experts.7.w1.weight", or where experts are fused "NAME expert 7 gate". */
+static void write_tensor(const mp_slot_side *s, const mp_tensor *tensor, unsigned part, char *text,
+                         size_t size)
+{
+    mp_projection projection = s->side == MP_L2 ? MP_DOWN : part == 0 ? MP_GATE : MP_UP;
+    char id[MP_ID_TEXT];
+
+    if (s->from.storage->fusion == MP_FUSION_NONE)
+        snprintf(text, size, "%s", tensor->name);
+    else
+        snprintf(text, size, "%s %s %s", tensor->name, mp_id_text(s, s->id, id),
+                 mp_projection_name(projection));
+}
+
+/* Row and column of the tensor where a part of a matrix begins; those of a fused one are counted
+ * in the matrix itself. */
+static void origin(const mp_slot_side *s, unsigned part, uint64_t *row, uint64_t *column)
+{
+    const mp_matrix *matrix = matrix_of(s, part);
+    bool whole = s->from.storage->fusion == MP_FUSION_NONE;
+
+    *row = whole ? matrix->first : 0;
+    *column = whole ? matrix->first_col : 0;
 }
 
 /* "layers.3.ffn.experts.7.w1.weight row 5 column 12 says", and so on. */
-static void write_source(const mp_slot_side *s, mp_role role, const mp_difference *d, char *text,
-                         size_t size)
+static void write_weight(const mp_slot_side *s, const mp_difference *d, char *text, size_t size)
 {
-    const mp_source *source = &s->exact->source;
-    const mp_storage *canonical = &source->canonical;
-    const mp_expert *expert = &source->layers[s->layer]->experts[s->expert];
-    const mp_matrix *matrix = &expert->matrix[s->form->first + d->part];
-    bool passes = mp_source_passes_through(source, s->layer);
-    unsigned bits = mp_scheme_bits(canonical->scheme);
+    unsigned bits = mp_scheme_bits(s->set->target->scheme);
+    uint64_t column =
+        bits == 4 ? 2 * d->byte + ((d->have ^ d->want) & 0x0f ? 0 : 1) : d->byte / (bits / 8);
+    uint64_t row0, column0;
+    char name[SOURCE_TEXT];
 
-    if (role == MP_ROLE_WEIGHT) {
-        uint64_t column =
-            bits == 4 ? 2 * d->byte + ((d->have ^ d->want) & 0x0f ? 0 : 1) : d->byte / (bits / 8);
+    write_tensor(s, matrix_of(s, d->part)->weight, d->part, name, sizeof name);
+    origin(s, d->part, &row0, &column0);
+    snprintf(text, size, "%s row %" PRIu64 " column %" PRIu64 " %s", name, row0 + d->row,
+             column0 + column, s->want.passes ? "says" : "quantizes to");
+}
 
-        snprintf(text, size, "%s row %" PRIu64 " column %" PRIu64 " %s", matrix->weight->name,
-                 d->row, column, passes ? "says" : "quantizes to");
+/* "row 5", "rows 128-255", "columns 0-31": what a scale covers, of `all` rows or columns. */
+static void write_range(const char *what, uint64_t first, uint64_t count, uint64_t origin0,
+                        uint64_t all, char *text, size_t size)
+{
+    uint64_t last = count > all - first ? all - 1 : first + count - 1;
+
+    if (count == 1)
+        snprintf(text, size, "%s %" PRIu64, what, origin0 + first);
+    else
+        snprintf(text, size, "%ss %" PRIu64 "-%" PRIu64, what, origin0 + first, origin0 + last);
+}
+
+/* "layers.3.ffn.experts.7.w1.weight row 5 columns 32-63 get the scale" */
+static void write_new_scale(const mp_slot_side *s, const mp_difference *d, uint64_t block,
+                            char *text, size_t size)
+{
+    const mp_scheme_form *form = mp_scheme_form_of(s->set->target->scheme);
+    bool whole_rows = form->block_cols == UINT32_MAX;
+    char name[SOURCE_TEXT], rows[64], columns[64] = "";
+    uint64_t row0, column0;
+
+    write_tensor(s, matrix_of(s, d->part)->weight, d->part, name, sizeof name);
+    origin(s, d->part, &row0, &column0);
+    write_range("row", d->row * form->block_rows, form->block_rows, row0,
+                mp_side_rows(&s->set->dims, s->side), rows, sizeof rows);
+    if (!whole_rows)
+        write_range(" column", block * form->block_cols, form->block_cols, column0,
+                    mp_side_cols(&s->set->dims, s->side), columns, sizeof columns);
+    snprintf(text, size, "%s %s%s %s the scale", name, rows, columns, whole_rows ? "gets" : "get");
+}
+
+/* "layers.3.ffn.experts.7.w1.scale row 5 column 1 says" */
+static void write_scale(const mp_slot_side *s, const mp_difference *d, char *text, size_t size)
+{
+    const mp_scheme_form *form = mp_scheme_form_of(s->set->target->scheme);
+    uint64_t block = d->byte / (mp_dtype_bits(form->scale_dtype) / 8);
+    char name[SOURCE_TEXT];
+    uint64_t row0, column0;
+
+    if (!s->want.passes) {
+        write_new_scale(s, d, block, text, size);
         return;
     }
-    uint64_t block = d->byte / (mp_dtype_bits(canonical->scale_dtype) / 8);
-
-    if (passes)
-        snprintf(text, size, "%s row %" PRIu64 " column %" PRIu64 " says", matrix->scale->name,
-                 d->row, block);
+    write_tensor(s, matrix_of(s, d->part)->scale, d->part, name, sizeof name);
+    origin(s, d->part, &row0, &column0);
+    if (form->block_cols == UINT32_MAX)
+        snprintf(text, size, "%s row %" PRIu64 " says", name, row0 + d->row);
     else
-        snprintf(text, size, "%s row %" PRIu64 " columns %" PRIu64 "-%" PRIu64 " get the scale",
-                 matrix->weight->name, d->row, block * canonical->block_cols,
-                 (block + 1) * canonical->block_cols - 1);
+        snprintf(text, size, "%s row %" PRIu64 " column %" PRIu64 " says", name,
+                 row0 / form->block_rows + d->row, column0 / form->block_cols + block);
 }
 
 /* "holds expert 9 where expert 7 belongs; ", or nothing. */
-static void write_identity(const mp_slot_side *s, const identity *who, char *text, size_t size)
+static void write_identity(const mp_slot_side *s, const mp_identity *who, char *text, size_t size)
 {
+    char there[MP_ID_TEXT], here[MP_ID_TEXT];
+
     text[0] = '\0';
     if (who->exchanged)
-        snprintf(text, size, "gate and up of expert %u are exchanged; ", s->expert);
-    else if (who->expert >= 0)
-        snprintf(text, size, "holds expert %" PRId64 " where expert %u belongs; ", who->expert,
-                 s->expert);
+        snprintf(text, size, "gate and up of %s are exchanged; ", mp_id_text(s, s->id, here));
+    else if (who->found)
+        snprintf(text, size, "holds %s where %s belongs; ", mp_id_text(s, who->id, there),
+                 mp_id_text(s, s->id, here));
+}
+
+/* "; 3 bytes in 2 rows differ", or nothing. */
+static void write_count(const mp_difference *d, char *text, size_t size)
+{
+    text[0] = '\0';
+    if (d->bytes > d->bits / 8 && d->rows > 0)
+        snprintf(text, size, "; %" PRIu64 " bytes in %" PRIu64 " rows differ", d->bytes, d->rows);
+    else if (d->bytes > 1 && d->rows == 0)
+        snprintf(text, size, "; %" PRIu64 " such bytes", d->bytes);
 }
 
 int mp_report_difference(mp_slot_side *s, mp_role role, const mp_difference *d, mp_error *err)
 {
-    const mp_storage *canonical = &s->exact->source.canonical;
-    unsigned bits = role == MP_ROLE_WEIGHT ? mp_scheme_bits(canonical->scheme)
-                                           : mp_dtype_bits(canonical->scale_dtype);
     mp_spot spot = mp_slot_side_spot(s, role);
-    char source[512], have[24], want[24], who_text[64], count[64] = "";
-    identity who = {.expert = -1};
+    char source[PLACE_TEXT], have[VALUE_TEXT], want[VALUE_TEXT], who_text[128], count[96];
+    mp_identity who = {0};
     int rc = 0;
 
     spot.element = element_at(s, role, d);
     if (d->rows > d->of_rows / 2 && mp_faults_wants(&s->check->faults, &spot))
-        rc = identify(s, role, &who, err);
+        rc = mp_identify(s, role, &who, err);
     if (rc != 0)
         return rc;
     write_identity(s, &who, who_text, sizeof who_text);
-    write_source(s, role, d, source, sizeof source);
-    write_value(have, d->have, bits);
-    write_value(want, d->want, bits);
-    if (d->bytes > 1)
-        snprintf(count, sizeof count, "; %" PRIu64 " bytes in %" PRIu64 " rows differ", d->bytes,
-                 d->rows);
+    write_value(have, d->have, d->bits);
+    write_value(want, d->want, d->bits);
+    write_count(d, count, sizeof count);
+    if (d->padding) {
+        mp_fault_add(&s->check->faults, &spot,
+                     "%sbyte %" PRIu64 ", which belongs to no element, holds %s, not %s%s",
+                     who_text, d->offset, have, want, count);
+        return 0;
+    }
+    if (role == MP_ROLE_WEIGHT)
+        write_weight(s, d, source, sizeof source);
+    else
+        write_scale(s, d, source, sizeof source);
     mp_fault_add(&s->check->faults, &spot, "%sholds %s where %s %s%s", who_text, have, source, want,
                  count);
     return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Vectors
+ */
+
+/* "NAME says" for element `index` of a vector of `count` elements. */
+static void write_vector(const mp_slot_side *s, mp_role role, uint64_t index, uint64_t count,
+                         char *text, size_t size)
+{
+    uint64_t per_part = role == MP_ROLE_INPUT_SCALE ? count : count / mp_side_parts(s->side);
+    unsigned part = (unsigned)(index / per_part);
+    const mp_matrix *matrix = matrix_of(s, part);
+    char name[SOURCE_TEXT];
+    const mp_tensor *tensor = role == MP_ROLE_OFFSET        ? matrix->offset
+                              : role == MP_ROLE_INPUT_SCALE ? matrix->input_scale
+                              : s->want.passes              ? matrix->global
+                                                            : matrix->weight;
+
+    write_tensor(s, tensor, part, name, sizeof name);
+    if (role == MP_ROLE_OFFSET)
+        snprintf(text, size, "%s row %" PRIu64 " says", name, index % per_part);
+    else if (role == MP_ROLE_ALPHA && !s->want.passes)
+        snprintf(text, size, "%s gets the second scale", name);
+    else if (role == MP_ROLE_ALPHA && s->from.storage->global_divides)
+        snprintf(text, size, "%s, inverted, says", name);
+    else
+        snprintf(text, size, "%s says", name);
+}
+
+static bool same_bits(float a, float b)
+{
+    uint32_t x, y;
+
+    memcpy(&x, &a, sizeof x);
+    memcpy(&y, &b, sizeof y);
+    return x == y;
+}
+
+void mp_report_vector(const mp_slot_side *s, mp_role role)
+{
+    mp_spot spot = mp_slot_side_spot(s, role);
+    uint64_t count = s->tensor[role]->slot_bytes / sizeof(float), differ = 0, first = 0;
+    char source[PLACE_TEXT], more[64] = "";
+
+    for (uint64_t i = count; i-- > 0;) {
+        if (same_bits(s->have_vector[i], s->want_vector[i]))
+            continue;
+        differ++;
+        first = i;
+    }
+    spot.element = (int64_t)first;
+    write_vector(s, role, first, count, source, sizeof source);
+    if (differ > 1)
+        snprintf(more, sizeof more, "; %" PRIu64 " of %" PRIu64 " differ", differ, count);
+    mp_fault_add(&s->check->faults, &spot, "holds %.9g where %s %.9g%s",
+                 (double)s->have_vector[first], source, (double)s->want_vector[first], more);
 }

@@ -71,8 +71,7 @@ static int check_digest(void *user, uint64_t index, void *buffer, mp_error *err)
     mp_digest_text(&digest, actual);
     if (!held->xxh3 || strcmp(actual, held->xxh3) != 0)
         report_change(job, &spot, actual, held->xxh3);
-    mp_check_advance(check,
-                     check->tensors[index % check->num_tensors].slot_bytes * check->slots_per_rank);
+    mp_check_advance(check, mp_check_tensor_bytes(check, (unsigned)(index % check->num_tensors)));
     return 0;
 }
 

@@ -1,124 +1,108 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Slots against the source: read in tiles, unpacked, compared byte for byte. */
+/* All slots of a rank against the source: which expert belongs where, and who is looked at. */
 #include "verify/exact.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/parallel.h"
 
-#define TILE_BYTES (1u << 20)
-#define PROBE_ROWS 32
-
 /* ------------------------------------------------------------------------
- * Scratch of a thread
+ * Which experts
  */
 
-/* Packed rows that a tile begins and ends at a multiple of. */
-static uint64_t row_group(const mp_target *target, int side)
+uint32_t mp_exact_id(const mp_check *check, const mp_tensor_set *set, size_t layer, uint32_t rank,
+                     uint32_t slot)
 {
-    return side == MP_L1 ? target->l1_row_group : 1;
+    mp_slot described;
+
+    if (set != &check->sets[MP_SET_SLOTS])
+        return check->slots.num_logical + slot;
+    mp_slots_describe(&check->slots, mp_placement_row(&check->placement, (uint32_t)layer),
+                      rank * set->slots + slot, &described);
+    return described.checkpoint_id;
 }
 
-static void measure_tiles(mp_exact *exact, const mp_check *check)
+bool mp_exact_looks_at(const mp_exact *exact, const mp_check *check, size_t layer, uint32_t id)
 {
-    for (int s = 0; s < MP_SIDES; s++) {
-        const mp_side_form *form = &exact->source.sides[s];
-        uint64_t group = row_group(check->target, s), all = form->rows * form->parts;
-        uint64_t widest = form->row_bytes > exact->source.raw_row_bytes
-                              ? form->row_bytes
-                              : exact->source.raw_row_bytes;
-        uint64_t rows = TILE_BYTES / widest / group * group;
+    uint32_t experts = check->slots.num_logical;
 
-        if (rows < group)
-            rows = group;
-        exact->tile_rows[s] = rows < all ? rows : all;
-        rows = mp_round_up(PROBE_ROWS, group);
-        exact->probe_rows[s] = rows < exact->tile_rows[s] ? rows : exact->tile_rows[s];
+    return !exact->sample || id >= experts || exact->sample[layer * experts + id];
+}
+
+/* Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014. */
+static uint64_t next_random(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15;
+
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+/* Chooses options->sample experts of every layer: of those that are left, each is taken with
+ * the chance that makes all choices alike. */
+static int draw_sample(mp_exact *exact, const mp_check *check, mp_error *err)
+{
+    const mp_verify_options *options = check->options;
+    uint32_t experts = check->slots.num_logical;
+    uint64_t state = options->seed;
+
+    if (options->sample == 0 || options->sample >= experts)
+        return 0;
+    exact->sample = mp_alloc_zeroed(check->manifest.num_layers, experts * sizeof *exact->sample);
+    if (!exact->sample)
+        return mp_fail_memory(err);
+    for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
+        uint32_t wanted = options->sample;
+
+        for (uint32_t e = 0; e < experts; e++) {
+            bool take = next_random(&state) % (experts - e) < wanted;
+
+            exact->sample[layer * experts + e] = take;
+            wanted -= take;
+        }
     }
-}
-
-/* Takes n bytes off the scratch; with a null base it only measures. */
-static void *carve(uint8_t *base, uint64_t *used, uint64_t n)
-{
-    void *piece = base ? base + *used : NULL;
-
-    *used += mp_round_up(n, 64);
-    return piece;
-}
-
-static const mp_slot_tensor *find_tensor(const mp_check *check, mp_side side, mp_role role)
-{
-    for (unsigned t = 0; t < check->num_tensors; t++)
-        if (check->tensors[t].side == side && check->tensors[t].role == role)
-            return &check->tensors[t];
-    return NULL;
-}
-
-/* Lays the buffers of s out in the scratch; returns the bytes they take. */
-static uint64_t lay_out(mp_slot_side *s, uint8_t *scratch)
-{
-    const mp_exact *exact = s->exact;
-    uint64_t tile_rows = exact->tile_rows[s->side], used = 0;
-    uint64_t tile = tile_rows * s->form->row_bytes;
-    uint64_t scale = s->tensor[MP_ROLE_SCALE] ? s->tensor[MP_ROLE_SCALE]->slot_bytes : 0;
-
-    s->packed = carve(scratch, &used, tile);
-    s->have = carve(scratch, &used, tile);
-    s->want = carve(scratch, &used, tile);
-    s->packed_scale = carve(scratch, &used, scale);
-    s->have_scale = carve(scratch, &used, exact->scale_maps[s->side].canonical_bytes);
-    s->want_scale = carve(scratch, &used, exact->scale_maps[s->side].canonical_bytes);
-    s->work =
-        carve(scratch, &used, mp_source_work_bytes(&exact->source, tile_rows / s->form->parts));
-    return used;
-}
-
-static mp_slot_side begin_side(const mp_exact *exact, mp_check *check, mp_side side)
-{
-    return (mp_slot_side){
-        .exact = exact,
-        .check = check,
-        .side = side,
-        .form = &exact->source.sides[side],
-        .tensor = {find_tensor(check, side, MP_ROLE_WEIGHT),
-                   find_tensor(check, side, MP_ROLE_SCALE)},
-    };
-}
-
-static uint64_t scratch_bytes(const mp_exact *exact, mp_check *check)
-{
-    uint64_t most = 0;
-
-    for (int s = 0; s < MP_SIDES; s++) {
-        mp_slot_side side = begin_side(exact, check, (mp_side)s);
-        uint64_t bytes = lay_out(&side, NULL);
-
-        if (bytes > most)
-            most = bytes;
-    }
-    return most;
+    return 0;
 }
 
 /* ------------------------------------------------------------------------
  * Preparing
  */
 
-static int map_scales(mp_exact *exact, mp_check *check, mp_side side, mp_error *err)
+/* Raises the scratch to what a side of an expert takes. */
+static int measure_side(mp_exact *exact, mp_check *check, const mp_tensor_set *set, size_t layer,
+                        uint32_t id, mp_side side, mp_error *err)
 {
-    const mp_slot_tensor *tensor = find_tensor(check, side, MP_ROLE_SCALE);
-    const mp_side_form *form = &exact->source.sides[side];
+    mp_slot_side s;
 
-    if (!tensor)
-        return 0;
-    if (tensor->slot_bytes > UINT32_MAX)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %" PRIu64 " bytes a slot are over 4 GiB",
-                       tensor->name, tensor->slot_bytes);
-    return mp_where_scale(check->target, &check->dims, side, tensor->slot_bytes,
-                          form->parts * form->scale_rows * form->scale_row_bytes,
-                          &exact->scale_maps[side], err);
+    int rc = mp_slot_side_init(&s, exact, check, set, layer, id, side, err);
+    if (rc != 0)
+        return rc;
+    uint64_t bytes = mp_slot_side_lay_out(&s, NULL);
+    if (bytes > exact->scratch_bytes)
+        exact->scratch_bytes = bytes;
+    return 0;
+}
+
+/* Routed experts of a layer are alike, and so are shared ones. */
+static int measure_scratch(mp_exact *exact, mp_check *check, mp_error *err)
+{
+    uint32_t experts = check->slots.num_logical;
+    int rc = 0;
+
+    for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
+        for (int side = 0; side < MP_SIDES && rc == 0; side++) {
+            const mp_tensor_set *sets = check->sets;
+
+            rc = measure_side(exact, check, &sets[MP_SET_SLOTS], layer, 0, (mp_side)side, err);
+            if (rc == 0 && strcmp(check->manifest.shared, "none") != 0)
+                rc = measure_side(exact, check, &sets[check->num_sets - 1], layer, experts,
+                                  (mp_side)side, err);
+        }
+    }
+    return rc;
 }
 
 int mp_exact_open(mp_exact *exact, mp_check *check, bool *usable, mp_error *err)
@@ -126,207 +110,99 @@ int mp_exact_open(mp_exact *exact, mp_check *check, bool *usable, mp_error *err)
     int rc = mp_source_open(&exact->source, check, usable, err);
     if (rc != 0 || !*usable)
         return rc;
-    measure_tiles(exact, check);
-    for (int s = 0; s < MP_SIDES && rc == 0; s++)
-        rc = map_scales(exact, check, (mp_side)s, err);
-    return rc;
+    rc = draw_sample(exact, check, err);
+    return rc ? rc : measure_scratch(exact, check, err);
 }
 
 void mp_exact_release(mp_exact *exact)
 {
-    for (int s = 0; s < MP_SIDES; s++)
-        mp_scale_map_release(&exact->scale_maps[s]);
+    free(exact->sample);
     mp_source_release(&exact->source);
 }
 
 /* ------------------------------------------------------------------------
- * Comparing
+ * Optional tensors
  */
 
-/* The value of the element that byte `at` of a row is in, little-endian. */
-static uint64_t element_value(const uint8_t *row, uint64_t at, unsigned width)
+/* What the manifest may say was left behind of it. */
+static bool is_dropped(const mp_check *check, mp_role role)
 {
-    uint64_t value = 0;
-
-    for (unsigned i = width; i-- > 0;)
-        value = value << 8 | row[at - at % width + i];
-    return value;
+    return (role == MP_ROLE_INPUT_SCALE && mp_check_dropped(check, "input_scale")) ||
+           (role == MP_ROLE_OFFSET && mp_check_dropped(check, "offset"));
 }
 
-/* Counts bytes and rows that differ. */
-static bool count_rows(const uint8_t *have, const uint8_t *want, uint64_t rows, uint64_t row_bytes,
-                       mp_difference *d)
+/* How many experts of a set have what an optional tensor holds, of how many. */
+static int count_vectors(const mp_exact *exact, const mp_check *check, const mp_tensor_set *set,
+                         size_t layer, const mp_slot_tensor *tensor, uint32_t *have, uint32_t *all,
+                         mp_error *err)
 {
-    bool any = false;
+    uint32_t experts = check->slots.num_logical;
+    bool routed = set == &check->sets[MP_SET_SLOTS];
+    uint32_t first = routed ? 0 : experts;
+    uint32_t end = routed ? experts + check->slots.shared : experts + set->slots;
 
-    d->of_rows += rows;
-    for (uint64_t r = 0; r < rows; r++, have += row_bytes, want += row_bytes) {
-        if (memcmp(have, want, row_bytes) == 0)
-            continue;
-        any = true;
-        d->rows++;
-        for (uint64_t i = 0; i < row_bytes; i++)
-            d->bytes += have[i] != want[i];
+    *have = 0;
+    *all = end - first;
+    for (uint32_t id = first; id < end; id++) {
+        mp_side_source from;
+        mp_expert view;
+
+        int rc = mp_source_side(&exact->source, set, layer, id, tensor->side, &view, &from, err);
+        if (rc != 0)
+            return rc;
+        *have += mp_passes_through(from.storage, set->target) &&
+                 mp_has_vector(from.storage, &view, tensor);
     }
-    return any;
+    return 0;
 }
 
-/* Of the bytes that differ in the row group at `row` of the tile, finds the one that comes
- * first in the packed tensor. offsets: room for a number a byte of a group. */
-static int find_in_group(const mp_slot_side *s, uint64_t row, uint32_t *offsets, bool *found,
-                         mp_difference *d, mp_error *err)
+/* A fault of an optional tensor of a rank. */
+static int report_optional(mp_check *check, const mp_rank *rank, size_t layer, unsigned t,
+                           const char *detail, mp_error *err)
 {
-    const mp_side_form *form = s->form;
-    uint64_t group = row_group(s->check->target, s->side), bytes = group * form->row_bytes;
-    uint64_t part_rows = s->rows / form->parts, part_bytes = bytes / form->parts;
-    unsigned bits = mp_scheme_bits(s->exact->source.canonical.scheme);
-    uint32_t first = UINT32_MAX;
+    mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, rank->packed->rank);
+    char *name = mp_packed_tensor_name(check, layer, t);
 
-    int rc = mp_where_weight(s->check->target, &s->check->dims, s->side, s->row0 + row, group,
-                             bytes, offsets, err);
-    for (unsigned part = 0; part < form->parts && rc == 0; part++) {
-        uint64_t at = (part * part_rows + row / form->parts) * form->row_bytes;
-
-        for (uint64_t i = 0; i < part_bytes; i++) {
-            uint32_t offset = offsets[part * part_bytes + i];
-
-            if (s->have[at + i] == s->want[at + i] || offset >= first)
-                continue;
-            first = offset;
-            d->part = part;
-            d->row = (s->row0 + row) / form->parts + i / form->row_bytes;
-            d->byte = i % form->row_bytes;
-            d->have = element_value(s->have, at + i, bits < 8 ? 1 : bits / 8);
-            d->want = element_value(s->want, at + i, bits < 8 ? 1 : bits / 8);
-        }
-    }
-    *found = first != UINT32_MAX;
-    d->offset = (s->row0 + row) * form->row_bytes + first;
-    return rc;
-}
-
-/* Finds the first byte that differs in a tile of which one does. */
-static int find_in_tile(const mp_slot_side *s, mp_difference *d, mp_error *err)
-{
-    uint64_t group = row_group(s->check->target, s->side);
-    uint32_t *offsets = mp_alloc(group * s->form->row_bytes, sizeof *offsets);
-    bool found = false;
-    int rc = 0;
-
-    if (!offsets)
+    if (!name)
         return mp_fail_memory(err);
-    for (uint64_t row = 0; row < s->rows && !found && rc == 0; row += group)
-        rc = find_in_group(s, row, offsets, &found, d, err);
-    free(offsets);
-    return rc;
-}
-
-/* Finds the first byte that differs in a scale tensor of which one does. */
-static void find_in_scale(const mp_slot_side *s, mp_difference *d)
-{
-    const mp_scale_map *map = &s->exact->scale_maps[s->side];
-    const mp_side_form *form = s->form;
-    unsigned width = mp_dtype_bits(s->exact->source.canonical.scale_dtype) / 8;
-
-    d->offset = UINT64_MAX;
-    for (uint64_t i = 0; i < map->canonical_bytes; i++) {
-        if (s->have_scale[i] == s->want_scale[i] || map->offsets[i] >= d->offset)
-            continue;
-        uint64_t row = i / form->scale_row_bytes;
-
-        d->offset = map->offsets[i];
-        d->part = (unsigned)(row / form->scale_rows);
-        d->row = row % form->scale_rows;
-        d->byte = i % form->scale_row_bytes;
-        d->have = element_value(s->have_scale + i - d->byte, d->byte, width);
-        d->want = element_value(s->want_scale + i - d->byte, d->byte, width);
-    }
-}
-
-int mp_slot_side_read(mp_slot_side *s, uint64_t row0, uint64_t rows, mp_error *err)
-{
-    const mp_held *held = s->held[MP_ROLE_WEIGHT];
-    uint64_t row_bytes = s->form->row_bytes;
-    uint8_t *up = s->form->parts == 2 ? s->have + rows / 2 * row_bytes : NULL;
-
-    s->row0 = row0;
-    s->rows = rows;
-    if (!held)
-        return 0;
-    uint64_t slot_begin = s->slot * s->tensor[MP_ROLE_WEIGHT]->slot_bytes;
-    int rc = mp_tensor_read(held->file, held->tensor, slot_begin + row0 * row_bytes,
-                            rows * row_bytes, s->packed, err);
-    if (rc != 0)
-        return mp_error_prefix(err, "rank %u", s->rank->packed->rank);
-    s->check->target->unpack_weight(&s->check->dims, s->side, row0, rows, s->packed, s->have, up);
+    spot.layer = (int64_t)layer;
+    spot.tensor = name;
+    mp_fault_add(&check->faults, &spot, "%s", detail);
+    free(name);
     return 0;
 }
 
-int mp_slot_side_want(mp_slot_side *s, uint32_t expert, mp_error *err)
+/* An optional tensor is there where the source has what it holds. */
+static int check_optional(const mp_exact *exact, mp_check *check, const mp_rank *rank, size_t layer,
+                          unsigned t, mp_error *err)
 {
-    const mp_side_form *form = s->form;
-    const mp_storage *canonical = &s->exact->source.canonical;
-    uint64_t part_rows = s->rows / form->parts, row0 = s->row0 / form->parts;
-    int rc = 0;
+    bool wanted = rank->held[layer * check->num_tensors + t].wanted;
+    const mp_slot_tensor *tensor = mp_check_tensor(check, t);
+    uint32_t have, all;
 
-    for (unsigned part = 0; part < form->parts && rc == 0; part++) {
-        uint64_t scale_row = part * form->scale_rows + row0 / canonical->block_rows;
-
-        rc = mp_source_rows(&s->exact->source, s->layer, expert, form->first + part, row0,
-                            part_rows, s->work, s->want + part * part_rows * form->row_bytes,
-                            s->want_scale + scale_row * form->scale_row_bytes, err);
-    }
-    return rc;
-}
-
-static int compare_weights(mp_slot_side *s, mp_difference *d, mp_error *err)
-{
-    const mp_side_form *form = s->form;
-    uint64_t all = form->rows * form->parts, step = s->exact->tile_rows[s->side];
-    int rc = 0;
-
-    for (uint64_t row0 = 0; row0 < all && rc == 0; row0 += step) {
-        uint64_t rows = all - row0 < step ? all - row0 : step;
-        bool differed = d->bytes > 0;
-
-        rc = mp_slot_side_read(s, row0, rows, err);
-        if (rc == 0)
-            rc = mp_slot_side_want(s, s->expert, err);
-        if (rc == 0 && s->held[MP_ROLE_WEIGHT] &&
-            count_rows(s->have, s->want, rows, form->row_bytes, d) && !differed)
-            rc = find_in_tile(s, d, err);
-    }
-    return rc;
-}
-
-static void check_padding(const mp_slot_side *s)
-{
-    mp_spot spot = mp_slot_side_spot(s, MP_ROLE_SCALE);
-    uint32_t offset;
-
-    if (mp_scale_padding_is_zero(&s->exact->scale_maps[s->side], s->packed_scale, &offset))
-        return;
-    spot.element = offset / (mp_dtype_bits(s->tensor[MP_ROLE_SCALE]->dtype) / 8);
-    mp_fault_add(&s->check->faults, &spot, "padding byte %u holds 0x%02x, not zero", offset,
-                 s->packed_scale[offset]);
-}
-
-/* After compare_weights, which leaves all of want_scale behind. */
-static int compare_scales(mp_slot_side *s, mp_difference *d, mp_error *err)
-{
-    const mp_held *held = s->held[MP_ROLE_SCALE];
-    uint64_t slot_bytes = s->tensor[MP_ROLE_SCALE]->slot_bytes;
-
-    int rc = mp_tensor_read(held->file, held->tensor, s->slot * slot_bytes, slot_bytes,
-                            s->packed_scale, err);
+    int rc = count_vectors(exact, check, mp_check_set(check, t), layer, tensor, &have, &all, err);
     if (rc != 0)
-        return mp_error_prefix(err, "rank %u", s->rank->packed->rank);
-    s->check->target->unpack_scale(&s->check->dims, s->side, s->packed_scale, s->have_scale);
-    check_padding(s);
-    if (count_rows(s->have_scale, s->want_scale, s->form->parts * s->form->scale_rows,
-                   s->form->scale_row_bytes, d))
-        find_in_scale(s, d);
+        return rc;
+    if (wanted && have != all)
+        return report_optional(check, rank, layer, t,
+                               have ? "there, but some experts of the source have no such tensor"
+                                    : "there, but the source has no such tensors",
+                               err);
+    if (!wanted && have == all && !is_dropped(check, tensor->role))
+        return report_optional(check, rank, layer, t, "missing, but the source has such tensors",
+                               err);
     return 0;
+}
+
+static int check_optionals(const mp_exact *exact, mp_check *check, const mp_rank *rank,
+                           size_t layer, mp_error *err)
+{
+    int rc = 0;
+
+    for (unsigned t = 0; t < check->num_tensors && rc == 0; t++)
+        if (mp_check_tensor(check, t)->optional)
+            rc = check_optional(exact, check, rank, layer, t, err);
+    return rc;
 }
 
 /* ------------------------------------------------------------------------
@@ -337,53 +213,26 @@ typedef struct exact_job {
     const mp_exact *exact;
     mp_check *check;
     const mp_rank *rank;
-    size_t *layers; /* those that are selected */
+    size_t *layers;       /* those that are selected */
+    uint32_t layer_slots; /* of all sets */
 } exact_job;
 
 /* The tensor of a layer where it can be read as the target wants it, or null. */
-static const mp_held *usable_tensor(const exact_job *job, size_t layer,
+static const mp_held *usable_tensor(const exact_job *job, size_t layer, const mp_tensor_set *set,
                                     const mp_slot_tensor *tensor)
 {
     if (!tensor)
         return NULL;
     const mp_held *held =
-        &job->rank->held[layer * job->check->num_tensors + (size_t)(tensor - job->check->tensors)];
+        &job->rank
+             ->held[layer * job->check->num_tensors + set->first + (size_t)(tensor - set->tensors)];
     return held->fits ? held : NULL;
-}
-
-/* The expert that belongs into a slot of the rank. */
-static uint32_t expert_of(const exact_job *job, size_t layer, uint32_t slot)
-{
-    const mp_check *check = job->check;
-    const int32_t *row = mp_placement_row(&check->placement, (uint32_t)layer);
-    mp_slot described;
-
-    mp_slots_describe(&check->slots, row, job->rank->packed->rank * check->slots_per_rank + slot,
-                      &described);
-    return described.checkpoint_id;
-}
-
-/* Compares both tensors of a side, then reports: reporting overwrites the scratch. */
-static int compare_side(mp_slot_side *s, mp_error *err)
-{
-    mp_difference differences[2] = {0};
-
-    int rc = compare_weights(s, &differences[MP_ROLE_WEIGHT], err);
-    if (rc == 0 && s->held[MP_ROLE_SCALE])
-        rc = compare_scales(s, &differences[MP_ROLE_SCALE], err);
-    for (int role = 0; role < 2 && rc == 0; role++)
-        if (differences[role].bytes > 0)
-            rc = mp_report_difference(s, (mp_role)role, &differences[role], err);
-    return rc;
 }
 
 /* Drops what was read from the page cache, and counts it as done. */
 static void finish_side(const mp_slot_side *s)
 {
-    const mp_source *source = &s->exact->source;
-    const mp_expert *expert = &source->layers[s->layer]->experts[s->expert];
-
-    for (int role = 0; role < 2; role++) {
+    for (int role = 0; role < MP_ROLES; role++) {
         const mp_held *held = s->held[role];
 
         if (!held)
@@ -392,57 +241,95 @@ static void finish_side(const mp_slot_side *s)
         mp_tensor_forget(held->file, held->tensor, s->slot * slot_bytes, slot_bytes);
         mp_check_advance(s->check, slot_bytes);
     }
-    for (unsigned part = 0; part < s->form->parts; part++)
-        mp_matrix_forget(&source->catalog, &expert->matrix[s->form->first + part]);
+    for (unsigned part = 0; part < mp_side_parts(s->side); part++)
+        mp_matrix_forget(s->from.catalog, &s->from.matrix[part]);
 }
 
-/* One side of a slot of a layer; index counts sides, then slots, then layers. */
+/* One side of a slot of a layer; index counts sides, then slots of all sets, then layers. */
 static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     const exact_job *job = user;
-    uint32_t slots = job->check->slots_per_rank;
-    mp_slot_side s = begin_side(job->exact, job->check, (mp_side)(index % MP_SIDES));
+    mp_check *check = job->check;
+    uint32_t slot = (uint32_t)(index / MP_SIDES % job->layer_slots);
+    size_t layer = job->layers[index / MP_SIDES / job->layer_slots];
+    const mp_tensor_set *set = check->sets;
+    bool any = false;
+    mp_slot_side s;
 
-    s.rank = job->rank;
-    s.slot = (uint32_t)(index / MP_SIDES % slots);
-    s.layer = job->layers[index / MP_SIDES / slots];
-    for (int role = 0; role < 2; role++)
-        s.held[role] = usable_tensor(job, s.layer, s.tensor[role]);
-    if (!s.held[MP_ROLE_WEIGHT] && !s.held[MP_ROLE_SCALE])
+    for (; slot >= set->slots; set++)
+        slot -= set->slots;
+    uint32_t id = mp_exact_id(check, set, layer, job->rank->packed->rank, slot);
+    if (!mp_exact_looks_at(job->exact, check, layer, id))
         return 0;
-    s.expert = expert_of(job, s.layer, s.slot);
-    lay_out(&s, scratch);
-    int rc = compare_side(&s, err);
+    int rc =
+        mp_slot_side_init(&s, job->exact, check, set, layer, id, (mp_side)(index % MP_SIDES), err);
+    if (rc != 0)
+        return rc;
+    s.rank = job->rank;
+    s.slot = slot;
+    for (int role = 0; role < MP_ROLES; role++) {
+        s.held[role] = usable_tensor(job, layer, set, s.tensor[role]);
+        any |= s.held[role] != NULL;
+    }
+    if (!any)
+        return 0;
+    mp_slot_side_lay_out(&s, scratch);
+    rc = mp_slot_side_compare(&s, err);
     if (rc == 0)
         finish_side(&s);
     return rc;
 }
 
-/* Slots of a layer that could be checked, all their tensors being there. */
+/* True if all tensors that a set has to have in a layer are there. */
+static bool is_whole(const exact_job *job, size_t layer, const mp_tensor_set *set)
+{
+    const mp_held *held = &job->rank->held[layer * job->check->num_tensors + set->first];
+
+    for (unsigned t = 0; t < set->num_tensors; t++)
+        if ((held[t].wanted || !set->tensors[t].optional) && !held[t].fits)
+            return false;
+    return true;
+}
+
+/* Slots of a layer that can be checked and are looked at. */
 static uint32_t slots_checked(const exact_job *job, size_t layer)
 {
-    for (unsigned t = 0; t < job->check->num_tensors; t++)
-        if (!usable_tensor(job, layer, &job->check->tensors[t]))
-            return 0;
-    return job->check->slots_per_rank;
+    const mp_check *check = job->check;
+    uint32_t rank = job->rank->packed->rank, count = 0;
+
+    for (unsigned i = 0; i < check->num_sets; i++) {
+        const mp_tensor_set *set = &check->sets[i];
+
+        if (!is_whole(job, layer, set))
+            continue;
+        for (uint32_t slot = 0; slot < set->slots; slot++)
+            count += mp_exact_looks_at(job->exact, check, layer,
+                                       mp_exact_id(check, set, layer, rank, slot));
+    }
+    return count;
 }
 
 int mp_check_exact(const mp_exact *exact, mp_check *check, const mp_rank *rank, mp_error *err)
 {
-    exact_job job = {exact, check, rank, mp_alloc(check->num_layers, sizeof *job.layers)};
+    exact_job job = {exact, check, rank, mp_alloc(check->num_layers, sizeof *job.layers), 0};
     size_t count = 0;
+    int rc = 0;
 
     if (!job.layers)
         return mp_fail_memory(err);
-    for (size_t i = 0; i < check->manifest.num_layers; i++) {
+    for (unsigned i = 0; i < check->num_sets; i++)
+        job.layer_slots += check->sets[i].slots;
+    mp_faults_add_part(&check->faults, rank->packed->rank, MP_VERIFY_EXACT);
+    for (size_t i = 0; i < check->manifest.num_layers && rc == 0; i++) {
         if (!check->layers[i])
             continue;
         job.layers[count++] = i;
         check->report->slots += slots_checked(&job, i);
+        rc = check_optionals(exact, check, rank, i, err);
     }
-    mp_faults_add_part(&check->faults, rank->packed->rank, MP_VERIFY_EXACT);
-    int rc = mp_parallel(check->context, (uint64_t)count * check->slots_per_rank * MP_SIDES,
-                         scratch_bytes(exact, check), check_side, &job, err);
+    if (rc == 0)
+        rc = mp_parallel(check->context, (uint64_t)count * job.layer_slots * MP_SIDES,
+                         exact->scratch_bytes, check_side, &job, err);
     free(job.layers);
     return rc;
 }

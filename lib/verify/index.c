@@ -9,14 +9,20 @@
 #include "base/error.h"
 #include "base/json.h"
 
-/* Bytes of all tensors of a rank. */
-static uint64_t rank_bytes(const mp_check *check)
+/* Bytes of all tensors that a rank has to hold. */
+static int rank_bytes(const mp_check *check, const mp_rank *rank, uint64_t *bytes, mp_error *err)
 {
-    uint64_t slot_bytes = 0;
+    *bytes = 0;
+    for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
+        for (unsigned t = 0; t < check->num_tensors; t++) {
+            bool wants;
 
-    for (unsigned t = 0; t < check->num_tensors; t++)
-        slot_bytes += check->tensors[t].slot_bytes;
-    return slot_bytes * check->slots_per_rank * check->manifest.num_layers;
+            if (mp_rank_wants(check, rank->packed, layer, t, &wants, err) != 0)
+                return err->code;
+            *bytes += wants ? mp_check_tensor_bytes(check, t) : 0;
+        }
+    }
+    return 0;
 }
 
 /* Every tensor that the manifest lists stands in weight_map, and nothing else. */
@@ -48,19 +54,21 @@ static int check_content(mp_check *check, const mp_rank *rank, const json_t *ind
 {
     mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, rank->packed->rank);
     json_t *metadata, *map;
-    uint64_t total;
+    uint64_t total, bytes;
 
     int rc = mp_json_get_object(index, "metadata", MP_INDEX_NAME, &metadata, err);
     if (rc == 0)
         rc = mp_json_get_u64(metadata, "total_size", MP_INDEX_NAME, &total, err);
     if (rc == 0)
         rc = mp_json_get_object(index, "weight_map", MP_INDEX_NAME, &map, err);
+    if (rc == 0)
+        rc = rank_bytes(check, rank, &bytes, err);
     if (rc != 0)
         return rc;
-    if (total != rank_bytes(check))
+    if (total != bytes)
         mp_fault_add(&check->faults, &spot,
                      "%s: total_size %" PRIu64 ", but the tensors of a rank are %" PRIu64 " bytes",
-                     MP_INDEX_NAME, total, rank_bytes(check));
+                     MP_INDEX_NAME, total, bytes);
     check_weight_map(check, rank, map);
     return 0;
 }

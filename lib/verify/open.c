@@ -71,6 +71,24 @@ static int check_layers(mp_check *check, bool *usable, mp_error *err)
     return 0;
 }
 
+/* Shared experts that are packed are those of a model that has some. */
+static int check_shared(const mp_manifest *m, mp_error *err)
+{
+    if (strcmp(m->shared, "none") == 0)
+        return 0;
+    if (m->num_shared_experts == 0)
+        return mp_fail(err, MP_ERR_INPUT, "shared experts are %s, but the model has none",
+                       m->shared);
+    if (!m->shared_form)
+        return mp_fail(err, MP_ERR_INPUT, "shared experts are %s, but shared_forms is missing",
+                       m->shared);
+    if (m->num_shared_experts > SIZE_MAX_SANE / (m->moe_intermediate_size + 1))
+        return mp_fail(err, MP_ERR_INPUT,
+                       "%" PRIu64 " shared experts of size %" PRIu64 " are wider than %u",
+                       m->num_shared_experts, m->moe_intermediate_size, SIZE_MAX_SANE);
+    return 0;
+}
+
 /* What keeps the numbers of the manifest from being those of a pack. */
 static int check_numbers(mp_check *check, mp_error *err)
 {
@@ -89,15 +107,53 @@ static int check_numbers(mp_check *check, mp_error *err)
     if (strcmp(m->target_scheme, mp_scheme_name(check->target->scheme)) != 0)
         return mp_fail(err, MP_ERR_INPUT, "quantized to %s, but %s takes %s", m->target_scheme,
                        m->target, mp_scheme_name(check->target->scheme));
-    int rc = mp_slots_init(&check->slots, (uint32_t)m->num_experts, (uint32_t)m->num_physical,
-                           (uint32_t)m->ep_size, 0, false, err);
+    return check_shared(m, err);
+}
+
+/* Adds the tensors that a target has for these slots. */
+static int add_set(mp_check *check, const mp_target *target, const char *block, mp_dims dims,
+                   uint32_t slots, mp_error *err)
+{
+    mp_tensor_set *set = &check->sets[check->num_sets];
+    mp_problems warnings = {0};
+
+    int rc = target->check(&dims, &warnings, err);
+    mp_problems_release(&warnings);
     if (rc != 0)
         return rc;
-    check->dims = (mp_dims){m->hidden_size, m->moe_intermediate_size};
-    mp_problems warnings = {0};
-    rc = check->target->check(&check->dims, &warnings, err);
-    mp_problems_release(&warnings);
-    return rc;
+    *set = (mp_tensor_set){
+        .target = target,
+        .dims = dims,
+        .block = block,
+        .slots = slots,
+        .first = check->num_tensors,
+    };
+    set->num_tensors = target->describe(&dims, set->tensors);
+    check->num_sets++;
+    check->num_tensors += set->num_tensors;
+    return 0;
+}
+
+/* What a layer has on a rank. */
+static int settle_sets(mp_check *check, mp_error *err)
+{
+    const mp_manifest *m = &check->manifest;
+    uint32_t shared = (uint32_t)m->num_shared_experts;
+    uint32_t fused = strcmp(m->shared, "fused") == 0 ? shared : 0;
+    mp_dims dims = {m->hidden_size, m->moe_intermediate_size};
+    const mp_target *separate = check->target->separate;
+
+    int rc = mp_slots_init(&check->slots, (uint32_t)m->num_experts, (uint32_t)m->num_physical,
+                           (uint32_t)m->ep_size, fused, false, err);
+    if (rc == 0)
+        rc = add_set(check, check->target, "experts", dims, mp_slots_per_rank(&check->slots), err);
+    if (rc != 0 || strcmp(m->shared, "separate") != 0)
+        return rc;
+    if (separate->single) {
+        dims.intermediate_size *= shared;
+        shared = 1;
+    }
+    return add_set(check, separate, "shared_experts", dims, shared, err);
 }
 
 /* The target, when this version knows it. */
@@ -109,7 +165,15 @@ static int find_target(mp_check *check, mp_error *err)
     if (!check->target || m->target_version != check->target->version)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: this version does not know target %s/%" PRIu64,
                        MP_MANIFEST_NAME, m->target, m->target_version);
-    if (strcmp(m->shared, "none") != 0)
+    if (m->nz) {
+        if (!check->target->nz)
+            return mp_fail(err, MP_ERR_UNSUPPORTED,
+                           "%s: this version knows no FRACTAL_NZ form of %s", MP_MANIFEST_NAME,
+                           m->target);
+        check->target = check->target->nz;
+    }
+    if (strcmp(m->shared, "none") != 0 && strcmp(m->shared, "fused") != 0 &&
+        strcmp(m->shared, "separate") != 0)
         return mp_fail(err, MP_ERR_UNSUPPORTED,
                        "%s: this version cannot check shared experts in mode \"%s\"",
                        MP_MANIFEST_NAME, m->shared);
@@ -131,18 +195,47 @@ int mp_check_open(mp_check *check, bool *usable, mp_error *err)
     if (rc != 0)
         return rc;
     rc = check_numbers(check, &why);
+    if (rc == 0)
+        rc = settle_sets(check, &why);
     if (rc == MP_ERR_INPUT || rc == MP_ERR_UNSUPPORTED) {
         mp_fault_add(&check->faults, &spot, "%s: %s", MP_MANIFEST_NAME, why.message);
         *usable = false;
         return 0;
     }
-    if (rc != 0) {
+    if (rc != 0)
         *err = why;
-        return rc;
-    }
-    check->num_tensors = check->target->describe(&check->dims, check->tensors);
-    check->slots_per_rank = mp_slots_per_rank(&check->slots);
-    return 0;
+    return rc;
+}
+
+const mp_tensor_set *mp_check_set(const mp_check *check, unsigned tensor)
+{
+    const mp_tensor_set *set = check->sets;
+
+    while (tensor >= set->first + set->num_tensors)
+        set++;
+    return set;
+}
+
+const mp_slot_tensor *mp_check_tensor(const mp_check *check, unsigned tensor)
+{
+    const mp_tensor_set *set = mp_check_set(check, tensor);
+
+    return &set->tensors[tensor - set->first];
+}
+
+uint64_t mp_check_tensor_bytes(const mp_check *check, unsigned tensor)
+{
+    return mp_check_tensor(check, tensor)->slot_bytes * mp_check_set(check, tensor)->slots;
+}
+
+bool mp_check_dropped(const mp_check *check, const char *what)
+{
+    size_t length = strlen(what);
+
+    for (const char *p = check->manifest.dropped; p && *p; p += strcspn(p, ","), p += *p == ',')
+        if (strcspn(p, ",") == length && memcmp(p, what, length) == 0)
+            return true;
+    return false;
 }
 
 void mp_check_release(mp_check *check)

@@ -12,7 +12,8 @@
 
 char *mp_packed_tensor_name(const mp_check *check, size_t layer, unsigned tensor)
 {
-    return mp_format("%s.experts.%s", check->manifest.layers[layer], check->tensors[tensor].name);
+    return mp_format("%s.%s.%s", check->manifest.layers[layer], mp_check_set(check, tensor)->block,
+                     mp_check_tensor(check, tensor)->name);
 }
 
 /* ------------------------------------------------------------------------
@@ -151,20 +152,36 @@ static const mp_packed_tensor *find_listed(const mp_packed_file *file, const cha
     return NULL;
 }
 
-/* Type, shape and alignment; a tensor that the target could not take is a fault. */
-static bool tensor_fits(mp_check *check, const mp_spot *spot, const mp_slot_tensor *slot,
-                        const mp_tensor *tensor)
+int mp_rank_wants(const mp_check *check, const mp_packed_rank *packed, size_t layer,
+                  unsigned tensor, bool *wants, mp_error *err)
 {
-    uint64_t shape[4] = {check->slots_per_rank};
+    *wants = !mp_check_tensor(check, tensor)->optional;
+    if (*wants)
+        return 0;
+    char *name = mp_packed_tensor_name(check, layer, tensor);
+    if (!name)
+        return mp_fail_memory(err);
+    for (size_t f = 0; f < packed->num_files && !*wants; f++)
+        *wants = find_listed(&packed->files[f], name) != NULL;
+    free(name);
+    return 0;
+}
+
+/* Type, shape and alignment; a tensor that the target could not take is a fault. */
+static bool tensor_fits(mp_check *check, const mp_spot *spot, unsigned t, const mp_tensor *tensor)
+{
+    const mp_slot_tensor *slot = mp_check_tensor(check, t);
+    uint64_t shape[5];
+    const mp_tensor_set *set = mp_check_set(check, t);
+    uint32_t rank = mp_slots_shape(set->target, slot, set->slots, shape);
     char actual[MP_SHAPE_TEXT], expected[MP_SHAPE_TEXT];
     unsigned element = mp_dtype_bits(slot->dtype) / 8;
 
-    memcpy(shape + 1, slot->shape, slot->rank * sizeof *shape);
-    if (tensor->dtype != slot->dtype || tensor->rank != slot->rank + 1 ||
-        memcmp(tensor->shape, shape, tensor->rank * sizeof *shape) != 0) {
+    if (tensor->dtype != slot->dtype || tensor->rank != rank ||
+        memcmp(tensor->shape, shape, rank * sizeof *shape) != 0) {
         mp_fault_add(&check->faults, spot, "%s %s, expected %s %s", mp_dtype_name(tensor->dtype),
                      mp_shape_text(tensor->shape, tensor->rank, actual), mp_dtype_name(slot->dtype),
-                     mp_shape_text(shape, slot->rank + 1, expected));
+                     mp_shape_text(shape, rank, expected));
         return false;
     }
     if (tensor->offset % element != 0)
@@ -185,29 +202,44 @@ static void find_tensor(const mp_rank *rank, const char *name, mp_held *held, bo
         const mp_tensor *tensor = rank->open[f] ? mp_checkpoint_find(&rank->files[f], name) : NULL;
 
         if (tensor)
-            *held = (mp_held){&rank->files[f], tensor, listed ? listed->xxh3 : NULL, false};
+            *held = (mp_held){
+                .file = &rank->files[f],
+                .tensor = tensor,
+                .xxh3 = listed ? listed->xxh3 : NULL,
+                .wanted = true,
+            };
         else if (!rank->open[f] && listed)
             *lost = true;
     }
 }
 
 /* Finds a tensor that the target wants. */
-static int check_tensor(mp_rank *rank, mp_check *check, size_t layer, unsigned t, mp_error *err)
+static void look_for(mp_rank *rank, mp_check *check, size_t layer, unsigned t, const char *name)
 {
     mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, rank->packed->rank);
     mp_held *held = &rank->held[layer * check->num_tensors + t];
-    char *name = mp_packed_tensor_name(check, layer, t);
     bool lost;
 
-    if (!name)
-        return mp_fail_memory(err);
     spot.layer = (int64_t)layer;
     spot.tensor = name;
     find_tensor(rank, name, held, &lost);
     if (held->tensor)
-        held->fits = tensor_fits(check, &spot, &check->tensors[t], held->tensor);
+        held->fits = tensor_fits(check, &spot, t, held->tensor);
     else if (!lost)
         mp_fault_add(&check->faults, &spot, "missing");
+}
+
+static int check_tensor(mp_rank *rank, mp_check *check, size_t layer, unsigned t, mp_error *err)
+{
+    mp_held *held = &rank->held[layer * check->num_tensors + t];
+
+    int rc = mp_rank_wants(check, rank->packed, layer, t, &held->wanted, err);
+    if (rc != 0 || !held->wanted)
+        return rc;
+    char *name = mp_packed_tensor_name(check, layer, t);
+    if (!name)
+        return mp_fail_memory(err);
+    look_for(rank, check, layer, t, name);
     free(name);
     return 0;
 }

@@ -9,23 +9,10 @@
 #include "base/digest.h"
 #include "base/error.h"
 
-/* Canonical storage of the schemes that targets take. */
-static const mp_storage canonical_forms[] = {
-    {.scheme = MP_SCHEME_MXFP4,
-     .weight_dtype = MP_I8,
-     .scale_dtype = MP_F8_E8M0,
-     .has_scale = true,
-     .block_rows = 1,
-     .block_cols = 32},
-};
-
-static const mp_storage *canonical_form(mp_scheme scheme)
-{
-    for (size_t i = 0; i < sizeof canonical_forms / sizeof canonical_forms[0]; i++)
-        if (canonical_forms[i].scheme == scheme)
-            return &canonical_forms[i];
-    return NULL;
-}
+/* Bytes of weights that are looked at together: whole rows, or columns wide enough that their
+ * piece of every row is worth a system call. */
+#define ROWS_BYTES (1u << 20)
+#define COLS_BYTES (4u << 20)
 
 /* ------------------------------------------------------------------------
  * Is it the source?
@@ -125,7 +112,7 @@ static bool match_quantization(const mp_source *source, mp_check *check)
     bool lossless = true;
 
     for (size_t i = 0; i < m->num_layers; i++) {
-        lossless &= mp_source_passes_through(source, i);
+        lossless &= mp_passes_through(&source->layers[i]->storage, check->target);
         if (source->layers[i]->storage.scheme != source->layers[0]->storage.scheme)
             scheme = "mixed";
     }
@@ -144,6 +131,76 @@ static bool match_layers(mp_source *source, mp_check *check)
     return all && match_quantization(source, check);
 }
 
+/* ------------------------------------------------------------------------
+ * Shared experts
+ */
+
+/* Whether a side of shared experts passes through: where the target wants powers of two, only
+ * reading its scales tells. */
+static int side_passes(const mp_source *source, const mp_tensor_set *set, size_t layer,
+                       mp_side side, bool *passes, mp_error *err)
+{
+    uint32_t id = source->layers[layer]->num_experts;
+    mp_side_source from;
+    mp_canonical canonical;
+    mp_expert view;
+
+    int rc = mp_source_side(source, set, layer, id, side, &view, &from, err);
+    if (rc != 0)
+        return rc;
+    *passes = mp_passes_through(from.storage, set->target);
+    if (!*passes || !set->target->ue8m0)
+        return 0;
+    void *scratch = aligned_alloc(64, mp_round_up(mp_canonical_scratch(&from), 64));
+    if (!scratch)
+        return mp_fail_memory(err);
+    mp_canonical_init(&canonical, &from, scratch);
+    rc = mp_canonical_begin(&canonical, err);
+    *passes = canonical.passes;
+    free(scratch);
+    return rc;
+}
+
+/* Whether every layer has shared experts, and whether they are as lossless as it says. Where
+ * scales decide, more may have been allowed than was needed. */
+static int match_shared(const mp_source *source, mp_check *check, bool *match, mp_error *err)
+{
+    const mp_manifest *m = &check->manifest;
+    const mp_tensor_set *set = &check->sets[check->num_sets - 1];
+    bool lossless = true;
+
+    if (strcmp(m->shared, "none") == 0)
+        return 0;
+    for (size_t i = 0; i < m->num_layers; i++) {
+        mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, -1);
+
+        spot.layer = (int64_t)i;
+        if (!source->layers[i]->has_shared) {
+            mp_fault_add(&check->faults, &spot,
+                         "shared experts are %s, the source has none in this layer", m->shared);
+            *match = false;
+            continue;
+        }
+        for (int side = 0; side < MP_SIDES; side++) {
+            bool passes;
+
+            int rc = side_passes(source, set, i, (mp_side)side, &passes, err);
+            if (rc != 0)
+                return rc;
+            lossless &= passes;
+        }
+    }
+    if (*match && m->shared_lossless != lossless && !(lossless && set->target->ue8m0))
+        *match = same_text(check, "repack of shared experts",
+                           m->shared_lossless ? "lossless" : "requantized",
+                           lossless ? "lossless" : "requantized");
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * The whole
+ */
+
 static bool match_model(const mp_source *source, mp_check *check)
 {
     const mp_manifest *m = &check->manifest;
@@ -158,6 +215,11 @@ static bool match_model(const mp_source *source, mp_check *check)
     return same;
 }
 
+static bool is_requantized(const mp_manifest *m)
+{
+    return !m->lossless || (strcmp(m->shared, "none") != 0 && !m->shared_lossless);
+}
+
 /* The rules that the manifest names, where there is something to quantize. */
 static bool read_rules(mp_source *source, mp_check *check)
 {
@@ -166,13 +228,14 @@ static bool read_rules(mp_source *source, mp_check *check)
     const char *scale_rule = m->scale_rule ? m->scale_rule : "";
     mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, -1);
 
-    if (m->lossless)
+    /* Refusing is for who writes; here it only matters what the bytes have to be. */
+    source->quant.allow_nonfinite = true;
+    source->quant.ue8m0 = true;
+    if (!is_requantized(m))
         return true;
     source->quant.rounding = strcmp(rounding, "ocp") == 0 ? MP_ROUND_OCP : MP_ROUND_DEEPGEMM;
     source->quant.scale_rule = strcmp(scale_rule, "mse") == 0 ? MP_SCALE_MSE : MP_SCALE_CEIL;
     source->quant.amax_floor = (float)m->amax_floor;
-    /* Refusing is for who writes; here it only matters what the bytes have to be. */
-    source->quant.allow_nonfinite = true;
     if ((strcmp(rounding, "ocp") == 0 || strcmp(rounding, "deepgemm") == 0) &&
         (strcmp(scale_rule, "mse") == 0 || strcmp(scale_rule, "ceil") == 0) && m->amax_floor >= 0)
         return true;
@@ -182,57 +245,22 @@ static bool read_rules(mp_source *source, mp_check *check)
     return false;
 }
 
-/* ------------------------------------------------------------------------
- * Forms and sizes
- */
-
-static void measure_sides(mp_source *source, const mp_check *check)
+/* Goes on to what has no meaning without the ones before only where they match. */
+static int match_manifest(mp_source *source, mp_check *check, bool *match, mp_error *err)
 {
-    for (int s = 0; s < MP_SIDES; s++) {
-        mp_side_form *form = &source->sides[s];
+    int rc = 0;
 
-        form->first = s == MP_L1 ? MP_GATE : MP_DOWN;
-        form->parts = s == MP_L1 ? 2 : 1;
-        form->rows = mp_side_rows(&check->dims, (mp_side)s) / form->parts;
-        form->cols = mp_side_cols(&check->dims, (mp_side)s);
-        form->row_bytes = mp_storage_row_bytes(&source->canonical, form->cols);
-        form->scale_row_bytes = mp_storage_scale_row_bytes(&source->canonical, form->cols);
-        if (source->canonical.has_scale)
-            form->scale_rows = mp_ceil_div(form->rows, source->canonical.block_rows);
-    }
-}
-
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
-/* The widest rows of the layers that are packed. */
-static void measure_rows(mp_source *source, const mp_check *check)
-{
-    for (size_t i = 0; i < check->manifest.num_layers; i++) {
-        const mp_storage *storage = &source->layers[i]->storage;
-
-        for (int s = 0; s < MP_SIDES; s++) {
-            uint64_t cols = source->sides[s].cols;
-
-            source->raw_row_bytes =
-                larger(source->raw_row_bytes, mp_storage_row_bytes(storage, cols));
-            source->raw_scale_row_bytes =
-                larger(source->raw_scale_row_bytes, mp_storage_scale_row_bytes(storage, cols));
-        }
-    }
+    *match = match_model(source, check) && match_layers(source, check) && read_rules(source, check);
+    if (*match)
+        rc = match_shared(source, check, match, err);
+    if (rc == 0 && *match)
+        rc = mp_forms_match(source, check, match, err);
+    return rc;
 }
 
 int mp_source_open(mp_source *source, mp_check *check, bool *usable, mp_error *err)
 {
-    const mp_storage *form = canonical_form(check->target->scheme);
-
     *usable = false;
-    if (!form)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "this version cannot check %s against a source",
-                       check->target->name);
-    source->canonical = *form;
     int rc = mp_catalog_open(&source->catalog, check->options->source, check->context, err);
     if (rc != 0)
         return rc;
@@ -247,12 +275,7 @@ int mp_source_open(mp_source *source, mp_check *check, bool *usable, mp_error *e
     if (!source->layers)
         return mp_fail_memory(err);
     mp_faults_add_part(&check->faults, -1, MP_VERIFY_EXACT);
-    *usable =
-        match_model(source, check) && match_layers(source, check) && read_rules(source, check);
-    measure_sides(source, check);
-    if (*usable)
-        measure_rows(source, check);
-    return 0;
+    return match_manifest(source, check, usable, err);
 }
 
 void mp_source_release(mp_source *source)
@@ -262,76 +285,29 @@ void mp_source_release(mp_source *source)
     *source = (mp_source){0};
 }
 
-/* ------------------------------------------------------------------------
- * Rows
- */
-
-bool mp_source_passes_through(const mp_source *source, size_t layer)
+int mp_source_side(const mp_source *source, const mp_tensor_set *set, size_t layer, uint32_t id,
+                   mp_side side, mp_expert *view, mp_side_source *from, mp_error *err)
 {
-    return source->layers[layer]->storage.scheme == source->canonical.scheme;
-}
+    const mp_moe_layer *moe = source->layers[layer];
+    const mp_storage *storage = &moe->shared_storage;
+    bool cols = set->target->tiling(&set->dims, side).kind == MP_TILES_COLS;
+    int rc = 0;
 
-/* Stored rows, the scale rows that cover them, and the work of quantizing. */
-static uint64_t raw_bytes(const mp_source *source, uint64_t rows)
-{
-    return mp_round_up(rows * source->raw_row_bytes, 64);
-}
-
-/* Where blocks of scales are one row high there is a scale row for each row; where they
- * are higher, rows can begin inside one block and end inside another. */
-static uint64_t raw_scale_bytes(const mp_source *source, uint64_t rows)
-{
-    return mp_round_up((rows + 1) * source->raw_scale_row_bytes, 64);
-}
-
-uint64_t mp_source_work_bytes(const mp_source *source, uint64_t rows)
-{
-    uint64_t cols = larger(source->sides[MP_L1].cols, source->sides[MP_L2].cols);
-
-    return raw_bytes(source, rows) + raw_scale_bytes(source, rows) + mp_requantize_scratch(cols);
-}
-
-static int quantize_rows(const mp_source *source, const mp_moe_layer *layer,
-                         const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
-                         uint8_t *work, uint8_t *weight, uint8_t *scale, mp_error *err)
-{
-    uint8_t *raw = work;
-    uint8_t *raw_scale = raw + raw_bytes(source, rows);
-    uint8_t *scratch = raw_scale + raw_scale_bytes(source, rows);
-    mp_rows in = {
-        .scheme = layer->storage.scheme,
-        .scale_dtype = layer->storage.scale_dtype,
-        .block_rows = layer->storage.block_rows,
-        .block_cols = layer->storage.block_cols,
-        .row0 = row0,
-        .rows = rows,
-        .cols = cols,
-        .global_divides = layer->storage.global_divides,
-        .weight = raw,
-        .scale = layer->storage.has_scale ? raw_scale : NULL,
-    };
-
-    int rc = mp_matrix_global(&source->catalog, matrix, &in.global_scale, err);
-    if (rc == 0)
-        rc = mp_matrix_read_rows(&source->catalog, &layer->storage, matrix, cols, row0, rows, raw,
-                                 raw_scale, err);
+    if (set->target->single)
+        *view = moe->shared;
+    else
+        rc = mp_layer_expert(&source->catalog, moe, id, view, &storage, err);
     if (rc != 0)
         return rc;
-    rc = mp_requantize(&in, source->canonical.scheme, &source->quant, weight, scale, scratch, NULL,
-                       err);
-    return rc != 0 ? mp_error_prefix(err, "%s", matrix->weight->name) : 0;
-}
-
-int mp_source_rows(const mp_source *source, size_t layer, uint32_t expert, mp_projection projection,
-                   uint64_t row0, uint64_t rows, void *work, uint8_t *weight, uint8_t *scale,
-                   mp_error *err)
-{
-    const mp_moe_layer *from = source->layers[layer];
-    const mp_matrix *matrix = &from->experts[expert].matrix[projection];
-    uint64_t cols = source->sides[projection == MP_DOWN ? MP_L2 : MP_L1].cols;
-
-    if (mp_source_passes_through(source, layer))
-        return mp_matrix_read_rows(&source->catalog, &from->storage, matrix, cols, row0, rows,
-                                   weight, scale, err);
-    return quantize_rows(source, from, matrix, cols, row0, rows, work, weight, scale, err);
+    *from = (mp_side_source){
+        .catalog = &source->catalog,
+        .storage = storage,
+        .matrix = &view->matrix[side == MP_L1 ? MP_GATE : MP_DOWN],
+        .target = set->target,
+        .dims = set->dims,
+        .side = side,
+        .tile_bytes = cols ? COLS_BYTES : ROWS_BYTES,
+        .quant = &source->quant,
+    };
+    return 0;
 }

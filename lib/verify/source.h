@@ -1,34 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* verify/source.h - what slots have to hold, worked out from the source checkpoint.
- *
- * A slot's canonical form: the rows of gate and then up for L1, those of down for L2, in
- * the target's scheme. A layer that is stored in this scheme passes through; another one
- * is quantized afresh by the rules that the manifest names. */
+/* verify/source.h - the source checkpoint, and what slots have to hold of it. */
 #ifndef MP_VERIFY_SOURCE_H
 #define MP_VERIFY_SOURCE_H
 
 #include <moepack/model.h>
 
+#include "convert/canonical.h"
 #include "verify/check.h"
-
-/* How a side of a slot is made of matrices. */
-typedef struct mp_side_form {
-    mp_projection first; /* of `parts` projections, one after the other */
-    unsigned parts;      /* 2 (gate, up) or 1 (down) */
-    uint64_t rows, cols; /* of one matrix */
-    uint64_t row_bytes;  /* of its weights */
-    uint64_t scale_rows; /* of one matrix; a row of scales covers block_rows rows */
-    uint64_t scale_row_bytes;
-} mp_side_form;
 
 typedef struct mp_source {
     mp_catalog catalog;
     const mp_moe_layer **layers; /* of the pack's layers, in their order */
-    mp_storage canonical;        /* how the target's scheme is stored in canonical form */
-    mp_side_form sides[MP_SIDES];
-    mp_quant_options quant;       /* of layers that do not pass through */
-    uint64_t raw_row_bytes;       /* most bytes of a row as stored, any matrix */
-    uint64_t raw_scale_row_bytes; /* the same of its scales */
+    mp_quant_options quant;      /* of what does not pass through */
 } mp_source;
 
 /* Opens the source and holds it against the manifest. *usable: false when the manifest
@@ -37,17 +20,15 @@ typedef struct mp_source {
 int mp_source_open(mp_source *source, mp_check *check, bool *usable, mp_error *err);
 void mp_source_release(mp_source *source);
 
-/* Scratch of a thread that reads at most `rows` rows at a time. */
-uint64_t mp_source_work_bytes(const mp_source *source, uint64_t rows);
+/* A side of what a slot of a set holds.
+ * id: a routed expert, or num_experts + s for shared expert s. The only slot of a set without
+ *   the dimension of slots holds the whole shared expert, whatever the id.
+ * view: its matrices; `from` points into it. */
+int mp_source_side(const mp_source *source, const mp_tensor_set *set, size_t layer, uint32_t id,
+                   mp_side side, mp_expert *view, mp_side_source *from, mp_error *err);
 
-/* True if the layer is stored in the target's scheme. */
-bool mp_source_passes_through(const mp_source *source, size_t layer);
-
-/* Canonical rows row0 .. row0+rows-1 of one matrix of an expert.
- * weight: rows * row_bytes; scale: the scale rows that cover them.
- * work: of mp_source_work_bytes(source, rows), aligned to 64. */
-int mp_source_rows(const mp_source *source, size_t layer, uint32_t expert, mp_projection projection,
-                   uint64_t row0, uint64_t rows, void *work, uint8_t *weight, uint8_t *scale,
-                   mp_error *err);
+/* Makes a fault of every layer whose experts are stored otherwise than the manifest's forms
+ * say, and *match false. In forms.c. MP_ERR_IO without memory. */
+int mp_forms_match(const mp_source *source, mp_check *check, bool *match, mp_error *err);
 
 #endif

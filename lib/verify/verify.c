@@ -19,16 +19,41 @@ const char *mp_verify_level_name(mp_verify_level level)
     return names[level];
 }
 
-/* Bytes that reading every selected tensor once for each level above structure takes. */
-static void measure_progress(mp_check *check)
+/* Bytes of a rank's tensors in a layer that the digests and, where exact is not null, the
+ * comparison of slots read. */
+static int layer_bytes(const mp_check *check, const mp_exact *exact, const mp_packed_rank *packed,
+                       size_t layer, uint64_t *bytes, mp_error *err)
 {
-    uint64_t layer_bytes = 0, ranks = 0;
+    for (unsigned t = 0; t < check->num_tensors; t++) {
+        const mp_tensor_set *set = mp_check_set(check, t);
+        bool wants;
 
-    for (unsigned t = 0; t < check->num_tensors; t++)
-        layer_bytes += check->tensors[t].slot_bytes * check->slots_per_rank;
-    for (size_t r = 0; r < check->manifest.num_ranks; r++)
-        ranks += check->ranks[check->manifest.ranks[r].rank];
-    check->progress_total = layer_bytes * check->num_layers * ranks * check->options->level;
+        if (mp_rank_wants(check, packed, layer, t, &wants, err) != 0)
+            return err->code;
+        if (!wants)
+            continue;
+        *bytes += mp_check_tensor_bytes(check, t);
+        for (uint32_t slot = 0; exact && slot < set->slots; slot++)
+            if (mp_exact_looks_at(exact, check, layer,
+                                  mp_exact_id(check, set, layer, packed->rank, slot)))
+                *bytes += mp_check_tensor(check, t)->slot_bytes;
+    }
+    return 0;
+}
+
+/* Bytes that reading what is selected takes. */
+static int measure_progress(mp_check *check, const mp_exact *exact, mp_error *err)
+{
+    const mp_manifest *m = &check->manifest;
+    int rc = 0;
+
+    if (check->options->level == MP_VERIFY_STRUCTURE)
+        return 0;
+    for (size_t r = 0; r < m->num_ranks; r++)
+        for (size_t layer = 0; layer < m->num_layers && rc == 0; layer++)
+            if (check->ranks[m->ranks[r].rank] && check->layers[layer])
+                rc = layer_bytes(check, exact, &m->ranks[r], layer, &check->progress_total, err);
+    return rc;
 }
 
 /* Counts the tensors of the rank that are there to be checked. */
@@ -69,9 +94,8 @@ static int check_rank(mp_check *check, const mp_exact *exact, const mp_packed_ra
 /* Ranks that are not selected may be missing: they may be on other hosts. */
 static int check_ranks(mp_check *check, const mp_exact *exact, mp_error *err)
 {
-    int rc = 0;
+    int rc = measure_progress(check, exact, err);
 
-    measure_progress(check);
     for (size_t i = 0; i < check->manifest.num_ranks && rc == 0; i++) {
         if (mp_cancelled(check->context))
             return mp_fail(err, MP_ERR_CANCELLED, "cancelled");

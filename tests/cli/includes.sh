@@ -15,10 +15,11 @@ uses()
     numeric) echo base ;;
     place) echo base ;;
     layout) echo base numeric ;;
-    pack) echo base store model numeric place layout ;;
-    reference) echo base numeric layout model store place ;;
-    verify) echo base store model numeric place layout reference backend ;;
-    backend) echo base model place layout ;;
+    convert) echo base store model numeric layout ;;
+    pack) echo base store model numeric place layout convert ;;
+    reference) echo base numeric layout model store place convert ;;
+    verify) echo base store model numeric place layout convert reference backend ;;
+    backend) echo base store model place layout ;;
     *) return 1 ;;
     esac
 }

@@ -13,7 +13,7 @@ config()
     jq -c ".$1" out/config.json
 }
 
-for preset in deepseek-v4-flash deepseek-v4-pro deepseek-v3 qwen3-30b-a3b; do
+for preset in deepseek-v4-flash deepseek-v4-pro deepseek-v3 qwen3-30b-a3b kimi-k2 gpt-oss-120b; do
     it "makes $preset in small, and inspect finds no problem"
     run moepack synth -o out --preset $preset "${small[@]}" --dense-intermediate 100
     assert_status 0
@@ -104,13 +104,40 @@ deepseek-v3 fp8_block
 deepseek-v3 bf16
 qwen3-30b-a3b bf16
 qwen3-30b-a3b fp8_block
+qwen3-30b-a3b nvfp4
+kimi-k2 int4_group
+gpt-oss-120b bf16
 END
+
+it "writes the experts in the style asked for"
+while read -r style tensor; do
+    rm -rf out
+    run moepack synth -o out --preset qwen3-30b-a3b "${small[@]}" --style "$style"
+    assert_status 0
+    run moepack inspect out --tensors
+    assert_stdout_has "model.layers.0.mlp.experts.0.gate_proj.$tensor"
+done <<'END'
+vendor weight
+compressed-tensors weight_scale
+modelopt weight_scale_2
+modelslim weight_offset
+END
+
+it "describes what ModelSlim has quantized"
+run moepack synth -o out --preset qwen3-30b-a3b "${small[@]}" --style modelslim --format mxfp4
+assert_equal "$(jq -r '."model.layers.3.mlp.experts.5.up_proj.weight"' \
+    out/quant_model_description.json)" W4A8_MXFP
 
 it "names what a family can hold"
 run moepack synth -o out --preset deepseek-v4-flash --format bf16
 assert_status 5
 assert_stderr_is <<'END'
-moepack: synth: experts of family "deepseek_v4" are mxfp4 or fp8_block, not bf16
+moepack: synth: experts of family "deepseek_v4" are mxfp4, fp8_block, nvfp4, fp8_channel, int8_channel, mxfp8 or int4_group, not bf16
+END
+run moepack synth -o out --preset gpt-oss-120b --style modelopt
+assert_status 5
+assert_stderr_is <<'END'
+moepack: synth: experts of family "gpt_oss" in mxfp4 are of style vendor, not modelopt
 END
 run moepack synth -o out --preset qwen3-30b-a3b --mtp 1
 assert_status 5

@@ -209,6 +209,127 @@ assert_stdout_has 'rank 0, layers.0, slot 0, l2_weight_sf, element '
 assert_stdout_has 'FAILED: 2 faults'
 
 # ---------------------------------------------------------------------------
+# Every target, from a source that it takes as it is or requantized
+
+# Makes ./model: ARGUMENTS of synth.
+make_model()
+{
+    run moepack synth --hidden 384 --intermediate 256 --experts 5 --layers 2 --top-k 2 --shared 2 \
+        -q -o model "$@"
+    assert_status 0
+}
+
+while read -r target format shared nz; do
+    it "accepts a pack for $target from $format, shared experts $shared $nz"
+    make_model --family deepseek_v3 --format "$format"
+    run moepack repack model --target "$target" --ep 2 --redundant 1 --shared "$shared" ${nz:+"$nz"} \
+        -q -o out
+    assert_status 0
+    run moepack verify out --source model --json
+    assert_status 0
+    assert_json '[.ok, .level]' '[true,"exact"]'
+    case $shared in
+    none) slots=12 ;;
+    *) slots=20 ;; # two more on every rank
+    esac
+    assert_json .checked.slots $slots
+done <<'END'
+megamoe-nvfp4 nvfp4 none
+megamoe-nvfp4 nvfp4 fused
+megamoe-bf16 bf16 separate
+megamoe-sm90-fp8 fp8_block fused
+megamoe-sm90-fp8 fp8_block separate
+fuseep-1 int8_channel fused
+fuseep-1 int8_channel none --nz
+fuseep-2 int8_channel separate
+fuseep-2 int8_channel fused --nz
+deepep-bf16 bf16 fused
+END
+
+while read -r target scheme; do
+    it "accepts a pack for $target that was requantized"
+    make_model --family qwen3_moe --shared 0 --format bf16
+    run moepack repack model --target "$target" --ep 2 --redundant 1 --quantize "$scheme" -q -o out
+    assert_status 0
+    run moepack verify out --source model --json
+    assert_status 0
+    assert_json .checked.slots 12
+done <<'END'
+megamoe-w4a4 mxfp4
+megamoe-w4a4-g8 mxfp4
+megamoe-nvfp4 nvfp4
+megamoe-sm90-fp8 fp8_block
+fuseep-1 int8_channel
+fuseep-2 int8_channel
+END
+
+it "names the shared expert that a slot should hold"
+make_model --family deepseek_v3 --format fp8_block
+run moepack repack model --target megamoe-sm90-fp8 --ep 2 --redundant 1 --shared fused -q -o out
+path=out/rank-001/$file
+bytes=$((2 * 256 * 384))
+offset=$(tensor_offset $path model.layers.0.experts.l1_weight)
+swap_bytes $path "$offset" $((offset + 3 * bytes)) $bytes
+run moepack verify out --source model
+assert_status 1
+assert_stdout_has 'rank 1, model.layers.0, slot 0, l1_weight, element 0: holds shared expert 0 where expert 3 belongs; holds 0x'
+assert_stdout_has 'rank 1, model.layers.0, slot 3, l1_weight, element 0: holds expert 3 where shared expert 0 belongs; holds 0x'
+
+it "names tensors of shared experts that are apart"
+make_model --family deepseek_v4 --shared 1
+run moepack repack model --target megamoe-w4a8 --ep 2 --redundant 1 --shared separate -q -o out
+assert_status 0
+path=out/rank-000/$file
+flip_byte $path $(($(tensor_offset $path layers.1.shared_experts.shared_l2_weight) + 7 * 256 + 40)) 2
+run moepack verify out --source model
+assert_status 1
+assert_stdout_has 'rank 0, layers.1, shared_experts.shared_l2_weight, element 1832: holds 0x'
+assert_stdout_has ' where layers.1.ffn.shared_experts.w2.weight row 7 column 40 says 0x'
+
+it "finds padding of the FRACTAL_NZ form that is not zero"
+run moepack synth --family deepseek_v3 --format int8_channel --hidden 104 --intermediate 40 \
+    --experts 4 --shared 1 --layers 1 --top-k 2 -q -o model
+assert_status 0
+run moepack repack model --target fuseep-2 --nz --ep 2 -q -o out
+assert_status 0
+path=out/rank-001/$file
+# Rows 104 to 111 of a panel of 32 columns.
+flip_byte $path $(($(tensor_offset $path model.layers.0.experts.w13_weight) + 104 * 32 + 9)) 4
+run moepack verify out --source model
+assert_status 1
+assert_stdout_has 'slot 0, w13_weight, element 3337: byte 3337, which belongs to no element, holds 0x04, not 0x00'
+
+it "finds an input scale that is not the source's"
+make_model --family deepseek_v3 --format nvfp4
+run moepack repack model --target megamoe-nvfp4 --ep 5 -q -o out
+assert_status 0
+path=out/rank-003/$file
+flip_byte $path $(($(tensor_offset $path model.layers.1.experts.l2_input_scale) + 3)) 64
+run moepack verify out --source model
+assert_status 1
+assert_stdout_has 'rank 3, model.layers.1, slot 0, l2_input_scale, element 0: holds '
+assert_stdout_has ' where model.layers.1.mlp.experts.3.down_proj.input_scale says '
+
+it "looks at a sample of the experts"
+use_pack
+run moepack verify out --source "$source" --sample 2 --json
+assert_status 0
+assert_json '.checked.slots >= 4 and .checked.slots < 12' true
+for expert in 0 1 2; do # slots of rank 1 in layers.0: experts 1, 3, 2
+    flip_slot 1 layers.0.experts.l2_weight $expert 49152 7 1
+done
+run moepack verify out --source "$source" --sample 2 --seed 5 --json
+assert_status 1
+cp "$stdout" expected
+run moepack verify out --source "$source" --sample 2 --seed 5 --json -j 1
+assert_stdout <expected
+run moepack verify out --source "$source" --sample 5 --json
+assert_json '[.faults[] | select(.level == "exact")] | length' 3
+run moepack verify out --sample 2
+assert_status 2
+assert_stderr_has '--sample is for level exact, not digest'
+
+# ---------------------------------------------------------------------------
 # Faults in files
 
 it "finds a truncated file"

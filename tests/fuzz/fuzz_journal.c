@@ -2,7 +2,7 @@
 /* Any bytes as a journal, as they are and behind terms that fit: refused with a message, or
  * what is done is done again when it is opened again. */
 #include "fuzz.h"
-#include "pack/journal.h"
+#include "pack/repack.h"
 
 static mp_catalog catalog;
 static mp_plan plans[2]; /* lossless, and requantizing */
@@ -61,12 +61,12 @@ static bool same_state(const mp_progress_state *a, const mp_progress_state *b, c
 {
     bool same = true;
 
-    for (uint64_t u = 0; u < plan->num_units; u++) {
+    for (uint64_t u = 0; u < plan->work.num_units; u++) {
         same &= a->unit_done[u] == b->unit_done[u];
         if (a->stats && a->unit_done[u])
             same &= memcmp(&a->stats[u], &b->stats[u], sizeof *a->stats) == 0;
     }
-    for (size_t t = 0; t < plan->num_outputs; t++)
+    for (size_t t = 0; t < plan->work.num_outputs; t++)
         same &= a->tensor_done[t] == b->tensor_done[t] && strcmp(a->digest[t], b->digest[t]) == 0;
     return same;
 }
@@ -74,12 +74,13 @@ static bool same_state(const mp_progress_state *a, const mp_progress_state *b, c
 /* Opens the journal that is there; false if it is of other terms. */
 static bool open_journal(const mp_plan *plan, mp_progress_state *state, uint64_t *size)
 {
+    mp_job job = mp_repack_job(plan);
     mp_journal journal;
     mp_error err = {0};
     bool opened;
 
-    require(mp_progress_init(state, plan, &err) == 0, err.message);
-    opened = mp_journal_open(&journal, dir, plan, state, &err) == 0;
+    require(mp_progress_init(state, &plan->work, &err) == 0, err.message);
+    opened = mp_journal_open(&journal, dir, &job, state, &err) == 0;
     if (!opened)
         require_message(&err);
     *size = journal.size;

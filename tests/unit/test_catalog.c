@@ -471,10 +471,10 @@ Test(catalog, a_scale_under_two_names)
 Test(catalog, names_in_no_known_form)
 {
     add_sound();
-    add_tensor(MP_F32, 32, 0, "layers.0.ffn.experts.1.w1.qzeros");
+    add_tensor(MP_F32, 32, 0, "layers.0.ffn.experts.1.w1.zeros");
     add_tensor(MP_BF16, 3, 64, "layers.1.ffn.shared_expert.0.w1.weight");
     EXPECT_PROBLEMS(
-        "layers.0.ffn.experts.1.w1.qzeros: named like an expert's tensor, in no known form",
+        "layers.0.ffn.experts.1.w1.zeros: named like an expert's tensor, in no known form",
         "layers.1.ffn.shared_expert.0.w1.weight: named like an expert's tensor, in no known form");
     cr_assert_eq(catalog.expert_tensors, 36, "they are none");
 }

@@ -21,19 +21,39 @@ typedef struct fixture {
 } fixture;
 
 static const fixture fixtures[] = {
+    {"ct-fp8-block", "qwen3_moe", MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false},
+    {"ct-fp8-tensor", "qwen3_moe", MP_SCHEME_FP8_TENSOR, MP_FUSION_NONE, false},
     {"ct-int8", "qwen3_moe", MP_SCHEME_INT8_CHANNEL, MP_FUSION_NONE, false},
+    {"ct-mxfp4", "qwen3_moe", MP_SCHEME_MXFP4, MP_FUSION_NONE, false},
     {"ct-nvfp4", "qwen3_moe", MP_SCHEME_NVFP4, MP_FUSION_NONE, true},
+    {"f4-mxfp4", "qwen3_moe", MP_SCHEME_MXFP4, MP_FUSION_NONE, false},
+    {"glm-bf16", "glm_moe", MP_SCHEME_BF16, MP_FUSION_NONE, false},
+    {"glm-fp8-channel", "glm_moe", MP_SCHEME_FP8_CHANNEL, MP_FUSION_NONE, false},
     {"gptoss-bf16-fused-c", "gpt_oss", MP_SCHEME_BF16, MP_FUSION_COLS_PAIRED, false},
     {"gptoss-mxfp4", "gpt_oss", MP_SCHEME_MXFP4, MP_FUSION_ROWS_PAIRED, false},
+    {"kimi-k2-fp8", "kimi_k2", MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false},
     {"kimi-k25-int4", "kimi_k2", MP_SCHEME_INT4_GROUP, MP_FUSION_NONE, false},
+    {"kimi-k3-mxfp4", "kimi_k3", MP_SCHEME_MXFP4, MP_FUSION_NONE, false},
+    {"llama4-bf16-fused-b", "llama4", MP_SCHEME_BF16, MP_FUSION_COLS, false},
+    {"llama4-modelopt-nvfp4", "llama4", MP_SCHEME_NVFP4, MP_FUSION_COLS, false},
+    {"minimax-m2-fp8", "minimax_m2", MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false},
     {"minimax-m3-mxfp8", "minimax_m3", MP_SCHEME_MXFP8, MP_FUSION_NONE, false},
+    {"mistral-small4-fp8", "qwen3_moe", MP_SCHEME_FP8_TENSOR, MP_FUSION_ROWS, false},
     {"mixtral-bf16", "mixtral", MP_SCHEME_BF16, MP_FUSION_NONE, false},
+    {"mixtral-f16", "mixtral", MP_SCHEME_F16, MP_FUSION_NONE, false},
+    {"mixtral-f32", "mixtral", MP_SCHEME_F32, MP_FUSION_NONE, false},
     {"modelopt-nvfp4", "qwen3_moe", MP_SCHEME_NVFP4, MP_FUSION_NONE, true},
+    {"modelslim-w4a8-mxfp", "qwen3_moe", MP_SCHEME_MXFP4, MP_FUSION_NONE, false},
     {"modelslim-w8a8", "qwen3_moe", MP_SCHEME_INT8_CHANNEL, MP_FUSION_NONE, false},
+    {"quark-mxfp4", "qwen3_moe", MP_SCHEME_MXFP4, MP_FUSION_NONE, false},
     {"qwen3-fp8-bf16scale", "qwen3_moe", MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false},
     {"qwen35-fused-a", "qwen3_5_moe", MP_SCHEME_BF16, MP_FUSION_ROWS, false},
+    {"qwen3next-fp8", "qwen3_next", MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false},
     {"qwen3vl-fused-b", "qwen3_vl_moe", MP_SCHEME_BF16, MP_FUSION_COLS, false},
+    {"v2-bf16", "deepseek_v2", MP_SCHEME_BF16, MP_FUSION_NONE, false},
     {"v4-base-fp8", "deepseek_v4", MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false},
+    {"v4-modelopt-nvfp4", "deepseek_v4", MP_SCHEME_NVFP4, MP_FUSION_NONE, false},
+    {"v41-fp4", "deepseek_v4", MP_SCHEME_MXFP4, MP_FUSION_NONE, false},
 };
 
 ParameterizedTestParameters(families, decoded)
@@ -79,32 +99,70 @@ static bool equal(float have, float want, bool inexact)
            have == nextafterf(want, -INFINITY);
 }
 
-static void check_matrix(const fixture *f, const mp_catalog *catalog, const mp_moe_layer *layer,
-                         uint32_t expert, mp_projection p, const golden_file *truth)
+/* Where a matrix's truth is: "LAYER.7.w1", "LAYER.shared.w2". */
+static const float *find_truth(const golden_file *truth, const mp_moe_layer *layer,
+                               const char *expert, mp_projection p, char name[128],
+                               uint64_t elements)
 {
     static const char *const names[] = {"w1", "w3", "w2"};
-    uint64_t rows, cols;
-    size_t bytes;
-    char name[128];
     const float *want;
-    float *have;
+    size_t bytes;
 
-    mp_catalog_shape(catalog, p, &rows, &cols);
-    snprintf(name, sizeof name, "%s.%u.%s", layer->prefix, expert, names[p]);
+    snprintf(name, 128, "%s.%s.%s", layer->prefix, expert, names[p]);
     want = golden_tensor(truth, name, &bytes);
-    cr_assert_eq(bytes, rows * cols * sizeof *want, "%s", name);
-    have = malloc(bytes);
+    cr_assert_eq(bytes, elements * sizeof *want, "%s", name);
+    return want;
+}
+
+static void check_matrix(const fixture *f, const mp_catalog *catalog, const mp_moe_layer *layer,
+                         const char *expert, const mp_storage *storage, const mp_matrix *matrix,
+                         mp_projection p, uint64_t rows, uint64_t cols, const golden_file *truth)
+{
+    char name[128];
+    const float *want = find_truth(truth, layer, expert, p, name, rows * cols);
+    float *have = malloc(rows * cols * sizeof *have);
+
     /* 23 divides nothing, so tiles begin inside blocks. */
     for (uint64_t row = 0; row < rows; row += 23) {
         uint64_t n = rows - row < 23 ? rows - row : 23;
 
-        decode(catalog, &layer->storage, &layer->experts[expert].matrix[p], cols, row, n,
-               have + row * cols);
+        decode(catalog, storage, matrix, cols, row, n, have + row * cols);
     }
     for (uint64_t i = 0; i < rows * cols; i++)
         cr_assert(equal(have[i], want[i], f->inexact), "%s: %s: element %llu: %a, expected %a",
                   f->name, name, (unsigned long long)i, (double)have[i], (double)want[i]);
     free(have);
+}
+
+static void check_routed(const fixture *f, const mp_catalog *catalog, const golden_file *truth)
+{
+    const mp_moe_layer *layer = &catalog->layers[0];
+
+    for (uint32_t e = 0; e < catalog->num_experts; e++)
+        for (int p = 0; p < MP_PROJECTIONS; p++) {
+            uint64_t rows, cols;
+            char expert[16];
+
+            snprintf(expert, sizeof expert, "%u", e);
+            mp_catalog_shape(catalog, (mp_projection)p, &rows, &cols);
+            check_matrix(f, catalog, layer, expert, &layer->storage, &layer->experts[e].matrix[p],
+                         (mp_projection)p, rows, cols, truth);
+        }
+}
+
+/* The shared expert has its own width; that of Kimi K3, its own hidden size too. */
+static void check_shared(const fixture *f, const mp_catalog *catalog, const golden_file *truth)
+{
+    const mp_moe_layer *layer = &catalog->layers[0];
+    uint64_t h, i;
+
+    if (!layer->has_shared)
+        return;
+    i = layer->shared.matrix[MP_GATE].weight->shape[0];
+    h = layer->shared.matrix[MP_DOWN].weight->shape[0];
+    for (int p = 0; p < MP_PROJECTIONS; p++)
+        check_matrix(f, catalog, layer, "shared", &layer->shared_storage, &layer->shared.matrix[p],
+                     (mp_projection)p, p == MP_DOWN ? h : i, p == MP_DOWN ? i : h, truth);
 }
 
 ParameterizedTest(const fixture *f, families, decoded)
@@ -124,9 +182,8 @@ ParameterizedTest(const fixture *f, families, decoded)
     cr_expect_eq(catalog.layers[0].storage.fusion, f->fusion);
     strcat(path, "/truth.st");
     truth = golden_open(path);
-    for (uint32_t e = 0; e < catalog.num_experts; e++)
-        for (int p = 0; p < MP_PROJECTIONS; p++)
-            check_matrix(f, &catalog, &catalog.layers[0], e, (mp_projection)p, truth);
+    check_routed(f, &catalog, truth);
+    check_shared(f, &catalog, truth);
     golden_close(truth);
     mp_catalog_release(&catalog);
 }

@@ -7,7 +7,7 @@
 
 #include "base/digest.h"
 #include "model_files.h"
-#include "pack/journal.h"
+#include "pack/repack.h"
 
 static mp_plan plan;
 static mp_progress_state state;
@@ -38,7 +38,7 @@ static void make_plan(void)
     mp_plan_release(&plan);
     cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0, "%s", err.message);
     mp_progress_release(&state);
-    cr_assert_eq(mp_progress_init(&state, &plan, &err), 0, "%s", err.message);
+    cr_assert_eq(mp_progress_init(&state, &plan.work, &err), 0, "%s", err.message);
 }
 
 /* A lossless plan, or one that requantizes. */
@@ -60,11 +60,13 @@ static void make_source(bool lossless)
 
 static int open_journal(void)
 {
+    mp_job job = mp_repack_job(&plan);
+
     mp_journal_close(&journal);
     mp_progress_release(&state);
-    cr_assert_eq(mp_progress_init(&state, &plan, &err), 0);
+    cr_assert_eq(mp_progress_init(&state, &plan.work, &err), 0);
     err = (mp_error){0};
-    return mp_journal_open(&journal, dir, &plan, &state, &err);
+    return mp_journal_open(&journal, dir, &job, &state, &err);
 }
 
 static void expect_opens_journal(void)
@@ -96,13 +98,13 @@ static void expect_done(const char *units, const char *tensors)
 {
     char have[64] = {0};
 
-    cr_assert_eq(plan.num_units, 12);
-    cr_assert_eq(plan.num_outputs, 24);
-    for (size_t u = 0; u < plan.num_units; u++)
+    cr_assert_eq(plan.work.num_units, 12);
+    cr_assert_eq(plan.work.num_outputs, 24);
+    for (size_t u = 0; u < plan.work.num_units; u++)
         have[u] = state.unit_done[u] ? '1' : '0';
     cr_assert_str_eq(have, units);
     memset(have, 0, sizeof have);
-    for (size_t t = 0; t < plan.num_outputs; t++)
+    for (size_t t = 0; t < plan.work.num_outputs; t++)
         have[t] = state.tensor_done[t] ? '1' : '0';
     cr_assert_str_eq(have, tensors);
 }
@@ -138,7 +140,7 @@ static void do_some(void)
 Test(journal, begins_with_the_terms)
 {
     static const char head[] =
-        "journal 1\ntool " MP_VERSION "\ntarget megamoe-w4a8/1\nep 3\nshared none\n";
+        "journal 1\ntool " MP_VERSION "\ntarget megamoe-w4a8/1\nnz 0\nep 3\nshared none\n";
     uint64_t length;
     char *text;
 
@@ -185,8 +187,11 @@ Test(journal, keeps_errors_to_the_last_bit)
 {
     static const mp_quant_stats some[] = {
         {.error_sq = 0.1, .signal_sq = 1e300 / 3, .elements = 32768, .saturated = 1, .flushed = 2},
-        {.error_sq = 0, .signal_sq = DBL_TRUE_MIN, .elements = UINT64_MAX},
-        {.error_sq = DBL_MAX, .signal_sq = DBL_EPSILON, .flushed = UINT64_MAX},
+        {.error_sq = 0, .signal_sq = DBL_TRUE_MIN, .elements = UINT64_MAX, .requantized_blocks = 5},
+        {.error_sq = DBL_MAX,
+         .signal_sq = DBL_EPSILON,
+         .flushed = UINT64_MAX,
+         .requantized_blocks = UINT64_MAX},
         {.error_sq = INFINITY, .signal_sq = -0.0},
     };
 
@@ -204,6 +209,7 @@ Test(journal, keeps_errors_to_the_last_bit)
         cr_assert_eq(state.stats[u].elements, some[u].elements);
         cr_assert_eq(state.stats[u].saturated, some[u].saturated);
         cr_assert_eq(state.stats[u].flushed, some[u].flushed);
+        cr_assert_eq(state.stats[u].requantized_blocks, some[u].requantized_blocks);
     }
 }
 
@@ -219,7 +225,7 @@ Test(journal, restarts)
     do_some();
     expect_opens_journal();
     cr_assert_not(journal.fresh);
-    cr_assert_eq(mp_journal_restart(&journal, &plan, &state, &err), 0);
+    cr_assert_eq(mp_journal_restart(&journal, &plan.work, &state, &err), 0);
     expect_done(NO_UNITS, NO_TENSORS);
     cr_assert_eq(journal.size, head);
     expect_opens_journal();
@@ -301,7 +307,7 @@ Test(journal, foreign_lines_end_it)
         "unit3\n",
         "unit 3 \n",
         "unit 3\r\n",
-        "unit 3 0x1p+0 0x1p+0 1 2 3\n",
+        "unit 3 0x1p+0 0x1p+0 1 2 3 4\n",
         "unit x\n",
         "unit\n",
         "units 3\n",
@@ -351,11 +357,11 @@ Test(journal, errors_that_are_not_whole_end_it)
 {
     static const char *const lines[] = {
         "unit 3\n",
-        "unit 3 0x1p+0 0x1p+0 1 2\n",
-        "unit 3 0x1p+0 0x1p+0 1 2 3 4\n",
-        "unit 3 1.0 0x1p+0 1 2 3\n",
-        "unit 3 0x1p+0 0x1p+0 1 -2 3\n",
-        "unit 3 0x1p+0 0x1p+0 1 2 99999999999999999999\n",
+        "unit 3 0x1p+0 0x1p+0 1 2 3\n",
+        "unit 3 0x1p+0 0x1p+0 1 2 3 4 5\n",
+        "unit 3 1.0 0x1p+0 1 2 3 4\n",
+        "unit 3 0x1p+0 0x1p+0 1 -2 3 4\n",
+        "unit 3 0x1p+0 0x1p+0 1 2 3 99999999999999999999\n",
     };
 
     make_source(false);
@@ -364,7 +370,7 @@ Test(journal, errors_that_are_not_whole_end_it)
         append_and_open(lines[i], strlen(lines[i]));
         expect_done(NO_UNITS, NO_TENSORS);
     }
-    append_and_open("unit 3 0x1p+0 0x1p+0 1 2 3\n", 27);
+    append_and_open("unit 3 0x1p+0 0x1p+0 1 2 3 4\n", 29);
     expect_done("000100000000", NO_TENSORS);
 }
 
@@ -398,11 +404,20 @@ Test(journal, of_other_flags)
     expect_other_terms("max-shard-size 0", "max-shard-size 100000");
     options = before;
     options.quant.amax_floor = 0.5f;
-    expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0",
-                       "quantize no rounding 0 scale-rule 0 amax-floor 0x1p-1 allow-nonfinite 0");
+    expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0 "
+                       "requantize-shared 0",
+                       "quantize no rounding 0 scale-rule 0 amax-floor 0x1p-1 allow-nonfinite 0 "
+                       "requantize-shared 0");
+    options = before;
+    options.requantize_shared = true;
+    expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0 "
+                       "requantize-shared 0",
+                       "quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0 "
+                       "requantize-shared 1");
     options = before;
     options.drop = "bias";
-    expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0",
+    expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0 "
+                       "requantize-shared 0",
                        "drop bias");
     options = before;
     make_plan();
@@ -493,13 +508,14 @@ Test(journal, of_a_source_with_other_weights)
 Test(journal, is_one_process_alone)
 {
     mp_journal other = {.fd = -1};
+    mp_job job = mp_repack_job(&plan);
     mp_progress_state others;
     char message[sizeof dir + 64];
 
     make_source(true);
     expect_opens_journal();
-    cr_assert_eq(mp_progress_init(&others, &plan, &err), 0);
-    cr_assert_eq(mp_journal_open(&other, dir, &plan, &others, &err), MP_ERR_IO);
+    cr_assert_eq(mp_progress_init(&others, &plan.work, &err), 0);
+    cr_assert_eq(mp_journal_open(&other, dir, &job, &others, &err), MP_ERR_IO);
     snprintf(message, sizeof message, "%s: another process is at work there", dir);
     cr_assert_str_eq(err.message, message);
     cr_assert_eq(other.fd, -1);
@@ -507,7 +523,7 @@ Test(journal, is_one_process_alone)
     cr_assert_str_eq(err.message, message);
     mp_journal_close(&journal);
     cr_assert_eq(mp_journal_check_free(dir, &err), 0);
-    cr_assert_eq(mp_journal_open(&other, dir, &plan, &others, &err), 0);
+    cr_assert_eq(mp_journal_open(&other, dir, &job, &others, &err), 0);
     mp_journal_close(&other);
     mp_progress_release(&others);
     unlink(in_dir("journal"));

@@ -1,443 +1,486 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* megamoe-w4a8: against golden bytes, against the rules written down once more, one byte at
- * a time, and there and back. */
+/* Targets against their rules written down once more, one byte at a time; there and back;
+ * and what unpacking says of damage. */
 #include <criterion/criterion.h>
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <moepack/layout.h>
+#include "layout/targets.h"
+#include "layout/transpose.h"
 
-#include "golden.h"
-
-#define BLOCK 32 /* columns of a scale */
-
-static const mp_target *target;
-static mp_error err;
-
-static void init(void)
-{
-    target = mp_target_find("megamoe-w4a8");
-    cr_assert_not_null(target);
-}
-
-TestSuite(layout, .init = init);
+#include "layout_slot.h"
 
 /* ------------------------------------------------------------------------
- * A slot, whole
+ * Weights, by rule
  */
 
-/* Canonical bytes of one expert, and what the target makes of them. */
-typedef struct slot {
-    mp_dims dims;
-    uint8_t *weight[MP_SIDES], *scale[MP_SIDES];
-    uint8_t *packed[MP_SIDES], *packed_scale[MP_SIDES];
-} slot;
+/* A line: a row of gate, up or down. */
+typedef struct line {
+    unsigned part;
+    uint64_t row;
+} line;
 
-static size_t row_bytes(const mp_dims *dims, mp_side side)
+typedef line line_order(const mp_dims *dims, uint64_t i);
+
+static line plain(const mp_dims *dims, uint64_t i)
 {
-    return mp_side_cols(dims, side) / 2;
+    uint64_t half = dims->intermediate_size;
+
+    return i < half ? (line){0, i} : (line){1, i - half};
 }
 
-static size_t weight_bytes(const mp_dims *dims, mp_side side)
+/* 8 gate rows, 8 up rows. */
+static line eights(const mp_dims *dims, uint64_t i)
 {
-    return mp_side_rows(dims, side) * row_bytes(dims, side);
+    (void)dims;
+    return i % 16 < 8 ? (line){0, i / 16 * 8 + i % 16} : (line){1, i / 16 * 8 + i % 16 - 8};
 }
 
-static size_t scale_row_bytes(const mp_dims *dims, mp_side side)
+/* Of 16 gate and 16 up rows: even gate, even up, odd gate, odd up. */
+static line even_odd(const mp_dims *dims, uint64_t i)
 {
-    return mp_side_cols(dims, side) / BLOCK;
-}
+    uint64_t first = i / 32 * 16, k = i % 8;
 
-static size_t scale_bytes(const mp_dims *dims, mp_side side)
-{
-    return mp_side_rows(dims, side) * scale_row_bytes(dims, side);
-}
-
-static uint64_t random_number(void)
-{
-    static uint64_t state = 20261122;
-
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state;
-}
-
-/* Random bytes; rows of scales begin with their number, so that no two are alike. */
-static void fill(slot *s, mp_side side)
-{
-    size_t blocks = scale_row_bytes(&s->dims, side);
-
-    for (size_t i = 0; i < weight_bytes(&s->dims, side); i++)
-        s->weight[side][i] = (uint8_t)(random_number() >> 32);
-    for (size_t i = 0; i < scale_bytes(&s->dims, side); i++)
-        s->scale[side][i] = (uint8_t)(random_number() >> 32);
-    for (size_t r = 0; r < mp_side_rows(&s->dims, side); r++) {
-        s->scale[side][r * blocks] = (uint8_t)r;
-        s->scale[side][r * blocks + 1] = (uint8_t)(r >> 8);
+    (void)dims;
+    switch (i % 32 / 8) {
+    case 0:
+        return (line){0, first + 2 * k};
+    case 1:
+        return (line){1, first + 2 * k};
+    case 2:
+        return (line){0, first + 2 * k + 1};
+    default:
+        return (line){1, first + 2 * k + 1};
     }
 }
 
-static slot make_slot(uint64_t hidden, uint64_t intermediate)
+/* 64 columns of gate, 64 of up. */
+static line chunks(const mp_dims *dims, uint64_t i)
 {
-    slot s = {.dims = {hidden, intermediate}};
+    (void)dims;
+    return i / 64 % 2 == 0 ? (line){0, i / 128 * 64 + i % 64} : (line){1, i / 128 * 64 + i % 64};
+}
+
+/* How lines of K elements become a tensor. */
+typedef enum form {
+    LINES,     /* [lines, K] */
+    TURNED,    /* [K, lines] */
+    NZ_TURNED, /* NZ form of [K, lines] */
+    NZ_LINES   /* NZ form of [lines, K] */
+} form;
+
+typedef struct rule {
+    const char *target;
+    bool nz;
+    line_order *order; /* of L1 */
+    form forms[MP_SIDES];
+    mp_dims sizes[5];
+} rule;
+
+static const rule rules[] = {
+    {"megamoe-w4a8", false, eights, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
+    {"megamoe-w4a4", false, even_odd, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
+    {"megamoe-w4a4-g8", false, eights, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
+    {"megamoe-nvfp4", false, eights, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
+    {"megamoe-bf16", false, eights, {LINES, LINES}, {{40, 48}, {1, 8}, {3, 88}, {77, 16}}},
+    {"megamoe-sm90-fp8", false, eights, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
+    {"deepep-bf16", false, plain, {LINES, LINES}, {{1, 1}, {3, 5}, {40, 17}}},
+    {"fuseep-1",
+     false,
+     chunks,
+     {TURNED, LINES},
+     {{160, 192}, {1, 64}, {33, 128}, {300, 320}, {15, 448}}},
+    {"fuseep-1",
+     true,
+     chunks,
+     {NZ_TURNED, NZ_LINES},
+     {{160, 192}, {1, 64}, {33, 128}, {300, 320}, {15, 448}}},
+    {"fuseep-2",
+     false,
+     plain,
+     {TURNED, TURNED},
+     {{160, 192}, {1, 1}, {33, 17}, {300, 96}, {77, 333}}},
+    {"fuseep-2",
+     true,
+     plain,
+     {NZ_TURNED, NZ_TURNED},
+     {{160, 192}, {1, 1}, {33, 17}, {300, 96}, {77, 333}}},
+};
+
+#define RULES (sizeof rules / sizeof rules[0])
+
+static const mp_target *target_of(const rule *r)
+{
+    const mp_target *target = mp_target_find(r->target);
+
+    cr_assert_not_null(target, "%s", r->target);
+    return r->nz ? target->nz : target;
+}
+
+static uint64_t round_up(uint64_t a, uint64_t b)
+{
+    return (a + b - 1) / b * b;
+}
+
+/* Where byte `at` of a tensor comes from: line *i, byte *k of it; false for padding. */
+static bool source_of(form f, uint64_t lines, uint64_t k_bytes, uint64_t at, uint64_t *i,
+                      uint64_t *k)
+{
+    uint64_t rows = f == NZ_TURNED ? k_bytes : lines, cols = f == NZ_TURNED ? lines : k_bytes;
+    uint64_t panel = round_up(rows, 16) * 32;
+    uint64_t row = at % panel / 32, col = at / panel * 32 + at % 32;
+
+    switch (f) {
+    case LINES:
+        *i = at / k_bytes;
+        *k = at % k_bytes;
+        return true;
+    case TURNED:
+        *i = at % lines;
+        *k = at / lines;
+        return true;
+    case NZ_TURNED:
+        *i = col;
+        *k = row;
+        return row < rows && col < cols;
+    default:
+        *i = row;
+        *k = col;
+        return row < rows && col < cols;
+    }
+}
+
+static uint8_t expected_byte(const rule *r, const layout_slot *slot, mp_side side, uint64_t at)
+{
+    const layout_side *s = &slot->sides[side];
+    uint64_t rows = mp_side_rows(&slot->dims, side), k_bytes = s->weight_bytes / rows, i, k;
+
+    if (!source_of(r->forms[side], mp_side_parts(side) * rows, k_bytes, at, &i, &k))
+        return 0;
+
+    line from = side == MP_L1 ? r->order(&slot->dims, i) : (line){0, i};
+    return s->weight[from.part][from.row * k_bytes + k];
+}
+
+static void expect_rule(const rule *r, mp_dims dims, uint64_t tile_bytes)
+{
+    layout_slot slot = layout_slot_make(target_of(r), dims);
 
     for (int side = 0; side < MP_SIDES; side++) {
-        size_t weights = weight_bytes(&s.dims, side), scales = scale_bytes(&s.dims, side);
+        const layout_side *s = &slot.sides[side];
 
-        s.weight[side] = malloc(weights);
-        s.scale[side] = malloc(scales);
-        s.packed[side] = calloc(weights, 1);
-        s.packed_scale[side] = calloc(scales, 1);
-        fill(&s, side);
+        layout_slot_pack(&slot, side, tile_bytes);
+        for (uint64_t at = 0; at < s->packed_bytes; at++) {
+            uint8_t want = expected_byte(r, &slot, side, at);
+
+            if (s->packed[at] != want)
+                cr_assert_fail("%s, %" PRIu64 "x%" PRIu64 ", side %d, byte %" PRIu64
+                               ": %02x, expected %02x",
+                               layout_label(slot.target), dims.hidden_size, dims.intermediate_size,
+                               side, at, s->packed[at], want);
+        }
     }
-    return s;
+    layout_slot_free(&slot);
 }
 
-static void free_slot(slot *s)
+Test(layout, weights_by_rule)
 {
-    for (int side = 0; side < MP_SIDES; side++) {
-        free(s->weight[side]);
-        free(s->scale[side]);
-        free(s->packed[side]);
-        free(s->packed_scale[side]);
-    }
+    static const uint64_t tile_sizes[] = {1, 3000, 9999, UINT64_MAX};
+
+    for (size_t i = 0; i < RULES; i++)
+        for (size_t d = 0; d < 5 && rules[i].sizes[d].hidden_size > 0; d++)
+            for (size_t t = 0; t < sizeof tile_sizes / sizeof tile_sizes[0]; t++)
+                expect_rule(&rules[i], rules[i].sizes[d], tile_sizes[t]);
 }
 
-/* Packs weights in tiles of at most so many rows, and scales whole. */
-static void pack_side(slot *s, mp_side side, uint64_t tile)
+/* Every target has a rule above. */
+Test(layout, rules_are_complete)
 {
-    uint64_t rows = mp_side_rows(&s->dims, side);
-    size_t bytes = row_bytes(&s->dims, side);
-    const uint8_t *gate = s->weight[side], *up = gate + rows / 2 * bytes;
+    size_t count;
+    const mp_target *const *records = layout_records(&count);
 
-    for (uint64_t row = 0; row < rows; row += tile) {
-        uint64_t n = tile < rows - row ? tile : rows - row;
+    for (size_t t = 0; t < count; t++) {
+        bool found = records[t] == &mp_target_megamoe_shared_fp8; /* below */
 
-        if (side == MP_L1)
-            target->pack_weight(&s->dims, side, row, n, gate + row / 2 * bytes,
-                                up + row / 2 * bytes, s->packed[side] + row * bytes);
-        else
-            target->pack_weight(&s->dims, side, row, n, gate + row * bytes, NULL,
-                                s->packed[side] + row * bytes);
+        for (size_t i = 0; i < RULES; i++)
+            found = found || target_of(&rules[i]) == records[t];
+        cr_assert(found, "%s has no rule", layout_label(records[t]));
     }
-    target->pack_scale(&s->dims, side, s->scale[side], s->packed_scale[side]);
-}
-
-static void unpack_side(const slot *s, mp_side side, uint64_t tile, uint8_t *weight, uint8_t *scale)
-{
-    uint64_t rows = mp_side_rows(&s->dims, side);
-    size_t bytes = row_bytes(&s->dims, side);
-    uint8_t *up = weight + rows / 2 * bytes;
-
-    for (uint64_t row = 0; row < rows; row += tile) {
-        uint64_t n = tile < rows - row ? tile : rows - row;
-
-        if (side == MP_L1)
-            target->unpack_weight(&s->dims, side, row, n, s->packed[side] + row * bytes,
-                                  weight + row / 2 * bytes, up + row / 2 * bytes);
-        else
-            target->unpack_weight(&s->dims, side, row, n, s->packed[side] + row * bytes,
-                                  weight + row * bytes, NULL);
-    }
-    target->unpack_scale(&s->dims, side, s->packed_scale[side], scale);
 }
 
 /* ------------------------------------------------------------------------
- * Golden bytes
+ * Scales, by rule
  */
 
-static const uint8_t *golden_slot(const golden_file *file, const char *name, uint32_t g, size_t n)
+/* Canonical row whose scales stand at a position: that of the interleaved row. */
+static uint64_t scale_row(const rule *r, const mp_dims *dims, mp_side side, uint64_t position)
 {
-    size_t bytes;
-    const uint8_t *data = golden_tensor(file, name, &bytes);
-
-    cr_assert_eq(bytes, 3 * n, "%s: %zu bytes", name, bytes);
-    return data + g * n;
-}
-
-static void expect_bytes(const char *what, const uint8_t *have, const uint8_t *want, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        cr_assert_eq(have[i], want[i], "%s: byte %zu: %02x, expected %02x", what, i, have[i],
-                     want[i]);
-}
-
-/* The golden file's expert g, packed in tiles of these numbers of rows. */
-static void expect_golden(const golden_file *file, uint32_t g, uint64_t tile1, uint64_t tile2)
-{
-    slot s = make_slot(640, 384);
-    size_t w1 = weight_bytes(&s.dims, MP_L1), w2 = weight_bytes(&s.dims, MP_L2);
-    size_t s1 = scale_bytes(&s.dims, MP_L1), s2 = scale_bytes(&s.dims, MP_L2);
-
-    memcpy(s.weight[MP_L1], golden_slot(file, "w13", g, w1), w1);
-    memcpy(s.scale[MP_L1], golden_slot(file, "s13", g, s1), s1);
-    memcpy(s.weight[MP_L2], golden_slot(file, "w2", g, w2), w2);
-    memcpy(s.scale[MP_L2], golden_slot(file, "s2", g, s2), s2);
-    pack_side(&s, MP_L1, tile1);
-    pack_side(&s, MP_L2, tile2);
-    expect_bytes("l1_weight", s.packed[MP_L1], golden_slot(file, "megamoe-w4a8.l1_weight", g, w1),
-                 w1);
-    expect_bytes("l1_weight_sf", s.packed_scale[MP_L1],
-                 golden_slot(file, "megamoe-w4a8.l1_weight_sf", g, s1), s1);
-    expect_bytes("l2_weight", s.packed[MP_L2], s.weight[MP_L2], w2);
-    expect_bytes("l2_weight_sf", s.packed_scale[MP_L2],
-                 golden_slot(file, "megamoe-w4a8.l2_weight_sf", g, s2), s2);
-    free_slot(&s);
-}
-
-Test(layout, golden)
-{
-    golden_file *file = golden_open("testdata/golden/megamoe.safetensors");
-
-    for (uint32_t g = 0; g < 3; g++) {
-        expect_golden(file, g, 768, 640);
-        expect_golden(file, g, 16, 1);
-        expect_golden(file, g, 48, 17);
-        expect_golden(file, g, 240, 639);
-        expect_golden(file, g, 752, 128);
-    }
-    golden_close(file);
-}
-
-Test(layout, golden_backwards)
-{
-    golden_file *file = golden_open("testdata/golden/megamoe.safetensors");
-    slot s = make_slot(640, 384);
-    size_t w1 = weight_bytes(&s.dims, MP_L1), s1 = scale_bytes(&s.dims, MP_L1);
-    size_t s2 = scale_bytes(&s.dims, MP_L2);
-    uint8_t *weight = malloc(w1), *scale = malloc(s1);
-
-    for (uint32_t g = 0; g < 3; g++) {
-        memcpy(s.packed[MP_L1], golden_slot(file, "megamoe-w4a8.l1_weight", g, w1), w1);
-        memcpy(s.packed_scale[MP_L1], golden_slot(file, "megamoe-w4a8.l1_weight_sf", g, s1), s1);
-        memcpy(s.packed_scale[MP_L2], golden_slot(file, "megamoe-w4a8.l2_weight_sf", g, s2), s2);
-        unpack_side(&s, MP_L1, 16 + 32 * g, weight, scale);
-        expect_bytes("w13", weight, golden_slot(file, "w13", g, w1), w1);
-        expect_bytes("s13", scale, golden_slot(file, "s13", g, s1), s1);
-        target->unpack_scale(&s.dims, MP_L2, s.packed_scale[MP_L2], scale);
-        expect_bytes("s2", scale, golden_slot(file, "s2", g, s2), s2);
-    }
-    free(weight);
-    free(scale);
-    free_slot(&s);
-    golden_close(file);
-}
-
-/* ------------------------------------------------------------------------
- * The rules once more, a byte at a time
- */
-
-/* L1: 8 rows of gate, 8 of up, and so on. */
-static uint64_t source_row(const mp_dims *dims, mp_side side, uint64_t row)
-{
-    uint64_t run = row / 16, i = row % 16;
+    uint64_t in_run = position % 128, c = in_run / 4, q = in_run % 4;
+    uint64_t row = position - in_run + 32 * q + c;
 
     if (side == MP_L2)
         return row;
-    return i < 8 ? 8 * run + i : dims->intermediate_size + 8 * run + (i - 8);
+
+    line from = r->order(dims, row);
+    return from.part * dims->intermediate_size + from.row;
 }
 
-/* Scale byte `byte` of the word at [word][position]: four along K to a word, words first,
- * and position 4c + q of each 128 has the scales of row 32q + c. */
-static uint8_t packed_scale_byte(const slot *s, mp_side side, uint64_t word, uint64_t position,
-                                 uint64_t byte)
+static void expect_utccp(const rule *r, mp_dims dims)
 {
-    uint64_t in_run = position % 128, c = in_run / 4, q = in_run % 4;
-    uint64_t row = source_row(&s->dims, side, position - in_run + 32 * q + c);
+    layout_slot slot = layout_slot_make(target_of(r), dims);
 
-    return s->scale[side][row * scale_row_bytes(&s->dims, side) + 4 * word + byte];
-}
+    for (int side = 0; side < MP_SIDES; side++) {
+        const layout_side *s = &slot.sides[side];
+        uint64_t rows = mp_side_parts(side) * mp_side_rows(&dims, side);
+        uint64_t row_bytes = s->scale_bytes / rows;
 
-static void expect_rules(slot *s, mp_side side)
-{
-    uint64_t rows = mp_side_rows(&s->dims, side), words = scale_row_bytes(&s->dims, side) / 4;
-    size_t bytes = row_bytes(&s->dims, side);
+        layout_slot_pack(&slot, side, UINT64_MAX);
+        cr_assert_eq(s->packed_scale_bytes, s->scale_bytes);
+        for (uint64_t at = 0; at < s->packed_scale_bytes; at++) {
+            uint64_t word = at / 4 / rows, position = at / 4 % rows;
+            uint64_t row = scale_row(r, &dims, side, position);
 
-    for (int i = 0; i < 20000; i++) {
-        uint64_t row = random_number() % rows, byte = random_number() % bytes;
-        uint64_t source = source_row(&s->dims, side, row);
-
-        cr_assert_eq(s->packed[side][row * bytes + byte], s->weight[side][source * bytes + byte],
-                     "side %d, row %" PRIu64 ", byte %" PRIu64, side, row, byte);
-    }
-    for (int i = 0; i < 20000; i++) {
-        uint64_t position = random_number() % rows, word = random_number() % words;
-        uint64_t byte = random_number() % 4;
-
-        cr_assert_eq(s->packed_scale[side][4 * (word * rows + position) + byte],
-                     packed_scale_byte(s, side, word, position, byte),
-                     "side %d, word %" PRIu64 ", position %" PRIu64 ", byte %" PRIu64, side, word,
-                     position, byte);
-    }
-}
-
-/* Sizes that the kernel takes; no two are each other's transposed. */
-static const mp_dims sizes[] = {
-    {128, 128}, {384, 128}, {128, 640}, {896, 384}, {640, 1152}, {1408, 256},
-};
-
-#define SIZES (sizeof sizes / sizeof sizes[0])
-
-Test(layout, rules)
-{
-    for (size_t i = 0; i < SIZES; i++) {
-        slot s = make_slot(sizes[i].hidden_size, sizes[i].intermediate_size);
-
-        for (int side = 0; side < MP_SIDES; side++) {
-            pack_side(&s, side, side == MP_L1 ? 176 : 77);
-            expect_rules(&s, side);
+            cr_assert_eq(s->packed_scale[at], s->scale[row * row_bytes + 4 * word + at % 4],
+                         "%s, side %d, byte %" PRIu64, r->target, side, at);
         }
-        free_slot(&s);
     }
+    layout_slot_free(&slot);
+}
+
+Test(layout, utccp_scales_by_rule)
+{
+    for (size_t i = 0; i < 4; i++) /* w4a8, w4a4, w4a4-g8, nvfp4 */
+        for (size_t d = 0; d < 3; d++)
+            expect_utccp(&rules[i], rules[i].sizes[d]);
+}
+
+Test(layout, block_scales_stay)
+{
+    layout_slot slot = layout_slot_make(mp_target_find("megamoe-sm90-fp8"), (mp_dims){640, 384});
+
+    for (int side = 0; side < MP_SIDES; side++) {
+        const layout_side *s = &slot.sides[side];
+
+        layout_slot_pack(&slot, side, UINT64_MAX);
+        cr_assert_eq(s->scale_bytes, (side == MP_L1 ? 2 * 3 * 5 : 5 * 3) * 4);
+        cr_assert_eq(s->packed_scale_bytes, s->scale_bytes);
+        layout_expect_bytes("scales", s->packed_scale, s->scale, s->scale_bytes);
+    }
+    layout_slot_free(&slot);
+}
+
+/* Bits of float32, and what fuse mode 2 makes of them. */
+Test(layout, scales_as_int64)
+{
+    static const uint32_t bits[] = {0, 0x3f800000, 0x80000001, 0xbf800000, 0x7f7fffff, 0xffffffff};
+    static const int64_t wide[] = {0, 1065353216, -2147483647, -1082130432, 2139095039, -1};
+    const mp_target *target = mp_target_find("fuseep-2");
+    const mp_dims dims = {.hidden_size = 6, .intermediate_size = 1};
+    uint8_t in[sizeof bits], out[sizeof wide], back[sizeof bits];
+
+    memcpy(in, bits, sizeof in);
+    target->pack_scale(&dims, MP_L2, in, out);
+    layout_expect_bytes("scales", out, (const uint8_t *)wide, sizeof wide);
+    target->unpack_scale(&dims, MP_L2, out, back);
+    layout_expect_bytes("scales", back, in, sizeof in);
+}
+
+/* ------------------------------------------------------------------------
+ * Shared experts in FP8
+ */
+
+/* Scales repeated for each row and each 32 columns, in the order that mxfp4 exponents have. */
+static void expect_repeated(mp_dims dims)
+{
+    const mp_target *mxfp4 = mp_target_find("megamoe-w4a8");
+    layout_slot shared = layout_slot_make(mxfp4->separate, dims);
+    layout_slot slot = layout_slot_make(mxfp4, dims);
+
+    for (int side = 0; side < MP_SIDES; side++) {
+        const layout_side *have = &shared.sides[side], *want = &slot.sides[side];
+        uint64_t blocks = mp_side_cols(&dims, side) / 128, row_bytes = 4 * blocks;
+
+        for (uint64_t at = 0; at < want->scale_bytes; at++) {
+            uint64_t row = at / row_bytes, group = at % row_bytes;
+            uint32_t bits;
+
+            memcpy(&bits, have->scale + 4 * (row / 128 * blocks + group / 4), sizeof bits);
+            want->scale[at] = (uint8_t)(bits >> 23);
+        }
+        layout_slot_pack(&slot, side, UINT64_MAX);
+        layout_slot_pack(&shared, side, 30000);
+        cr_assert_eq(have->packed_scale_bytes, want->packed_scale_bytes);
+        layout_expect_bytes("scales", have->packed_scale, want->packed_scale,
+                            want->packed_scale_bytes);
+    }
+    layout_slot_free(&shared);
+    layout_slot_free(&slot);
+}
+
+Test(layout, shared_scales_are_repeated)
+{
+    expect_repeated((mp_dims){128, 128});
+    expect_repeated((mp_dims){640, 384});
+    expect_repeated((mp_dims){384, 896});
+}
+
+Test(layout, shared_weights_are_those_of_sm90)
+{
+    const mp_dims dims = {384, 640};
+    layout_slot shared = layout_slot_make(&mp_target_megamoe_shared_fp8, dims);
+    layout_slot plain_slot = layout_slot_make(mp_target_find("megamoe-sm90-fp8"), dims);
+
+    for (int side = 0; side < MP_SIDES; side++) {
+        const layout_side *have = &shared.sides[side], *want = &plain_slot.sides[side];
+
+        for (unsigned p = 0; p < mp_side_parts(side); p++)
+            memcpy(have->weight[p], want->weight[p], want->weight_bytes);
+        layout_slot_pack(&shared, side, 100000);
+        layout_slot_pack(&plain_slot, side, UINT64_MAX);
+        layout_expect_bytes("weights", have->packed, want->packed, want->packed_bytes);
+    }
+    layout_slot_free(&shared);
+    layout_slot_free(&plain_slot);
 }
 
 /* ------------------------------------------------------------------------
  * There and back
  */
 
-Test(layout, unpack_undoes_pack)
+static void expect_back(const mp_target *target, mp_dims dims, uint64_t there, uint64_t back)
 {
-    for (size_t i = 0; i < SIZES; i++) {
-        slot s = make_slot(sizes[i].hidden_size, sizes[i].intermediate_size);
+    layout_slot slot = layout_slot_make(target, dims), copy = layout_slot_make(target, dims);
 
-        for (int side = 0; side < MP_SIDES; side++) {
-            size_t weights = weight_bytes(&s.dims, side), scales = scale_bytes(&s.dims, side);
-            uint8_t *weight = malloc(weights), *scale = malloc(scales);
+    for (int side = 0; side < MP_SIDES; side++) {
+        layout_side *s = &slot.sides[side], *c = &copy.sides[side];
 
-            pack_side(&s, side, 16 * (i + 1));
-            unpack_side(&s, side, 16 * (SIZES - i), weight, scale);
-            expect_bytes("weight", weight, s.weight[side], weights);
-            expect_bytes("scale", scale, s.scale[side], scales);
-            free(weight);
-            free(scale);
-        }
-        free_slot(&s);
+        layout_slot_pack(&slot, side, there);
+        memcpy(c->packed, s->packed, s->packed_bytes);
+        if (s->packed_scale_bytes > 0)
+            memcpy(c->packed_scale, s->packed_scale, s->packed_scale_bytes);
+        layout_slot_unpack(&copy, side, back);
+        for (unsigned p = 0; p < mp_side_parts(side); p++)
+            layout_expect_bytes(layout_label(target), c->weight[p], s->weight[p], s->weight_bytes);
+        layout_expect_bytes(layout_label(target), c->scale, s->scale, s->scale_bytes);
     }
+    layout_slot_free(&slot);
+    layout_slot_free(&copy);
 }
 
-/* Every packed byte has a place, so random ones come back too. */
-Test(layout, pack_undoes_unpack)
+Test(layout, unpack_undoes_pack)
 {
-    for (size_t i = 0; i < SIZES; i++) {
-        slot packed = make_slot(sizes[i].hidden_size, sizes[i].intermediate_size);
-        slot s = make_slot(sizes[i].hidden_size, sizes[i].intermediate_size);
+    static const mp_dims sizes[] = {{128, 128}, {384, 128}, {128, 640}, {896, 384}, {640, 768},
+                                    {40, 48},   {161, 192}, {33, 17},   {1, 8},     {1, 1}};
+    size_t count;
+    const mp_target *const *records = layout_records(&count);
 
-        for (int side = 0; side < MP_SIDES; side++) {
-            size_t weights = weight_bytes(&s.dims, side), scales = scale_bytes(&s.dims, side);
+    for (size_t t = 0; t < count; t++) {
+        for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+            mp_problems warnings = {0};
 
-            memcpy(packed.packed[side], packed.weight[side], weights);
-            memcpy(packed.packed_scale[side], packed.scale[side], scales);
-            unpack_side(&packed, side, 48, s.weight[side], s.scale[side]);
-            pack_side(&s, side, 80);
-            expect_bytes("weight", s.packed[side], packed.packed[side], weights);
-            expect_bytes("scale", s.packed_scale[side], packed.packed_scale[side], scales);
+            if (records[t]->check(&sizes[i], &warnings, NULL) == 0)
+                expect_back(records[t], sizes[i], 10000 * (i + 1), 7000 * (10 - i));
+            mp_problems_release(&warnings);
         }
-        free_slot(&packed);
-        free_slot(&s);
     }
 }
 
 /* ------------------------------------------------------------------------
- * What the target says of itself
+ * Damage that only unpacking can see
  */
 
-Test(layout, tensors)
+static float float_at(const uint8_t *bytes, size_t i)
 {
-    const mp_dims dims = {640, 384};
-    const struct {
-        const char *name;
-        mp_side side;
-        mp_role role;
-        mp_dtype dtype;
-        uint64_t shape[2], bytes;
-    } want[] = {
-        {"l1_weight", MP_L1, MP_ROLE_WEIGHT, MP_I8, {768, 320}, 768 * 320},
-        {"l1_weight_sf", MP_L1, MP_ROLE_SCALE, MP_I32, {5, 768}, 5 * 768 * 4},
-        {"l2_weight", MP_L2, MP_ROLE_WEIGHT, MP_I8, {640, 192}, 640 * 192},
-        {"l2_weight_sf", MP_L2, MP_ROLE_SCALE, MP_I32, {3, 640}, 3 * 640 * 4},
-    };
-    mp_slot_tensor tensors[MP_TARGET_TENSORS];
+    float value;
 
-    cr_assert_eq(target->describe(&dims, tensors), 4);
-    for (int t = 0; t < 4; t++) {
-        cr_assert_str_eq(tensors[t].name, want[t].name);
-        cr_assert_eq(tensors[t].side, want[t].side);
-        cr_assert_eq(tensors[t].role, want[t].role);
-        cr_assert_eq(tensors[t].dtype, want[t].dtype);
-        cr_assert_eq(tensors[t].rank, 2);
-        cr_assert_eq(tensors[t].shape[0], want[t].shape[0]);
-        cr_assert_eq(tensors[t].shape[1], want[t].shape[1]);
-        cr_assert_eq(tensors[t].slot_bytes, want[t].bytes);
+    memcpy(&value, bytes + i * sizeof(value), sizeof(value));
+    return value;
+}
+
+/* Damages a byte of packed scales: one scale becomes NaN, and no other one. */
+static void expect_one_nan(layout_slot *slot, mp_side side, size_t at)
+{
+    layout_side *s = &slot->sides[side];
+    size_t nans = 0;
+
+    s->packed_scale[at] ^= 1;
+    layout_slot_unpack(slot, side, UINT64_MAX);
+    for (size_t i = 0; i < s->scale_bytes / sizeof(float); i++)
+        nans += (size_t)isnan(float_at(s->scale, i));
+    cr_assert_eq(nans, 1, "%s, byte %zu: %zu NaN", layout_label(slot->target), at, nans);
+    s->packed_scale[at] ^= 1;
+}
+
+Test(layout, repeats_that_differ_are_a_nan)
+{
+    layout_slot slot = layout_slot_make(&mp_target_megamoe_shared_fp8, (mp_dims){384, 256});
+
+    for (int side = 0; side < MP_SIDES; side++) {
+        layout_slot_pack(&slot, side, UINT64_MAX);
+        for (size_t at = 0; at < slot.sides[side].packed_scale_bytes; at += 97)
+            expect_one_nan(&slot, side, at);
     }
-    cr_assert_eq(mp_side_rows(&dims, MP_L1), 768);
-    cr_assert_eq(mp_side_cols(&dims, MP_L1), 640);
-    cr_assert_eq(mp_side_rows(&dims, MP_L2), 640);
-    cr_assert_eq(mp_side_cols(&dims, MP_L2), 384);
-    cr_assert_eq(mp_target_scale_row_bytes(target, 640), 20);
+    layout_slot_free(&slot);
 }
 
-static void expect_refused(uint64_t hidden, uint64_t intermediate, const char *message)
+Test(layout, int64_that_are_no_float32_are_a_nan)
 {
-    const mp_dims dims = {hidden, intermediate};
-    mp_problems warnings = {0};
+    layout_slot slot = layout_slot_make(mp_target_find("fuseep-2"), (mp_dims){33, 17});
 
-    cr_assert_eq(target->check(&dims, &warnings, &err), MP_ERR_UNSUPPORTED);
-    cr_assert_eq(err.code, MP_ERR_UNSUPPORTED);
-    cr_assert_str_eq(err.message, message);
-    mp_problems_release(&warnings);
-}
+    for (int side = 0; side < MP_SIDES; side++) {
+        layout_side *s = &slot.sides[side];
 
-Test(layout, refuses_sizes_that_the_kernel_does_not_take)
-{
-    expect_refused(0, 512, "megamoe-w4a8: hidden size is 0, the kernel takes multiples of 128");
-    expect_refused(4096 + 64, 512,
-                   "megamoe-w4a8: hidden size is 4160, the kernel takes multiples of 128");
-    expect_refused(512, 127,
-                   "megamoe-w4a8: expert intermediate size is 127, the kernel takes multiples of "
-                   "128");
-    expect_refused(512, 0,
-                   "megamoe-w4a8: expert intermediate size is 0, the kernel takes multiples of "
-                   "128");
-}
+        for (size_t i = 0; i < s->scale_bytes / sizeof(float); i++) {
+            float value = (float)(1 + i) * (i % 2 ? -0.125f : 0.25f);
 
-Test(layout, warns_of_sizes_that_the_engine_does_not_take)
-{
-    const mp_dims both = {7168, 2048}, hidden = {640, 1024}, inter = {1024, 384}, none = {128, 256};
-    mp_problems warnings = {0};
-
-    cr_assert_eq(target->check(&both, &warnings, &err), 0);
-    cr_assert_eq(warnings.count, 0);
-    cr_assert_eq(target->check(&hidden, &warnings, &err), 0);
-    cr_assert_eq(warnings.count, 1);
-    cr_assert_str_eq(warnings.text[0],
-                     "megamoe-w4a8: hidden size is 640, SGLang takes multiples of 512 only");
-    cr_assert_eq(target->check(&inter, &warnings, &err), 0);
-    cr_assert_eq(warnings.count, 2);
-    cr_assert_str_eq(
-        warnings.text[1],
-        "megamoe-w4a8: expert intermediate size is 384, SGLang takes multiples of 512 only");
-    cr_assert_eq(target->check(&none, &warnings, &err), 0);
-    cr_assert_eq(warnings.count, 4);
-    mp_problems_release(&warnings);
-}
-
-Test(layout, table_of_targets)
-{
-    size_t count;
-    const mp_target *const *targets = mp_targets(&count);
-
-    cr_assert_geq(count, 1);
-    for (size_t i = 0; i < count; i++) {
-        cr_assert_eq(mp_target_find(targets[i]->name), targets[i]);
-        cr_assert_geq(targets[i]->version, 1);
+            memcpy(s->scale + i * sizeof(value), &value, sizeof(value));
+        }
+        layout_slot_pack(&slot, side, UINT64_MAX);
+        for (size_t at = 4; at < s->packed_scale_bytes; at += at % 8 < 7 ? 1 : 5)
+            expect_one_nan(&slot, side, at);
     }
-    cr_assert_null(mp_target_find("megamoe"));
-    cr_assert_null(mp_target_find(""));
-    cr_assert_eq(target->scheme, MP_SCHEME_MXFP4);
-    cr_assert_eq(target->rounding, MP_ROUND_DEEPGEMM);
-    cr_assert_eq(target->l1_row_group, 16);
-    cr_assert(target->l2_weight_unchanged);
+    layout_slot_free(&slot);
+}
+
+/* ------------------------------------------------------------------------
+ * Turning over
+ */
+
+/* rows x cols, with room between the rows that nothing touches. */
+static void expect_transposed(uint64_t rows, uint64_t cols, uint64_t in_gap, uint64_t out_gap)
+{
+    uint64_t in_stride = cols + in_gap, out_stride = rows + out_gap;
+    size_t in_bytes = (rows - 1) * in_stride + cols, out_bytes = (cols - 1) * out_stride + rows;
+    uint8_t *in = malloc(in_bytes), *out = malloc(out_bytes);
+
+    for (size_t i = 0; i < in_bytes; i++)
+        in[i] = (uint8_t)layout_random();
+    memset(out, 0xa5, out_bytes);
+    mp_transpose(in, in_stride, rows, cols, out, out_stride);
+    for (uint64_t i = 0; i < out_bytes; i++) {
+        uint64_t c = i / out_stride, r = i % out_stride;
+        uint8_t want = r < rows ? in[r * in_stride + c] : 0xa5;
+
+        if (out[i] != want)
+            cr_assert_fail("%" PRIu64 "x%" PRIu64 ": byte %" PRIu64 " is %02x, not %02x", rows,
+                           cols, i, out[i], want);
+    }
+    free(in);
+    free(out);
+}
+
+Test(layout, transpose)
+{
+    static const uint64_t sizes[] = {1, 2, 15, 16, 17, 31, 63, 64, 65, 80, 255, 256, 257, 530};
+    const size_t count = sizeof sizes / sizeof sizes[0];
+
+    for (size_t r = 0; r < count; r++) {
+        for (size_t c = 0; c < count; c++) {
+            expect_transposed(sizes[r], sizes[c], 0, 0);
+            expect_transposed(sizes[r], sizes[c], 3 + r, 5 + c);
+        }
+    }
 }

@@ -74,11 +74,62 @@ static void fill_ranks(mp_manifest *m)
 
 static void fill_errors(mp_manifest *m)
 {
-    m->num_errors = 2;
-    m->errors = calloc(2, sizeof *m->errors);
-    m->errors[0] = (mp_layer_error){strdup("layers.3"), "w13", 0.0625, 18.25, 1, 2, 3};
+    m->num_errors = 4;
+    m->errors = calloc(4, sizeof *m->errors);
+    m->errors[0] = (mp_layer_error){strdup("layers.3"), "w13", 0.0625, 18.25, 1, 2, 3, 4};
     m->errors[1] =
-        (mp_layer_error){strdup("layers.3"), "w2", 0.1234567890123, INFINITY, 0, 0, 1ull << 40};
+        (mp_layer_error){strdup("layers.3"), "w2", 0.1234567890123, INFINITY, 0, 0, 1ull << 40, 0};
+    m->errors[2] = (mp_layer_error){strdup("mtp.0"), "shared w13", 0.5, 6.5, 0, 0, 7, 1ull << 33};
+    m->errors[3] = (mp_layer_error){strdup("mtp.0"), "shared w2", 0.25, 12, 9, 8, 7, 6};
+}
+
+static void fill_form(mp_form *form, const char *scheme, const char *fusion, size_t tensors)
+{
+    *form = (mp_form){
+        .scheme = strdup(scheme),
+        .fusion = strdup(fusion),
+        .block_rows = 1,
+        .block_cols = 32,
+        .num_tensors = tensors,
+        .tensors = calloc(tensors, sizeof *form->tensors),
+    };
+}
+
+/* Experts with a tensor a matrix, and stacked ones with a scale for all of them. */
+static void fill_forms(mp_manifest *m)
+{
+    static const char *const roles[] = {"weight", "scale", "global_scale"};
+
+    m->num_forms = 2;
+    m->forms = calloc(2, sizeof *m->forms);
+    fill_form(&m->forms[0], "nvfp4", "none", 3);
+    m->forms[0].global_divides = true;
+    for (uint32_t t = 0; t < 3; t++) {
+        mp_form_tensor *tensor = &m->forms[0].tensors[t];
+
+        *tensor = (mp_form_tensor){
+            .name = strdup("ffn.experts.{}.w1.weight"),
+            .matrix = strdup("gate"),
+            .role = strdup(roles[t]),
+            .dtype = MP_U8,
+            .rank = 2 - t, /* a global scale has no dimensions */
+            .shape = {2048, 3584},
+        };
+        tensor->name[15 + t] = 'a';
+    }
+    fill_form(&m->forms[1], "fp8_tensor", "rows_paired", 1);
+    m->forms[1].block_rows = m->forms[1].block_cols = UINT32_MAX;
+    m->forms[1].tensors[0] = (mp_form_tensor){
+        .name = strdup("mlp.experts.gate_up_proj"),
+        .matrix = strdup("gate_up"),
+        .role = strdup("weight"),
+        .dtype = MP_F8_E4M3,
+        .rank = 4,
+        .shape = {254, 4096, 1ull << 40, 16},
+    };
+    m->layer_form = calloc(2, sizeof *m->layer_form);
+    m->shared_form = calloc(2, sizeof *m->shared_form);
+    m->layer_form[1] = m->shared_form[0] = 1;
 }
 
 /* A manifest with every member. */
@@ -88,6 +139,7 @@ static void fill(mp_manifest *m)
         .tool_version = strdup("0.1.0"),
         .target = strdup("megamoe-w4a8"),
         .target_version = 1,
+        .nz = true,
         .source_scheme = strdup("bf16"),
         .target_scheme = strdup("mxfp4"),
         .scale_rule = strdup("ceil"),
@@ -119,6 +171,7 @@ static void fill(mp_manifest *m)
     m->layers[1] = strdup("mtp.0");
     fill_ranks(m);
     fill_errors(m);
+    fill_forms(m);
 }
 
 static void expect_string(const char *a, const char *b)
@@ -156,6 +209,40 @@ static void expect_same_error(const mp_layer_error *a, const mp_layer_error *b)
     cr_assert_eq(a->saturated, b->saturated);
     cr_assert_eq(a->flushed, b->flushed);
     cr_assert_eq(a->elements, b->elements);
+    cr_assert_eq(a->requantized_blocks, b->requantized_blocks);
+}
+
+static void expect_same_form(const mp_form *a, const mp_form *b)
+{
+    cr_assert_str_eq(a->scheme, b->scheme);
+    cr_assert_str_eq(a->fusion, b->fusion);
+    cr_assert_eq(a->global_divides, b->global_divides);
+    cr_assert_eq(a->block_rows, b->block_rows);
+    cr_assert_eq(a->block_cols, b->block_cols);
+    cr_assert_eq(a->num_tensors, b->num_tensors);
+    for (size_t t = 0; t < a->num_tensors; t++) {
+        const mp_form_tensor *x = &a->tensors[t], *y = &b->tensors[t];
+
+        cr_assert_str_eq(x->name, y->name);
+        cr_assert_str_eq(x->matrix, y->matrix);
+        cr_assert_str_eq(x->role, y->role);
+        cr_assert_eq(x->dtype, y->dtype);
+        cr_assert_eq(x->rank, y->rank);
+        for (uint32_t d = 0; d < x->rank; d++)
+            cr_assert_eq(x->shape[d], y->shape[d]);
+    }
+}
+
+static void expect_same_forms(const mp_manifest *a, const mp_manifest *b)
+{
+    cr_assert_eq(a->num_forms, b->num_forms);
+    for (size_t i = 0; i < a->num_forms; i++)
+        expect_same_form(&a->forms[i], &b->forms[i]);
+    cr_assert_eq(!a->shared_form, !b->shared_form);
+    for (size_t i = 0; i < a->num_layers; i++) {
+        cr_assert_eq(a->layer_form[i], b->layer_form[i]);
+        cr_assert(!a->shared_form || a->shared_form[i] == b->shared_form[i]);
+    }
 }
 
 static void expect_same(const mp_manifest *a, const mp_manifest *b)
@@ -163,9 +250,11 @@ static void expect_same(const mp_manifest *a, const mp_manifest *b)
     expect_string(a->tool_version, b->tool_version);
     expect_string(a->target, b->target);
     cr_assert_eq(a->target_version, b->target_version);
+    cr_assert_eq(a->nz, b->nz);
     expect_string(a->source_scheme, b->source_scheme);
     expect_string(a->target_scheme, b->target_scheme);
     cr_assert_eq(a->lossless, b->lossless);
+    cr_assert_eq(a->shared_lossless, b->shared_lossless);
     expect_string(a->scale_rule, b->scale_rule);
     expect_string(a->rounding, b->rounding);
     cr_assert_eq(a->amax_floor, b->amax_floor);
@@ -197,6 +286,7 @@ static void expect_same(const mp_manifest *a, const mp_manifest *b)
     cr_assert_eq(a->num_errors, b->num_errors);
     for (size_t i = 0; i < a->num_errors; i++)
         expect_same_error(&a->errors[i], &b->errors[i]);
+    expect_same_forms(a, b);
 }
 
 /* ------------------------------------------------------------------------
@@ -237,7 +327,10 @@ Test(manifest, a_full_value_comes_back)
 Test(manifest, a_lossless_value_comes_back)
 {
     fill(&manifest);
-    manifest.lossless = true;
+    manifest.lossless = manifest.shared_lossless = true;
+    manifest.nz = false;
+    free(manifest.shared_form);
+    manifest.shared_form = NULL;
     free(manifest.scale_rule);
     free(manifest.rounding);
     free(manifest.dropped);
@@ -251,9 +344,21 @@ Test(manifest, a_lossless_value_comes_back)
     expect_round_trip();
     cr_assert_null(strstr(text, "amax_floor"));
     cr_assert_null(strstr(text, "\"errors\""));
+    cr_assert_null(strstr(text, "\"shared_forms\""));
     cr_assert_null(strstr(text, "\"dropped\""));
     cr_assert_null(strstr(text, "\"command\""));
     cr_assert_not_null(strstr(text, "\"config_xxh3\": null"));
+}
+
+/* Shared experts alone may have lost precision. */
+Test(manifest, lossless_but_for_shared_experts)
+{
+    fill(&manifest);
+    manifest.lossless = true;
+    expect_round_trip();
+    cr_assert_not_null(strstr(text, "\"lossless\": true"));
+    cr_assert_not_null(strstr(text, "\"shared_lossless\": false"));
+    cr_assert_not_null(strstr(text, "amax_floor"));
 }
 
 /* A layer of zeros has no relative error, one without error an infinite ratio. JSON has
@@ -295,7 +400,8 @@ Test(manifest, text)
 {
     static const char head[] = "{\n  \"format_version\": \"1\",\n  \"tool_version\": \"0.1.0\",\n"
                                "  \"target\": \"megamoe-w4a8\",\n  \"target_version\": 1,\n"
-                               "  \"quantization\": {\n    \"source\": \"bf16\",\n";
+                               "  \"nz\": true,\n  \"quantization\": {\n"
+                               "    \"source\": \"bf16\",\n";
 
     fill(&manifest);
     make_text();
@@ -430,7 +536,9 @@ Test(manifest, members_that_are_missing)
         "target",
         "target_version",
         "quantization",
+        "nz",
         "lossless",
+        "shared_lossless",
         "model",
         "family",
         "moe_intermediate_size",
@@ -449,6 +557,16 @@ Test(manifest, members_that_are_missing)
         "config_xxh3",
         "header_xxh3",
         "num_shared_experts",
+        "requantized_blocks",
+        "forms",
+        "layer_forms",
+        "scheme",
+        "fusion",
+        "block_rows",
+        "block_cols",
+        "role",
+        "dtype",
+        "shape",
     };
 
     fill(&manifest);
@@ -457,8 +575,8 @@ Test(manifest, members_that_are_missing)
         char old[64], message[128];
 
         snprintf(old, sizeof old, "\"%s\":", keys[i]);
-        if (strcmp(keys[i], "lossless") == 0)
-            strcpy(message, "moepack.json: \"lossless\" is not true or false");
+        if (strstr(keys[i], "lossless") || strcmp(keys[i], "nz") == 0)
+            snprintf(message, sizeof message, "moepack.json: \"%s\" is not true or false", keys[i]);
         else
             snprintf(message, sizeof message, "moepack.json: \"%s\" is missing", keys[i]);
         expect_input_error(old, "\"else\":", message);
@@ -485,12 +603,38 @@ Test(manifest, members_of_another_type)
                        "moepack.json: \"sqnr_db\" is not a number");
     expect_input_error("\"matrix\": \"w13\"", "\"matrix\": \"w1\"",
                        "moepack.json: matrix \"w1\" is neither \"w13\" nor \"w2\"");
+    expect_input_error("\"matrix\": \"shared w2\"", "\"matrix\": \"shared\"",
+                       "moepack.json: matrix \"shared\" is neither \"w13\" nor \"w2\"");
     expect_input_error("\"mtp.0\"", "7", "moepack.json: \"layers\": entry 1 is not a string");
     expect_input_error("\"source\": [", "\"source\": [7,", "moepack.json: expected an object");
     expect_input_error("\"command\": \"moepack", "\"command\": 7, \"x\": \"moepack",
                        "moepack.json: \"command\" is an integer, expected a string");
     expect_input_error("\"target\": \"megamoe-w4a8\",", "\"target\": \"a\", \"target\": \"b\",",
                        "moepack.json: line 4, column 25: duplicate object key near '\"target\"'");
+}
+
+Test(manifest, forms_that_are_none)
+{
+    fill(&manifest);
+    make_text();
+    expect_input_error("\"dtype\": \"U8\"", "\"dtype\": \"u8\"",
+                       "moepack.json: ffn.experts.{}.a1.weight: \"u8\" is no dtype");
+    expect_input_error("        2048,", "        -1,",
+                       "moepack.json: ffn.experts.{}.a1.weight: dimension 0 is no size");
+    expect_input_error("        2048,", "        1, 2, 3, 4,",
+                       "moepack.json: ffn.experts.{}.a1.weight: 5 dimensions, at most 4");
+    expect_input_error("\"block_rows\": 1", "\"block_rows\": 0",
+                       "moepack.json: \"block_rows\" of 0");
+    expect_input_error("\"block_rows\": 1", "\"block_rows\": 4294967295",
+                       "moepack.json: \"block_rows\" of 4294967295");
+    expect_input_error("\"global_divides\": true", "\"global_divides\": 1",
+                       "moepack.json: \"global_divides\" is not true or false");
+    expect_input_error("\"layer_forms\": [", "\"layer_forms\": [0, ",
+                       "moepack.json: \"layer_forms\" of 3 layers, there are 2");
+    expect_input_error("\"shared_forms\": [", "\"shared_forms\": [0, ",
+                       "moepack.json: \"shared_forms\" of 3 layers, there are 2");
+    expect_input_error("\"layer_forms\": [\n    0,", "\"layer_forms\": [\n    2,",
+                       "moepack.json: \"layer_forms\": entry 0 is none of 2 forms");
 }
 
 Test(manifest, digests_that_are_none)

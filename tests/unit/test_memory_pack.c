@@ -104,12 +104,12 @@ static int make_plan(mp_error *e)
     int rc = mp_plan_init(&plan, &catalog, &options, e);
 
     if (rc == 0) {
-        cr_assert_eq(plan.num_units, 12);
-        cr_assert_eq(plan.num_outputs, 16);
-        cr_assert_eq(plan.num_files, 4);
+        cr_assert_eq(plan.work.num_units, 12);
+        cr_assert_eq(plan.work.num_outputs, 16);
+        cr_assert_eq(plan.work.num_files, 4);
         cr_assert_eq(plan.layers[1].first_copy[3], 4);
-        for (size_t f = 0; f < plan.num_files; f++)
-            cr_assert(plan.files[f].path && plan.files[f].header);
+        for (size_t f = 0; f < plan.work.num_files; f++)
+            cr_assert(plan.work.files[f].path && plan.work.files[f].header);
     }
     mp_plan_release(&plan);
     return rc;
@@ -181,7 +181,17 @@ static mp_packed_rank ranks[] = {{0, "00000000000000000000000000000000", files, 
 static mp_source_shard shards[] = {{a, 7, "22222222222222222222222222222222"},
                                    {b, 8, "33333333333333333333333333333333"}};
 static char *layers[] = {a, b};
-static mp_layer_error errors[] = {{a, "w13", 0.5, 6, 1, 2, 3}, {a, "w2", 0.25, 12, 4, 5, 6}};
+static mp_layer_error errors[] = {{a, "w13", 0.5, 6, 1, 2, 3, 0}, {a, "w2", 0.25, 12, 4, 5, 6, 7}};
+
+static mp_form_tensor form_tensors[] = {
+    {a, a, b, MP_I8, 2, {4, 2}},
+    {b, b, a, MP_F8_E8M0, 2, {4, 1}},
+};
+static mp_form forms[] = {
+    {a, b, false, 1, 32, form_tensors, 2},
+    {b, a, true, 1, 16, form_tensors, 1},
+};
+static uint32_t layer_form[] = {1, 0}, shared_form[] = {0, 0};
 
 static const mp_manifest value = {
     .tool_version = a,
@@ -200,6 +210,10 @@ static const mp_manifest value = {
     .num_shards = 2,
     .layers = layers,
     .num_layers = 2,
+    .forms = forms,
+    .num_forms = 2,
+    .layer_form = layer_form,
+    .shared_form = shared_form,
     .ranks = ranks,
     .num_ranks = 2,
     .errors = errors,

@@ -131,7 +131,7 @@ Test(names, what_a_tensor_holds)
         {"weight_scale_2", MP_TENSOR_GLOBAL},   {"weight_global_scale", MP_TENSOR_GLOBAL_DIV},
         {"input_scale", MP_TENSOR_INPUT_SCALE}, {"input_global_scale", MP_TENSOR_INPUT_SCALE},
         {"weight_offset", MP_TENSOR_OFFSET},    {"bias", MP_TENSOR_BIAS},
-        {"weight_shape", MP_TENSOR_SHAPE},
+        {"weight_shape", MP_TENSOR_SHAPE},      {"weight_zero_point", MP_TENSOR_OFFSET},
     };
     char name[128];
 
@@ -139,8 +139,19 @@ Test(names, what_a_tensor_holds)
         snprintf(name, sizeof name, "model.layers.3.mlp.experts.7.up_proj.%s", suffixes[i].suffix);
         expect_expert(name, MP_NAME_ROUTED, "model.layers.3", 3, false, 7, MP_UP, suffixes[i].role);
     }
-    expect_kind("model.layers.3.mlp.experts.7.up_proj.weight_zero_point", MP_NAME_UNKNOWN);
-    expect_kind("model.layers.3.mlp.experts.7.up_proj.qweight", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.mlp.experts.7.up_proj.weight_scale_3", MP_NAME_UNKNOWN);
+    expect_kind("model.layers.3.mlp.experts.7.up_proj.weight2", MP_NAME_UNKNOWN);
+}
+
+Test(names, what_only_unsupported_forms_have)
+{
+    expect_kind("model.layers.3.mlp.experts.7.up_proj.qweight", MP_NAME_FOREIGN);
+    cr_assert_str_eq(parts.foreign, "weights of AWQ or GPTQ");
+    expect_kind("model.layers.3.mlp.shared_experts.up_proj.scale_bias", MP_NAME_FOREIGN);
+    cr_assert_str_eq(parts.foreign, "weights of ModelSlim's W4A8_DYNAMIC");
+    expect_kind("model.layers.3.mlp.switch_mlp.up_proj.weight", MP_NAME_FOREIGN);
+    cr_assert_str_eq(parts.foreign, "experts in the order of MLX");
+    expect_kind("model.layers.3.mlp.up_proj.qweight", MP_NAME_OTHER);
 }
 
 Test(names, fused_experts)
@@ -153,7 +164,13 @@ Test(names, fused_experts)
                   3, false, 0, MP_GATE, MP_TENSOR_SCALE);
     expect_expert("model.layers.3.mlp.experts.down_proj_bias", MP_NAME_FUSED, "model.layers.3", 3,
                   false, 0, MP_DOWN, MP_TENSOR_BIAS);
-    expect_kind("model.layers.3.mlp.experts.gate_up_proj_weight_scale", MP_NAME_UNKNOWN);
+    expect_expert("model.layers.3.mlp.experts.gate_up_proj_weight_scale", MP_NAME_FUSED,
+                  "model.layers.3", 3, false, 0, MP_GATE, MP_TENSOR_SCALE);
+    expect_expert("model.layers.3.mlp.experts.down_proj_weight_scale_2", MP_NAME_FUSED,
+                  "model.layers.3", 3, false, 0, MP_DOWN, MP_TENSOR_GLOBAL);
+    expect_expert("model.layers.3.mlp.experts.down_proj_activation_scale", MP_NAME_FUSED,
+                  "model.layers.3", 3, false, 0, MP_DOWN, MP_TENSOR_INPUT_SCALE);
+    expect_kind("model.layers.3.mlp.experts.gate_up_proj_weight", MP_NAME_UNKNOWN);
     expect_kind("model.layers.3.mlp.experts.up_proj", MP_NAME_UNKNOWN);
 }
 

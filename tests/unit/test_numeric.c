@@ -469,6 +469,7 @@ Test(kernels, count_lost)
     enum { N = 107 };
     float original[N];
     float decoded[N];
+    const float limits[7] = {4, 4, 4, 4, 4, 4, 4};
 
     for (int i = 0; i < N; i++) {
         original[i] = (float)(i % 13 - 6); /* -6..6 */
@@ -482,7 +483,7 @@ Test(kernels, count_lost)
         for (size_t n = 0; n <= N; n++) {
             uint64_t counts[2] = {7, 9};
 
-            k->count_lost(original, decoded, n, 4, counts);
+            k->count_lost(original, decoded, n, limits, n % 2 ? SIZE_MAX : 16, counts);
             cr_assert(counts[0] == 7 + above && counts[1] == 9 + flushed, "%s: n = %zu", k->level,
                       n);
             if (n < N) {

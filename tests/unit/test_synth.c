@@ -330,17 +330,25 @@ Test(synth, presets_are_as_large_as_the_released_models)
 
     layer = 128 * 3 * 2048ull * 768 * 2 + 128 * 2048 * 2 + 2 * 2048 * 2;
     cr_assert_eq(preset_bytes("qwen3-30b-a3b"), 48 * layer);
+
+    layer = 385 * fp8_expert_bytes(7168, 2048, 4) + 384 * 7168 * 2 + 384 * 4 + 2 * 7168 * 2;
+    cr_assert_eq(preset_bytes("kimi-k2"),
+                 60 * layer + fp8_expert_bytes(7168, 18432, 4) + 2 * 7168 * 2);
+
+    /* Codes, scales and biases of experts; the router with its bias; norms. */
+    layer = 128 * (3 * 2880ull * 2880 * 17 / 32 + 3 * 2880 * 2) + 128 * 2881 * 2 + 2 * 2880 * 2;
+    cr_assert_eq(preset_bytes("gpt-oss-120b"), 36 * layer);
 }
 
 Test(synth, every_preset_is_of_a_family_and_found_by_its_name)
 {
     size_t count;
     const mp_preset *presets = mp_presets(&count);
-    cr_assert_eq(count, 4);
+    cr_assert_eq(count, 6);
     for (size_t i = 0; i < count; i++) {
         mp_scheme usual;
         cr_assert_eq(mp_preset_find(presets[i].name), &presets[i]);
-        cr_assert(mp_synth_scheme(presets[i].options.family, 0, &usual));
+        cr_assert(mp_synth_scheme(presets[i].options.family, 0, &usual, NULL));
         cr_assert_eq(presets[i].options.scheme, usual);
     }
     cr_assert_null(mp_preset_find("deepseek-v4"));
@@ -348,16 +356,41 @@ Test(synth, every_preset_is_of_a_family_and_found_by_its_name)
 
 Test(synth, families_and_schemes_end)
 {
+    static const struct {
+        mp_scheme scheme;
+        mp_synth_style style;
+    } of_v4[] = {
+        {MP_SCHEME_MXFP4, MP_STYLE_VENDOR},
+        {MP_SCHEME_FP8_BLOCK, MP_STYLE_VENDOR},
+        {MP_SCHEME_NVFP4, MP_STYLE_MODELOPT},
+        {MP_SCHEME_FP8_CHANNEL, MP_STYLE_COMPRESSED_TENSORS},
+        {MP_SCHEME_INT8_CHANNEL, MP_STYLE_COMPRESSED_TENSORS},
+        {MP_SCHEME_FP8_BLOCK, MP_STYLE_COMPRESSED_TENSORS},
+        {MP_SCHEME_MXFP8, MP_STYLE_COMPRESSED_TENSORS},
+        {MP_SCHEME_MXFP4, MP_STYLE_COMPRESSED_TENSORS},
+        {MP_SCHEME_INT4_GROUP, MP_STYLE_COMPRESSED_TENSORS},
+        {MP_SCHEME_NVFP4, MP_STYLE_COMPRESSED_TENSORS},
+        {MP_SCHEME_INT8_CHANNEL, MP_STYLE_MODELSLIM},
+        {MP_SCHEME_MXFP8, MP_STYLE_MODELSLIM},
+        {MP_SCHEME_MXFP4, MP_STYLE_MODELSLIM},
+    };
     mp_scheme scheme;
-    size_t families = 0;
+    mp_synth_style style;
+    size_t families = 0, all, count = sizeof(of_v4) / sizeof(of_v4[0]);
+    mp_families(&all);
     for (; mp_synth_family_name(families); families++)
         cr_assert_not_null(mp_family_find(mp_synth_family_name(families)));
-    cr_assert_eq(families, 3);
-    cr_assert(mp_synth_scheme("deepseek_v3", 1, &scheme));
-    cr_assert_eq(scheme, MP_SCHEME_BF16);
-    cr_assert_not(mp_synth_scheme("deepseek_v3", 2, &scheme));
-    cr_assert_not(mp_synth_scheme("deepseek_v3", 1000, &scheme));
-    cr_assert_not(mp_synth_scheme("llama", 0, &scheme));
+    cr_assert_eq(families, all);
+    for (size_t i = 0; i < count; i++) {
+        cr_assert(mp_synth_scheme("deepseek_v4", i, &scheme, &style));
+        cr_assert(scheme == of_v4[i].scheme && style == of_v4[i].style, "%zu: %s, %s", i,
+                  mp_scheme_name(scheme), mp_synth_style_name(style));
+    }
+    cr_assert_not(mp_synth_scheme("deepseek_v4", count, &scheme, NULL));
+    cr_assert(mp_synth_scheme("gpt_oss", 1, &scheme, NULL));
+    cr_assert_not(mp_synth_scheme("gpt_oss", 2, &scheme, NULL));
+    cr_assert_not(mp_synth_scheme("deepseek_v3", 1000, &scheme, NULL));
+    cr_assert_not(mp_synth_scheme("llama", 0, &scheme, NULL));
 }
 
 /* ------------------------------------------------------------------------
@@ -432,12 +465,15 @@ Test(synth, config_of_v3_has_groups_that_the_experts_fill)
                  {10, 5, 2, 1},  {8, 2, 4, 2},  {7, 2, 1, 1},  {2, 1, 1, 1}};
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         mp_synth_options options = small_v3();
+        mp_synth_plan plan;
         options.num_experts = cases[i].experts;
         options.top_k = cases[i].top_k;
-        json_t *config = mp_synth_config_v3(&options);
+        cr_assert_eq(mp_synth_plan_init(&plan, &options, &err), 0, "%s", err.message);
+        json_t *config = mp_synth_config(&plan);
         cr_assert_eq(json_integer_value(json_object_get(config, "n_group")), cases[i].groups);
         cr_assert_eq(json_integer_value(json_object_get(config, "topk_group")), cases[i].kept);
         json_decref(config);
+        mp_synth_plan_release(&plan);
     }
 }
 

@@ -244,19 +244,25 @@ Test(synth_run, refuses_what_a_family_does_not_have)
     o.family = "llama";
     expect_message(&o, MP_ERR_UNSUPPORTED,
                    "no synthetic checkpoints of family \"llama\"; it has to be deepseek_v4, "
-                   "deepseek_v3 or qwen3_moe");
+                   "deepseek_v3, deepseek_v2, kimi_k2, glm_moe, qwen3_moe, qwen3_vl_moe, "
+                   "qwen3_next, qwen3_5_moe, mixtral, gpt_oss, minimax_m2, minimax_m3, kimi_k3 or "
+                   "llama4");
     o = small_v4();
     o.scheme = MP_SCHEME_BF16;
     expect_message(&o, MP_ERR_UNSUPPORTED,
-                   "experts of family \"deepseek_v4\" are mxfp4 or fp8_block, not bf16");
-    o = small_v3();
-    o.scheme = MP_SCHEME_MXFP4;
-    expect_message(&o, MP_ERR_UNSUPPORTED,
-                   "experts of family \"deepseek_v3\" are fp8_block or bf16, not mxfp4");
+                   "experts of family \"deepseek_v4\" are mxfp4, fp8_block, nvfp4, fp8_channel, "
+                   "int8_channel, mxfp8 or int4_group, not bf16");
     o = small_qwen3();
+    o.family = "gpt_oss";
     o.scheme = MP_SCHEME_NVFP4;
     expect_message(&o, MP_ERR_UNSUPPORTED,
-                   "experts of family \"qwen3_moe\" are bf16 or fp8_block, not nvfp4");
+                   "experts of family \"gpt_oss\" are mxfp4 or bf16, not nvfp4");
+    o = small_qwen3();
+    o.scheme = MP_SCHEME_NVFP4;
+    o.style = MP_STYLE_MODELSLIM;
+    expect_message(&o, MP_ERR_UNSUPPORTED,
+                   "experts of family \"qwen3_moe\" in nvfp4 are of style modelopt or "
+                   "compressed-tensors, not modelslim");
     o = small_qwen3();
     o.num_shared_experts = 1;
     expect_message(&o, MP_ERR_UNSUPPORTED,
@@ -294,6 +300,10 @@ Test(synth_run, refuses_sizes_that_no_checkpoint_has)
     o.intermediate_size = 33;
     expect_message(&o, MP_ERR_USAGE,
                    "intermediate size is 33; for mxfp4 it has to be a multiple of 32");
+    o = small_qwen3();
+    o.scheme = MP_SCHEME_NVFP4;
+    o.intermediate_size = 24;
+    expect_message(&o, MP_ERR_USAGE, "hidden size is 200; for nvfp4 it has to be a multiple of 16");
     o = small_v4();
     o.num_experts = 0;
     expect_message(&o, MP_ERR_USAGE, "number of experts is 0; it has to be 1 to 65536");

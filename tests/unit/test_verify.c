@@ -379,7 +379,11 @@ Test(verify, exact_finds_rows_that_are_not_interleaved)
     static uint8_t packed[INTER * HIDDEN], plain[sizeof packed];
 
     peek(1, tensor_name(1, 0), 0, packed, sizeof packed);
-    target->unpack_weight(&dims, MP_L1, 0, 2 * INTER, packed, plain, plain + sizeof packed / 2);
+    const mp_tile whole = mp_tile_at(target, &dims, MP_L1, sizeof packed, 0);
+    uint8_t *const parts[2] = {plain, plain + sizeof packed / 2};
+
+    cr_assert_eq(whole.bytes, sizeof packed);
+    target->unpack_weight(&dims, MP_L1, &whole, packed, parts);
     poke(1, tensor_name(1, 0), 0, plain, sizeof packed);
     seal();
     verify(MP_VERIFY_EXACT);

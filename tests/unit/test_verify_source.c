@@ -3,7 +3,6 @@
 #include "verify_pack.h"
 
 #include "verify/faults.h"
-#include "verify/where.h"
 
 static char source[512];
 
@@ -217,6 +216,239 @@ Test(verify_source, finds_a_layer_that_the_source_has_not)
     expect(0, MP_VERIFY_EXACT, -1, "model.layers.9", -1, NULL, -1, "the source has no such layer");
 }
 
+/* Changes the manifest, expects one fault about the first layer and as many as `faults`, and
+ * changes it back. */
+#define EXPECT_LIE(change, faults, layer, detail)                    \
+    do {                                                             \
+        uint64_t length_;                                            \
+        char *truth_ = get_text(at(MP_MANIFEST_NAME), &length_);     \
+        mp_manifest m;                                               \
+                                                                     \
+        load_manifest(&m);                                           \
+        change;                                                      \
+        save_manifest(&m);                                           \
+        verify_against(source);                                      \
+        expect_count(faults);                                        \
+        expect(0, MP_VERIFY_EXACT, -1, layer, -1, NULL, -1, detail); \
+        put_text(at(MP_MANIFEST_NAME), truth_);                      \
+        free(truth_);                                                \
+    } while (0)
+
+static char *changed(char **text, const char *to)
+{
+    free(*text);
+    return *text = strdup(to);
+}
+
+#define FORM "moepack.json: form of the experts: "
+
+Test(verify_source, finds_forms_that_the_source_has_not)
+{
+    const char *layer = "model.layers.1";
+
+    make_source(&deepseek_v3);
+    pack_source(source, (mp_repack_options){.target = mp_target_find("megamoe-sm90-fp8"),
+                                            .ep = 2,
+                                            .shared = MP_SHARED_FUSED});
+    verify_against(source);
+    expect_count(0);
+    /* Two layers have the same form. */
+    EXPECT_LIE(changed(&m.forms[0].scheme, "fp8"), 2, layer,
+               FORM "scheme \"fp8\", of the source it is \"fp8_block\"");
+    EXPECT_LIE(changed(&m.forms[0].fusion, "cols"), 2, layer,
+               FORM "fusion \"cols\", of the source it is \"none\"");
+    EXPECT_LIE(m.forms[0].global_divides = true, 2, layer,
+               FORM "the second scale divides, of the source it multiplies");
+    EXPECT_LIE(m.forms[0].block_cols = 64, 2, layer,
+               FORM "blocks of 128x64, of the source 128x128");
+    EXPECT_LIE(changed(&m.forms[0].tensors[2].name, "mlp.experts.{}.up.weight"), 2, layer,
+               FORM "weight of expert 0 is called mlp.experts.{}.up.weight, of the source it is "
+                    "model.layers.1.mlp.experts.0.up_proj.weight");
+    EXPECT_LIE(changed(&m.forms[0].tensors[0].name, "mlp.experts.0.gate_proj.weight"), 2, layer,
+               FORM "weight of expert 1 is called mlp.experts.0.gate_proj.weight, of the source");
+    EXPECT_LIE(m.forms[0].tensors[5].dtype = MP_BF16, 2, layer,
+               FORM "model.layers.1.mlp.experts.0.down_proj.weight_scale_inv is BF16 [2, 3], of "
+                    "the source F32 [2, 3]");
+    EXPECT_LIE(m.forms[0].tensors[4].shape[1] = 3, 2, layer,
+               FORM "model.layers.1.mlp.experts.0.down_proj.weight is F8_E4M3 [256, 3], of the "
+                    "source F8_E4M3 [256, 384]");
+    EXPECT_LIE(changed(&m.forms[0].tensors[3].role, "offset"), 2, layer,
+               FORM "no scale of up, the source has model.layers.1.mlp.experts.0.up_proj."
+                    "weight_scale_inv");
+    EXPECT_LIE(changed(&m.forms[0].tensors[1].matrix, "bias"), 2, layer, FORM "no scale of gate");
+    EXPECT_LIE(m.layer_form[1] = m.shared_form[1], 1, "model.layers.2",
+               FORM "weight of expert 0 is called mlp.shared_experts.gate_proj.weight");
+    EXPECT_LIE(m.shared_form[0] = m.layer_form[0], 1, layer,
+               "moepack.json: form of the shared expert: weight of expert 0 is called");
+}
+
+/* What was requantized comes back in the usual style of its new scheme. */
+Test(verify_source, finds_forms_that_no_style_has)
+{
+    const char *layer = "model.layers.0";
+
+    make_source(&qwen3);
+    pack_source(source, requantized);
+    EXPECT_LIE(changed(&m.forms[0].scheme, "bf16"), 2, layer,
+               FORM "scheme \"bf16\", fusion \"none\", expected \"mxfp4\" and \"none\"");
+    EXPECT_LIE(m.forms[0].block_cols = 64, 2, layer, "tensors in blocks of 1x64, expected ");
+    EXPECT_LIE(m.forms[0].tensors[0].shape[0] = 1, 2, layer, FORM "mlp.experts.{}.gate_proj.");
+    EXPECT_LIE(changed(&m.forms[0].tensors[0].role, "x"), 2, layer, FORM "no weight of gate");
+}
+
+Test(verify_source, finds_shared_experts_that_were_not_requantized)
+{
+    make_source(&deepseek_v3);
+    pack_source(source, (mp_repack_options){.target = mp_target_find("megamoe-sm90-fp8"),
+                                            .ep = 2,
+                                            .shared = MP_SHARED_SEPARATE});
+    verify_against(source);
+    expect_count(0);
+    EXPECT_LIE(
+        (m.shared_lossless = false, m.rounding = strdup("ocp"), m.scale_rule = strdup("ceil")), 1,
+        NULL,
+        "moepack.json: repack of shared experts \"requantized\", of the source it is "
+        "\"lossless\"");
+}
+
+/* Float32 scales that are no powers of two are rounded up for a kernel that wants those. */
+Test(verify_source, finds_shared_experts_that_were_requantized)
+{
+    make_source(&deepseek_v3);
+    pack_source(source, (mp_repack_options){.target = mp_target_find("megamoe-w4a8"),
+                                            .ep = 2,
+                                            .shared = MP_SHARED_SEPARATE,
+                                            .requantize_shared = true,
+                                            .quantize = true,
+                                            .quantize_to = MP_SCHEME_MXFP4});
+    EXPECT_LIE(m.shared_lossless = true, 1, NULL,
+               "moepack.json: repack of shared experts \"lossless\", of the source it is "
+               "\"requantized\"");
+    mp_manifest m;
+    load_manifest(&m);
+    m.shared_lossless = false;
+    save_manifest(&m);
+    verify_against(source);
+    expect_count(0);
+    flip(1, "model.layers.2.shared_experts.shared_l2_weight", 200 * 384 + 17, 0x20);
+    flip(1, "model.layers.2.shared_experts.shared_l2_weight_sf", 256 * 4 + 3, 0x01);
+    seal();
+    verify_against(source);
+    expect_count(2);
+    expect(0, MP_VERIFY_EXACT, 1, "model.layers.2", -1,
+           "model.layers.2.shared_experts.shared_l2_weight", 200 * 384 + 17,
+           " where model.layers.2.mlp.shared_experts.down_proj.weight row 200 column 17 quantizes "
+           "to 0x");
+    expect(1, MP_VERIFY_EXACT, 1, "model.layers.2", -1,
+           "model.layers.2.shared_experts.shared_l2_weight_sf", 256,
+           " where model.layers.2.mlp.shared_experts.down_proj.weight rows 0-127 columns 128-255 "
+           "get the scale 0x");
+}
+
+Test(verify_source, finds_weights_that_are_not_in_the_form_that_is_said)
+{
+    mp_synth_options int8 = deepseek_v3;
+    mp_verify_options options = {.level = MP_VERIFY_STRUCTURE};
+    mp_manifest m;
+
+    int8.scheme = MP_SCHEME_INT8_CHANNEL;
+    make_source(&int8);
+    pack_source(source,
+                (mp_repack_options){.target = mp_target_find("fuseep-2"), .ep = 2, .nz = true});
+    verify_against(source);
+    expect_count(0);
+    load_manifest(&m);
+    m.nz = false;
+    save_manifest(&m);
+    succeed(verify_with(options, 1));
+    expect_count(2 * 2 * 2);
+    expect(0, MP_VERIFY_STRUCTURE, 0, "model.layers.1", -1, "model.layers.1.experts.w13_weight", -1,
+           "I8 [2, 24, 16, 16, 32], expected I8 [2, 256, 768]");
+}
+
+/* ------------------------------------------------------------------------
+ * A sample
+ */
+
+static void verify_sample(uint32_t sample, uint64_t seed)
+{
+    succeed(verify_with(
+        (mp_verify_options){
+            .level = MP_VERIFY_EXACT, .source = source, .sample = sample, .seed = seed},
+        2));
+}
+
+/* Every expert damaged: the faults say which ones were looked at. */
+Test(verify_source, looks_at_a_sample)
+{
+    mp_synth_options many = qwen3;
+    uint32_t seen[2][16] = {{0}};
+
+    many.num_experts = 16;
+    make_source(&many);
+    pack_source(source,
+                (mp_repack_options){
+                    .ep = 1, .redundant = 1, .quantize = true, .quantize_to = MP_SCHEME_MXFP4});
+    for (unsigned layer = 0; layer < 2; layer++)
+        for (unsigned slot = 0; slot < 17; slot++)
+            flip(0, layer ? "model.layers.1.experts.l2_weight" : "model.layers.0.experts.l2_weight",
+                 slot * 384 * 64 + 5, 1);
+    seal();
+    for (uint64_t seed = 0; seed < 100; seed++) {
+        verify_sample(3, seed);
+        /* The copy of expert 0 is looked at with it. */
+        bool copies[2] = {false};
+        for (size_t i = 0; i < report.num_faults; i++) {
+            unsigned layer = strcmp(report.faults[i].layer, "model.layers.1") == 0;
+
+            copies[layer] |= report.faults[i].slot == 16;
+            seen[layer][report.faults[i].slot % 16] += report.faults[i].slot < 16;
+        }
+        expect_count(6u + copies[0] + copies[1]);
+        cr_assert_eq(report.slots, report.total_faults);
+    }
+    for (unsigned e = 0; e < 16; e++) /* 100 * 3/16 is 19 */
+        for (unsigned layer = 0; layer < 2; layer++)
+            cr_expect(seen[layer][e] > 4 && seen[layer][e] < 40, "expert %u: %u times", e,
+                      seen[layer][e]);
+    verify_sample(16, 0);
+    expect_count(2 * 17);
+    verify_sample(0, 9);
+    expect_count(2 * 17);
+}
+
+static void keep_progress(void *user, uint64_t done, uint64_t total)
+{
+    uint64_t *last = user;
+
+    last[0] = done;
+    last[1] = total;
+}
+
+/* Shared experts are always looked at, and progress ends at its end. */
+Test(verify_source, samples_routed_experts_only)
+{
+    mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = source, .sample = 1};
+    uint64_t last[2] = {0};
+    mp_context context = {.threads = 2, .progress = keep_progress, .progress_user = last};
+
+    make_source(&deepseek_v3);
+    pack_source(source, (mp_repack_options){.target = mp_target_find("megamoe-sm90-fp8"),
+                                            .ep = 2,
+                                            .shared = MP_SHARED_FUSED});
+    succeed(mp_verify(out, &options, &context, &report, &err));
+    expect_count(0);
+    cr_expect_eq(report.slots, 2 * (1 + 2));
+    cr_expect_gt(last[0], report.bytes);
+    cr_expect_eq(last[0], last[1]);
+    flip(1, "model.layers.2.experts.l1_weight", 2 * 768 * 256 + 9, 1);
+    seal();
+    verify_sample(1, 3);
+    expect_count(1);
+    expect(0, MP_VERIFY_EXACT, 1, "model.layers.2", 2, "model.layers.2.experts.l1_weight", 9,
+           "model.layers.2.mlp.shared_experts.gate_proj.weight row 0 column 9 says");
+}
+
 /* ------------------------------------------------------------------------
  * Requantized
  */
@@ -296,6 +528,43 @@ Test(verify_source, names_what_a_requantized_element_should_be)
            "scale 0x");
 }
 
+/* Gate and up in turns, of all experts in one tensor: row and column are the matrix's own. */
+Test(verify_source, names_the_expert_and_matrix_of_a_fused_tensor)
+{
+    mp_synth_options fused = qwen3;
+    const char *name = "model.layers.1.experts.w13_weight";
+
+    fused.family = "gpt_oss";
+    make_source(&fused);
+    pack_source(source, (mp_repack_options){
+                            .target = mp_target_find("deepep-bf16"), .ep = 5, .drop = "bias"});
+    verify_against(source);
+    expect_count(0);
+    flip(3, name, 2 * ((128 + 44) * 384 + 17), 0x20);
+    seal();
+    verify_against(source);
+    expect_count(1);
+    expect(0, MP_VERIFY_EXACT, 3, "model.layers.1", 0, name, (128 + 44) * 384 + 17,
+           " where model.layers.1.mlp.experts.gate_up_proj expert 3 up row 44 column 17 says 0x");
+}
+
+Test(verify_source, names_the_row_whose_scale_is_another)
+{
+    const char *name = "model.layers.0.experts.w2_weight_scale";
+
+    make_source(&qwen3);
+    pack_source(source, (mp_repack_options){.target = mp_target_find("fuseep-2"),
+                                            .ep = 5,
+                                            .quantize = true,
+                                            .quantize_to = MP_SCHEME_INT8_CHANNEL});
+    flip(2, name, 8 * 217 + 2, 1);
+    seal();
+    verify_against(source);
+    expect_count(1);
+    expect(0, MP_VERIFY_EXACT, 2, "model.layers.0", 0, name, 217,
+           " where model.layers.0.mlp.experts.2.down_proj.weight row 217 gets the scale 0x");
+}
+
 /* Slots of more than a tile: 272 and 240 rows of L1, and eight tiles of L2. */
 Test(verify_source, counts_rows_across_tiles)
 {
@@ -325,6 +594,37 @@ Test(verify_source, counts_rows_across_tiles)
            "; 2 bytes in 2 rows differ");
 }
 
+/* The same of tiles of columns: a row goes through both, and is one row all the same. */
+Test(verify_source, counts_rows_across_tiles_of_columns)
+{
+    mp_synth_options wide = qwen3;
+    const char *name = "model.layers.0.experts.w13_weight";
+    const uint64_t line = 2 * 1088;
+
+    wide.scheme = MP_SCHEME_INT8_CHANNEL;
+    wide.hidden_size = 2048;
+    wide.intermediate_size = 1088;
+    wide.num_experts = 2;
+    wide.num_layers = 1;
+    make_source(&wide);
+    pack_source(source, (mp_repack_options){.target = mp_target_find("fuseep-1"), .ep = 1});
+    /* Column 70 of a chunk is row 6 of up. */
+    flip(0, name, 2000 * line + 70, 0x10);
+    flip(0, name, 5 * line + 70, 0x10);
+    seal();
+    verify_against(source);
+    expect_count(1);
+    expect(0, MP_VERIFY_EXACT, 0, "model.layers.0", 0, name, 5 * (int64_t)line + 70,
+           "experts.0.up_proj.weight row 6 column 5 says 0x");
+    expect(0, MP_VERIFY_EXACT, 0, "model.layers.0", 0, name, 5 * (int64_t)line + 70,
+           "; 2 bytes in 1 rows differ");
+    flip(0, name, 5 * line + 70, 0x10);
+    seal();
+    verify_against(source);
+    expect(0, MP_VERIFY_EXACT, 0, "model.layers.0", 0, name, 2000 * (int64_t)line + 70,
+           "experts.0.up_proj.weight row 6 column 2000 says 0x");
+}
+
 Test(verify_source, names_the_expert_of_a_requantized_slot)
 {
     const uint64_t bytes = 2 * 128 * 384 / 2;
@@ -346,72 +646,6 @@ Test(verify_source, names_the_expert_of_a_requantized_slot)
            "holds expert 3 where expert 2 belongs; holds 0x");
     expect(1, MP_VERIFY_EXACT, 1, "model.layers.0", 1, name, report.faults[1].element,
            "holds expert 2 where expert 3 belongs; holds 0x");
-}
-
-/* ------------------------------------------------------------------------
- * Where bytes go
- */
-
-/* A layout to ask: rows backwards; a scale of 3 bytes a row, 4 with padding. */
-static void unpack_backwards(const mp_dims *dims, mp_side side, uint64_t row0, uint64_t rows,
-                             const uint8_t *in, uint8_t *gate, uint8_t *up)
-{
-    uint64_t bytes = dims->hidden_size / 2;
-
-    (void)side;
-    (void)row0;
-    for (uint64_t r = 0; r < rows; r++)
-        memcpy(r % 2 ? up + r / 2 * bytes : gate + r / 2 * bytes, in + (rows - 1 - r) * bytes,
-               bytes);
-}
-
-static void unpack_padded(const mp_dims *dims, mp_side side, const uint8_t *in, uint8_t *canonical)
-{
-    (void)side;
-    for (uint64_t r = 0; r < dims->hidden_size; r++)
-        for (uint64_t b = 0; b < 3; b++)
-            canonical[3 * r + b] = in[(b * dims->hidden_size + r) * 4 / 3];
-}
-
-static const mp_target backwards = {.unpack_weight = unpack_backwards,
-                                    .unpack_scale = unpack_padded};
-
-Test(where, finds_the_packed_byte_of_each_weight)
-{
-    const mp_dims dims = {202, 6};
-    const uint64_t rows = 12, bytes = 101 * rows; /* more than fit one byte's number */
-    uint32_t offsets[101 * 12];
-
-    succeed(mp_where_weight(&backwards, &dims, MP_L1, 0, rows, bytes, offsets, &err));
-    for (uint64_t i = 0; i < bytes; i++) {
-        uint64_t part = i / (bytes / 2), r = i % (bytes / 2) / 101;
-
-        cr_assert_eq(offsets[i], (rows - 1 - (2 * r + part)) * 101 + i % 101, "byte %d", (int)i);
-    }
-}
-
-Test(where, finds_the_padding_of_scales)
-{
-    const mp_dims dims = {90, 6};
-    mp_scale_map map;
-
-    succeed(mp_where_scale(&backwards, &dims, MP_L2, 4 * 90, 3 * 90, &map, &err));
-    cr_assert_eq(map.canonical_bytes, 270);
-    for (uint64_t i = 0; i < 270; i++)
-        cr_assert_eq(map.offsets[i], (i % 3 * 90 + i / 3) * 4 / 3, "byte %d", (int)i);
-    cr_assert_eq(map.num_padding, 90);
-    for (uint64_t i = 0; i < 90; i++)
-        cr_assert_eq(map.padding[i], 4 * i + 3);
-
-    uint8_t tensor[4 * 90];
-    uint32_t offset = 0;
-    for (uint64_t i = 0; i < sizeof tensor; i++)
-        tensor[i] = i % 4 == 3 ? 0 : 0xff;
-    cr_expect(mp_scale_padding_is_zero(&map, tensor, &offset));
-    tensor[4 * 77 + 3] = tensor[4 * 31 + 3] = 1;
-    cr_expect_not(mp_scale_padding_is_zero(&map, tensor, &offset));
-    cr_expect_eq(offset, 4 * 31 + 3);
-    mp_scale_map_release(&map);
 }
 
 /* ------------------------------------------------------------------------

@@ -78,9 +78,71 @@ Test(verify_structure, refuses_what_it_does_not_know)
     expect_unsupported("moepack.json: this version cannot check shared experts in mode \"None\"");
 
     load_manifest(&m);
+    m.shared[0] = 'n';
+    m.nz = true;
+    save_manifest(&m);
+    expect_unsupported("moepack.json: this version knows no FRACTAL_NZ form of megamoe-w4a8");
+
+    load_manifest(&m);
     m.target[0] = 'M';
     save_manifest(&m);
     expect_unsupported("moepack.json: this version does not know target Megamoe-w4a8/1");
+}
+
+/* Sets the shared mode, without forms unless there are to be some. */
+static void expect_shared_lie(const char *mode, uint64_t experts, bool forms, const char *detail)
+{
+    uint64_t length;
+    char *truth = get_text(at(MP_MANIFEST_NAME), &length);
+    mp_manifest m;
+
+    load_manifest(&m);
+    free(m.shared);
+    m.shared = strdup(mode);
+    m.num_shared_experts = experts;
+    if (forms)
+        m.shared_form = calloc(m.num_layers, sizeof *m.shared_form);
+    save_manifest(&m);
+    verify(MP_VERIFY_STRUCTURE);
+    expect_structure(-1, detail);
+    put_text(at(MP_MANIFEST_NAME), truth);
+    free(truth);
+}
+
+Test(verify_structure, finds_shared_experts_that_cannot_be)
+{
+    expect_shared_lie("fused", 0, true,
+                      "moepack.json: shared experts are fused, but the model has none");
+    expect_shared_lie("separate", 1, false,
+                      "moepack.json: shared experts are separate, but shared_forms is missing");
+    expect_shared_lie("separate", 4096, true,
+                      "moepack.json: 4096 shared experts of size 256 are wider than 1048576");
+}
+
+/* Every rank has slots of its own for fused shared experts, or tensors for separate ones. */
+Test(verify_structure, finds_shared_experts_that_are_not_there)
+{
+    mp_manifest m;
+
+    load_manifest(&m);
+    free(m.shared);
+    m.shared = strdup("fused");
+    m.shared_form = calloc(m.num_layers, sizeof *m.shared_form);
+    save_manifest(&m);
+    verify(MP_VERIFY_STRUCTURE);
+    expect_count(2 * (8 + 1));
+    expect(0, MP_VERIFY_STRUCTURE, 0, NULL, -1, NULL, -1, "total_size");
+    expect(1, MP_VERIFY_STRUCTURE, 0, "layers.0", -1, "layers.0.experts.l1_weight", -1,
+           "I8 [3, 512, 192], expected I8 [4, 512, 192]");
+
+    load_manifest(&m);
+    free(m.shared);
+    m.shared = strdup("separate");
+    save_manifest(&m);
+    verify(MP_VERIFY_STRUCTURE);
+    expect_count(2 * (8 + 1));
+    expect(1, MP_VERIFY_STRUCTURE, 0, "layers.0", -1, "layers.0.shared_experts.shared_l1_weight",
+           -1, "missing");
 }
 
 /* Changes the manifest, expects the fault, and changes it back. */

@@ -66,14 +66,15 @@ static inline mp_placement load_placement(const char *path, uint32_t num_logical
     return placement;
 }
 
-/* Packs a checkpoint; options may leave target out. */
+/* Packs a checkpoint; without a target, for MegaMoE W4A8. */
 static inline void pack_source(const char *source, mp_repack_options options)
 {
     mp_context context = {.threads = 1};
     mp_catalog catalog;
     mp_plan plan;
 
-    options.target = mp_target_find("megamoe-w4a8");
+    if (!options.target)
+        options.target = mp_target_find("megamoe-w4a8");
     succeed(mp_catalog_open(&catalog, source, &context, &err));
     succeed(mp_plan_init(&plan, &catalog, &options, &err));
     succeed(mp_plan_run(&plan, out, MP_RUN_FRESH, &context, &err));

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cmd/plan.h - what the two halves of plan share: working it out, and printing it. */
+#ifndef MOEPACK_CMD_PLAN_H
+#define MOEPACK_CMD_PLAN_H
+
+#include "options.h"
+
+#include <moepack/backend.h>
+
+typedef enum plan_format { PLAN_TEXT, PLAN_ENV } plan_format;
+
+typedef struct plan_options {
+    common_options common;
+    const char *model;
+    const char *backend; /* null: not given */
+    const char *runner;
+    const char *deepep_mode;
+    const char *platform;
+    uint64_t tp;
+    uint64_t ep; /* 0: not given */
+    uint64_t tokens;
+    cmd_list dp_tokens;
+    const char *quantize;
+    uint64_t redundant;
+    const char *shared; /* null: not given */
+    const char *placement;
+    const char *pack;
+    const char *env_file;
+    uint64_t gpu_memory; /* 0: not given */
+    plan_format format;
+    bool tokens_given;
+    bool redundant_given;
+    bool capture;
+    bool env; /* of the process */
+} plan_options;
+
+/* What plan has found out. */
+typedef struct plan_result {
+    mp_backend_model model;
+    mp_backend backend;
+    mp_backend_memory memory;
+    const char *pack; /* path of the packed directory; null: none is checked */
+    mp_problems mismatches;
+} plan_result;
+
+int plan_print_json(const plan_options *o, const plan_result *r, mp_error *err);
+void plan_print_text(const plan_options *o, const plan_result *r);
+
+/* "export NAME='VALUE'" for each variable that the engine hands to its kernels. */
+void plan_print_env(const plan_result *r);
+
+#endif

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Parts of matrices: columns of one, and the shared expert cut as wide as a routed one. */
+#include <moepack/model.h>
+
+#include "base/error.h"
+
+mp_matrix mp_matrix_columns(const mp_matrix *matrix, uint64_t cols, uint64_t col0)
+{
+    mp_matrix part = *matrix;
+
+    part.first_col += col0;
+    if (part.stored_cols == 0)
+        part.stored_cols = cols;
+    return part;
+}
+
+/* Scales that would cover more than one part of `size` rows or columns. */
+static bool spans(uint32_t block, uint64_t size)
+{
+    return block != UINT32_MAX && size % block != 0;
+}
+
+int mp_layer_expert(const mp_catalog *catalog, const mp_moe_layer *layer, uint32_t id,
+                    mp_expert *view, const mp_storage **storage, mp_error *err)
+{
+    uint64_t width = catalog->moe_intermediate_size;
+    uint32_t shared = id - layer->num_experts, parts = catalog->num_shared_experts;
+    const mp_storage *s = &layer->shared_storage;
+
+    if (id < layer->num_experts) {
+        *view = layer->experts[id];
+        *storage = &layer->storage;
+        return 0;
+    }
+    if (!layer->has_shared || shared >= parts)
+        return mp_fail(err, MP_ERR_INPUT, "%s: no shared expert %u among %u", layer->prefix, shared,
+                       layer->has_shared ? parts : 0);
+    if (parts > 1 && (spans(s->block_rows, width) || spans(s->block_cols, width)))
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "%s: scales of %ux%u cannot be cut among shared experts of width %llu",
+                       layer->prefix, s->block_rows, s->block_cols, (unsigned long long)width);
+    *view = layer->shared;
+    *storage = s;
+    view->matrix[MP_GATE].first += shared * width;
+    view->matrix[MP_UP].first += shared * width;
+    if (parts > 1)
+        view->matrix[MP_DOWN] =
+            mp_matrix_columns(&layer->shared.matrix[MP_DOWN], parts * width, shared * width);
+    return 0;
+}

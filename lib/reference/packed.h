@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* reference/packed.h - a layer of a packed directory, open. */
+#ifndef MP_REFERENCE_PACKED_H
+#define MP_REFERENCE_PACKED_H
+
+#include <moepack/reference.h>
+
+/* Tensors of a layer that have the same slots: routed experts with fused shared ones, or
+ * shared experts apart. */
+typedef struct packed_set {
+    const mp_target *target;
+    mp_dims dims;
+    const char *block; /* "experts", "shared_experts" */
+    uint32_t slots;    /* of a rank */
+    unsigned first;    /* number of its first tensor among all of the layer */
+    unsigned num_tensors;
+    mp_slot_tensor tensors[MP_TARGET_TENSORS];
+} packed_set;
+
+typedef struct packed_rank {
+    mp_checkpoint checkpoint;
+    const mp_tensor *held[2 * MP_TARGET_TENSORS]; /* null: optional, and not there */
+} packed_rank;
+
+typedef struct packed_ranks {
+    packed_set sets[2];
+    unsigned num_sets;
+    packed_rank *ranks; /* [ep] */
+    uint32_t open;      /* that are open */
+} packed_ranks;
+
+/* The source of an open layer, but for the two sizes below, which depend on each other. */
+mp_expert_source mp_packed_source(const mp_packed_experts *e);
+uint64_t mp_packed_tile_rows(const mp_packed_experts *e);
+uint64_t mp_packed_scratch(const mp_packed_experts *e);
+
+#endif

@@ -1,0 +1,213 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# quantize: checkpoints in other formats, what it says of them, and runs that do not come to
+# their end.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+fixtures=$ROOT/testdata/fixtures
+
+quantize()
+{
+    run moepack quantize "$@"
+}
+
+# Tensors of a checkpoint as "name dtype shape", sorted.
+tensors()
+{
+    "$MOEPACK" inspect --tensors --json "$1" | jq -r '.tensors[] | "\(.name) \(.dtype) \(.shape)"' |
+        sort
+}
+
+# ---------------------------------------------------------------------------
+# Formats
+# ---------------------------------------------------------------------------
+
+it "writes a checkpoint that inspect takes, with the error of each projection"
+quantize "$fixtures/v3-fp8" -o out -f int8_channel --requantize-shared -q
+assert_status 0
+assert_stderr_is ''
+assert_equal "$(sed -n 's/^layer .*//p' "$stdout" | wc -l)" 1
+assert_equal "$(grep -c '^model.layers.1  ' "$stdout")" 6
+assert_stdout_has 'shared down_proj'
+assert_stdout_has 'largest relative RMS error '
+run moepack inspect out --json
+assert_status 0
+assert_json '.problems' '[]'
+assert_json '[.layers[].format] | unique' '["int8_channel"]'
+
+it "prints the same as JSON"
+quantize "$fixtures/qwen3-bf16" -o out -f nvfp4 -q --json
+assert_status 0
+assert_json '.errors | length' 3
+assert_json '[.errors[].projection]' '["gate_proj","up_proj","down_proj"]'
+assert_json '.errors[0] | .elements == 4 * 64 * 96 and .relative_rms > 0.01 and .sqnr_db > 10' true
+assert_json '[.files[].path]' '["model-00001-of-00001.safetensors"]'
+assert_equal "$(jq -c '[.errors[].relative_rms]' "$stdout")" \
+    "$(jq -c '[.errors[].relative_rms]' out/moepack-quantize.json)"
+
+it "says nothing of errors where there are none"
+quantize "$fixtures/v4-fp4" -o out -f mxfp4 --style compressed-tensors -q
+assert_status 0
+assert_stdout ''
+assert_equal "$(jq -c '[.lossless, .errors]' out/moepack-quantize.json)" '[true,[]]'
+
+it "gives back the source, byte for byte, from a style that keeps its bytes"
+quantize "$fixtures/v4-fp4" -o there -f mxfp4 --style compressed-tensors -q
+assert_status 0
+quantize there -o back -f mxfp4 --style deepseek-v4 -q
+assert_status 0
+quantize "$fixtures/v4-fp4" -o same -f mxfp4 -q
+assert_status 0
+assert_equal "$(cmp back/model-00001-of-00001.safetensors same/model-00001-of-00001.safetensors)" ''
+assert_equal "$(cmp back/config.json "$fixtures/v4-fp4/config.json")" ''
+
+it "is repacked like any other checkpoint"
+quantize "$fixtures/qwen3-bf16" -o out -f bf16 -q
+assert_status 0
+quantize "$fixtures/v4-fp4" -o v4 -f mxfp4 --style compressed-tensors -q
+run moepack repack v4 -t megamoe-w4a8 --ep 1 -o a -q
+assert_status 0
+run moepack repack "$fixtures/v4-fp4" -t megamoe-w4a8 --ep 1 -o b -q
+assert_status 0
+assert_equal "$(cmp a/rank-000/model-00001-of-00001.safetensors \
+    b/rank-000/model-00001-of-00001.safetensors)" ''
+
+it "requantizes only the layers that are listed"
+quantize "$fixtures/v4-fp4" -o out -f bf16 --layers mtp.0 -q
+assert_status 0
+run moepack inspect out --json
+assert_json '[.layers[].format]' '["mxfp4","bf16"]'
+assert_equal "$(jq -c '.layers' out/moepack-quantize.json)" '["mtp.0"]'
+
+# ---------------------------------------------------------------------------
+# What it says
+# ---------------------------------------------------------------------------
+
+it "prints the plan and writes nothing with --dry-run"
+quantize "$fixtures/v3-fp8" -f bf16 -n
+assert_status 0
+assert_stdout_has 'model-00001-of-00001.safetensors  '
+assert_stdout_has ' to write, scratch memory '
+assert_equal "$(ls -A)" ''
+
+it "ends with status 1 above a bound, with all written"
+quantize "$fixtures/qwen3-bf16" -o out -f mxfp4 -q --fail-above 0.001
+assert_status 1
+assert_stderr_has ': relative RMS error '
+assert_stderr_has ' is above 0.001 (3 of 3 projections)'
+run test -f out/moepack-quantize.json
+assert_status 0
+quantize "$fixtures/qwen3-bf16" -o other -f mxfp4 -q --fail-above 0.9
+assert_status 0
+
+it "warns of what config.json cannot say"
+quantize "$fixtures/v3-fp8" -o out -f mxfp4
+assert_status 0
+assert_stderr_has 'moepack: quantize: warning: config.json: quantization_config stays "fp8" for '
+
+it "refuses a scheme that the style lacks, and names those that have it"
+quantize "$fixtures/qwen3-bf16" -o out -f nvfp4 --style deepseek-v3
+assert_status 5
+assert_stderr_is <<'END'
+moepack: quantize: style "deepseek-v3" has no nvfp4; modelopt and compressed-tensors have it
+END
+
+it "refuses scales of activations that it has no place for"
+quantize "$fixtures/modelopt-nvfp4" -o out -f mxfp4
+assert_status 5
+assert_stderr_has 'input_scale: experts in mxfp4 have no place for it: leave it behind with --drop'
+quantize "$fixtures/modelopt-nvfp4" -o out -f mxfp4 --drop input_scale -q
+assert_status 0
+
+it "wants a format"
+quantize "$fixtures/qwen3-bf16" -o out
+assert_status 2
+assert_stderr_has 'format'
+
+it "replaces nothing that it has not made"
+mkdir out
+quantize "$fixtures/qwen3-bf16" -o out -f bf16 --force
+assert_status 2
+assert_stderr_has 'moepack: quantize: "out" exists and is not a requantized checkpoint: not replaced'
+rmdir out
+quantize "$fixtures/qwen3-bf16" -o out -f bf16 -q
+quantize "$fixtures/qwen3-bf16" -o out -f bf16 -q
+assert_status 2
+quantize "$fixtures/qwen3-bf16" -o out -f mxfp4 -q --force
+assert_status 0
+assert_equal "$(jq -r .scheme out/moepack-quantize.json)" mxfp4
+
+# ---------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------
+
+it "keeps every other tensor and changes config.json only where it has to"
+quantize "$fixtures/v4-fp4" -o out -f fp8_block -q
+assert_status 0
+tensors "$fixtures/v4-fp4" | grep -v '\.ffn\.experts\.' >expected
+tensors out | grep -v '\.ffn\.experts\.' >found
+assert_file_is found <expected
+assert_equal "$(diff "$fixtures/v4-fp4/config.json" out/config.json | grep '^[<>]')" \
+    '<  "expert_dtype": "fp4",
+>  "expert_dtype": "fp8",'
+
+it "copies tokenizers, templates and code"
+cp -r "$fixtures/qwen3-bf16" source
+echo '{"x": 1.0}' >source/tokenizer.json
+echo code >source/modeling_x.py
+echo no >source/notes.md
+quantize source -o out -f bf16 -q
+assert_status 0
+assert_equal "$(ls out | tr '\n' ' ')" 'config.json model-00001-of-00001.safetensors model.safetensors.index.json modeling_x.py moepack-quantize.json tokenizer.json '
+assert_equal "$(cmp source/tokenizer.json out/tokenizer.json)" ''
+
+# ---------------------------------------------------------------------------
+# Interrupted
+# ---------------------------------------------------------------------------
+
+fail_io=$WORK/fail_io.so
+"${CC:-gcc}" -D_GNU_SOURCE -O1 -fPIC -shared -o "$fail_io" "$ROOT/tests/cli/fail_io.c" -ldl || exit 1
+flags=("$fixtures/v4-fp4" -f nvfp4 --max-shard-size 500kB -q)
+
+# quantize_failing SETTING...: with settings of fail_io.c.
+quantize_failing()
+{
+    {
+        run env LD_PRELOAD="$fail_io" "$@" "$MOEPACK" quantize "${flags[@]}" -o out -j1
+    } 2>/dev/null
+}
+
+it "goes on after being killed at any call"
+changes=pwrite,fdatasync,fsync,ftruncate,mkdir,unlink,rename
+quantize "${flags[@]}" -o "$WORK/wanted"
+assert_status 0
+quantize_failing FAIL_CALL=$changes FAIL_COUNT="$WORK/calls"
+assert_status 0
+rm -rf out
+calls=$(cat "$WORK/calls")
+for n in 1 8 20 $(seq 60 $((calls / 4)) $((calls - 12))) $(seq $((calls - 8)) "$calls"); do
+    quantize_failing FAIL_CALL=$changes FAIL_AT="$n" FAIL_WITH=SIGKILL
+    assert_status 137
+    [ -e out ] || quantize "${flags[@]}" -o out --resume
+    assert_equal "killed at $n: $(diff -r out "$WORK/wanted")" "killed at $n: "
+    rm -rf out out.partial
+done
+
+it "goes on after a full disk"
+quantize_failing FAIL_CALL=pwrite FAIL_AT=90 FAIL_WITH=ENOSPC
+assert_status 4
+assert_stderr_has 'No space left on device'
+quantize "${flags[@]}" -o out --resume -j2
+assert_status 0
+assert_equal "$(diff -r out "$WORK/wanted")" ''
+
+it "does not go on with something else"
+quantize_failing FAIL_CALL=pwrite FAIL_AT=90 FAIL_TIMES=1 FAIL_WITH=SIGTERM
+assert_status 143
+assert_stderr_is 'moepack: quantize: interrupted: --resume goes on with out.partial'
+quantize "${flags[@]}" -o out --resume --style compressed-tensors
+assert_status 3
+assert_stderr_has 'cannot resume: '
+
+finish

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The kernels of every level that work on whole rows or on many blocks: integers, F16,
+ * scales and amax of blocks, and the search for magnitudes that reach a limit. */
+#include <criterion/criterion.h>
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <moepack/numeric.h>
+
+static const char *const levels[] = {"scalar", "avx2", "avx512", "neon"};
+
+#define EACH_LEVEL(k)                                                              \
+    for (size_t level_ = 0; level_ < sizeof(levels) / sizeof(levels[0]); level_++) \
+        for (const mp_kernels *k = mp_kernels_for(levels[level_]); k; k = NULL)
+
+static uint32_t to_bits(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+Test(kernels_rows, f16_all_codes)
+{
+    static uint16_t codes[65536];
+    static float values[65536];
+
+    for (uint32_t i = 0; i < 65536; i++)
+        codes[i] = (uint16_t)i;
+    EACH_LEVEL(k)
+    {
+        k->f16_decode(codes, values, 65536);
+        for (uint32_t i = 0; i < 65536; i++) {
+            int exponent = i >> 10 & 31;
+            float fraction = (float)(i & 1023) / 1024;
+            float magnitude =
+                exponent ? ldexpf(1 + fraction, exponent - 15) : ldexpf(fraction, -14);
+            uint32_t sign = (i & 0x8000) << 16;
+
+            if (exponent == 31)
+                cr_assert_eq(to_bits(values[i]),
+                             sign | 0x7f800000 | (i & 1023 ? 0x400000 | (i & 1023) << 13 : 0),
+                             "%s: %#x", k->level, i);
+            else
+                cr_assert_eq(to_bits(values[i]), sign | to_bits(magnitude), "%s: %#x", k->level, i);
+        }
+    }
+}
+
+Test(kernels_rows, integers_all_codes)
+{
+    uint8_t codes[256];
+    float values[512];
+
+    for (uint32_t i = 0; i < 256; i++)
+        codes[i] = (uint8_t)(i * 5 + 1);
+    EACH_LEVEL(k)
+    {
+        k->int8_decode((const int8_t *)codes, values, 256);
+        for (uint32_t i = 0; i < 256; i++)
+            cr_assert_eq(values[i], (float)(codes[i] < 128 ? codes[i] : codes[i] - 256));
+        k->int4_decode(codes, values, 512);
+        for (uint32_t i = 0; i < 512; i++)
+            cr_assert_eq(values[i], (float)((codes[i / 2] >> i % 2 * 4 & 15) - 8), "%s: %u",
+                         k->level, i);
+    }
+}
+
+/* Multiples of an eighth of a step, so that ties come by, and far beyond the ends. */
+Test(kernels_rows, int8_rounds_quotients)
+{
+    enum { N = 2 * 8 * 140 + 7 };
+    static const float scales[] = {1, 0.3f, 0x1p-149f, 0x1.8p-140f, 3e30f};
+    static float in[N];
+    int8_t out[N];
+
+    for (size_t s = 0; s < sizeof(scales) / sizeof(scales[0]); s++) {
+        for (int i = 0; i < N; i++)
+            in[i] = (float)(i - 8 * 140) * 0.125f * scales[s];
+        in[0] = FLT_MAX;
+        in[N - 1] = -FLT_MAX;
+        EACH_LEVEL(k)
+        {
+            k->int8_encode(in, scales[s], out, N);
+            for (int i = 0; i < N; i++) {
+                double quotient = in[i] / scales[s];
+
+                cr_assert_eq(out[i], fmin(fmax(rint(quotient), -127), 127), "%s: %a", k->level,
+                             quotient);
+            }
+        }
+    }
+}
+
+Test(kernels_rows, blocks_of_any_width)
+{
+    enum { N = 141 };
+    float in[N];
+    float factors[N];
+    float out[N + 1];
+    uint32_t amax[N + 1];
+
+    for (int i = 0; i < N; i++) {
+        in[i] = sinf((float)i * 7) * ldexpf(1, i * 11 % 19);
+        factors[i] = 1 + (float)(i * 29 % N) / 64;
+    }
+    EACH_LEVEL(k)
+    {
+        for (size_t width = 1; width <= N + 1; width += 1 + width / 9) {
+            for (size_t n = 0; n <= N; n += 3) {
+                size_t blocks = (n + width - 1) / width;
+
+                out[n] = 99;
+                amax[blocks] = 99;
+                k->scale_blocks(in, factors, width, out, n);
+                k->amax_blocks(in, width, amax, n);
+                for (size_t i = 0; i < n; i++)
+                    cr_assert_eq(out[i], in[i] * factors[i / width], "%s: %zu of %zu in %zu",
+                                 k->level, i, n, width);
+                for (size_t b = 0; b < blocks; b++) {
+                    float largest = 0;
+
+                    for (size_t i = b * width; i < n && i < (b + 1) * width; i++)
+                        largest = fmaxf(largest, fabsf(in[i]));
+                    cr_assert_eq(amax[b], to_bits(largest), "%s: block %zu", k->level, b);
+                }
+                cr_assert(out[n] == 99 && amax[blocks] == 99);
+            }
+        }
+        memcpy(out, in, sizeof(in));
+        k->scale_blocks(out, factors, 16, out, N); /* in place */
+        k->divide(out, 3, out, N);
+        for (int i = 0; i < N; i++) {
+            float product = in[i] * factors[i / 16];
+
+            cr_assert_eq(out[i], product / 3);
+        }
+    }
+}
+
+/* Limits that differ from block to block. */
+Test(kernels_rows, lost_under_limits_of_blocks)
+{
+    enum { N = 141 };
+    float original[N];
+    float decoded[N];
+    float limits[N];
+
+    for (int i = 0; i < N; i++) {
+        original[i] = (float)(i * 29 % N - 70);
+        decoded[i] = i % 5 ? original[i] : 0;
+        limits[i] = (float)(i * 31 % 67);
+    }
+    EACH_LEVEL(k)
+    {
+        for (size_t width = 1; width <= N + 1; width += 1 + width / 9) {
+            for (size_t n = 0; n <= N; n += 3) {
+                uint64_t expected[2] = {7, 9};
+                uint64_t counts[2] = {7, 9};
+
+                for (size_t i = 0; i < n; i++) {
+                    expected[0] += fabsf(original[i]) > limits[i / width];
+                    expected[1] += original[i] != 0 && decoded[i] == 0;
+                }
+                k->count_lost(original, decoded, n, limits, width, counts);
+                cr_assert(counts[0] == expected[0] && counts[1] == expected[1], "%s: %zu in %zu",
+                          k->level, n, width);
+            }
+        }
+    }
+}
+
+/* Each byte against each limit. */
+Test(kernels_rows, bytes_that_reach_a_limit)
+{
+    EACH_LEVEL(k)
+    {
+        for (uint32_t value = 0; value < 256; value++) {
+            const uint8_t in = (uint8_t)value;
+
+            for (uint32_t limit = 0; limit < 128; limit++) {
+                cr_assert_eq(k->reaches(&in, 1, 8, true, limit), (value & 127) >= limit,
+                             "%s: %#x, limit %#x", k->level, value, limit);
+                cr_assert_eq(k->reaches(&in, 1, 8, false, 128 | limit), value >= (128 | limit));
+            }
+        }
+    }
+}
+
+/* One element that reaches the limit, among those that just do not. */
+static void check_reaches(const mp_kernels *k, unsigned bits, bool is_signed, uint32_t limit)
+{
+    enum { N = 300 };
+    uint8_t in[4 * N + 1];
+    size_t width = bits / 8;
+    uint32_t sign = is_signed ? 1u << (bits - 1) : 0;
+    uint32_t below = (limit - 1) | sign;
+    uint32_t largest = bits == 32 ? UINT32_MAX : (1u << bits) - 1;
+
+    for (size_t i = 0; i < N; i++)
+        memcpy(in + 1 + i * width, &below, width); /* unaligned */
+    for (size_t n = 0; n < N; n += 1 + n / 8)
+        cr_assert(!k->reaches(in + 1, n, bits, is_signed, limit), "%s: %u", k->level, bits);
+    for (size_t i = 0; i < N; i++) {
+        const uint32_t reaching = i % 3 == 0 ? limit : i % 3 == 1 ? limit | sign : largest;
+
+        memcpy(in + 1 + i * width, &reaching, width);
+        cr_assert(k->reaches(in + 1, i + 1, bits, is_signed, limit), "%s: %zu", k->level, i);
+        cr_assert(k->reaches(in + 1, N, bits, is_signed, limit), "%s: %zu", k->level, i);
+        cr_assert(!k->reaches(in + 1, i, bits, is_signed, limit), "%s: %zu", k->level, i);
+        memcpy(in + 1 + i * width, &below, width);
+    }
+}
+
+Test(kernels_rows, limits_reached_in_any_place)
+{
+    EACH_LEVEL(k)
+    {
+        check_reaches(k, 8, true, 0x7f);
+        check_reaches(k, 8, false, 0xff);
+        check_reaches(k, 8, false, 0xf7);
+        check_reaches(k, 16, true, 0x7f80);
+        check_reaches(k, 16, true, 0x7c00);
+        check_reaches(k, 16, false, 0x8123);
+        check_reaches(k, 32, true, 0x7f800000);
+        check_reaches(k, 32, true, 0x7b124925);
+        check_reaches(k, 32, false, 0x80000001);
+    }
+}
