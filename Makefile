@@ -155,6 +155,9 @@ LIB_SOURCES := \
 	lib/verify/identity.c \
 	lib/verify/index.c \
 	lib/verify/locate.c \
+	lib/verify/numeric.c \
+	lib/verify/numeric_batch.c \
+	lib/verify/numeric_report.c \
 	lib/verify/open.c \
 	lib/verify/rank.c \
 	lib/verify/side.c \
@@ -208,6 +211,7 @@ UNIT_SOURCES := \
 	tests/unit/test_checkpoint.c \
 	tests/unit/test_config.c \
 	tests/unit/test_config_rewrite.c \
+	tests/unit/test_diff.c \
 	tests/unit/test_eplb.c \
 	tests/unit/test_families.c \
 	tests/unit/test_families_refused.c \
@@ -221,6 +225,7 @@ UNIT_SOURCES := \
 	tests/unit/test_layout_targets.c \
 	tests/unit/test_manifest.c \
 	tests/unit/test_memory.c \
+	tests/unit/test_memory_forward.c \
 	tests/unit/test_memory_pack.c \
 	tests/unit/test_memory_quantize.c \
 	tests/unit/test_names.c \
@@ -271,7 +276,7 @@ FUZZ_SOURCES := \
 
 # Each is a program of its own, which tests/bench/run.sh runs.
 BENCH_SOURCES := \
-	tests/bench/kernels.c \
+	tests/bench/forward.c \
 	tests/bench/measure.c \
 	tests/bench/quantize.c \
 	tests/bench/sparse.c \
@@ -301,6 +306,7 @@ PUBLIC_HEADERS := \
 MAN_PAGES := \
 	man/moepack-bench.1 \
 	man/moepack-completion.1 \
+	man/moepack-diff.1 \
 	man/moepack-eplb.1 \
 	man/moepack-format.5 \
 	man/moepack-forward.1 \
@@ -468,7 +474,10 @@ $(BUILD)/fail_io.so: tests/cli/fail_io.c Makefile
 
 $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/libmoepack.a
 	@mkdir -p $(@D)
-	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES)
+	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES) $(BENCH_LIBRARIES)
+
+# Only what is measured beside: the library itself has no use for it.
+$(BUILD)/bench/forward: BENCH_LIBRARIES := -lopenblas
 
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmoepack.a
 	@mkdir -p $(@D)

@@ -27,6 +27,7 @@
     X(quantize)     \
     X(verify)       \
     X(forward)      \
+    X(diff)         \
     X(eplb)         \
     X(map)          \
     X(route)        \

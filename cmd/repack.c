@@ -4,12 +4,11 @@
 #include "errors.h"
 #include "output.h"
 #include "progress.h"
+#include "work.h"
 
 #include <moepack/artifact.h>
 #include <moepack/pack.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
 #define PLACEMENT_LIMIT (1u << 30)
 
@@ -53,36 +52,6 @@ typedef struct repack_job {
  * Making the plan
  */
 
-/* The last part of a path, so that the manifest names no directory of this machine, and
- * its length: "name/" is the same directory as "name". */
-static const char *last_part(const char *path, int *length)
-{
-    size_t end = strlen(path), begin;
-
-    while (end > 1 && path[end - 1] == '/')
-        end--;
-    for (begin = end; begin > 0 && path[begin - 1] != '/';)
-        begin--;
-    *length = (int)(end - begin);
-    return path + begin;
-}
-
-static void print_path(FILE *f, const char *before, const char *path)
-{
-    int length;
-
-    if (path) {
-        path = last_part(path, &length);
-        fprintf(f, "%s%.*s", before, length, path);
-    }
-}
-
-static void print_option(FILE *f, const char *name, const char *value)
-{
-    if (value)
-        fprintf(f, " --%s %s", name, value);
-}
-
 /* The command that made the pack: what decides on its bytes, and nothing else. */
 static char *command_text(const repack_options *o)
 {
@@ -92,9 +61,9 @@ static char *command_text(const repack_options *o)
 
     if (!f)
         return NULL;
-    print_path(f, "moepack repack ", o->source);
+    print_last_part(f, "moepack repack ", o->source);
     fprintf(f, " --target %s --ep %llu", o->target, (unsigned long long)o->ep);
-    print_path(f, " --placement ", o->placement);
+    print_last_part(f, " --placement ", o->placement);
     if (o->redundant)
         fprintf(f, " --redundant %llu", (unsigned long long)o->redundant);
     if (o->shared != MP_SHARED_NONE)
@@ -143,27 +112,6 @@ static int read_placement(repack_job *job, mp_error *err)
             rc = cmd_fail(err, rc, "%.200s: %.800s", path, why.message);
         }
     }
-    return rc;
-}
-
-static int select_layers(repack_job *job, mp_error *err)
-{
-    size_t count = job->catalog.num_layers;
-    const char **prefixes;
-    int rc;
-
-    if (!job->o->layers)
-        return 0;
-    prefixes = malloc((count + 1) * sizeof *prefixes);
-    job->layers = calloc(count + 1, sizeof *job->layers);
-    if (prefixes && job->layers) {
-        for (size_t i = 0; i < count; i++)
-            prefixes[i] = job->catalog.layers[i].prefix;
-        rc = mp_select_layers(job->o->layers, prefixes, count, job->layers, err);
-    } else {
-        rc = cmd_fail(err, MP_ERR_IO, "out of memory");
-    }
-    free(prefixes);
     return rc;
 }
 
@@ -224,7 +172,7 @@ static int prepare(repack_job *job, const mp_context *context, mp_error *err)
     if (rc == 0)
         rc = read_placement(job, err);
     if (rc == 0)
-        rc = select_layers(job, err);
+        rc = select_layers(o->layers, &job->catalog, &job->layers, err);
     if (rc == 0)
         rc = select_ranks(job, err);
     if (rc == 0 && !(job->command = command_text(o)))
@@ -246,48 +194,6 @@ static void release(repack_job *job)
  * Saying what is done
  */
 
-static uint64_t peak_scratch(const mp_plan *plan, const mp_context *context)
-{
-    return plan->work.scratch_bytes * (uint64_t)mp_threads(context);
-}
-
-static int print_plan_json(const mp_plan *plan, const mp_context *context, mp_error *err)
-{
-    json_t *files = json_array();
-
-    for (size_t f = 0; f < plan->work.num_files; f++)
-        json_array_append_new(files, json_pack("{s:s, s:I, s:i}", "path", plan->work.files[f].path,
-                                               "bytes", (json_int_t)plan->work.files[f].bytes,
-                                               "tensors", (int)plan->work.files[f].num_tensors));
-    return print_json(json_pack("{s:o, s:I, s:I, s:I, s:I}", "files", files, "units",
-                                (json_int_t)plan->work.num_units, "bytes_read",
-                                (json_int_t)plan->work.bytes_read, "bytes_written",
-                                (json_int_t)plan->work.bytes_written, "peak_scratch",
-                                (json_int_t)peak_scratch(plan, context)),
-                      err);
-}
-
-static void print_plan(FILE *out, const mp_plan *plan, const mp_context *context)
-{
-    char size[SIZE_TEXT], read[SIZE_TEXT], written[SIZE_TEXT];
-
-    for (size_t f = 0; f < plan->work.num_files; f++)
-        fprintf(out, "%s  %u tensors  %s\n", plan->work.files[f].path,
-                plan->work.files[f].num_tensors, size_text(plan->work.files[f].bytes, size));
-    fprintf(out, "%llu units, %s to read, %s to write, scratch memory %s\n",
-            (unsigned long long)plan->work.num_units, size_text(plan->work.bytes_read, read),
-            size_text(plan->work.bytes_written, written),
-            size_text(peak_scratch(plan, context), size));
-}
-
-static double seconds_now(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
-
 /* The requantization error as the manifest has it, and whether it is within the bound. */
 static int report_errors(const repack_options *o, mp_error *err)
 {
@@ -304,19 +210,6 @@ static int report_errors(const repack_options *o, mp_error *err)
     return rc;
 }
 
-static void print_done(const repack_job *job, double took)
-{
-    const mp_work *work = &job->plan.work;
-    char size[SIZE_TEXT];
-
-    fprintf(stderr, "moepack: repack: %s: %zu files, %s in %.1f s", job->o->out, work->num_files,
-            size_text(work->bytes_written, size), took);
-    /* Of a resumed run, it is not known how much was left. */
-    if (!job->o->resume)
-        fprintf(stderr, " (%.2f GB/s)", (double)work->bytes_written / took / 1e9);
-    fputc('\n', stderr);
-}
-
 static int run_plan(const repack_job *job, const mp_context *context, mp_error *err)
 {
     const repack_options *o = job->o;
@@ -330,9 +223,9 @@ static int run_plan(const repack_job *job, const mp_context *context, mp_error *
         return rc;
     progress_clear();
     if (!o->common.quiet)
-        print_done(job, seconds_now() - begin);
+        print_work_done("repack", o->out, &job->plan.work, seconds_now() - begin, o->resume);
     if (o->common.json)
-        rc = print_plan_json(&job->plan, context, err);
+        rc = print_json(work_json(&job->plan.work, context), err);
     return rc ? rc : report_errors(o, err);
 }
 
@@ -348,13 +241,13 @@ static int run_repack(const void *values, mp_error *err)
     if (rc == 0 && !o->common.quiet)
         print_problems(stderr, "moepack: repack: warning", &job.plan.warnings);
     if (rc == 0 && o->common.verbose && !o->dry_run)
-        print_plan(stderr, &job.plan, &context);
+        print_work(stderr, &job.plan.work, &context);
     if (rc == 0 && !o->dry_run)
         rc = run_plan(&job, &context, err);
     else if (rc == 0 && o->common.json)
-        rc = print_plan_json(&job.plan, &context, err);
+        rc = print_json(work_json(&job.plan.work, &context), err);
     else if (rc == 0)
-        print_plan(stdout, &job.plan, &context);
+        print_work(stdout, &job.plan.work, &context);
     release(&job);
     return rc;
 }

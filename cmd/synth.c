@@ -39,6 +39,7 @@ typedef struct synth_options {
     int style;             /* an mp_synth_style */
     uint64_t seed;
     uint64_t max_shard_size;
+    bool list;
 } synth_options;
 
 static const char *preset_name(size_t index)
@@ -143,12 +144,35 @@ static void apply(const synth_options *o, mp_synth_options *synth)
     synth->max_shard_size = o->max_shard_size;
 }
 
+/* A line for each form that the experts of a family can have. */
+static void print_forms(const char *family)
+{
+    mp_scheme scheme;
+    mp_synth_style style;
+
+    for (size_t i = 0; mp_synth_scheme(family, i, &scheme, &style); i++)
+        printf("%s %s %s\n", family, mp_scheme_name(scheme), mp_synth_style_name(style));
+}
+
+static int list_forms(const synth_options *o)
+{
+    if (o->family)
+        print_forms(o->family);
+    for (size_t i = 0; !o->family && mp_synth_family_name(i); i++)
+        print_forms(mp_synth_family_name(i));
+    return 0;
+}
+
 static int run_synth(const void *values, mp_error *err)
 {
     const synth_options *o = values;
     mp_synth_options synth;
     mp_context context;
 
+    if (o->list)
+        return list_forms(o);
+    if (!o->output)
+        return cmd_fail(err, MP_ERR_USAGE, "option --output is required");
     if (!o->preset == !o->family)
         return cmd_fail(err, MP_ERR_USAGE, "give either --preset or --family");
     if (o->preset)
@@ -187,8 +211,7 @@ static const cmd_choice styles[] = {
     OPT_U64(0, name, "N", synth_options, member, low, COUNT_MAX_OPTION, help)
 
 static const cmd_option options[] = {
-    OPT_STRING('o', "output", "DIR", synth_options, output, "write the checkpoint to DIR",
-               .flags = OPT_REQUIRED),
+    OPT_STRING('o', "output", "DIR", synth_options, output, "write the checkpoint to DIR"),
     OPT_STRING(0, "preset", "NAME", synth_options, preset,
                "start from the shapes of a released model", .choice_name = preset_name),
     OPT_STRING(0, "family", "NAME", synth_options, family, "start from a family without shapes",
@@ -213,6 +236,7 @@ static const cmd_option options[] = {
     OPT_U64(0, "seed", "N", synth_options, seed, 0, UINT64_MAX, "seed of the weights"),
     OPT_SIZE(0, "max-shard-size", "SIZE", synth_options, max_shard_size, 1, INT64_MAX,
              "most bytes of tensors in a shard"),
+    OPT_FLAG(0, "list", synth_options, list, "print families with their schemes and styles"),
     OPT_END,
 };
 

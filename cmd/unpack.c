@@ -3,10 +3,10 @@
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
+#include "work.h"
 
 #include <moepack/pack.h>
 #include <stdlib.h>
-#include <time.h>
 
 typedef struct unpack_options {
     common_options common;
@@ -26,7 +26,7 @@ typedef struct unpack_job {
     mp_unpack_plan plan;
 } unpack_job;
 
-static int select_layers(unpack_job *job, mp_error *err)
+static int select_packed_layers(unpack_job *job, mp_error *err)
 {
     mp_manifest manifest;
     int rc;
@@ -57,69 +57,11 @@ static int prepare(unpack_job *job, const mp_context *context, mp_error *err)
         return cmd_fail(err, MP_ERR_USAGE, "--resume and --force contradict each other");
     if (!o->out && !o->dry_run)
         return cmd_fail(err, MP_ERR_USAGE, "option --output is required");
-    rc = select_layers(job, err);
+    rc = select_packed_layers(job, err);
     if (rc != 0)
         return rc;
     options.layers = job->layers;
     return mp_unpack_plan_init(&job->plan, o->pack, &options, context, err);
-}
-
-/* ------------------------------------------------------------------------
- * Saying what is done
- */
-
-static uint64_t peak_scratch(const mp_work *work, const mp_context *context)
-{
-    return work->scratch_bytes * (uint64_t)mp_threads(context);
-}
-
-static int print_plan_json(const mp_work *work, const mp_context *context, mp_error *err)
-{
-    json_t *files = json_array();
-
-    for (size_t f = 0; f < work->num_files; f++)
-        json_array_append_new(files, json_pack("{s:s, s:I, s:i}", "path", work->files[f].path,
-                                               "bytes", (json_int_t)work->files[f].bytes, "tensors",
-                                               (int)work->files[f].num_tensors));
-    return print_json(json_pack("{s:o, s:I, s:I, s:I, s:I}", "files", files, "units",
-                                (json_int_t)work->num_units, "bytes_read",
-                                (json_int_t)work->bytes_read, "bytes_written",
-                                (json_int_t)work->bytes_written, "peak_scratch",
-                                (json_int_t)peak_scratch(work, context)),
-                      err);
-}
-
-static void print_plan(FILE *out, const mp_work *work, const mp_context *context)
-{
-    char size[SIZE_TEXT], read[SIZE_TEXT], written[SIZE_TEXT];
-
-    for (size_t f = 0; f < work->num_files; f++)
-        fprintf(out, "%s  %u tensors  %s\n", work->files[f].path, work->files[f].num_tensors,
-                size_text(work->files[f].bytes, size));
-    fprintf(out, "%llu units, %s to read, %s to write, scratch memory %s\n",
-            (unsigned long long)work->num_units, size_text(work->bytes_read, read),
-            size_text(work->bytes_written, written), size_text(peak_scratch(work, context), size));
-}
-
-static double seconds_now(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
-
-static void print_done(const unpack_job *job, double took)
-{
-    const mp_work *work = &job->plan.work;
-    char size[SIZE_TEXT];
-
-    fprintf(stderr, "moepack: unpack: %s: %zu files, %s in %.1f s", job->o->out, work->num_files,
-            size_text(work->bytes_written, size), took);
-    /* Of a resumed run, it is not known how much was left. */
-    if (!job->o->resume)
-        fprintf(stderr, " (%.2f GB/s)", (double)work->bytes_written / took / 1e9);
-    fputc('\n', stderr);
 }
 
 static int run_plan(const unpack_job *job, const mp_context *context, mp_error *err)
@@ -135,8 +77,8 @@ static int run_plan(const unpack_job *job, const mp_context *context, mp_error *
         return rc;
     progress_clear();
     if (!o->common.quiet)
-        print_done(job, seconds_now() - begin);
-    return o->common.json ? print_plan_json(&job->plan.work, context, err) : 0;
+        print_work_done("unpack", o->out, &job->plan.work, seconds_now() - begin, o->resume);
+    return o->common.json ? print_json(work_json(&job->plan.work, context), err) : 0;
 }
 
 static int run_unpack(const void *values, mp_error *err)
@@ -151,13 +93,13 @@ static int run_unpack(const void *values, mp_error *err)
     if (rc == 0 && !o->common.quiet)
         print_problems(stderr, "moepack: unpack: warning", &job.plan.warnings);
     if (rc == 0 && o->common.verbose && !o->dry_run)
-        print_plan(stderr, &job.plan.work, &context);
+        print_work(stderr, &job.plan.work, &context);
     if (rc == 0 && !o->dry_run)
         rc = run_plan(&job, &context, err);
     else if (rc == 0 && o->common.json)
-        rc = print_plan_json(&job.plan.work, &context, err);
+        rc = print_json(work_json(&job.plan.work, &context), err);
     else if (rc == 0)
-        print_plan(stdout, &job.plan.work, &context);
+        print_work(stdout, &job.plan.work, &context);
     mp_unpack_plan_release(&job.plan);
     free(job.layers);
     return rc;

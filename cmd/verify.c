@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <moepack/verify.h>
 #include <string.h>
 
@@ -20,6 +21,8 @@ typedef struct verify_options {
     const char *ranks;
     uint64_t sample; /* 0: all */
     uint64_t seed;
+    uint64_t tokens;  /* 0: as many as the library takes */
+    double tolerance; /* 0: the target's own */
     bool tap;
     const char *junit;
 } verify_options;
@@ -124,6 +127,68 @@ static void put_part(FILE *out, const mp_verify_report *report, const mp_verify_
 }
 
 /* ------------------------------------------------------------------------
+ * Figures of level numeric
+ */
+
+#define NUMBER_TEXT 32
+
+/* A figure, or a dash where there is none. */
+static const char *number_text(double number, char text[NUMBER_TEXT])
+{
+    if (isnan(number))
+        return "-";
+    snprintf(text, NUMBER_TEXT, "%.3g", number);
+    return text;
+}
+
+/* A line a layer, each behind `before`. */
+static void put_numeric(FILE *out, const mp_verify_report *report, const char *before,
+                        put_text *put)
+{
+    int width = (int)strlen("layer");
+
+    for (size_t i = 0; i < report->num_numeric; i++) {
+        int length = (int)strlen(report->numeric[i].layer);
+
+        width = length > width ? length : width;
+    }
+    fprintf(out, "%s%-*s  kernel    identical  rel. L2   within  cosine diff  max abs   weights\n",
+            before, width, "layer");
+    for (size_t i = 0; i < report->num_numeric; i++) {
+        const mp_verify_numeric *n = &report->numeric[i];
+        char rel_l2[NUMBER_TEXT], cosine[NUMBER_TEXT], max_abs[NUMBER_TEXT], weights[NUMBER_TEXT];
+
+        fputs(before, out);
+        put(out, n->layer);
+        fprintf(out, "%*s  %-8s  %-9s  %-8s  %-6g  %-11s  %-8s  %s\n",
+                width - (int)strlen(n->layer), "", n->emulation, n->bit_identical ? "yes" : "no",
+                number_text(n->rel_l2, rel_l2), n->tolerance, number_text(n->cosine_diff, cosine),
+                number_text(n->max_abs, max_abs), number_text(n->weights_rel_l2, weights));
+    }
+}
+
+/* The part that figures are printed with. */
+static bool has_figures(const mp_verify_report *report, const mp_verify_part *part)
+{
+    return part->rank < 0 && part->level == MP_VERIFY_NUMERIC && report->num_numeric > 0;
+}
+
+/* null for a figure that there is none of. */
+static json_t *figure_json(double number)
+{
+    return isfinite(number) ? json_real(number) : json_null();
+}
+
+static json_t *numeric_json(const mp_verify_numeric *n)
+{
+    return json_pack("{s:s, s:s, s:I, s:o, s:o, s:o, s:f, s:o, s:b}", "layer", n->layer,
+                     "emulation", n->emulation, "tokens", (json_int_t)n->tokens, "rel_l2",
+                     figure_json(n->rel_l2), "cosine_diff", figure_json(n->cosine_diff), "max_abs",
+                     figure_json(n->max_abs), "tolerance", n->tolerance, "weights_rel_l2",
+                     figure_json(n->weights_rel_l2), "bit_identical", n->bit_identical);
+}
+
+/* ------------------------------------------------------------------------
  * Formats
  */
 
@@ -132,6 +197,8 @@ static void print_text(const mp_verify_report *report, const output_ink *ink)
     const char *level = mp_verify_level_name(report->level);
     char bytes[SIZE_TEXT];
 
+    if (report->num_numeric > 0)
+        put_numeric(stdout, report, "", put_line);
     for (size_t i = 0; i < report->num_faults; i++) {
         put_fault(stdout, &report->faults[i], put_line);
         putchar('\n');
@@ -145,7 +212,7 @@ static void print_text(const mp_verify_report *report, const output_ink *ink)
     }
     printf("%sok%s: %s: %" PRIu64 " files, %" PRIu64 " tensors, ", ink->good, ink->plain, level,
            report->files, report->tensors);
-    if (report->level == MP_VERIFY_EXACT)
+    if (report->level >= MP_VERIFY_EXACT)
         printf("%" PRIu64 " slots, ", report->slots);
     printf("%s\n", size_text(report->bytes, bytes));
 }
@@ -166,20 +233,24 @@ static json_t *fault_json(const mp_fault *fault)
 
 static int print_report_json(const mp_verify_report *report, mp_error *err)
 {
-    json_t *faults = json_array();
+    json_t *faults = json_array(), *numeric = json_array();
+    bool stored = faults && numeric;
 
-    for (size_t i = 0; i < report->num_faults; i++) {
-        if (json_array_append_new(faults, fault_json(&report->faults[i])) != 0) {
-            json_decref(faults);
-            return print_json(NULL, err);
-        }
+    for (size_t i = 0; stored && i < report->num_faults; i++)
+        stored = json_array_append_new(faults, fault_json(&report->faults[i])) == 0;
+    for (size_t i = 0; stored && i < report->num_numeric; i++)
+        stored = json_array_append_new(numeric, numeric_json(&report->numeric[i])) == 0;
+    if (!stored) {
+        json_decref(faults);
+        json_decref(numeric);
+        return print_json(NULL, err);
     }
     json_t *json = json_pack(
-        "{s:b, s:s, s:{s:I, s:I, s:I, s:I}, s:I, s:o, s:[]}", "ok", report->total_faults == 0,
+        "{s:b, s:s, s:{s:I, s:I, s:I, s:I}, s:I, s:o, s:o}", "ok", report->total_faults == 0,
         "level", mp_verify_level_name(report->level), "checked", "files", (json_int_t)report->files,
         "tensors", (json_int_t)report->tensors, "slots", (json_int_t)report->slots, "bytes",
         (json_int_t)report->bytes, "total_faults", (json_int_t)report->total_faults, "faults",
-        faults, "numeric");
+        faults, "numeric", numeric);
     return print_json(json, err);
 }
 
@@ -194,23 +265,35 @@ static void print_tap(const mp_verify_report *report)
         printf("%sok %zu - %s: %s\n", part->faults ? "not " : "", i + 1, part_name(part, name),
                mp_verify_level_name(part->level));
         put_part(stdout, report, part, "# ", put_line);
+        if (has_figures(report, part))
+            put_numeric(stdout, report, "# ", put_line);
     }
 }
 
 static void write_junit_case(FILE *out, const mp_verify_report *report, const mp_verify_part *part)
 {
+    bool figures = has_figures(report, part);
     char name[32];
 
     fprintf(out, "    <testcase classname=\"%s\" name=\"%s\"", part_name(part, name),
             mp_verify_level_name(part->level));
-    if (part->faults == 0) {
+    if (part->faults == 0 && !figures) {
         fputs("/>\n", out);
         return;
     }
-    fprintf(out, ">\n      <failure message=\"%" PRIu64 " fault%s\">\n", part->faults,
-            part->faults == 1 ? "" : "s");
-    put_part(out, report, part, "", put_xml);
-    fputs("</failure>\n    </testcase>\n", out);
+    fputs(">\n", out);
+    if (part->faults > 0) {
+        fprintf(out, "      <failure message=\"%" PRIu64 " fault%s\">\n", part->faults,
+                part->faults == 1 ? "" : "s");
+        put_part(out, report, part, "", put_xml);
+        fputs("</failure>\n", out);
+    }
+    if (figures) {
+        fputs("      <system-out>\n", out);
+        put_numeric(out, report, "", put_xml);
+        fputs("</system-out>\n", out);
+    }
+    fputs("    </testcase>\n", out);
 }
 
 static void write_junit(FILE *out, const mp_verify_report *report)
@@ -267,6 +350,24 @@ static int print_report(const verify_options *o, const mp_verify_report *report,
     return rc == 0 && report->total_faults > 0 ? MP_ERR_CHECK : rc;
 }
 
+static int check_options(const verify_options *o, mp_verify_level level, mp_error *err)
+{
+    const char *name = mp_verify_level_name(level);
+
+    if (level >= MP_VERIFY_EXACT && !o->source)
+        return cmd_fail(err, MP_ERR_USAGE, "--level %s needs --source", name);
+    if (o->sample && level < MP_VERIFY_EXACT)
+        return cmd_fail(err, MP_ERR_USAGE, "--sample is for levels exact and numeric, not %s",
+                        name);
+    if (o->tokens && level < MP_VERIFY_NUMERIC)
+        return cmd_fail(err, MP_ERR_USAGE, "--tokens is for level numeric, not %s", name);
+    if (o->tolerance > 0 && level < MP_VERIFY_NUMERIC)
+        return cmd_fail(err, MP_ERR_USAGE, "--tolerance is for level numeric, not %s", name);
+    if (o->tap && o->common.json)
+        return cmd_fail(err, MP_ERR_USAGE, "--tap and --json exclude each other");
+    return 0;
+}
+
 static int run_verify(const void *values, mp_error *err)
 {
     const verify_options *o = values;
@@ -276,13 +377,8 @@ static int run_verify(const void *values, mp_error *err)
 
     if (level == LEVEL_FROM_SOURCE)
         level = o->source ? MP_VERIFY_EXACT : MP_VERIFY_DIGEST;
-    if (level == MP_VERIFY_EXACT && !o->source)
-        return cmd_fail(err, MP_ERR_USAGE, "--level exact needs --source");
-    if (o->sample && level < MP_VERIFY_EXACT)
-        return cmd_fail(err, MP_ERR_USAGE, "--sample is for level exact, not %s",
-                        mp_verify_level_name((mp_verify_level)level));
-    if (o->tap && o->common.json)
-        return cmd_fail(err, MP_ERR_USAGE, "--tap and --json exclude each other");
+    if (check_options(o, (mp_verify_level)level, err) != 0)
+        return err->code;
 
     mp_verify_options options = {
         .level = (mp_verify_level)level,
@@ -291,6 +387,8 @@ static int run_verify(const void *values, mp_error *err)
         .ranks = o->ranks,
         .sample = (uint32_t)o->sample,
         .seed = o->seed,
+        .tokens = o->tokens,
+        .tolerance = o->tolerance,
     };
     cmd_context(&o->common, &context);
     int rc = mp_verify(o->out, &options, &context, &report, err);
@@ -306,6 +404,7 @@ static const cmd_choice levels[] = {
     {"structure", MP_VERIFY_STRUCTURE},
     {"digest", MP_VERIFY_DIGEST},
     {"exact", MP_VERIFY_EXACT},
+    {"numeric", MP_VERIFY_NUMERIC},
     {NULL, 0},
 };
 
@@ -319,7 +418,12 @@ static const cmd_option options[] = {
                "look at the bytes of these ranks only: numbers, ranges"),
     OPT_U64(0, "sample", "N", verify_options, sample, 1, UINT32_MAX,
             "hold only N routed experts of each layer against the source"),
-    OPT_U64(0, "seed", "N", verify_options, seed, 0, UINT64_MAX, "which sample to draw"),
+    OPT_U64(0, "tokens", "N", verify_options, tokens, 1, 65536,
+            "route N tokens a layer at level numeric, else 64"),
+    OPT_U64(0, "seed", "N", verify_options, seed, 0, UINT64_MAX,
+            "which sample to draw, and which tokens"),
+    OPT_DOUBLE(0, "tolerance", "X", verify_options, tolerance, 1e-9, 1e9,
+               "relative error that the kernel may have, else the target's own"),
     OPT_FLAG(0, "tap", verify_options, tap, "print TAP instead of text"),
     OPT_STRING(0, "junit", "FILE", verify_options, junit, "write a JUnit XML report to FILE"),
     OPT_JSON(verify_options),

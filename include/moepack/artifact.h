@@ -23,6 +23,10 @@ extern "C" {
 #define MP_CONFIG_NAME    "config.json"
 #define MP_INDEX_NAME     "model.safetensors.index.json"
 
+/* The report of an unpacked directory (pack.h): a checkpoint of the experts that were packed
+ * and nothing else. */
+#define MP_UNPACK_NAME "moepack-unpack.json"
+
 /* "rank-007" */
 #define MP_RANK_NAME_MAX 24
 char *mp_rank_name(uint32_t rank, char name[MP_RANK_NAME_MAX]);

@@ -42,7 +42,7 @@ typedef struct mp_config {
     uint64_t vocab_size;
     uint64_t block_rows; /* quantization_config.weight_block_size */
     uint64_t block_cols;
-    char quant_method[64];       /* "" where absent */
+    char quant_method[64]; /* "" where absent */
     /* What the router and the experts compute; a float that is absent is a NaN. */
     char scoring_func[32]; /* "" where absent */
     char topk_method[32];
@@ -169,6 +169,7 @@ typedef struct mp_catalog {
     uint64_t moe_intermediate_size; /* I */
     uint32_t num_experts;           /* of the first layer */
     uint32_t num_shared_experts;    /* 0 too where these have another H than the routed ones */
+    bool unpacked;        /* holds MP_UNPACK_NAME (artifact.h): config.json may promise more */
     mp_moe_layer *layers; /* decoder layers ascending, then MTP blocks */
     size_t num_layers;
     uint64_t expert_tensors;        /* understood as expert weights or scales */

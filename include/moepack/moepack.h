@@ -10,8 +10,11 @@
  *   place.h     placement, slots, load balancing, routing
  *   layout.h    target layouts
  *   artifact.h  packed directories: the manifest
- *   pack.h      repacking, and synthetic checkpoints
+ *   pack.h      repacking, unpacking, quantizing, and synthetic checkpoints
+ *   reference.h the reference forward of an MoE layer
+ *   diff.h      how far two checkpoints or packs are apart
  *   verify.h    checks of packed directories
+ *   backend.h   what the engine will do, and the memory it takes
  *
  * Each header opens with its concepts. A checkpoint is opened, its experts are
  * found, a plan is made, run, and the result is checked:
@@ -43,12 +46,15 @@
 #define MOEPACK_MOEPACK_H
 
 #include <moepack/artifact.h>
+#include <moepack/backend.h>
 #include <moepack/base.h>
+#include <moepack/diff.h>
 #include <moepack/layout.h>
 #include <moepack/model.h>
 #include <moepack/numeric.h>
 #include <moepack/pack.h>
 #include <moepack/place.h>
+#include <moepack/reference.h>
 #include <moepack/store.h>
 #include <moepack/verify.h>
 

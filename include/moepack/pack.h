@@ -169,8 +169,6 @@ int mp_plan_run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp
  * byte, and else in the usual style of the scheme they were brought to.
  */
 
-#define MP_UNPACK_NAME "moepack-unpack.json" /* report of an unpacked directory */
-
 typedef struct mp_unpack_options {
     const bool *layers;      /* [manifest.num_layers], null: all */
     uint64_t max_shard_size; /* 0: 5 GB */

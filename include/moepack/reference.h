@@ -207,7 +207,8 @@ void mp_random_token_ids(uint64_t seed, uint64_t tokens, uint64_t vocab, int64_t
  * Layers of a checkpoint
  */
 
-/* Marks the one layer that a prefix ("model.layers.3") or a number names; MP_ERR_USAGE. */
+/* The layer that a prefix ("model.layers.3") or a number names. MP_ERR_USAGE where that is
+ * none, or more than one. */
 int mp_find_layer(const mp_catalog *catalog, const char *name, const mp_moe_layer **layer,
                   mp_error *err);
 
@@ -301,6 +302,11 @@ typedef struct mp_packed_experts {
  * checked: that is what mp_verify does. */
 int mp_packed_experts_open(mp_packed_experts *experts, const char *dir, const char *layer,
                            const mp_context *context, mp_error *err);
+
+/* The same of some ranks only, ranks: [ep], null: all. Directories of the others may be
+ * missing; reading one of their slots is MP_ERR_USAGE. */
+int mp_packed_experts_open_ranks(mp_packed_experts *experts, const char *dir, const char *layer,
+                                 const bool *ranks, const mp_context *context, mp_error *err);
 void mp_packed_experts_release(mp_packed_experts *experts);
 
 /* How tokens, evenly spread over the ranks in order, go to slots. */

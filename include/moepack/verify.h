@@ -16,7 +16,8 @@
  *         ... report.faults says what is wrong
  *     mp_verify_report_release(&report);
  *
- * Memory is bounded by the threads times a few MiB, and the headers of one rank.
+ * Memory is bounded by the threads times a few MiB, and the headers of one rank. Numeric
+ * takes headers of all ranks, half a GiB, and four float64 a token and hidden column.
  */
 #ifndef MOEPACK_VERIFY_H
 #define MOEPACK_VERIFY_H
@@ -31,21 +32,25 @@ extern "C" {
 typedef enum mp_verify_level {
     MP_VERIFY_STRUCTURE, /* manifest, placement, headers, names, shapes, sizes, index */
     MP_VERIFY_DIGEST,    /* every tensor's bytes against the manifest */
-    MP_VERIFY_EXACT      /* every slot against the source expert that placement says */
+    MP_VERIFY_EXACT,     /* every slot against the source expert that placement says */
+    MP_VERIFY_NUMERIC    /* what slots compute against what the source's experts compute */
 } mp_verify_level;
 
-/* "structure", "digest" or "exact"; a static string. */
+/* "structure", "digest", "exact" or "numeric"; a static string. */
 const char *mp_verify_level_name(mp_verify_level level);
 
 typedef struct mp_verify_options {
     mp_verify_level level;
-    const char *source; /* checkpoint; needed for exact, not looked at otherwise */
-    const char *layers; /* what digest and exact look at, as mp_select_layers reads it */
+    const char *source; /* checkpoint; needed for exact and numeric, not looked at otherwise */
+    const char *layers; /* what digest, exact and numeric look at, as mp_select_layers reads it */
     const char *ranks;  /* that are looked at, as mp_select_ranks reads it; the directories of
                            others may be missing. Both null: all */
-    uint32_t sample;    /* routed experts of each layer that exact looks at, in every slot that
-                           has one, and all shared ones; 0: all */
-    uint64_t seed;      /* that draws them, for each layer anew */
+    uint32_t sample;    /* routed experts of each layer that exact and numeric look at, in every
+                           slot that has one, and all shared ones; 0: all */
+    uint64_t seed;      /* that draws them, for each layer anew, and makes the tokens of numeric */
+    uint64_t tokens;    /* routed tokens of a layer in numeric; 0: 64 */
+    double tolerance;   /* relative L2 error of the emulated kernel that numeric lets pass; 0: the
+                           target's own bound */
 } mp_verify_options;
 
 /* Something that does not hold. Members that do not apply are -1 or null. */
@@ -71,6 +76,23 @@ typedef struct mp_verify_part {
     uint64_t faults; /* all of them, kept or not */
 } mp_verify_part;
 
+/* What numeric found in a layer. The errors are those of all tokens together, NaN where they
+ * were not computed: something was not finite, which is a fault. */
+typedef struct mp_verify_numeric {
+    char *layer;           /* prefix */
+    const char *emulation; /* mp_emulation_name (reference.h) of the target's kernel */
+    uint64_t tokens;       /* one for each slot, and routed ones */
+    bool bit_identical;    /* the kernel gives the same for slots and for the source's experts,
+                              requantized alike where they were */
+    double rel_l2;         /* of the kernel against the exact result, both of slots */
+    double cosine_diff;
+    double max_abs;
+    double tolerance;      /* what rel_l2 may be */
+    bool requantized;      /* something was */
+    double weights_rel_l2; /* of the exact result of slots against that of the source's own
+                              weights; NaN unless requantized */
+} mp_verify_numeric;
+
 typedef struct mp_verify_report {
     mp_verify_level level;
     uint64_t files;    /* safetensors files that were there and well-formed */
@@ -82,6 +104,8 @@ typedef struct mp_verify_report {
     uint64_t total_faults;
     mp_verify_part *parts; /* in order of rank and level */
     size_t num_parts;
+    mp_verify_numeric *numeric; /* of the selected layers; null below numeric */
+    size_t num_numeric;
 } mp_verify_report;
 
 void mp_verify_report_release(mp_verify_report *report);
@@ -94,7 +118,8 @@ void mp_verify_report_release(mp_verify_report *report);
  * Returns 0 when it could be checked, whatever was found: look at total_faults.
  * MP_ERR_INPUT when OUT is not a packed directory or the source is not the checkpoint
  * that the manifest names, MP_ERR_UNSUPPORTED for a target that this version does not
- * know, MP_ERR_USAGE for exact without a source and for lists that select nothing,
+ * know, or whose kernel cannot be emulated for this model, MP_ERR_USAGE for exact and numeric
+ * without a source and for lists that select nothing,
  * MP_ERR_IO when a file cannot be read (one that is missing or short is a fault, not
  * an error), MP_ERR_CANCELLED. */
 int mp_verify(const char *out, const mp_verify_options *options, const mp_context *context,

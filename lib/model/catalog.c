@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The catalog: every tensor of a checkpoint sorted into layers, experts and matrices. */
+#include <moepack/artifact.h>
 #include <moepack/model.h>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "model/complete.h"
 #include "model/families.h"
 #include "model/fused.h"
@@ -270,6 +272,17 @@ static int find_experts(mp_catalog *catalog, mp_error *err)
     return 0;
 }
 
+static int look_for_report(mp_catalog *catalog, mp_error *err)
+{
+    char *path = mp_path_join(catalog->checkpoint.dir, MP_UNPACK_NAME);
+
+    if (!path)
+        return mp_fail_memory(err);
+    catalog->unpacked = mp_path_exists(path);
+    free(path);
+    return 0;
+}
+
 int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *context, mp_error *err)
 {
     int rc;
@@ -278,6 +291,8 @@ int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *con
     rc = mp_checkpoint_open(&catalog->checkpoint, path, context, err);
     if (rc == 0)
         rc = mp_config_load(&catalog->config, catalog->checkpoint.dir, err);
+    if (rc == 0)
+        rc = look_for_report(catalog, err);
     if (rc == 0)
         rc = find_experts(catalog, err);
     if (rc != 0)

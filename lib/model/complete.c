@@ -308,7 +308,7 @@ static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
     sizes size;
 
     if (!layer->has_shared) {
-        if (count != MP_CONFIG_ABSENT && count > 0)
+        if (count != MP_CONFIG_ABSENT && count > 0 && !catalog->unpacked)
             mp_problem(&catalog->problems, "%s: no shared expert, config.json says %llu",
                        layer->prefix, (unsigned long long)count);
         return;
@@ -367,7 +367,7 @@ static int read_shape(const mp_catalog *catalog, const mp_tensor *shape, int64_t
 int mp_matrix_check_shape(const mp_catalog *catalog, const mp_matrix *matrix, uint64_t rows,
                           uint64_t cols, mp_error *err)
 {
-    int64_t numbers[2];
+    int64_t numbers[2] = {0};
 
     if (!matrix->shape)
         return 0;
@@ -430,7 +430,7 @@ static void check_layers(mp_catalog *catalog)
                    (unsigned long long)layers, LAYERS_MAX);
         return;
     }
-    for (uint64_t n = 0; n < layers; n++) {
+    for (uint64_t n = 0; n < layers && !catalog->unpacked; n++) {
         while (found < catalog->num_layers && !catalog->layers[found].mtp &&
                catalog->layers[found].number < n)
             found++;

@@ -34,9 +34,9 @@ static const char *string_of(const json_t *object, const char *key)
 }
 
 /* The object at a place, or null. */
-static json_t *object_at(const json_t *root, const char *place)
+static const json_t *object_at(const json_t *root, const char *place)
 {
-    json_t *object = place ? json_object_get(root, place) : (json_t *)(uintptr_t)root;
+    const json_t *object = place ? json_object_get(root, place) : root;
 
     return json_is_object(object) ? object : NULL;
 }

@@ -191,43 +191,43 @@ typedef struct part {
 /* Which tensors a scheme has in a style. The first style of a scheme is its default. */
 typedef struct style {
     const char *name;
-    mp_scheme scheme;
     const char *block; /* the default style is this one for this naming; or null */
-    bool global_divides;
     part parts[3];
+    mp_scheme scheme;
+    bool global_divides;
 } style;
 
 /* clang-format off */
 static const style styles[] = {
-    {"deepseek-v4", MP_SCHEME_MXFP4, "ffn", false,
-     {{"weight", ".weight", MP_I8, ELEMENTS}, {"scale", ".scale", MP_F8_E8M0, BLOCKS}}},
-    {"deepseek-v4", MP_SCHEME_FP8_BLOCK, "ffn", false,
-     {{"weight", ".weight", MP_F8_E4M3, ELEMENTS}, {"scale", ".scale", MP_F32, BLOCKS}}},
-    {"deepseek-v4", MP_SCHEME_BF16, "ffn", false,
-     {{"weight", ".weight", MP_BF16, ELEMENTS}}},
+    {"deepseek-v4", "ffn",
+     {{"weight", ".weight", MP_I8, ELEMENTS}, {"scale", ".scale", MP_F8_E8M0, BLOCKS}}, MP_SCHEME_MXFP4, false},
+    {"deepseek-v4", "ffn",
+     {{"weight", ".weight", MP_F8_E4M3, ELEMENTS}, {"scale", ".scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
+    {"deepseek-v4", "ffn",
+     {{"weight", ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
 
-    {"deepseek-v3", MP_SCHEME_FP8_BLOCK, NULL, false,
-     {{"weight", ".weight", MP_F8_E4M3, ELEMENTS}, {"scale", ".weight_scale_inv", MP_F32, BLOCKS}}},
-    {"deepseek-v3", MP_SCHEME_BF16, NULL, false,
-     {{"weight", ".weight", MP_BF16, ELEMENTS}}},
+    {"deepseek-v3", NULL,
+     {{"weight", ".weight", MP_F8_E4M3, ELEMENTS}, {"scale", ".weight_scale_inv", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
+    {"deepseek-v3", NULL,
+     {{"weight", ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
 
-    {"modelopt", MP_SCHEME_NVFP4, NULL, false,
+    {"modelopt", NULL,
      {{"weight", ".weight", MP_U8, ELEMENTS}, {"scale", ".weight_scale", MP_F8_E4M3, BLOCKS},
-      {"global_scale", ".weight_scale_2", MP_F32, SCALAR}}},
-    {"modelopt", MP_SCHEME_BF16, NULL, false,
-     {{"weight", ".weight", MP_BF16, ELEMENTS}}},
+      {"global_scale", ".weight_scale_2", MP_F32, SCALAR}}, MP_SCHEME_NVFP4, false},
+    {"modelopt", NULL,
+     {{"weight", ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
 
-    {"compressed-tensors", MP_SCHEME_MXFP4, NULL, false,
-     {{"weight", ".weight_packed", MP_U8, ELEMENTS}, {"scale", ".weight_scale", MP_U8, BLOCKS}}},
-    {"compressed-tensors", MP_SCHEME_NVFP4, NULL, true,
+    {"compressed-tensors", NULL,
+     {{"weight", ".weight_packed", MP_U8, ELEMENTS}, {"scale", ".weight_scale", MP_U8, BLOCKS}}, MP_SCHEME_MXFP4, false},
+    {"compressed-tensors", NULL,
      {{"weight", ".weight_packed", MP_U8, ELEMENTS}, {"scale", ".weight_scale", MP_F8_E4M3, BLOCKS},
-      {"global_scale", ".weight_global_scale", MP_F32, SINGLE}}},
-    {"compressed-tensors", MP_SCHEME_INT8_CHANNEL, NULL, false,
-     {{"weight", ".weight", MP_I8, ELEMENTS}, {"scale", ".weight_scale", MP_F32, BLOCKS}}},
-    {"compressed-tensors", MP_SCHEME_FP8_BLOCK, NULL, false,
-     {{"weight", ".weight", MP_F8_E4M3, ELEMENTS}, {"scale", ".weight_scale", MP_F32, BLOCKS}}},
-    {"compressed-tensors", MP_SCHEME_BF16, NULL, false,
-     {{"weight", ".weight", MP_BF16, ELEMENTS}}},
+      {"global_scale", ".weight_global_scale", MP_F32, SINGLE}}, MP_SCHEME_NVFP4, true},
+    {"compressed-tensors", NULL,
+     {{"weight", ".weight", MP_I8, ELEMENTS}, {"scale", ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_INT8_CHANNEL, false},
+    {"compressed-tensors", NULL,
+     {{"weight", ".weight", MP_F8_E4M3, ELEMENTS}, {"scale", ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
+    {"compressed-tensors", NULL,
+     {{"weight", ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
 };
 /* clang-format on */
 

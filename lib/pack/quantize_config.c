@@ -247,7 +247,7 @@ static int copy_file(const char *from, const char *to, mp_error *err)
 }
 
 /* Whether a description names only tensors that are written: others are gone. */
-static json_t *described(const mp_quantize_plan *plan, const json_t *old)
+static json_t *described(const mp_quantize_plan *plan, json_t *old)
 {
     json_t *kept = json_object(), *value;
     const mp_checkpoint *ckpt = &plan->catalog->checkpoint;
@@ -257,7 +257,7 @@ static json_t *described(const mp_quantize_plan *plan, const json_t *old)
 
     for (size_t i = 0; ok && i < plan->num_pieces; i++)
         stays[plan->pieces[i].from - ckpt->tensors] = true;
-    json_object_foreach((json_t *)(uintptr_t)old, key, value)
+    json_object_foreach(old, key, value)
     {
         const mp_tensor *tensor = mp_checkpoint_find(ckpt, key);
 

@@ -222,7 +222,7 @@ static int write_weights(const work_unit *w, mp_error *err)
     bool below = side == MP_L1;
     const mp_stored to = stored_as(w, "weight", below ? f->slots * rows : rows,
                                    below ? row_bytes : f->slots * row_bytes);
-    mp_tile tile;
+    mp_tile tile = {0};
 
     for (uint32_t s = 0; s < f->slots; s++) {
         for (uint64_t i = 0; i < count; i++) {
@@ -313,7 +313,7 @@ static int write_number(const work_unit *w, const mp_form_tensor *tensor, const 
     uint64_t at = fused ? w->unit.expert * sizeof *numbers : 0;
 
     if (fused && mp_side_parts(w->unit.side) == 2 && strcmp(tensor->role, "global_scale") == 0 &&
-        memcmp(&numbers[0], &numbers[1], sizeof *numbers) != 0)
+        numbers[0] != numbers[1])
         return mp_fail(err, MP_ERR_UNSUPPORTED,
                        "%s: expert %u has %.9g for gate and %.9g for up, where %s is one for both",
                        w->unit.layer->prefix, w->unit.expert, (double)numbers[0],

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Rows of activations before and between the two products. */
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -67,7 +68,7 @@ static int input_row(const pass *p, uint64_t row, float *buffer, mp_error *err)
         weigh_row(buffer, n, mp_weight_of(p, row));
     if (mp_recipe_quantize(p->recipe, MP_STAGE_INPUT, buffer, n, &p->input_scale[row],
                            buffer + mp_round_up(n, 16), err) != 0)
-        return mp_error_prefix(err, "token %llu", (unsigned long long)(p->first_token + token));
+        return mp_error_prefix(err, "token %" PRIu64, p->first_token + token);
     store_row(p, buffer, n, p->input_cols, p->input, row);
     return 0;
 }
@@ -79,9 +80,8 @@ static int inner_row(const pass *p, uint64_t choice, float *buffer, mp_error *er
 
     if (mp_recipe_quantize(p->recipe, MP_STAGE_INNER, row, n, &p->inner_scale[choice],
                            buffer + mp_round_up(n, 16), err) != 0)
-        return mp_error_prefix(
-            err, "token %llu",
-            (unsigned long long)(p->first_token + p->order[choice] / p->batch->k));
+        return mp_error_prefix(err, "token %" PRIu64,
+                               p->first_token + p->order[choice] / p->batch->k);
     store_row(p, row, n, p->inner_cols, p->inner, choice);
     return 0;
 }

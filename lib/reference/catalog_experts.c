@@ -111,7 +111,9 @@ static int find_matrix(const mp_catalog_experts *e, uint32_t id, mp_projection p
     if (mp_layer_expert(e->catalog, e->layer, id, view, &job->storage, err) != 0)
         return err->code;
     job->matrix = &view->matrix[projection];
-    if (to != MP_SCHEME_COUNT && !stored_as(job->storage, to))
+    /* Where scales are to be powers of two, only reading them tells whether they are. */
+    if (to != MP_SCHEME_COUNT &&
+        (!stored_as(job->storage, to) || (to == MP_SCHEME_FP8_BLOCK && e->options.quant.ue8m0)))
         job->to = to;
     mp_catalog_shape(e->catalog, projection, &job->rows, &job->cols);
     return 0;

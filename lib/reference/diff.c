@@ -142,13 +142,16 @@ static int compare_copies(const pair_side of[2], unsigned which, diff_cut cut, m
         copy.copy = of[which].copies[c];
         if (mp_diff_stored_equal(&copy, &of[which].first, cut, &equal, err) != 0)
             return err->code;
-        if (equal)
+        if (equal) {
+            mp_diff_forget(&copy);
             continue;
+        }
         if (compare_two(which == 0 ? &copy : &of[0].first, which == 1 ? &copy : &of[1].first, cut,
                         &other, err) != 0 ||
             note_copy(&of[which], &copy.copy, pair, err) != 0)
             return err->code;
         keep_worse(pair, &other);
+        mp_diff_forget(&copy);
     }
     return 0;
 }
@@ -162,6 +165,8 @@ static int compare_sides(const pair_side of[2], mp_diff_pair *pair, mp_error *er
     int rc = compare_two(&of[0].first, &of[1].first, cut, pair, err);
     for (unsigned s = 0; s < 2 && rc == 0; s++)
         rc = compare_copies(of, s, cut, pair, err);
+    for (unsigned s = 0; s < 2; s++)
+        mp_diff_forget(&of[s].first);
     return rc;
 }
 

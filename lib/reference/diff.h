@@ -131,6 +131,7 @@ typedef struct diff_matrix {
     const mp_tensor *plain; /* a tensor of plain numbers, or null */
     uint64_t rows, cols;    /* not of plain tensors */
     bool global_divides;    /* the second scale, if any */
+    bool again;             /* its bytes are also those of the next pair */
     /* of a checkpoint */
     mp_matrix matrix;
     mp_storage storage;
@@ -145,6 +146,9 @@ typedef struct diff_matrix {
  * is the first; malloc'ed, null elsewhere. */
 int mp_diff_resolve(const diff_side *side, const diff_ref *ref, bool plain, diff_matrix *matrix,
                     diff_copy **copies, uint32_t *num_copies, mp_error *err);
+
+/* Lets the system drop its pages, unless they are read again. Never fails. */
+void mp_diff_forget(const diff_matrix *matrix);
 
 /* Bytes of its weights or numbers. */
 uint64_t mp_diff_matrix_bytes(const diff_matrix *matrix);
@@ -172,7 +176,11 @@ typedef struct diff_reader {
     bool at_once;    /* unpacked whole, as its tiles have no rows of their own */
     float global;    /* second scale */
     uint8_t *memory; /* what all these lie in */
-    uint8_t *codes, *other, *scale, *packed, *packed_scale;
+    uint8_t *codes;  /* rows of weights or numbers; at_once: all of them */
+    uint8_t *scale;  /* of these rows; packed: of the side, unpacked */
+    uint8_t *packed; /* a tile of a slot, */
+    uint8_t *tile;   /* and its rectangles */
+    uint8_t *packed_scale;
 } diff_reader;
 
 /* Reads what is known of the whole matrix: second scales, packed scales. */
@@ -200,7 +208,7 @@ int mp_diff_stored_equal(const diff_matrix *a, const diff_matrix *b, diff_cut cu
 int mp_diff_measure(const diff_matrix *a, const diff_matrix *b, diff_cut cut, mp_diff_pair *pair,
                     mp_error *err);
 
-/* Numbers first .. first+n-1 of plain ones, in diff_plain.c. Two of a C64. */
+/* Numbers first .. first+n-1 of plain ones, in diff_plain.c. A C64 is two F32. */
 void mp_diff_plain_values(mp_dtype dtype, const uint8_t *bytes, uint64_t first, uint64_t n,
                           double *out);
 

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "numeric/kernels.h"
 #include "numeric/rows.h"
 #include "numeric/scales.h"
 
@@ -85,7 +86,7 @@ bool mp_diff_stored_alike(const diff_matrix *a, const diff_matrix *b)
 static bool same_numbers(const float *a, const float *b, uint64_t n)
 {
     for (uint64_t i = 0; i < n; i++)
-        if (memcmp(&a[i], &b[i], sizeof *a) != 0 && !(isnan(a[i]) && isnan(b[i])))
+        if (mp_f32_bits(a[i]) != mp_f32_bits(b[i]) && !(isnan(a[i]) && isnan(b[i])))
             return false;
     return true;
 }

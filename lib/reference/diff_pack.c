@@ -182,9 +182,20 @@ static int open_rank(diff_pack *pack, diff_rank *rank, const char *dir, const mp
     return rc == 0 ? 0 : mp_error_prefix(err, "%s", name);
 }
 
+/* A seal that is broken is no difference. */
+static int load_manifest(mp_manifest *manifest, const char *dir, mp_error *err)
+{
+    mp_error why = {0};
+    int rc = mp_manifest_load(manifest, dir, &why);
+
+    return rc == 0
+               ? 0
+               : mp_fail(err, rc == MP_ERR_CHECK ? MP_ERR_INPUT : (mp_code)rc, "%s", why.message);
+}
+
 int mp_diff_pack_open(diff_pack *pack, const char *dir, const mp_context *context, mp_error *err)
 {
-    int rc = mp_manifest_load(&pack->manifest, dir, err);
+    int rc = load_manifest(&pack->manifest, dir, err);
 
     if (rc == 0)
         rc = settle_sets(pack, err);

@@ -68,6 +68,7 @@ static int resolve_stored(const diff_side *side, const diff_ref *ref, diff_matri
         return err->code;
     m->matrix = view.matrix[ref->projection];
     m->storage = *storage;
+    m->again = storage->fusion != MP_FUSION_NONE && ref->projection == MP_GATE;
     m->global_divides = m->matrix.global_divides;
     mp_catalog_shape(catalog, ref->projection, &m->rows, &m->cols);
     return 0;
@@ -88,6 +89,7 @@ static int resolve_packed(const diff_side *side, const diff_ref *ref, diff_matri
     m->copy = (*copies)[0];
     m->packed_side = ref->projection == MP_DOWN ? MP_L2 : MP_L1;
     m->part = ref->projection == MP_UP ? 1 : 0;
+    m->again = ref->projection == MP_GATE;
     m->global_divides = held_tensor(m, tensor_number(m, MP_ROLE_GLOBAL_SCALE)) != NULL;
     m->rows = mp_side_rows(&m->copy.set->dims, m->packed_side);
     m->cols = mp_side_cols(&m->copy.set->dims, m->packed_side);
@@ -110,6 +112,30 @@ int mp_diff_resolve(const diff_side *side, const diff_ref *ref, bool plain, diff
     else
         matrix->global_divides = matrix->matrix.global_divides;
     return 0;
+}
+
+static void forget_slot(const diff_matrix *m, mp_role role)
+{
+    int number = tensor_number(m, role);
+    const mp_tensor *tensor = held_tensor(m, number);
+    uint64_t bytes = tensor ? m->copy.set->tensors[number].slot_bytes : 0;
+
+    if (tensor)
+        mp_tensor_forget(&m->copy.rank->checkpoint, tensor, m->copy.slot * bytes, bytes);
+}
+
+void mp_diff_forget(const diff_matrix *matrix)
+{
+    if (matrix->again)
+        return;
+    if (matrix->copy.set) {
+        forget_slot(matrix, MP_ROLE_WEIGHT);
+        forget_slot(matrix, MP_ROLE_SCALE);
+    } else if (matrix->plain) {
+        mp_tensor_forget(&matrix->side->catalog.checkpoint, matrix->plain, 0, matrix->plain->bytes);
+    } else {
+        mp_matrix_forget(&matrix->side->catalog, &matrix->matrix);
+    }
 }
 
 uint64_t mp_diff_matrix_bytes(const diff_matrix *matrix)
@@ -176,7 +202,7 @@ static int unpack_tile(const diff_reader *r, const mp_tile *tile, uint8_t *to, u
 {
     const diff_matrix *m = r->m;
     uint64_t row = mp_scheme_row_bytes(target_of(m)->scheme, tile->cols);
-    uint8_t *const out[2] = {r->other, r->other + tile->rows * row};
+    uint8_t *const out[2] = {r->tile, r->tile + tile->rows * row};
     const uint8_t *from = out[m->part - tile->part];
 
     if (read_slot(m, tensor_number(m, MP_ROLE_WEIGHT), tile->offset, tile->bytes, r->packed, err) !=
@@ -376,7 +402,7 @@ static uint64_t lay_out_packed(diff_reader *r, uint64_t rows, uint8_t *base)
 
     r->codes = take(base, &used,
                     (r->at_once ? m->rows : rows) * mp_scheme_row_bytes(target->scheme, m->cols));
-    r->other = take(base, &used, first.parts * first.rows * row);
+    r->tile = take(base, &used, first.parts * first.rows * row);
     r->packed = take(base, &used, first.bytes);
     r->packed_scale = take(base, &used, scale < 0 ? 0 : m->copy.set->tensors[scale].slot_bytes);
     r->scale = take(base, &used,

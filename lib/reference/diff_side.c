@@ -48,18 +48,18 @@ static int open_tensors(diff_side *side, const char *path, const char *why,
 static int open_checkpoint(diff_side *side, const char *path, const mp_context *context,
                            mp_error *err)
 {
-    int rc = mp_catalog_open(&side->catalog, path, context, err);
+    mp_error why = {0};
+    int rc = mp_catalog_open(&side->catalog, path, context, &why);
 
-    if (rc != 0 && rc != MP_ERR_INPUT && rc != MP_ERR_UNSUPPORTED)
-        return rc;
     if (rc == 0)
-        rc = mp_catalog_check(&side->catalog, err);
+        rc = mp_catalog_check(&side->catalog, &why);
     side->whole = rc == 0 || is_directory(path);
     if (rc == 0) {
         side->kind = DIFF_MODEL;
         return 0;
     }
-    const mp_error why = *err;
+    if (rc != MP_ERR_INPUT && rc != MP_ERR_UNSUPPORTED)
+        return mp_fail(err, (mp_code)rc, "%s", why.message);
     mp_catalog_release(&side->catalog);
     return open_tensors(side, path, why.message, context, err);
 }

@@ -134,36 +134,49 @@ static int find_tensor(const mp_catalog *catalog, const mp_moe_layer *layer,
     return 0;
 }
 
-/* A tensor of floats with rows * cols numbers, however they are arranged, into rows of
- * `stride` numbers. */
+/* A tensor of rows * cols numbers, with or without dimensions of 1 before these. */
+static int check_shape(const mp_tensor *tensor, uint64_t rows, uint64_t cols, mp_error *err)
+{
+    uint64_t numbers = 1;
+    char shape[MP_SHAPE_TEXT];
+
+    for (uint32_t d = 0; d < tensor->rank; d++)
+        numbers *= tensor->shape[d];
+    if (tensor->rank > 0 && tensor->shape[tensor->rank - 1] == cols && numbers == rows * cols)
+        return 0;
+    return mp_fail(err, MP_ERR_INPUT, "%s: shape %s, expected [%llu, %llu]", tensor->name,
+                   mp_shape_text(tensor->shape, tensor->rank, shape), (unsigned long long)rows,
+                   (unsigned long long)cols);
+}
+
+/* One row of them as float32; buffer: cols numbers of up to 8 bytes. */
+static int read_row(const mp_catalog *catalog, const mp_tensor *tensor, uint64_t row, uint64_t cols,
+                    void *buffer, float *out, mp_error *err)
+{
+    uint64_t bytes = cols * mp_dtype_bits(tensor->dtype) / 8;
+
+    if (mp_tensor_read(&catalog->checkpoint, tensor, row * bytes, bytes, buffer, err) != 0)
+        return err->code;
+    if (!mp_scales_convert(tensor->dtype, buffer, cols, MP_F32, out))
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s, expected F32, BF16 or F16", tensor->name,
+                       mp_dtype_name(tensor->dtype));
+    for (uint64_t i = 0; i < cols; i++)
+        if (!isfinite(out[i]))
+            return mp_fail(err, MP_ERR_INPUT, "%s: row %llu, column %llu: %g", tensor->name,
+                           (unsigned long long)row, (unsigned long long)i, (double)out[i]);
+    return 0;
+}
+
+/* All rows, to rows of `stride` numbers. */
 static int read_floats(const mp_catalog *catalog, const mp_tensor *tensor, uint64_t rows,
                        uint64_t cols, uint64_t stride, float *out, mp_error *err)
 {
-    uint64_t width = mp_dtype_bits(tensor->dtype) / 8, numbers = 1;
-    char shape[MP_SHAPE_TEXT];
-    void *row = mp_alloc(cols, sizeof(double));
-    int rc = 0;
+    void *buffer = mp_alloc(cols, sizeof(double));
+    int rc = buffer ? 0 : mp_fail_memory(err);
 
-    if (!row)
-        return mp_fail_memory(err);
-    for (uint32_t d = 0; d < tensor->rank; d++)
-        numbers *= tensor->shape[d];
-    if (numbers != rows * cols || tensor->rank == 0 || tensor->shape[tensor->rank - 1] != cols)
-        rc = mp_fail(err, MP_ERR_INPUT, "%s: shape %s, expected [%llu, %llu]", tensor->name,
-                     mp_shape_text(tensor->shape, tensor->rank, shape), (unsigned long long)rows,
-                     (unsigned long long)cols);
-    for (uint64_t r = 0; rc == 0 && r < rows; r++) {
-        rc = mp_tensor_read(&catalog->checkpoint, tensor, r * cols * width, cols * width, row, err);
-        if (rc == 0 && !mp_scales_convert(tensor->dtype, row, cols, MP_F32, out + r * stride))
-            rc = mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s, expected F32, BF16 or F16", tensor->name,
-                         mp_dtype_name(tensor->dtype));
-        for (uint64_t i = 0; rc == 0 && i < cols; i++)
-            if (!isfinite(out[r * stride + i]))
-                rc = mp_fail(err, MP_ERR_INPUT, "%s: row %llu, column %llu: %g", tensor->name,
-                             (unsigned long long)r, (unsigned long long)i,
-                             (double)out[r * stride + i]);
-    }
-    free(row);
+    for (uint64_t r = 0; rc == 0 && r < rows; r++)
+        rc = read_row(catalog, tensor, r, cols, buffer, out + r * stride, err);
+    free(buffer);
     return rc;
 }
 
@@ -174,6 +187,8 @@ static int read_vector(const mp_catalog *catalog, const mp_moe_layer *layer,
     const mp_tensor *tensor;
     int rc = find_tensor(catalog, layer, names, &tensor, err);
 
+    if (rc == 0 && tensor)
+        rc = check_shape(tensor, 1, n, err);
     if (rc != 0 || !tensor)
         return rc;
     *out = mp_alloc(n, sizeof **out);
@@ -199,6 +214,8 @@ static int read_gate(mp_layer_router *r, const mp_catalog *catalog, const mp_moe
                        "computed",
                        tensor->name, (unsigned long long)tensor->shape[1],
                        (unsigned long long)r->hidden_size);
+    if (check_shape(tensor, r->router.num_experts, r->hidden_size, err) != 0)
+        return err->code;
     r->gate = mp_alloc_zeroed(mp_gate_rows(r) * mp_gate_stride(r), sizeof *r->gate);
     if (!r->gate)
         return mp_fail_memory(err);
@@ -314,27 +331,39 @@ void mp_layer_router_release(mp_layer_router *router)
     *router = (mp_layer_router){0};
 }
 
+int mp_select_layer(const char *name, const char *const *prefixes, size_t count, size_t *index,
+                    mp_error *err)
+{
+    bool *selected = mp_alloc(count, sizeof *selected);
+    unsigned found = 0;
+    int rc =
+        selected ? mp_select_layers(name, prefixes, count, selected, err) : mp_fail_memory(err);
+
+    *index = 0;
+    for (size_t i = 0; rc == 0 && i < count; i++) {
+        if (selected[i]) {
+            *index = i;
+            found++;
+        }
+    }
+    free(selected);
+    if (rc == 0 && found != 1)
+        rc = mp_fail(err, MP_ERR_USAGE, "layer \"%s\": stands for %u layers", name, found);
+    return rc;
+}
+
 int mp_find_layer(const mp_catalog *catalog, const char *name, const mp_moe_layer **layer,
                   mp_error *err)
 {
     const char **prefixes = mp_alloc(catalog->num_layers, sizeof *prefixes);
-    bool *selected = mp_alloc(catalog->num_layers, sizeof *selected);
-    unsigned found = 0;
-    int rc = prefixes && selected ? 0 : mp_fail_memory(err);
+    size_t index;
 
-    for (size_t i = 0; rc == 0 && i < catalog->num_layers; i++)
+    if (!prefixes)
+        return mp_fail_memory(err);
+    for (size_t i = 0; i < catalog->num_layers; i++)
         prefixes[i] = catalog->layers[i].prefix;
-    if (rc == 0)
-        rc = mp_select_layers(name, prefixes, catalog->num_layers, selected, err);
-    for (size_t i = 0; rc == 0 && i < catalog->num_layers; i++) {
-        if (selected[i]) {
-            *layer = &catalog->layers[i];
-            found++;
-        }
-    }
-    if (rc == 0 && found != 1)
-        rc = mp_fail(err, MP_ERR_USAGE, "layer \"%s\": stands for %u layers", name, found);
+    int rc = mp_select_layer(name, prefixes, catalog->num_layers, &index, err);
+    *layer = &catalog->layers[index];
     free(prefixes);
-    free(selected);
     return rc;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* reference/layer_router.h - how a router's weights lie in memory: as products take them. */
+/* reference/layer_router.h - which layer, and how a router's weights lie in memory: as products
+ * take them. */
 #ifndef MP_REFERENCE_LAYER_ROUTER_H
 #define MP_REFERENCE_LAYER_ROUTER_H
 
@@ -18,5 +19,10 @@ static inline uint64_t mp_gate_rows(const mp_layer_router *r)
 {
     return mp_round_up(r->router.num_experts, MP_PRODUCT_ROWS);
 }
+
+/* The one of `count` layers that a prefix or a number stands for; MP_ERR_USAGE where that is
+ * none, or more. */
+int mp_select_layer(const char *name, const char *const *prefixes, size_t count, size_t *index,
+                    mp_error *err);
 
 #endif

@@ -238,6 +238,8 @@ static int read_side(const void *user, uint32_t id, mp_side side, uint64_t row0,
     bool divides;
     buffers b;
 
+    if (!held_tensor(&p, tensor_number(p.set, side, MP_ROLE_WEIGHT)))
+        return mp_fail(err, MP_ERR_USAGE, "slot %u is on rank %u, which is not open", id, p.number);
     lay_out(e, p.set, side, scratch, &b);
     int rc = read_weights(e, &p, side, row0, rows, &b, err);
     if (rc == 0)

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "reference/layer_router.h"
 #include "reference/packed.h"
 
 #define PLACEMENT_LIMIT (UINT64_C(1) << 30)
@@ -113,7 +114,8 @@ static int check_tensor(const packed_set *set, const mp_slot_tensor *wanted,
     char shape[MP_SHAPE_TEXT];
     uint64_t slots = set->target->single ? 1 : set->slots;
 
-    if (tensor->dtype == wanted->dtype && tensor->bytes == slots * wanted->slot_bytes)
+    if (tensor->dtype == wanted->dtype && tensor->bytes / slots == wanted->slot_bytes &&
+        tensor->bytes % slots == 0)
         return 0;
     return mp_fail(err, MP_ERR_INPUT,
                    "%s: %s %s, expected %s with %" PRIu64 " bytes for each of %" PRIu64 " slots",
@@ -160,8 +162,9 @@ static int open_rank(mp_packed_experts *e, const char *dir, const mp_context *co
     return rc == 0 ? 0 : mp_error_prefix(err, "%s", name);
 }
 
-static int open_ranks(mp_packed_experts *e, const char *dir, const mp_context *context,
-                      mp_error *err)
+/* Ranks that are not wanted stay empty. */
+static int open_ranks(mp_packed_experts *e, const char *dir, const bool *ranks_wanted,
+                      const mp_context *context, mp_error *err)
 {
     packed_ranks *ranks = e->ranks;
     int rc = 0;
@@ -169,41 +172,24 @@ static int open_ranks(mp_packed_experts *e, const char *dir, const mp_context *c
     ranks->ranks = mp_alloc_zeroed(e->slots.ep, sizeof *ranks->ranks);
     if (!ranks->ranks)
         return mp_fail_memory(err);
-    for (uint32_t r = 0; rc == 0 && r < e->slots.ep; r++)
-        rc = open_rank(e, dir, context, err);
-    return rc;
-}
-
-/* Which of the packed layers a name or a number stands for. */
-static int find_layer(const mp_packed_experts *e, const char *name, size_t *index, mp_error *err)
-{
-    const mp_manifest *m = &e->manifest;
-    bool *selected = mp_alloc(m->num_layers, sizeof *selected);
-    unsigned found = 0;
-    int rc = selected ? mp_select_layers(name, (const char *const *)m->layers, m->num_layers,
-                                         selected, err)
-                      : mp_fail_memory(err);
-
-    for (size_t i = 0; rc == 0 && i < m->num_layers; i++) {
-        if (selected[i]) {
-            *index = i;
-            found++;
-        }
+    for (uint32_t r = 0; rc == 0 && r < e->slots.ep; r++) {
+        if (!ranks_wanted || ranks_wanted[r])
+            rc = open_rank(e, dir, context, err);
+        else
+            ranks->open++;
     }
-    free(selected);
-    if (rc == 0 && found != 1)
-        rc = mp_fail(err, MP_ERR_USAGE, "layer \"%s\": stands for %u layers", name, found);
     return rc;
 }
 
-static int open_layer(mp_packed_experts *e, const char *dir, const char *layer,
+static int open_layer(mp_packed_experts *e, const char *dir, const char *layer, const bool *ranks,
                       const mp_context *context, mp_error *err)
 {
     size_t index = 0;
     int rc = mp_manifest_load(&e->manifest, dir, err);
 
     if (rc == 0)
-        rc = find_layer(e, layer, &index, err);
+        rc = mp_select_layer(layer, (const char *const *)e->manifest.layers, e->manifest.num_layers,
+                             &index, err);
     if (rc == 0)
         rc = settle_sets(e, err);
     if (rc == 0)
@@ -215,14 +201,14 @@ static int open_layer(mp_packed_experts *e, const char *dir, const char *layer,
     if (!e->row)
         return mp_fail(err, MP_ERR_INPUT, "%s: %u rows, layer %s is number %zu", MP_PLACEMENT_NAME,
                        e->placement.layers, e->layer, index);
-    return open_ranks(e, dir, context, err);
+    return open_ranks(e, dir, ranks, context, err);
 }
 
-int mp_packed_experts_open(mp_packed_experts *experts, const char *dir, const char *layer,
-                           const mp_context *context, mp_error *err)
+int mp_packed_experts_open_ranks(mp_packed_experts *experts, const char *dir, const char *layer,
+                                 const bool *ranks, const mp_context *context, mp_error *err)
 {
     *experts = (mp_packed_experts){.ranks = mp_alloc_zeroed(1, sizeof(packed_ranks))};
-    int rc = experts->ranks ? open_layer(experts, dir, layer, context, err) : mp_fail_memory(err);
+    int rc = experts->ranks ? open_layer(experts, dir, layer, ranks, context, err) : mp_fail_memory(err);
     if (rc != 0) {
         mp_packed_experts_release(experts);
         return rc;
@@ -231,6 +217,12 @@ int mp_packed_experts_open(mp_packed_experts *experts, const char *dir, const ch
     experts->source.tile_rows = mp_packed_tile_rows(experts);
     experts->source.scratch_bytes = mp_packed_scratch(experts);
     return 0;
+}
+
+int mp_packed_experts_open(mp_packed_experts *experts, const char *dir, const char *layer,
+                           const mp_context *context, mp_error *err)
+{
+    return mp_packed_experts_open_ranks(experts, dir, layer, NULL, context, err);
 }
 
 void mp_packed_experts_release(mp_packed_experts *experts)

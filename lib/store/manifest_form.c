@@ -118,7 +118,7 @@ static int read_extent(const json_t *json, const char *key, uint32_t *extent, mp
     uint64_t number;
 
     *extent = UINT32_MAX;
-    if (value && json_is_null(value))
+    if (json_is_null(value))
         return 0;
     if (mp_json_get_u64(json, key, MP_MANIFEST_NAME, &number, err) != 0)
         return err->code;

@@ -16,8 +16,11 @@ void mp_verify_report_release(mp_verify_report *report)
         free(report->faults[i].tensor);
         free(report->faults[i].detail);
     }
+    for (size_t i = 0; i < report->num_numeric; i++)
+        free(report->numeric[i].layer);
     free(report->faults);
     free(report->parts);
+    free(report->numeric);
     *report = (mp_verify_report){0};
 }
 

@@ -8,11 +8,14 @@
 
 #include "base/digest.h"
 #include "base/error.h"
+#include "base/file.h"
 
 /* Bytes of weights that are looked at together: whole rows, or columns wide enough that their
  * piece of every row is worth a system call. */
 #define ROWS_BYTES (1u << 20)
 #define COLS_BYTES (4u << 20)
+
+#define CONFIG_LIMIT (16u << 20)
 
 /* ------------------------------------------------------------------------
  * Is it the source?
@@ -220,6 +223,32 @@ static bool is_requantized(const mp_manifest *m)
     return !m->lossless || (strcmp(m->shared, "none") != 0 && !m->shared_lossless);
 }
 
+/* config.json goes along as it is: it says what the router's weights are multiplied by. */
+static int match_config(const mp_source *source, mp_check *check, mp_error *err)
+{
+    const mp_checkpoint *ckpt = &source->catalog.checkpoint;
+    mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, -1);
+    char hex[MP_DIGEST_TEXT] = "", *text = NULL;
+    mp_digest digest;
+    uint64_t length;
+
+    if (source->catalog.config.present) {
+        char *path = mp_path_join(ckpt->dir, MP_CONFIG_NAME);
+        int rc = path ? mp_read_text(path, CONFIG_LIMIT, &text, &length, err) : mp_fail_memory(err);
+
+        free(path);
+        if (rc != 0)
+            return rc;
+        mp_digest_of(text, length, &digest);
+        mp_digest_text(&digest, hex);
+        free(text);
+    }
+    if (strcmp(hex, check->manifest.config_xxh3) != 0)
+        mp_fault_add(&check->faults, &spot, "%s: xxh3 \"%s\", of the source it is \"%s\"",
+                     MP_CONFIG_NAME, check->manifest.config_xxh3, hex);
+    return 0;
+}
+
 /* The rules that the manifest names, where there is something to quantize. */
 static bool read_rules(mp_source *source, mp_check *check)
 {
@@ -255,7 +284,7 @@ static int match_manifest(mp_source *source, mp_check *check, bool *match, mp_er
         rc = match_shared(source, check, match, err);
     if (rc == 0 && *match)
         rc = mp_forms_match(source, check, match, err);
-    return rc;
+    return rc == 0 ? match_config(source, check, err) : rc;
 }
 
 int mp_source_open(mp_source *source, mp_check *check, bool *usable, mp_error *err)

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The check of a packed directory from top to bottom: one rank after the other, so that
- * only its files are open and only its headers in memory. */
+ * only its files are open and only its headers in memory; then, where asked, what all of them
+ * compute, one layer after the other. */
 #include <moepack/verify.h>
 
 #include "base/error.h"
 #include "base/parallel.h"
 #include "verify/check.h"
 #include "verify/exact.h"
+#include "verify/numeric.h"
 
 const char *mp_verify_level_name(mp_verify_level level)
 {
@@ -14,6 +16,7 @@ const char *mp_verify_level_name(mp_verify_level level)
         [MP_VERIFY_STRUCTURE] = "structure",
         [MP_VERIFY_DIGEST] = "digest",
         [MP_VERIFY_EXACT] = "exact",
+        [MP_VERIFY_NUMERIC] = "numeric",
     };
 
     return names[level];
@@ -53,6 +56,8 @@ static int measure_progress(mp_check *check, const mp_exact *exact, mp_error *er
         for (size_t layer = 0; layer < m->num_layers && rc == 0; layer++)
             if (check->ranks[m->ranks[r].rank] && check->layers[layer])
                 rc = layer_bytes(check, exact, &m->ranks[r], layer, &check->progress_total, err);
+    if (exact && check->options->level == MP_VERIFY_NUMERIC)
+        check->progress_total += mp_numeric_progress(check, exact);
     return rc;
 }
 
@@ -114,12 +119,15 @@ static int check_all(mp_check *check, mp_error *err)
     if (rc != 0 || !usable)
         return rc;
     rc = mp_check_select(check, err);
-    if (rc == 0 && check->options->level == MP_VERIFY_EXACT)
+    if (rc == 0 && check->options->level >= MP_VERIFY_EXACT)
         rc = mp_exact_open(&exact, check, &with_source, err);
     if (rc == 0)
         rc = mp_check_directory(check, err);
+    bool comparable = with_source && check->placement.map;
     if (rc == 0)
-        rc = check_ranks(check, with_source && check->placement.map ? &exact : NULL, err);
+        rc = check_ranks(check, comparable ? &exact : NULL, err);
+    if (rc == 0 && comparable && check->options->level == MP_VERIFY_NUMERIC)
+        rc = mp_check_numeric(&exact, check, err);
     mp_exact_release(&exact);
     return rc;
 }
@@ -132,8 +140,9 @@ int mp_verify(const char *out, const mp_verify_options *options, const mp_contex
     int rc;
 
     *report = (mp_verify_report){.level = options->level};
-    if (options->level == MP_VERIFY_EXACT && !options->source)
-        rc = mp_fail(&why, MP_ERR_USAGE, "level exact needs the source checkpoint");
+    if (options->level >= MP_VERIFY_EXACT && !options->source)
+        rc = mp_fail(&why, MP_ERR_USAGE, "level %s needs the source checkpoint",
+                     mp_verify_level_name(options->level));
     else
         rc = check_all(&check, &why);
     if (rc == 0)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Usage: tests/bench/run.sh BUILD [SECTION...]
 # Measures BUILD/moepack with DeepSeek V4 Flash's shapes (H 4096, I 2048) on two threads, all
-# files in memory: sections copy, quantize, memory, inspect and kernels, or all. Speeds are
-# printed and never judged; figures of a busy machine are worth nothing.
+# files in memory: sections copy, targets, quantize, memory, inspect, forward and kernels, or
+# all. Speeds are printed and never judged; figures of a busy machine are worth nothing.
 set -euo pipefail
 
 build=$1
@@ -143,7 +143,7 @@ section_quantize()
     title "BF16 to mxfp4 in memory, GB/s of input"
     show "MOEPACK_CPU=LEVEL $build/bench/quantize THREADS"
     printf '   %-8s %7s %10s %9s %9s %10s\n' level threads quantize measured memcpy of-memcpy
-    for level in $("$build/bench/kernels" --levels); do
+    for level in $("$moepack" bench --kernel scale --seconds 0.001 --json | jq -r '.[].level'); do
         for n in 1 "$threads"; do
             quantize_row "$level" "$n"
         done
@@ -201,18 +201,58 @@ section_inspect()
     rm -rf "$work/sparse"
 }
 
+section_targets()
+{
+    local target format
+
+    title "repack of 16 experts that pass through, beside cp -r of the pack"
+    printf '   %-18s %8s %10s\n' target GB/s of-cp
+    while read -r target format; do
+        local walls=() copies=() bytes
+
+        quietly "$moepack" synth --family qwen3_moe --format "$format" --hidden 4096 -q \
+            --intermediate 2048 --experts 16 --layers 1 --top-k 2 -o "$work/source"
+        for _ in 1 2 3 4 5; do
+            rm -rf "$work/out" "$work/copy"
+            take "$moepack" repack "$work/source" -q -j "$threads" --target "$target" --ep 4 \
+                -o "$work/out"
+            walls+=("$wall")
+            take cp -r "$work/out" "$work/copy"
+            copies+=("$wall")
+        done
+        bytes=$(du -sb "$work/out" | cut -f 1)
+        printf '   %-18s %8s %10s\n' "$target" "$(calc %.2f "$bytes / $(median "${walls[@]}") / 1e9")" \
+            "$(calc %.2f "$(median "${copies[@]}") / $(median "${walls[@]}")")"
+        rm -rf "$work/source" "$work/out" "$work/copy"
+    done < <("$moepack" targets --json | jq -r '.[] | "\(.name) \(.source_schemes[0])"')
+}
+
+section_forward()
+{
+    local n forward sgemm large
+
+    title "forward of a layer, 512 tokens, w4a8, GFLOP/s"
+    show "$build/bench/forward THREADS"
+    printf '   %7s %9s %11s %9s %13s\n' threads forward "sgemm same" of-it "sgemm large"
+    for n in 1 "$threads"; do
+        read -r forward sgemm large < <("$build/bench/forward" "$n")
+        printf '   %7d %9s %11s %9s %13s\n' "$n" "$forward" "$sgemm" \
+            "$(calc %.2f "$forward / $sgemm")" "$large"
+    done
+}
+
 section_kernels()
 {
-    title "kernels on one thread, data in the cache, GB/s of input"
-    show "$build/bench/kernels"
-    "$build/bench/kernels" | sed 's/^/   /'
+    title "kernels on one thread, data in the cache"
+    show "$moepack" bench
+    "$moepack" bench | sed 's/^/   /'
 }
 
 printf "moepack %s, %s processors, load %s, files in %s (\$D)\n" \
     "$("$moepack" --version | sed 's/^moepack //')" "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" \
     "$root"
 sed -n 's/^model name[[:space:]]*: /   /p' /proc/cpuinfo | head -n 1
-for section in "${@:-copy quantize memory inspect kernels}"; do
+for section in "${@:-copy targets quantize memory inspect forward kernels}"; do
     for name in $section; do
         "section_$name"
     done

@@ -133,7 +133,7 @@ assert_packed 'without an exchange'
 # ---------------------------------------------------------------------------
 
 it "reports a source that cannot be read, by file and tensor, and goes on when it can"
-for n in 4 5 60 100; do
+for n in 4 5 60 90; do
     settings=(FAIL_CALL=pread FAIL_PATH=/10x3/ "FAIL_AT=$n" FAIL_WITH=EIO)
     repack_failing "${settings[@]}" -- -j1
     assert_failed "moepack: repack: model-00001-of-00001.safetensors: tensor \"model.layers." \

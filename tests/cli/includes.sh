@@ -29,6 +29,7 @@ header_layer()
 {
     case $1 in
     artifact) echo store ;;
+    diff) echo reference ;;
     *) echo "$1" ;;
     esac
 }
@@ -71,7 +72,7 @@ for folder in lib/*/; do
     assert_equal "$(cd "$ROOT" && forbidden "$layer" "$folder"*.[ch])" ''
 done
 
-for header in include/moepack/*.h; do
+for header in $(cd "$ROOT" && ls include/moepack/*.h); do
     name=$(basename "$header" .h)
     [ "$name" != moepack ] || continue
     it "keeps moepack/$name.h to the layers below it"

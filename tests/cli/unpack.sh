@@ -112,6 +112,13 @@ run moepack unpack packed -o back
 assert_status 0
 assert_stderr_has 'moepack: unpack: warning: 1 of the model'
 assert_stderr_has 'moepack: unpack: warning: the pack has no shared experts'
+run moepack inspect back
+assert_status 0
+assert_stderr_is </dev/null
+run moepack repack back -o again -q --target megamoe-w4a8 --ep 1 --layers 0
+assert_status 0
+diff -r packed/rank-000 again/rank-000
+assert $? "the pack of what was unpacked is another"
 
 it "takes part of a pack"
 moepack repack "$fixtures/v4-fp4" -o packed -q --target megamoe-w4a8 --ep 1

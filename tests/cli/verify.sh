@@ -327,7 +327,7 @@ run moepack verify out --source "$source" --sample 5 --json
 assert_json '[.faults[] | select(.level == "exact")] | length' 3
 run moepack verify out --sample 2
 assert_status 2
-assert_stderr_has '--sample is for level exact, not digest'
+assert_stderr_has '--sample is for levels exact and numeric, not digest'
 
 # ---------------------------------------------------------------------------
 # Faults in files

@@ -135,7 +135,8 @@ static void check_plan(const mp_catalog *catalog)
     if (mp_plan_init(&plan, catalog, &options, &err) != 0)
         require_message(&err);
     else
-        require(plan.num_units > 0 && plan.num_files > 0 && plan.bytes_written > 0, "plan");
+        require(plan.work.num_units > 0 && plan.work.num_files > 0 && plan.work.bytes_written > 0,
+                "plan");
     mp_plan_release(&plan);
 }
 

@@ -2,6 +2,7 @@
 /* config.json: where each fact stands, by which names, and what is no fact. */
 #include <criterion/criterion.h>
 
+#include <math.h>
 #include <unistd.h>
 
 #include <moepack/model.h>
@@ -176,6 +177,47 @@ Test(config, synonyms)
     }
     expect_loads("{\"num_experts\": 5, \"n_routed_experts\": 6}");
     cr_assert_eq(config.num_experts, 6, "the first name of the list counts");
+}
+
+Test(config, facts_of_routers_and_experts)
+{
+    expect_loads("{\"scoring_func\": \"sigmoid\", \"topk_method\": \"noaux_tc\","
+                 "\"hidden_act\": \"silu\", \"n_group\": 8, \"topk_group\": 4,"
+                 "\"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5,"
+                 "\"swiglu_limit\": 10, \"swiglu_alpha\": 1.702, \"swiglu_beta\": 1.0}");
+    cr_assert_str_eq(config.scoring_func, "sigmoid");
+    cr_assert_str_eq(config.topk_method, "noaux_tc");
+    cr_assert_str_eq(config.hidden_act, "silu");
+    cr_assert(config.n_group == 8 && config.topk_group == 4);
+    cr_assert_eq(config.norm_topk_prob, 1);
+    cr_assert_eq(config.routed_scaling_factor, 2.5);
+    cr_assert(config.swiglu_limit == 10 && config.swiglu_alpha == 1.702 && config.swiglu_beta == 1);
+
+    expect_loads("{\"text_config\": {\"moe_router_activation_func\": \"sigmoid\","
+                 "\"num_expert_group\": 2, \"moe_renormalize\": false,"
+                 "\"routed_scaling_factor\": null}}");
+    cr_assert_str_eq(config.scoring_func, "sigmoid");
+    cr_assert_eq(config.n_group, 2);
+    cr_assert_eq(config.norm_topk_prob, 0);
+    cr_assert(isnan(config.routed_scaling_factor));
+
+    expect_loads("{}");
+    cr_assert_str_eq(config.scoring_func, "");
+    cr_assert_eq(config.n_group, MP_CONFIG_ABSENT);
+    cr_assert_eq(config.norm_topk_prob, -1);
+    cr_assert(isnan(config.swiglu_limit) && isnan(config.swiglu_alpha));
+}
+
+Test(config, facts_of_routers_of_another_type)
+{
+    expect_fails("{\"routed_scaling_factor\": \"2.5\"}",
+                 "config.json: \"routed_scaling_factor\" is not a number of 0 or more");
+    expect_fails("{\"swiglu_limit\": -1}",
+                 "config.json: \"swiglu_limit\" is not a number of 0 or more");
+    expect_fails("{\"norm_topk_prob\": 1}",
+                 "config.json: \"norm_topk_prob\" is neither true nor false");
+    expect_fails("{\"scoring_func\": 3}",
+                 "config.json: \"scoring_func\" is not a string of up to 31 bytes");
 }
 
 Test(config, null_is_as_absent)

@@ -468,10 +468,6 @@ Test(quantize, drops_biases_when_told_to)
     cr_assert_eq(made.expert_tensors, 3 * 3);
 }
 
-/* ------------------------------------------------------------------------
- * Second scales
- */
-
 static void change_float(const char *path, const char *name, float value)
 {
     const mp_tensor *tensor;
@@ -539,10 +535,6 @@ Test(quantize, turns_scales_of_activations_around)
     cr_assert_eq(float_of(&made, "model.layers.0.mlp.experts.0.down_proj.weight_scale_2"),
                  1 / 702.17138671875f);
 }
-
-/* ------------------------------------------------------------------------
- * Choices
- */
 
 Test(quantize, only_some_layers)
 {

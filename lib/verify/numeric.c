@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The numeric level: layers one after the other, each computed from slots and from the
+ * source, as the kernel does and exactly. */
+#include "verify/numeric.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "reference/packed.h"
+
+/* ------------------------------------------------------------------------
+ * Kernels
+ */
+
+/* Bounds leave room for data full of outliers: an order of rows that is wrong gives an error
+ * of about 1. */
+static const mp_numeric_kernel kernels[] = {
+    {"megamoe-w4a8", MP_EMULATE_W4A8, 0.10},    {"megamoe-w4a4", MP_EMULATE_W4A4, 0.45},
+    {"megamoe-w4a4-g8", MP_EMULATE_W4A4, 0.45}, {"megamoe-nvfp4", MP_EMULATE_NVFP4, 0.35},
+    {"megamoe-bf16", MP_EMULATE_BF16, 0.01},    {"megamoe-sm90-fp8", MP_EMULATE_SM90_FP8, 0.10},
+    {"fuseep-1", MP_EMULATE_FUSEEP, 0.15},      {"fuseep-2", MP_EMULATE_FUSEEP, 0.15},
+    {"deepep-bf16", MP_EMULATE_BF16, 0.01},
+};
+
+const mp_numeric_kernel *mp_numeric_kernel_of(const char *target)
+{
+    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
+        if (strcmp(kernels[i].target, target) == 0)
+            return &kernels[i];
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------
+ * Opening a layer
+ */
+
+/* What shared experts are packed as. */
+static const mp_target *shared_target(const mp_check *check)
+{
+    return check->sets[check->num_sets - 1].target;
+}
+
+static bool packs_shared(const mp_check *check)
+{
+    return strcmp(check->manifest.shared, "none") != 0;
+}
+
+static bool is_requantized(const mp_check *check, const mp_moe_layer *source)
+{
+    return !mp_passes_through(&source->storage, check->target) ||
+           (packs_shared(check) &&
+            (!mp_passes_through(&source->shared_storage, shared_target(check)) ||
+             !check->manifest.shared_lossless));
+}
+
+static int read_model(const mp_config *config, const char *family, mp_numeric_model *model,
+                      mp_error *err)
+{
+    double factor = config->routed_scaling_factor;
+
+    model->factor = factor > 0 && isfinite(factor) ? factor : 1;
+    return mp_model_activation(config, family, &model->activation, &model->weigh_input, err);
+}
+
+/* The packed side goes by its own config.json, which is what the engine reads. */
+static int read_models(mp_numeric_layer *layer, mp_error *err)
+{
+    const mp_catalog *catalog = &layer->exact->source.catalog;
+    mp_config config;
+
+    int rc = read_model(&catalog->config, catalog->family, &layer->source_model, err);
+    if (rc != 0)
+        return rc;
+    rc = mp_config_load(&config, layer->check->dir, err);
+    if (rc == 0)
+        rc = read_model(&config, layer->check->manifest.family, &layer->packed_model, err);
+    mp_config_release(&config);
+    return rc == 0 ? 0 : mp_error_prefix(err, "packed");
+}
+
+/* Without a router that can be computed, experts are chosen in turn. */
+static int open_router(mp_numeric_layer *layer, mp_error *err)
+{
+    const mp_catalog *catalog = &layer->exact->source.catalog;
+    int rc = MP_ERR_UNSUPPORTED;
+
+    if (catalog->config.experts_per_token != MP_CONFIG_ABSENT)
+        rc = mp_layer_router_open(&layer->router, catalog, layer->source, err);
+    if (rc == 0)
+        layer->routes = layer->router.gate != NULL;
+    if (rc == MP_ERR_UNSUPPORTED) {
+        layer->router = (mp_layer_router){
+            .router.num_experts = layer->source->num_experts,
+            .shared = layer->source->has_shared ? catalog->num_shared_experts : 0,
+        };
+        rc = 0;
+    }
+    /* The factor comes behind the kernel. */
+    layer->router.router.scale = 1;
+    return rc;
+}
+
+static int open_layer(mp_numeric_layer *layer, mp_error *err)
+{
+    mp_check *check = layer->check;
+    int rc = read_models(layer, err);
+
+    if (rc == 0)
+        rc = open_router(layer, err);
+    if (rc == 0)
+        rc = mp_packed_experts_open_ranks(&layer->slots, check->dir,
+                                          check->manifest.layers[layer->index], check->ranks,
+                                          check->context, err);
+    layer->shared = packs_shared(check) ? layer->router.shared : 0;
+    return rc;
+}
+
+static void forget_packed(const mp_packed_experts *slots)
+{
+    const packed_ranks *ranks = slots->ranks;
+
+    for (uint32_t r = 0; ranks && r < ranks->open; r++) {
+        const packed_rank *rank = &ranks->ranks[r];
+
+        for (unsigned t = 0; t < 2 * MP_TARGET_TENSORS; t++)
+            if (rank->held[t])
+                mp_tensor_forget(&rank->checkpoint, rank->held[t], 0, rank->held[t]->bytes);
+    }
+}
+
+static void forget_source(const mp_numeric_layer *layer)
+{
+    const mp_catalog *catalog = &layer->exact->source.catalog;
+    const mp_moe_layer *source = layer->source;
+
+    for (int p = 0; p < MP_PROJECTIONS; p++) {
+        for (uint32_t e = 0; e < source->num_experts; e++)
+            mp_matrix_forget(catalog, &source->experts[e].matrix[p]);
+        if (source->has_shared)
+            mp_matrix_forget(catalog, &source->shared.matrix[p]);
+    }
+}
+
+static void close_layer(mp_numeric_layer *layer)
+{
+    forget_packed(&layer->slots);
+    forget_source(layer);
+    mp_packed_experts_release(&layer->slots);
+    mp_layer_router_release(&layer->router);
+}
+
+/* ------------------------------------------------------------------------
+ * Progress
+ */
+
+/* Forwards of a layer: the kernel's and the exact one of the slots, the kernel's of the
+ * source, and the exact one of its weights where these became others. */
+static unsigned forwards_of(const mp_check *check, const mp_moe_layer *source)
+{
+    return is_requantized(check, source) ? 4 : 3;
+}
+
+/* Bytes of a layer on the selected ranks. */
+static uint64_t layer_bytes(const mp_check *check)
+{
+    uint64_t bytes = 0, ranks = 0;
+
+    for (uint32_t rank = 0; rank < check->slots.ep; rank++)
+        ranks += check->ranks[rank];
+    for (unsigned t = 0; t < check->num_tensors; t++)
+        if (!mp_check_tensor(check, t)->optional)
+            bytes += mp_check_tensor_bytes(check, t);
+    return ranks * bytes;
+}
+
+uint64_t mp_numeric_progress(const mp_check *check, const mp_exact *exact)
+{
+    uint64_t forwards = 0;
+
+    for (size_t i = 0; i < check->manifest.num_layers; i++)
+        if (check->layers[i])
+            forwards += forwards_of(check, exact->source.layers[i]);
+    return forwards * layer_bytes(check);
+}
+
+/* ------------------------------------------------------------------------
+ * Computing
+ */
+
+/* A layer's tokens, and room for two results. */
+typedef struct desk {
+    mp_numeric_layer *layer;
+    mp_numeric_batch batch;
+    double *y[2];      /* [tokens, H] */
+    unsigned forwards; /* that are left */
+} desk;
+
+/* What is computed. */
+typedef enum weights {
+    OF_SLOTS,
+    OF_SOURCE_PACKED, /* requantized as the slots are, where they are */
+    OF_SOURCE
+} weights;
+
+/* "w4a8 of the packed experts". */
+#define WHAT_TEXT 64
+static char *name_forward(weights of, mp_emulation emulation, char text[WHAT_TEXT])
+{
+    snprintf(text, WHAT_TEXT, "%s of the %s", mp_emulation_name(emulation),
+             of == OF_SLOTS ? "packed experts" : "source's experts");
+    return text;
+}
+
+/* Puts the routed tokens' results behind the kernel, as the model does. */
+static void multiply_routed(const desk *d, double factor, double *y)
+{
+    uint64_t hidden_size = d->layer->slots.source.hidden_size;
+
+    for (uint64_t i = d->batch.alone * hidden_size; i < d->batch.tokens * hidden_size; i++)
+        y[i] *= factor;
+}
+
+static int forward_slots(const desk *d, mp_emulation emulation, double *y, mp_error *err)
+{
+    const mp_numeric_layer *layer = d->layer;
+    const mp_numeric_model *model = &layer->packed_model;
+    const mp_forward_options how = {
+        .emulation = emulation, .activation = model->activation, .weigh_input = model->weigh_input};
+    const mp_batch batch = {d->batch.tokens, d->batch.columns, d->batch.x, d->batch.slots,
+                            d->batch.slot_weights};
+    int rc = mp_forward(&layer->slots.source, &how, &batch, layer->check->context, y, err);
+
+    if (rc == 0)
+        multiply_routed(d, model->factor, y);
+    return rc;
+}
+
+/* Biases, which no target has, are left out. */
+static int forward_source(const desk *d, weights of, mp_emulation emulation, double *y,
+                          mp_error *err)
+{
+    const mp_numeric_layer *layer = d->layer;
+    const mp_numeric_model *model = &layer->source_model;
+    const mp_source *source = &layer->exact->source;
+    const mp_check *check = layer->check;
+    mp_catalog_experts_options options = {MP_SCHEME_COUNT, MP_SCHEME_COUNT, source->quant};
+    const mp_forward_options how = {
+        .emulation = emulation, .activation = model->activation, .weigh_input = model->weigh_input};
+    const mp_batch batch = {d->batch.tokens, d->batch.columns, d->batch.x, d->batch.experts,
+                            d->batch.weights};
+    mp_catalog_experts experts;
+
+    options.quant.ue8m0 = shared_target(check)->ue8m0;
+    if (of == OF_SOURCE_PACKED) {
+        options.scheme = check->target->scheme;
+        options.shared_scheme = shared_target(check)->scheme;
+    }
+    int rc = mp_catalog_experts_open(&experts, &source->catalog, layer->source, &options,
+                                     check->context, err);
+    if (rc != 0)
+        return rc;
+    experts.source.bias = NULL;
+    rc = mp_forward(&experts.source, &how, &batch, check->context, y, err);
+    if (rc == 0)
+        multiply_routed(d, model->factor, y);
+    mp_catalog_experts_release(&experts);
+    return rc;
+}
+
+/* One forward. *finite: false where there is a fault instead of a result. */
+static int compute(desk *d, weights of, mp_emulation emulation, double *y, bool *finite,
+                   mp_error *err)
+{
+    char what[WHAT_TEXT];
+    mp_error why = {0};
+    int rc = of == OF_SLOTS ? forward_slots(d, emulation, y, &why)
+                            : forward_source(d, of, emulation, y, &why);
+
+    *finite = rc == 0;
+    if (rc == 0) {
+        mp_check_advance(d->layer->check, layer_bytes(d->layer->check));
+        d->forwards--;
+        return 0;
+    }
+    if (rc != MP_ERR_CHECK && rc != MP_ERR_INPUT)
+        return mp_fail(err, (mp_code)rc, "%s: %s", d->layer->source->prefix, why.message);
+    mp_numeric_report_nonfinite(d->layer, &d->batch, y, name_forward(of, emulation, what), &why);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Holding results against each other
+ */
+
+/* Bit-identity of the kernel on either side's weights. y[0] keeps the slots' result. */
+static int check_identity(desk *d, mp_verify_numeric *figures, bool *finite, mp_error *err)
+{
+    mp_emulation emulation = d->layer->kernel->emulation;
+    uint64_t n = d->batch.tokens * d->layer->slots.source.hidden_size;
+    const mp_numeric_results results = {d->y[0], d->y[1]};
+
+    int rc = compute(d, OF_SLOTS, emulation, d->y[0], finite, err);
+    if (rc != 0 || !*finite)
+        return rc;
+    rc = compute(d, OF_SOURCE_PACKED, emulation, d->y[1], finite, err);
+    if (rc != 0 || !*finite)
+        return rc;
+    figures->bit_identical = mp_compare(d->y[0], d->y[1], n).identical;
+    return figures->bit_identical
+               ? 0
+               : mp_numeric_report_differences(d->layer, &d->batch, &results, err);
+}
+
+/* The kernel's error, in y[0]; then y[1] is exact. */
+static int check_bound(desk *d, mp_verify_numeric *figures, bool *finite, mp_error *err)
+{
+    uint64_t n = d->batch.tokens * d->layer->slots.source.hidden_size;
+    const mp_spot spot = mp_numeric_spot(d->layer);
+
+    int rc = compute(d, OF_SLOTS, MP_EMULATE_EXACT, d->y[1], finite, err);
+    if (rc != 0 || !*finite)
+        return rc;
+    const mp_deviation off = mp_compare(d->y[0], d->y[1], n);
+    figures->rel_l2 = off.rel_l2;
+    figures->cosine_diff = off.cosine_diff;
+    figures->max_abs = off.max_abs;
+    if (!(off.rel_l2 <= figures->tolerance))
+        mp_fault_add(&d->layer->check->faults, &spot,
+                     "%s is %.4g off the exact result (relative L2), more than %g",
+                     figures->emulation, off.rel_l2, figures->tolerance);
+    return 0;
+}
+
+/* The weights' own error, of what is in y[1]. */
+static int measure_weights(desk *d, mp_verify_numeric *figures, bool *finite, mp_error *err)
+{
+    uint64_t n = d->batch.tokens * d->layer->slots.source.hidden_size;
+
+    int rc = compute(d, OF_SOURCE, MP_EMULATE_EXACT, d->y[0], finite, err);
+    if (rc == 0 && *finite)
+        figures->weights_rel_l2 = mp_compare(d->y[1], d->y[0], n).rel_l2;
+    return rc;
+}
+
+static int check_results(desk *d, mp_verify_numeric *figures, mp_error *err)
+{
+    bool finite;
+    int rc = check_identity(d, figures, &finite, err);
+
+    if (rc == 0 && finite)
+        rc = check_bound(d, figures, &finite, err);
+    if (rc == 0 && finite && figures->requantized)
+        rc = measure_weights(d, figures, &finite, err);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Layers
+ */
+
+static int run_layer(mp_numeric_layer *layer, mp_verify_numeric *figures, mp_error *err)
+{
+    desk d = {.layer = layer, .forwards = forwards_of(layer->check, layer->source)};
+    int rc = mp_numeric_batch_make(&d.batch, layer, err);
+
+    figures->tokens = d.batch.tokens;
+    for (int i = 0; i < 2 && rc == 0; i++) {
+        d.y[i] = mp_alloc_zeroed(d.batch.tokens * layer->slots.source.hidden_size, sizeof *d.y[i]);
+        if (!d.y[i])
+            rc = mp_fail_memory(err);
+    }
+    if (rc == 0)
+        rc = check_results(&d, figures, err);
+    free(d.y[0]);
+    free(d.y[1]);
+    mp_numeric_batch_release(&d.batch);
+    mp_check_advance(layer->check, d.forwards * layer_bytes(layer->check));
+    return rc;
+}
+
+/* A pack whose structure does not hold may not open; that is known by then. */
+static bool structure_holds(const mp_check *check)
+{
+    for (size_t i = 0; i < check->faults.num_parts; i++)
+        if (check->faults.parts[i].level == MP_VERIFY_STRUCTURE && check->faults.parts[i].faults)
+            return false;
+    return true;
+}
+
+static int check_layer(mp_check *check, const mp_exact *exact, size_t index,
+                       mp_verify_numeric *figures, mp_error *err)
+{
+    mp_numeric_layer layer = {.check = check,
+                              .exact = exact,
+                              .index = index,
+                              .source = exact->source.layers[index],
+                              .kernel = mp_numeric_kernel_of(check->manifest.target)};
+    mp_error why = {0};
+
+    if (!layer.kernel)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "no kernel of target %s is emulated",
+                       check->manifest.target);
+    layer.requantized = is_requantized(check, layer.source);
+    *figures = (mp_verify_numeric){
+        .emulation = mp_emulation_name(layer.kernel->emulation),
+        .tolerance =
+            check->options->tolerance > 0 ? check->options->tolerance : layer.kernel->bound,
+        .rel_l2 = NAN,
+        .cosine_diff = NAN,
+        .max_abs = NAN,
+        .requantized = layer.requantized,
+        .weights_rel_l2 = NAN,
+    };
+    figures->layer = strdup(check->manifest.layers[index]);
+    int rc = figures->layer ? open_layer(&layer, &why) : mp_fail_memory(&why);
+    if (rc == 0) {
+        rc = run_layer(&layer, figures, err);
+    } else if (rc == MP_ERR_INPUT || (rc == MP_ERR_IO && !structure_holds(check))) {
+        const mp_spot spot = mp_numeric_spot(&layer);
+
+        mp_fault_add(&check->faults, &spot, "not computed: %s", why.message);
+        rc = 0;
+    } else {
+        rc = mp_fail(err, (mp_code)rc, "%s: %s", layer.source->prefix, why.message);
+    }
+    close_layer(&layer);
+    return rc;
+}
+
+int mp_check_numeric(const mp_exact *exact, mp_check *check, mp_error *err)
+{
+    mp_verify_report *report = check->report;
+    int rc = 0;
+
+    report->numeric = mp_alloc_zeroed(check->num_layers, sizeof *report->numeric);
+    if (!report->numeric)
+        return mp_fail_memory(err);
+    mp_faults_add_part(&check->faults, -1, MP_VERIFY_NUMERIC);
+    for (size_t i = 0; i < check->manifest.num_ranks; i++)
+        if (check->ranks[check->manifest.ranks[i].rank])
+            mp_faults_add_part(&check->faults, check->manifest.ranks[i].rank, MP_VERIFY_NUMERIC);
+    for (size_t i = 0; i < check->manifest.num_layers && rc == 0; i++) {
+        if (mp_cancelled(check->context))
+            return mp_fail(err, MP_ERR_CANCELLED, "cancelled");
+        if (check->layers[i])
+            rc = check_layer(check, exact, i, &report->numeric[report->num_numeric++], err);
+    }
+    return rc;
+}
