@@ -257,6 +257,8 @@ UNIT_SOURCES := \
 	tests/unit/test_verify.c \
 	tests/unit/test_verify_locate.c \
 	tests/unit/test_verify_memory.c \
+	tests/unit/test_verify_numeric.c \
+	tests/unit/test_verify_numeric_targets.c \
 	tests/unit/test_verify_source.c \
 	tests/unit/test_verify_structure.c \
 	tests/unit/test_verify_targets.c \
@@ -328,6 +330,7 @@ SCRIPTS := \
 	.ci/run \
 	tests/bench/run.sh \
 	tests/cli/bench.sh \
+	tests/cli/diff.sh \
 	tests/cli/eplb.sh \
 	tests/cli/faults.sh \
 	tests/cli/forward.sh \
@@ -342,6 +345,7 @@ SCRIPTS := \
 	tests/cli/man.sh \
 	tests/cli/map.sh \
 	tests/cli/options.sh \
+	tests/cli/pairs.sh \
 	tests/cli/plan.sh \
 	tests/cli/quantize.sh \
 	tests/cli/repack.sh \
@@ -352,6 +356,7 @@ SCRIPTS := \
 	tests/cli/synth.sh \
 	tests/cli/unpack.sh \
 	tests/cli/verify.sh \
+	tests/cli/verify_numeric.sh \
 	tests/demo.sh \
 	tests/malformed/st.sh \
 	tests/tools/deps.sh \
@@ -392,7 +397,7 @@ CC := clang
 else ifeq ($(CONF),asan)
 CFLAGS   := -O1 -g
 HARDEN   :=
-SANITIZE := -fsanitize=address -fno-omit-frame-pointer
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 else ifeq ($(CONF),ubsan)
 CFLAGS   := -O1 -g
 HARDEN   :=
@@ -508,7 +513,7 @@ $(BUILD)/moepack.pc:
 # ---------------------------------------------------------------------------
 
 # The submakes see what deps has installed.
-.PHONY: demo check test unit commands
+.PHONY: demo check test unit commands threaded
 demo: deps
 	+$(MAKE) all
 	bash tests/demo.sh
@@ -524,9 +529,15 @@ unit: $(BUILD)/unit
 
 # The commands' tests, without those that read sources or look at what is installed.
 COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,headers.sh includes.sh install.sh lib.sh \
-	man.sh symbols.sh),$(filter tests/cli/%.sh,$(SCRIPTS)))
+	man.sh pairs.sh symbols.sh),$(filter tests/cli/%.sh,$(SCRIPTS)))
 commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)
+
+# Those of commands that work in several threads.
+THREADED_TESTS := $(addprefix tests/cli/,diff.sh faults.sh forward.sh quantize.sh repack.sh resume.sh \
+	unpack.sh verify.sh verify_numeric.sh)
+threaded: $(BUILD)/moepack $(BUILD)/fail_io.so
+	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(THREADED_TESTS)
 
 .PHONY: asan ubsan tsan clang
 # fail_io.so is loaded before AddressSanitizer, which has to bear it.
@@ -536,7 +547,7 @@ asan ubsan:
 # Criterion maps memory where this sanitizer keeps its own, so that the unit tests
 # cannot run. libomp orders accesses in ways that only its own code knows.
 tsan:
-	+TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(MAKE) CONF=tsan commands
+	+TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(MAKE) CONF=tsan threaded
 
 clang:
 	+$(MAKE) CONF=clang all unit
@@ -677,7 +688,7 @@ help:
 		'make check      install what is needed, build, and run all tests' \
 		'make test       the same without looking at what is installed' \
 		'make lint       formatting, static analysis, scripts, man pages, spelling' \
-		'make asan       the tests under AddressSanitizer; also: ubsan, tsan' \
+		'make asan       the tests under AddressSanitizer and UBSan; also: ubsan, tsan' \
 		'make clang      everything with clang' \
 		'make fuzz       every fuzz target for FUZZ_SECONDS=10' \
 		'make aarch64    everything for aarch64, and its kernels under qemu' \

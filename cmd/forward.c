@@ -97,6 +97,21 @@ static int open_experts(forward_job *job, mp_error *err)
     return rc;
 }
 
+/* Without its checkpoint: shared experts weigh 1, unless the family has a gate for them. */
+static int add_packed_shared(forward_job *job, mp_error *err)
+{
+    const mp_manifest *m = &job->slots.manifest;
+    const mp_family *family = mp_family_find(m->family);
+
+    if (!family || family->shared_gate)
+        return cmd_fail(err, MP_ERR_USAGE,
+                        "what shared experts weigh is in the checkpoint: give --source, or "
+                        "--no-shared");
+    job->router.router.num_experts = (uint32_t)m->num_experts;
+    job->router.shared = (uint32_t)m->num_shared_experts;
+    return 0;
+}
+
 static int open_slots(forward_job *job, mp_error *err)
 {
     const forward_options *o = job->o;
@@ -113,9 +128,7 @@ static int open_slots(forward_job *job, mp_error *err)
     if (rc != 0)
         return rc;
     if (strcmp(m->shared, "none") != 0 && !o->source && !o->no_shared)
-        return cmd_fail(err, MP_ERR_USAGE,
-                        "what shared experts weigh is in the checkpoint: give --source, or "
-                        "--no-shared");
+        return add_packed_shared(job, err);
     if (strcmp(m->shared, "none") == 0 && job->router.shared > 0 && !o->no_shared)
         return cmd_fail(err, MP_ERR_USAGE,
                         "the shared experts are not packed: compute without, by --no-shared");

@@ -248,6 +248,7 @@ typedef struct mp_family {
     const mp_naming *naming;
     const char *router; /* of the router's weight, behind block: "gate.weight" */
     bool shared;        /* models of this family have shared experts */
+    bool shared_gate;   /* that a gate of their own weighs; else they weigh 1 */
 } mp_family;
 
 /* The family of that name, or null. */

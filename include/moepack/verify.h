@@ -17,7 +17,7 @@
  *     mp_verify_report_release(&report);
  *
  * Memory is bounded by the threads times a few MiB, and the headers of one rank. Numeric
- * takes headers of all ranks, half a GiB, and four float64 a token and hidden column.
+ * takes headers of all ranks, half a GiB at most, and 20 bytes a token and hidden column.
  */
 #ifndef MOEPACK_VERIFY_H
 #define MOEPACK_VERIFY_H

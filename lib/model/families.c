@@ -18,21 +18,21 @@ static const mp_naming *const namings[] = {&ffn_w123, &mlp_proj, &sparse_w123, &
 /* Of families with one naming, the first is taken where config.json does not decide; among
  * them, the first with or without shared experts, as the checkpoint has them. */
 static const mp_family families[] = {
-    {"deepseek_v4", {"deepseek_v4", "deepseek_v41"}, "layers.", "mtp.", &ffn_w123, "gate.weight", true},
-    {"deepseek_v3", {"deepseek_v3", "deepseek_v32"}, "model.layers.", NULL, &mlp_proj, "gate.weight", true},
-    {"deepseek_v2", {"deepseek_v2"}, "model.layers.", NULL, &mlp_proj, "gate.weight", true},
-    {"kimi_k2", {"kimi_k2", "kimi_k25"}, "language_model.model.layers.", NULL, &mlp_proj, "gate.weight", true},
-    {"glm_moe", {"glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe"}, "model.layers.", NULL, &mlp_proj, "gate.weight", true},
-    {"qwen3_moe", {"qwen3_moe"}, "model.layers.", NULL, &mlp_proj, "gate.weight", false},
-    {"qwen3_vl_moe", {"qwen3_vl_moe", "qwen3_vl_moe_text"}, "model.language_model.layers.", NULL, &mlp_proj, "gate.weight", false},
-    {"gpt_oss", {"gpt_oss"}, "model.layers.", NULL, &mlp_proj, "router.weight", false},
-    {"qwen3_next", {"qwen3_next"}, "model.layers.", "mtp.layers.", &mlp_proj, "gate.weight", true},
-    {"qwen3_5_moe", {"qwen3_5_moe", "qwen3_5_moe_text"}, "model.language_model.layers.", "mtp.layers.", &mlp_proj, "gate.weight", true},
-    {"mixtral", {"mixtral", "phimoe"}, "model.layers.", NULL, &sparse_w123, "gate.weight", false},
-    {"minimax_m2", {"minimax_m2", "minimax"}, "model.layers.", NULL, &sparse_w123, "gate.weight", false},
-    {"minimax_m3", {"minimax_m3", "minimax_m3_vl"}, "language_model.model.layers.", NULL, &sparse_w123, "gate.weight", true},
-    {"kimi_k3", {"kimi_k3", "kimi_linear"}, "language_model.model.layers.", NULL, &sparse_w123, "gate.weight", true},
-    {"llama4", {"llama4", "llama4_text"}, "language_model.model.layers.", NULL, &forward_proj, "router.weight", true},
+    {"deepseek_v4", {"deepseek_v4", "deepseek_v41"}, "layers.", "mtp.", &ffn_w123, "gate.weight", true, false},
+    {"deepseek_v3", {"deepseek_v3", "deepseek_v32"}, "model.layers.", NULL, &mlp_proj, "gate.weight", true, false},
+    {"deepseek_v2", {"deepseek_v2"}, "model.layers.", NULL, &mlp_proj, "gate.weight", true, false},
+    {"kimi_k2", {"kimi_k2", "kimi_k25"}, "language_model.model.layers.", NULL, &mlp_proj, "gate.weight", true, false},
+    {"glm_moe", {"glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe"}, "model.layers.", NULL, &mlp_proj, "gate.weight", true, false},
+    {"qwen3_moe", {"qwen3_moe"}, "model.layers.", NULL, &mlp_proj, "gate.weight", false, false},
+    {"qwen3_vl_moe", {"qwen3_vl_moe", "qwen3_vl_moe_text"}, "model.language_model.layers.", NULL, &mlp_proj, "gate.weight", false, false},
+    {"gpt_oss", {"gpt_oss"}, "model.layers.", NULL, &mlp_proj, "router.weight", false, false},
+    {"qwen3_next", {"qwen3_next"}, "model.layers.", "mtp.layers.", &mlp_proj, "gate.weight", true, true},
+    {"qwen3_5_moe", {"qwen3_5_moe", "qwen3_5_moe_text"}, "model.language_model.layers.", "mtp.layers.", &mlp_proj, "gate.weight", true, true},
+    {"mixtral", {"mixtral", "phimoe"}, "model.layers.", NULL, &sparse_w123, "gate.weight", false, false},
+    {"minimax_m2", {"minimax_m2", "minimax"}, "model.layers.", NULL, &sparse_w123, "gate.weight", false, false},
+    {"minimax_m3", {"minimax_m3", "minimax_m3_vl"}, "language_model.model.layers.", NULL, &sparse_w123, "gate.weight", true, false},
+    {"kimi_k3", {"kimi_k3", "kimi_linear"}, "language_model.model.layers.", NULL, &sparse_w123, "gate.weight", true, false},
+    {"llama4", {"llama4", "llama4_text"}, "language_model.model.layers.", NULL, &forward_proj, "router.weight", true, false},
 };
 /* clang-format on */
 

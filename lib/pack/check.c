@@ -106,14 +106,14 @@ static int check_scheme(const mp_repack_options *options, const mp_moe_layer *la
                    reason(target), scheme);
 }
 
-static int refuse_tensor(const mp_plan *plan, const mp_tensor *tensor, const char *what,
-                         mp_error *err)
+static int refuse_tensor(const mp_plan *plan, const mp_target *target, const mp_tensor *tensor,
+                         const char *what, mp_error *err)
 {
     if (!tensor || lists(plan->options.drop, what))
         return 0;
     return mp_fail(err, MP_ERR_UNSUPPORTED,
                    "%s: %s cannot carry it: leave it behind with --drop %s", tensor->name,
-                   plan->options.target->name, what);
+                   target->name, what);
 }
 
 /* Whether the tensors of a target have a place for the expert's vectors of a role. */
@@ -141,14 +141,14 @@ static int check_carried(const mp_plan *plan, const mp_target *target, const mp_
         const mp_matrix *matrix = &expert->matrix[p];
         mp_side side = p == MP_DOWN ? MP_L2 : MP_L1;
 
-        if (refuse_tensor(plan, matrix->bias, BIAS, err) != 0)
+        if (refuse_tensor(plan, target, matrix->bias, BIAS, err) != 0)
             return err->code;
         if (!carries(target, &dims, storage, expert, MP_ROLE_INPUT_SCALE, side) &&
-            refuse_tensor(plan, matrix->input_scale, INPUT_SCALE, err) != 0)
+            refuse_tensor(plan, target, matrix->input_scale, INPUT_SCALE, err) != 0)
             return err->code;
         if (mp_passes_through(storage, target) &&
             !carries(target, &dims, storage, expert, MP_ROLE_OFFSET, side) &&
-            refuse_tensor(plan, matrix->offset, OFFSET, err) != 0)
+            refuse_tensor(plan, target, matrix->offset, OFFSET, err) != 0)
             return err->code;
     }
     return 0;

@@ -3,8 +3,8 @@
  * source, as the kernel does and exactly. */
 #include "verify/numeric.h"
 
+#include <inttypes.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,6 +66,24 @@ static int read_model(const mp_config *config, const char *family, mp_numeric_mo
     return mp_model_activation(config, family, &model->activation, &model->weigh_input, err);
 }
 
+int mp_numeric_supports(const mp_check *check, const mp_exact *exact, mp_error *err)
+{
+    const mp_catalog *catalog = &exact->source.catalog;
+    mp_numeric_model model;
+
+    if (!mp_numeric_kernel_of(check->manifest.target))
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "level numeric: no kernel of target %s is emulated",
+                       check->manifest.target);
+    if (shared_target(check)->single && check->manifest.num_shared_experts != 1)
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "level numeric: %" PRIu64 " shared experts in one tensor are not computed; "
+                       "check at level exact",
+                       check->manifest.num_shared_experts);
+    if (read_model(&catalog->config, catalog->family, &model, err) != 0)
+        return mp_error_prefix(err, "level numeric");
+    return 0;
+}
+
 /* The packed side goes by its own config.json, which is what the engine reads. */
 static int read_models(mp_numeric_layer *layer, mp_error *err)
 {
@@ -119,6 +137,7 @@ static int open_layer(mp_numeric_layer *layer, mp_error *err)
     return rc;
 }
 
+/* What was read does not stay in the page cache. */
 static void forget_packed(const mp_packed_experts *slots)
 {
     const packed_ranks *ranks = slots->ranks;
@@ -206,15 +225,6 @@ typedef enum weights {
     OF_SOURCE
 } weights;
 
-/* "w4a8 of the packed experts". */
-#define WHAT_TEXT 64
-static char *name_forward(weights of, mp_emulation emulation, char text[WHAT_TEXT])
-{
-    snprintf(text, WHAT_TEXT, "%s of the %s", mp_emulation_name(emulation),
-             of == OF_SLOTS ? "packed experts" : "source's experts");
-    return text;
-}
-
 /* Puts the routed tokens' results behind the kernel, as the model does. */
 static void multiply_routed(const desk *d, double factor, double *y)
 {
@@ -224,18 +234,31 @@ static void multiply_routed(const desk *d, double factor, double *y)
         y[i] *= factor;
 }
 
+static mp_forward_options options_of(const mp_numeric_model *model, mp_emulation emulation)
+{
+    return (mp_forward_options){
+        .emulation = emulation, .activation = model->activation, .weigh_input = model->weigh_input};
+}
+
+/* `tokens` of them from `first` on. */
+static int forward_some(const desk *d, mp_emulation emulation, uint64_t first, uint64_t tokens,
+                        double *y, mp_error *err)
+{
+    const mp_numeric_batch *b = &d->batch;
+    const mp_numeric_layer *layer = d->layer;
+    const mp_forward_options how = options_of(&layer->packed_model, emulation);
+    const mp_batch batch = {tokens, b->columns, b->x + first * layer->slots.source.hidden_size,
+                            b->slots + first * b->columns, b->slot_weights + first * b->columns};
+
+    return mp_forward(&layer->slots.source, &how, &batch, layer->check->context, y, err);
+}
+
 static int forward_slots(const desk *d, mp_emulation emulation, double *y, mp_error *err)
 {
-    const mp_numeric_layer *layer = d->layer;
-    const mp_numeric_model *model = &layer->packed_model;
-    const mp_forward_options how = {
-        .emulation = emulation, .activation = model->activation, .weigh_input = model->weigh_input};
-    const mp_batch batch = {d->batch.tokens, d->batch.columns, d->batch.x, d->batch.slots,
-                            d->batch.slot_weights};
-    int rc = mp_forward(&layer->slots.source, &how, &batch, layer->check->context, y, err);
+    int rc = forward_some(d, emulation, 0, d->batch.tokens, y, err);
 
     if (rc == 0)
-        multiply_routed(d, model->factor, y);
+        multiply_routed(d, d->layer->packed_model.factor, y);
     return rc;
 }
 
@@ -271,11 +294,51 @@ static int forward_source(const desk *d, weights of, mp_emulation emulation, dou
     return rc;
 }
 
-/* One forward. *finite: false where there is a fault instead of a result. */
+/* What a forward says of numbers that are not finite: in results, or in weights. */
+static bool is_nonfinite(int rc)
+{
+    return rc == MP_ERR_CHECK || rc == MP_ERR_INPUT;
+}
+
+/* Computes every slot by itself, and makes faults of those whose result is not finite. */
+static int report_slots(desk *d, mp_emulation emulation, bool *any, mp_error *err)
+{
+    const mp_numeric_batch *b = &d->batch;
+
+    *any = false;
+    for (uint64_t t = 0; t < b->alone; t++) {
+        uint32_t slot = (uint32_t)b->slots[t * b->columns];
+        uint32_t expert = (uint32_t)b->experts[t * b->columns];
+        mp_error why = {0};
+        int rc = forward_some(d, emulation, t, 1, d->y[0], &why);
+
+        if (rc != 0 && !is_nonfinite(rc))
+            return mp_fail(err, (mp_code)rc, "%s", why.message);
+        if (rc != 0)
+            mp_numeric_report_slot(d->layer, slot, expert, mp_emulation_name(emulation), &why);
+        *any |= rc != 0;
+    }
+    return 0;
+}
+
+static int report_nonfinite(desk *d, weights of, mp_emulation emulation, const mp_error *why,
+                            mp_error *err)
+{
+    const mp_spot spot = mp_numeric_spot(d->layer);
+    bool any = false;
+    int rc = of == OF_SLOTS ? report_slots(d, emulation, &any, err) : 0;
+
+    if (rc == 0 && !any)
+        mp_fault_add(&d->layer->check->faults, &spot, "%s of the %s experts: %s",
+                     mp_emulation_name(emulation), of == OF_SLOTS ? "packed" : "source's",
+                     why->message);
+    return rc;
+}
+
+/* One forward. *finite: false where there are faults instead of a result. */
 static int compute(desk *d, weights of, mp_emulation emulation, double *y, bool *finite,
                    mp_error *err)
 {
-    char what[WHAT_TEXT];
     mp_error why = {0};
     int rc = of == OF_SLOTS ? forward_slots(d, emulation, y, &why)
                             : forward_source(d, of, emulation, y, &why);
@@ -286,10 +349,9 @@ static int compute(desk *d, weights of, mp_emulation emulation, double *y, bool 
         d->forwards--;
         return 0;
     }
-    if (rc != MP_ERR_CHECK && rc != MP_ERR_INPUT)
-        return mp_fail(err, (mp_code)rc, "%s: %s", d->layer->source->prefix, why.message);
-    mp_numeric_report_nonfinite(d->layer, &d->batch, y, name_forward(of, emulation, what), &why);
-    return 0;
+    if (is_nonfinite(rc))
+        return report_nonfinite(d, of, emulation, &why, err);
+    return mp_fail(err, (mp_code)rc, "%s: %s", d->layer->source->prefix, why.message);
 }
 
 /* ------------------------------------------------------------------------
@@ -401,9 +463,6 @@ static int check_layer(mp_check *check, const mp_exact *exact, size_t index,
                               .kernel = mp_numeric_kernel_of(check->manifest.target)};
     mp_error why = {0};
 
-    if (!layer.kernel)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "no kernel of target %s is emulated",
-                       check->manifest.target);
     layer.requantized = is_requantized(check, layer.source);
     *figures = (mp_verify_numeric){
         .emulation = mp_emulation_name(layer.kernel->emulation),

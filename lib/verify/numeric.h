@@ -76,13 +76,17 @@ typedef struct mp_numeric_results {
 int mp_numeric_report_differences(const mp_numeric_layer *layer, const mp_numeric_batch *batch,
                                   const mp_numeric_results *results, mp_error *err);
 
-/* Makes a fault of a result that is not finite, of the packed side or the source's; what: of
- * which kind ("w4a8 of the packed experts"); why: what the forward said. */
-void mp_numeric_report_nonfinite(const mp_numeric_layer *layer, const mp_numeric_batch *batch,
-                                 const double *y, const char *what, const mp_error *why);
+/* Makes a fault of a slot whose result is not finite. what: of which kind ("w4a8"); why: what the
+ * forward said. */
+void mp_numeric_report_slot(const mp_numeric_layer *layer, uint32_t slot, uint32_t expert,
+                            const char *what, const mp_error *why);
 
 /* Where something about a whole layer is. */
 mp_spot mp_numeric_spot(const mp_numeric_layer *layer);
+
+/* MP_ERR_UNSUPPORTED where the level cannot compute this pack or this model: known before
+ * anything is read that takes long. */
+int mp_numeric_supports(const mp_check *check, const mp_exact *exact, mp_error *err);
 
 /* Bytes that the level adds to the progress. */
 uint64_t mp_numeric_progress(const mp_check *check, const mp_exact *exact);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Results that differ or are not finite, as faults: which slot, token and column. */
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "verify/numeric.h"
@@ -182,25 +182,21 @@ int mp_numeric_report_differences(const mp_numeric_layer *layer, const mp_numeri
  * What is not finite
  */
 
-/* The token of the first number that is not finite; batch->tokens where all are. */
-static uint64_t find_nonfinite(const mp_numeric_batch *batch, const double *y, uint64_t columns)
+/* The forward calls experts by number, which of slots are those of all ranks. */
+static const char *without_number(const char *message, uint32_t slot)
 {
-    uint64_t at = 0, n = batch->tokens * columns;
+    char number[NAME_TEXT];
+    int length = snprintf(number, sizeof number, "expert %u: ", slot);
 
-    while (at < n && isfinite(y[at]))
-        at++;
-    return at / columns;
+    return strncmp(message, number, (size_t)length) == 0 ? message + length : message;
 }
 
-void mp_numeric_report_nonfinite(const mp_numeric_layer *layer, const mp_numeric_batch *batch,
-                                 const double *y, const char *what, const mp_error *why)
+void mp_numeric_report_slot(const mp_numeric_layer *layer, uint32_t slot, uint32_t expert,
+                            const char *what, const mp_error *why)
 {
-    uint64_t token = why->code == MP_ERR_CHECK
-                         ? find_nonfinite(batch, y, layer->slots.source.hidden_size)
-                         : batch->tokens;
-    bool alone = token < batch->alone;
-    mp_spot spot = alone ? spot_of_slot(layer, (uint32_t)batch->slots[token * batch->columns])
-                         : mp_numeric_spot(layer);
+    const mp_spot spot = spot_of_slot(layer, slot);
+    char name[NAME_TEXT];
 
-    mp_fault_add(&layer->check->faults, &spot, "%s: %s", what, why->message);
+    mp_fault_add(&layer->check->faults, &spot, "%s, %s: %s", what,
+                 name_choice(layer, slot, expert, name), without_number(why->message, slot));
 }

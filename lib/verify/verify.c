@@ -124,6 +124,8 @@ static int check_all(mp_check *check, mp_error *err)
     if (rc == 0)
         rc = mp_check_directory(check, err);
     bool comparable = with_source && check->placement.map;
+    if (rc == 0 && comparable && check->options->level == MP_VERIFY_NUMERIC)
+        rc = mp_numeric_supports(check, &exact, err);
     if (rc == 0)
         rc = check_ranks(check, comparable ? &exact : NULL, err);
     if (rc == 0 && comparable && check->options->level == MP_VERIFY_NUMERIC)

@@ -30,6 +30,16 @@ tensors()
         jq -r 'to_entries[]|"\(.key) \(.value.dtype) \(.value.shape|join("x"))"'
 }
 
+# The bytes of the tensor y of a file, as a digest.
+digest_of_y()
+{
+    local length from to
+
+    length=$(od -An -tu8 -N8 "$1")
+    read -r from to < <(tail -c +9 "$1" | head -c $((length)) | jq -r '.y.data_offsets|"\(.[0]) \(.[1])"')
+    tail -c +$((9 + length + from)) "$1" | head -c $((to - from)) | xxhsum -H2 | cut -d ' ' -f 1
+}
+
 # same A B: both files hold the same bytes.
 same()
 {
@@ -141,6 +151,12 @@ pack megamoe-w4a8 2 0 separate ''
 forward source.st "$source" --layer 0 --emulate w4a8
 forward packed.st "$packed" --source "$source" --layer 0 --emulate w4a8
 same source.st packed.st
+
+it "needs no source where the choices are given"
+forward source.st "$source" --layer 0 --emulate w4a8
+run moepack forward -q "$packed" --layer 0 --input source.st --emulate w4a8 -o alone.st
+assert_status 0
+assert_equal "$(digest_of_y source.st)" "$(digest_of_y alone.st)"
 
 it "does so for other shapes and any number of ranks"
 seed=1

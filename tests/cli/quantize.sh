@@ -159,7 +159,7 @@ echo code >source/modeling_x.py
 echo no >source/notes.md
 quantize source -o out -f bf16 -q
 assert_status 0
-assert_equal "$(ls out | tr '\n' ' ')" 'config.json model-00001-of-00001.safetensors model.safetensors.index.json modeling_x.py moepack-quantize.json tokenizer.json '
+assert_equal "$(cd out && printf '%s ' *)" 'config.json model-00001-of-00001.safetensors model.safetensors.index.json modeling_x.py moepack-quantize.json tokenizer.json '
 assert_equal "$(cmp source/tokenizer.json out/tokenizer.json)" ''
 
 # ---------------------------------------------------------------------------

@@ -198,4 +198,24 @@ wait $! || status=$?
 assert_equal "$status" 143
 assert_equal "$(ls)" ''
 
+it "lists the forms of a family, or of all"
+run moepack synth --list --family gpt_oss
+assert_status 0
+assert_stderr_is ''
+assert_stdout 'gpt_oss mxfp4 vendor
+gpt_oss bf16 vendor'
+run moepack synth --list
+assert_status 0
+assert_equal "$(cut -d ' ' -f 1 "$stdout" | sort -u | wc -l)" 15
+assert_equal "$(sort "$stdout" | uniq -d)" ''
+assert_equal "$(ls)" ''
+
+it "wants to know where to write"
+run moepack synth --preset deepseek-v4-flash
+assert_status 2
+assert_stderr_is <<'END'
+moepack: synth: option --output is required
+try 'moepack synth --help'
+END
+
 finish

@@ -245,7 +245,7 @@ Test(unpack, fused_columns)
 /* Tiles are smaller than a matrix. */
 Test(unpack, wide_fused_columns)
 {
-    add_fused(4160, 528, true);
+    add_fused(4160, 144, true);
     make_source("gpt_oss");
     expect_back("deepep-bf16", (mp_repack_options){.ep = 1}, NULL);
     cr_assert_str_eq(unpacking.manifest.forms[0].fusion, "cols_paired");

@@ -41,10 +41,10 @@ static void make_damaged_pack(void)
 
 TestSuite(verify_memory, .init = make_damaged_pack, .fini = remove_pack);
 
-static int check_pack(mp_error *e)
+static int check_at(mp_verify_level level, mp_error *e)
 {
     mp_verify_options options = {
-        .level = MP_VERIFY_EXACT, .source = source, .sample = 1, .seed = 3};
+        .level = level, .source = source, .sample = 1, .seed = 3, .tokens = 1};
     mp_context context = {.threads = 1};
     mp_verify_report r;
 
@@ -57,6 +57,16 @@ static int check_pack(mp_error *e)
     return rc;
 }
 
+static int check_pack(mp_error *e)
+{
+    return check_at(MP_VERIFY_EXACT, e);
+}
+
+static int compute_pack(mp_error *e)
+{
+    return check_at(MP_VERIFY_NUMERIC, e);
+}
+
 Test(verify_memory, survives_any_failed_allocation)
 {
     verify_with(
@@ -65,4 +75,16 @@ Test(verify_memory, survives_any_failed_allocation)
     cr_assert_gt(faults, 0);
     cr_expect_not_null(strstr(report.faults[0].detail, "holds expert "));
     cr_assert_gt(memory_exhaust(check_pack), 100);
+}
+
+Test(verify_memory, survives_any_failed_allocation_of_numeric)
+{
+    verify_with(
+        (mp_verify_options){
+            .level = MP_VERIFY_NUMERIC, .source = source, .sample = 1, .seed = 3, .tokens = 1},
+        1);
+    faults = report.total_faults;
+    cr_assert_gt(faults, 0);
+    cr_assert_eq(report.faults[0].level, MP_VERIFY_NUMERIC);
+    cr_assert_gt(memory_exhaust(compute_pack), 300);
 }

@@ -327,11 +327,11 @@ static void check_bits(void)
     for (size_t k = 0; k < num_tensors(); k++) {
         const tensor_case *t = &now->tensors[k];
         uint64_t last = slot_bytes(t) - 1;
-        const uint64_t bytes[] = {0, last / 7, last / 3, last / 2 + 1, last - last / 17, last};
+        const uint64_t bytes[] = {0, last / 3, last};
 
         for (unsigned i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
             check_bit(t, i % EP, (unsigned)(i + k) % num_slots(), bytes[i],
-                      (unsigned)(3 * i + k) % 7);
+                      (unsigned)(5 * i + 3 * k) % 8);
     }
 }
 
