@@ -208,7 +208,8 @@ int mp_packed_experts_open_ranks(mp_packed_experts *experts, const char *dir, co
                                  const bool *ranks, const mp_context *context, mp_error *err)
 {
     *experts = (mp_packed_experts){.ranks = mp_alloc_zeroed(1, sizeof(packed_ranks))};
-    int rc = experts->ranks ? open_layer(experts, dir, layer, ranks, context, err) : mp_fail_memory(err);
+    int rc =
+        experts->ranks ? open_layer(experts, dir, layer, ranks, context, err) : mp_fail_memory(err);
     if (rc != 0) {
         mp_packed_experts_release(experts);
         return rc;
