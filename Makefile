@@ -619,7 +619,7 @@ lint-man:
 	mandoc -Tlint -Wwarning $(MAN_PAGES)
 
 lint-spelling:
-	codespell --ignore-words-list nd README.md CHANGELOG.md CONTRIBUTING.md Makefile .ci cmd include lib man tests
+	codespell --ignore-words-list nd,cann README.md CHANGELOG.md CONTRIBUTING.md Makefile .ci cmd include lib man tests
 
 # ---------------------------------------------------------------------------
 # Installing

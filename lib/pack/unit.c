@@ -103,13 +103,14 @@ static int write_scale(work_unit *w, const mp_slot_tensor *tensor, mp_error *err
 
 static int write_vector(work_unit *w, const mp_slot_tensor *tensor, mp_error *err)
 {
+    void *numbers = w->packed;
     uint32_t count;
     const mp_copy *copies = mp_unit_copies(w->unit, &count);
     unsigned number = w->unit->part->first + (unsigned)(tensor - w->unit->part->tensors);
 
     if (count == 0 || !mp_plan_output(w->plan, w->unit->layer_index, copies->rank, number))
         return 0; /* the layer does not have it */
-    if (mp_canonical_vector(&w->canonical, tensor, (float *)w->packed, err) != 0)
+    if (mp_canonical_vector(&w->canonical, tensor, numbers, err) != 0)
         return err->code;
     return write_copies(w, tensor, 0, w->packed, tensor->slot_bytes, err);
 }
