@@ -560,7 +560,9 @@ fuzz:
 run-fuzzers: $(FUZZERS)
 	bash tests/tools/fuzz.sh $(FUZZ_SECONDS) $(FUZZERS)
 
-.PHONY: bench
+.PHONY: bench benches
+benches: $(BENCHES)
+
 bench: $(BUILD)/moepack $(BENCHES)
 	bash tests/bench/run.sh $(BUILD)
 

@@ -62,7 +62,7 @@ static int ascending(const void *a, const void *b)
 }
 
 /* GB/s: the median of some trials, after one that does not count. */
-static double rate(job *j, mp_work *work, uint64_t scratch, int threads)
+static double rate(job *j, mp_task *work, uint64_t scratch, int threads)
 {
     const mp_context context = {.threads = threads};
     double seconds[TRIALS];
