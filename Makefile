@@ -132,6 +132,7 @@ LIB_SOURCES := \
 	lib/reference/packed.c \
 	lib/reference/packed_open.c \
 	lib/reference/packed_route.c \
+	lib/reference/packed_set.c \
 	lib/reference/product.c \
 	lib/reference/product_neon.c \
 	lib/reference/product_x86.c \

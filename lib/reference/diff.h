@@ -9,20 +9,11 @@
 #include <moepack/model.h>
 #include <moepack/place.h>
 
+#include "reference/packed_set.h"
+
 /* ------------------------------------------------------------------------
  * Packed directories, in diff_pack.c
  */
-
-/* Tensors of a layer that have the same slots. */
-typedef struct diff_set {
-    const mp_target *target;
-    mp_dims dims;
-    const char *block; /* "experts", "shared_experts" */
-    uint32_t slots;    /* of a rank */
-    unsigned first;    /* number of its first tensor among all of a layer */
-    unsigned num_tensors;
-    mp_slot_tensor tensors[MP_TARGET_TENSORS];
-} diff_set;
 
 typedef struct diff_rank {
     uint32_t number;
@@ -34,7 +25,7 @@ typedef struct diff_pack {
     mp_manifest manifest;
     mp_placement placement;
     mp_slots slots;
-    diff_set sets[2];
+    packed_set sets[2];
     unsigned num_sets;
     unsigned num_tensors; /* of a layer on a rank */
     diff_rank *ranks;     /* [manifest.num_ranks] */
@@ -48,7 +39,7 @@ uint32_t mp_diff_pack_shared(const diff_pack *pack);
 
 /* A slot of a rank. */
 typedef struct diff_copy {
-    const diff_set *set;
+    const packed_set *set;
     const diff_rank *rank;
     uint32_t slot; /* among those of the set on this rank */
 } diff_copy;

@@ -9,47 +9,15 @@
 #include "base/error.h"
 #include "base/file.h"
 
-#define PLACEMENT_LIMIT (UINT64_C(1) << 30)
-
-/* More than any model has, and small enough that sizes of tensors fit 64 bits. */
-#define SIZE_LIMIT  (1u << 20)
 #define RANKS_LIMIT 65536u
-
-static bool shared_is(const diff_pack *pack, const char *mode)
-{
-    return strcmp(pack->manifest.shared, mode) == 0;
-}
 
 /* ------------------------------------------------------------------------
  * What the manifest says
  */
 
-static int find_target(const mp_manifest *m, const mp_target **target, mp_error *err)
+static int check_numbers(const mp_manifest *m, mp_error *err)
 {
-    *target = mp_target_find(m->target);
-    if (*target && m->nz)
-        *target = (*target)->nz;
-    if (!*target || (*target)->version != m->target_version)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: this version does not know target %s/%" PRIu64,
-                       MP_MANIFEST_NAME, m->target, m->target_version);
-    return 0;
-}
-
-static int check_numbers(const diff_pack *pack, mp_error *err)
-{
-    const mp_manifest *m = &pack->manifest;
-
-    if (!shared_is(pack, "none") && !shared_is(pack, "fused") && !shared_is(pack, "separate"))
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: this version does not know shared experts in mode \"%s\"",
-                       MP_MANIFEST_NAME, m->shared);
-    if (m->hidden_size > SIZE_LIMIT || m->moe_intermediate_size > SIZE_LIMIT ||
-        m->num_shared_experts > SIZE_LIMIT / (m->moe_intermediate_size + 1))
-        return mp_fail(err, MP_ERR_INPUT,
-                       "%s: sizes %" PRIu64 " and %" PRIu64 ", %" PRIu64 " shared experts: over %u",
-                       MP_MANIFEST_NAME, m->hidden_size, m->moe_intermediate_size,
-                       m->num_shared_experts, SIZE_LIMIT);
-    if (!shared_is(pack, "none") && m->num_shared_experts == 0)
+    if (!mp_packed_shared_is(m, "none") && m->num_shared_experts == 0)
         return mp_fail(err, MP_ERR_INPUT, "%s: shared experts are %s, but the model has none",
                        MP_MANIFEST_NAME, m->shared);
     if (m->ep_size > RANKS_LIMIT || m->num_ranks > m->ep_size)
@@ -62,16 +30,11 @@ static int check_numbers(const diff_pack *pack, mp_error *err)
 static int add_set(diff_pack *pack, const mp_target *target, const char *block, mp_dims dims,
                    uint32_t slots, mp_error *err)
 {
-    diff_set *set = &pack->sets[pack->num_sets];
-    mp_problems warnings = {0};
-    int rc = target->check(&dims, &warnings, err);
+    packed_set *set = &pack->sets[pack->num_sets];
+    int rc = mp_packed_set_init(set, target, block, dims, slots, pack->num_tensors, err);
 
-    mp_problems_release(&warnings);
     if (rc != 0)
-        return mp_error_prefix(err, "%s", MP_MANIFEST_NAME);
-    *set = (diff_set){
-        .target = target, .dims = dims, .block = block, .slots = slots, .first = pack->num_tensors};
-    set->num_tensors = target->describe(&set->dims, set->tensors);
+        return rc;
     pack->num_sets++;
     pack->num_tensors += set->num_tensors;
     return 0;
@@ -83,16 +46,17 @@ static int settle_sets(diff_pack *pack, mp_error *err)
     mp_dims dims = {m->hidden_size, m->moe_intermediate_size};
     uint32_t shared = (uint32_t)m->num_shared_experts;
     const mp_target *target;
-    int rc = find_target(m, &target, err);
+    int rc = mp_packed_target(m, &target, err);
 
     if (rc == 0)
-        rc = check_numbers(pack, err);
+        rc = check_numbers(m, err);
     if (rc == 0)
         rc = mp_slots_init(&pack->slots, (uint32_t)m->num_experts, (uint32_t)m->num_physical,
-                           (uint32_t)m->ep_size, shared_is(pack, "fused") ? shared : 0, false, err);
+                           (uint32_t)m->ep_size, mp_packed_shared_is(m, "fused") ? shared : 0,
+                           false, err);
     if (rc == 0)
         rc = add_set(pack, target, "experts", dims, mp_slots_per_rank(&pack->slots), err);
-    if (rc != 0 || !shared_is(pack, "separate"))
+    if (rc != 0 || !mp_packed_shared_is(m, "separate"))
         return rc;
     if (target->separate->single) {
         dims.intermediate_size *= shared;
@@ -101,66 +65,20 @@ static int settle_sets(diff_pack *pack, mp_error *err)
     return add_set(pack, target->separate, "shared_experts", dims, shared, err);
 }
 
-static int read_placement(diff_pack *pack, const char *dir, mp_error *err)
+/* A row for every layer, or one for all. */
+static int check_rows(const diff_pack *pack, mp_error *err)
 {
-    char *path = mp_path_join(dir, MP_PLACEMENT_NAME), *text = NULL;
-    mp_placement *p = &pack->placement;
-    uint64_t length;
-    int rc = path ? mp_read_text(path, PLACEMENT_LIMIT, &text, &length, err) : mp_fail_memory(err);
+    const mp_placement *p = &pack->placement;
 
-    free(path);
-    if (rc != 0)
-        return rc;
-    rc = mp_placement_parse(p, text, length, pack->slots.num_logical, err);
-    free(text);
-    if (rc == 0 && p->num_physical != pack->slots.num_physical)
-        rc = mp_fail(err, MP_ERR_INPUT, "%u physical experts, the manifest says %u",
-                     p->num_physical, pack->slots.num_physical);
-    if (rc == 0 && p->layers > 1 && p->layers < pack->manifest.num_layers)
-        rc = mp_fail(err, MP_ERR_INPUT, "%u rows, the manifest has %zu layers", p->layers,
-                     pack->manifest.num_layers);
-    return rc == 0 ? 0 : mp_error_prefix(err, "%s", MP_PLACEMENT_NAME);
+    if (p->layers <= 1 || p->layers >= pack->manifest.num_layers)
+        return 0;
+    return mp_fail(err, MP_ERR_INPUT, "%s: %u rows, the manifest has %zu layers", MP_PLACEMENT_NAME,
+                   p->layers, pack->manifest.num_layers);
 }
 
 /* ------------------------------------------------------------------------
  * Ranks
  */
-
-static int check_tensor(const diff_set *set, const mp_slot_tensor *wanted, const mp_tensor *tensor,
-                        mp_error *err)
-{
-    uint64_t slots = set->target->single ? 1 : set->slots;
-    char shape[MP_SHAPE_TEXT];
-
-    if (tensor->dtype == wanted->dtype && tensor->bytes == slots * wanted->slot_bytes)
-        return 0;
-    return mp_fail(err, MP_ERR_INPUT,
-                   "%s: %s %s, expected %s with %" PRIu64 " bytes for each of %" PRIu64 " slots",
-                   tensor->name, mp_dtype_name(tensor->dtype),
-                   mp_shape_text(tensor->shape, tensor->rank, shape), mp_dtype_name(wanted->dtype),
-                   wanted->slot_bytes, slots);
-}
-
-static int find_tensors(const diff_set *set, const char *layer, const mp_checkpoint *ckpt,
-                        const mp_tensor **held, mp_error *err)
-{
-    for (unsigned t = 0; t < set->num_tensors; t++) {
-        const mp_slot_tensor *wanted = &set->tensors[t];
-        char *name = mp_format("%s.%s.%s", layer, set->block, wanted->name);
-        const mp_tensor *tensor = name ? mp_checkpoint_find(ckpt, name) : NULL;
-        int rc = name ? 0 : mp_fail_memory(err);
-
-        if (rc == 0 && !tensor && !wanted->optional)
-            rc = mp_fail(err, MP_ERR_INPUT, "there is no tensor \"%s\"", name);
-        if (rc == 0 && tensor)
-            rc = check_tensor(set, wanted, tensor, err);
-        free(name);
-        if (rc != 0)
-            return rc;
-        held[set->first + t] = tensor;
-    }
-    return 0;
-}
 
 static int open_rank(diff_pack *pack, diff_rank *rank, const char *dir, const mp_context *context,
                      mp_error *err)
@@ -177,8 +95,8 @@ static int open_rank(diff_pack *pack, diff_rank *rank, const char *dir, const mp
     }
     for (size_t i = 0; rc == 0 && i < m->num_layers; i++)
         for (unsigned s = 0; rc == 0 && s < pack->num_sets; s++)
-            rc = find_tensors(&pack->sets[s], m->layers[i], &rank->checkpoint,
-                              rank->held + i * pack->num_tensors, err);
+            rc = mp_packed_set_find(&pack->sets[s], m->layers[i], &rank->checkpoint,
+                                    rank->held + i * pack->num_tensors, err);
     return rc == 0 ? 0 : mp_error_prefix(err, "%s", name);
 }
 
@@ -200,7 +118,9 @@ int mp_diff_pack_open(diff_pack *pack, const char *dir, const mp_context *contex
     if (rc == 0)
         rc = settle_sets(pack, err);
     if (rc == 0)
-        rc = read_placement(pack, dir, err);
+        rc = mp_packed_placement(dir, &pack->slots, &pack->placement, err);
+    if (rc == 0)
+        rc = check_rows(pack, err);
     if (rc != 0)
         return rc;
     pack->ranks = mp_alloc_zeroed(pack->manifest.num_ranks, sizeof *pack->ranks);

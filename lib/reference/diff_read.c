@@ -21,7 +21,7 @@
 /* Number of the tensor of a role in its set; -1 where there is none. */
 static int tensor_number(const diff_matrix *m, mp_role role)
 {
-    const diff_set *set = m->copy.set;
+    const packed_set *set = m->copy.set;
 
     for (unsigned t = 0; t < set->num_tensors; t++)
         if (set->tensors[t].side == m->packed_side && set->tensors[t].role == role)
@@ -31,7 +31,7 @@ static int tensor_number(const diff_matrix *m, mp_role role)
 
 static const mp_tensor *held_tensor(const diff_matrix *m, int number)
 {
-    const diff_set *set = m->copy.set;
+    const packed_set *set = m->copy.set;
 
     if (number < 0)
         return NULL;

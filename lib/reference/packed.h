@@ -5,17 +5,7 @@
 
 #include <moepack/reference.h>
 
-/* Tensors of a layer that have the same slots: routed experts with fused shared ones, or
- * shared experts apart. */
-typedef struct packed_set {
-    const mp_target *target;
-    mp_dims dims;
-    const char *block; /* "experts", "shared_experts" */
-    uint32_t slots;    /* of a rank */
-    unsigned first;    /* number of its first tensor among all of the layer */
-    unsigned num_tensors;
-    mp_slot_tensor tensors[MP_TARGET_TENSORS];
-} packed_set;
+#include "reference/packed_set.h"
 
 typedef struct packed_rank {
     mp_checkpoint checkpoint;
