@@ -31,6 +31,7 @@ LIB_SOURCES := \
 	lib/base/select.c \
 	lib/base/text.c \
 	lib/convert/canonical.c \
+	lib/convert/stored.c \
 	lib/layout/deepep.c \
 	lib/layout/fuseep.c \
 	lib/layout/fuseep_nz.c \

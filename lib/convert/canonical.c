@@ -3,6 +3,7 @@
 #include "convert/canonical.h"
 
 #include "base/error.h"
+#include "convert/stored.h"
 
 #include <math.h>
 #include <string.h>
@@ -13,11 +14,7 @@
 
 bool mp_passes_through(const mp_storage *storage, const mp_target *target)
 {
-    const mp_scheme_form *form = mp_scheme_form_of(target->scheme);
-
-    return storage->scheme == target->scheme &&
-           (!form->has_scale ||
-            (storage->block_rows == form->block_rows && storage->block_cols == form->block_cols));
+    return mp_stored_as(storage, target->scheme);
 }
 
 /* Canonical sizes of one part of a side. */
@@ -145,18 +142,7 @@ static int read_stored(const mp_canonical *c, unsigned part, uint64_t row0, uint
     const uint64_t all = mp_side_cols(&from->dims, from->side);
     const mp_matrix view = cols == all ? *matrix : mp_matrix_columns(matrix, all, col0);
 
-    *in = (mp_rows){
-        .scheme = storage->scheme,
-        .scale_dtype = storage->scale_dtype,
-        .block_rows = storage->block_rows,
-        .block_cols = storage->block_cols,
-        .row0 = row0,
-        .rows = rows,
-        .cols = cols,
-        .weight = c->raw,
-        .scale = storage->has_scale ? c->raw_scale : NULL,
-        .global_divides = storage->global_divides,
-    };
+    *in = mp_stored_rows(storage, row0, rows, cols, c->raw, c->raw_scale);
     if (mp_matrix_global(from->catalog, matrix, &in->global_scale, err) != 0)
         return err->code;
     return mp_matrix_read_rows(from->catalog, storage, &view, cols, row0, rows, c->raw,

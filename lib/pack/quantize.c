@@ -4,6 +4,7 @@
 #include "pack/quantize.h"
 
 #include "base/error.h"
+#include "convert/stored.h"
 #include "model/form.h"
 
 #include <stdlib.h>
@@ -50,11 +51,7 @@ static int check_drop(const char *drop, mp_error *err)
 /* Only names, and types of scales, would change. Second scales are chosen anew. */
 static bool is_lossless(const mp_storage *storage, mp_scheme scheme)
 {
-    const mp_scheme_form *form = mp_scheme_form_of(scheme);
-
-    return storage->scheme == scheme && !form->has_global &&
-           (!form->has_scale ||
-            (storage->block_rows == form->block_rows && storage->block_cols == form->block_cols));
+    return mp_stored_as(storage, scheme) && !mp_scheme_form_of(scheme)->has_global;
 }
 
 /* Scales of activations belong to 4-bit activations, in both conventions of nvfp4. */

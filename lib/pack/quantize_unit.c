@@ -4,6 +4,7 @@
 #include "pack/quantize.h"
 
 #include "base/error.h"
+#include "convert/stored.h"
 
 #include <math.h>
 #include <string.h>
@@ -156,17 +157,8 @@ static int read_rows(const job *j, const mp_matrix *matrix, uint64_t row0, uint6
     const mp_storage *s = j->storage;
     float stored;
 
-    *in = (mp_rows){
-        .scheme = s->scheme,
-        .scale_dtype = s->scale_dtype,
-        .block_rows = s->block_rows,
-        .block_cols = s->block_cols,
-        .row0 = row0,
-        .rows = rows,
-        .cols = j->cols,
-        .weight = j->raw,
-        .scale = s->has_scale ? j->raw_scale : NULL,
-    };
+    *in = mp_stored_rows(s, row0, rows, j->cols, j->raw, j->raw_scale);
+    in->global_divides = false; /* read_global gives a multiplier */
     if (read_global(j, matrix, &in->global_scale, &stored, err) != 0)
         return err->code;
     return mp_matrix_read_rows(j->plan->catalog, s, matrix, j->cols, row0, rows, j->raw,

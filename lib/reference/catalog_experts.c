@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "convert/stored.h"
 
 /* Blocks of scales are 128 rows high at most, and requantizing wants whole ones. */
 #define TILE_ROWS 128
@@ -88,19 +89,6 @@ static uint64_t part_bytes(const mp_catalog_experts *e, uint64_t cols)
            mp_round_up(mp_requantize_scratch(cols), 64);
 }
 
-/* ------------------------------------------------------------------------
- * Rows
- */
-
-static bool stored_as(const mp_storage *storage, mp_scheme scheme)
-{
-    const mp_scheme_form *form = mp_scheme_form_of(scheme);
-
-    return storage->scheme == scheme &&
-           (!form->has_scale ||
-            (storage->block_rows == form->block_rows && storage->block_cols == form->block_cols));
-}
-
 static int find_matrix(const mp_catalog_experts *e, uint32_t id, mp_projection projection,
                        mp_expert *view, matrix_job *job, mp_error *err)
 {
@@ -113,7 +101,7 @@ static int find_matrix(const mp_catalog_experts *e, uint32_t id, mp_projection p
     job->matrix = &view->matrix[projection];
     /* Where scales are to be powers of two, only reading them tells whether they are. */
     if (to != MP_SCHEME_COUNT &&
-        (!stored_as(job->storage, to) || (to == MP_SCHEME_FP8_BLOCK && e->options.quant.ue8m0)))
+        (!mp_stored_as(job->storage, to) || (to == MP_SCHEME_FP8_BLOCK && e->options.quant.ue8m0)))
         job->to = to;
     mp_catalog_shape(e->catalog, projection, &job->rows, &job->cols);
     return 0;
@@ -124,18 +112,7 @@ static int read_stored(const matrix_job *job, uint64_t row0, uint64_t rows, cons
 {
     const mp_storage *storage = job->storage;
 
-    *out = (mp_rows){
-        .scheme = storage->scheme,
-        .scale_dtype = storage->scale_dtype,
-        .block_rows = storage->block_rows,
-        .block_cols = storage->block_cols,
-        .row0 = row0,
-        .rows = rows,
-        .cols = job->cols,
-        .weight = b->raw,
-        .scale = storage->has_scale ? b->raw_scale : NULL,
-        .global_divides = job->matrix->global_divides,
-    };
+    *out = mp_stored_rows(storage, row0, rows, job->cols, b->raw, b->raw_scale);
     if (mp_matrix_global(job->experts->catalog, job->matrix, &out->global_scale, err) != 0)
         return err->code;
     return mp_matrix_read_rows(job->experts->catalog, storage, job->matrix, job->cols, row0, rows,
@@ -327,9 +304,9 @@ static int choose_globals(void *user, uint64_t id, void *scratch, mp_error *err)
 static int find_globals(mp_catalog_experts *e, const mp_context *context, mp_error *err)
 {
     bool routed =
-        e->options.scheme == MP_SCHEME_NVFP4 && !stored_as(&e->layer->storage, MP_SCHEME_NVFP4);
+        e->options.scheme == MP_SCHEME_NVFP4 && !mp_stored_as(&e->layer->storage, MP_SCHEME_NVFP4);
     bool shared = e->options.shared_scheme == MP_SCHEME_NVFP4 && e->layer->has_shared &&
-                  !stored_as(&e->layer->shared_storage, MP_SCHEME_NVFP4);
+                  !mp_stored_as(&e->layer->shared_storage, MP_SCHEME_NVFP4);
 
     if (!routed && !shared)
         return 0;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "convert/stored.h"
 #include "model/storage.h"
 
 /* Bytes of a tile of columns. */
@@ -339,19 +340,9 @@ static int read_stored(const diff_reader *r, uint64_t row0, uint64_t rows, mp_ro
 {
     const diff_matrix *m = r->m;
 
-    *out = (mp_rows){
-        .scheme = m->storage.scheme,
-        .scale_dtype = m->storage.scale_dtype,
-        .block_rows = m->storage.block_rows,
-        .block_cols = m->storage.block_cols,
-        .row0 = row0,
-        .rows = rows,
-        .cols = m->cols,
-        .weight = r->codes,
-        .scale = m->storage.has_scale ? r->scale : NULL,
-        .global_scale = r->global,
-        .global_divides = m->global_divides,
-    };
+    *out = mp_stored_rows(&m->storage, row0, rows, m->cols, r->codes, r->scale);
+    out->global_scale = r->global;
+    out->global_divides = m->global_divides;
     return mp_matrix_read_rows(&m->side->catalog, &m->storage, &m->matrix, m->cols, row0, rows,
                                r->codes, r->scale, err);
 }
