@@ -13,7 +13,6 @@
 typedef struct quantize_options {
     common_options common;
     const char *source;
-    const char *out;
     int format; /* an mp_scheme; -1: not given */
     int style;  /* index into styles; -1: the usual one */
     mp_rounding rounding;
@@ -25,9 +24,7 @@ typedef struct quantize_options {
     const char *layers;
     uint64_t max_shard_size;
     double fail_above; /* 0: no bound */
-    bool resume;
-    bool force;
-    bool dry_run;
+    work_options work;
 } quantize_options;
 
 /* Everything that a run is made from. */
@@ -47,16 +44,6 @@ static const cmd_choice formats[] = {
 };
 static const cmd_choice styles[] = {
     {"deepseek-v4", 0}, {"deepseek-v3", 1}, {"compressed-tensors", 2}, {"modelopt", 3}, {NULL, 0},
-};
-static const cmd_choice roundings[] = {
-    {"deepgemm", MP_ROUND_DEEPGEMM},
-    {"ocp", MP_ROUND_OCP},
-    {NULL, 0},
-};
-static const cmd_choice scale_rules[] = {
-    {"ceil", MP_SCALE_CEIL},
-    {"mse", MP_SCALE_MSE},
-    {NULL, 0},
 };
 
 /* ------------------------------------------------------------------------
@@ -82,12 +69,7 @@ static char *command_text(const quantize_options *o)
     print_option(f, "style", style_name(o));
     if (o->rounding != MP_ROUND_OCP)
         print_option(f, "rounding", "deepgemm");
-    if (o->scale_rule != MP_SCALE_CEIL)
-        print_option(f, "scale-rule", "mse");
-    if (o->amax_floor > 0)
-        fprintf(f, " --amax-floor %.9g", o->amax_floor);
-    if (o->allow_nonfinite)
-        fprintf(f, " --allow-nonfinite");
+    print_quant_options(f, o->scale_rule, o->amax_floor, o->allow_nonfinite);
     if (o->requantize_shared)
         fprintf(f, " --requantize-shared");
     print_option(f, "drop", o->drop);
@@ -126,10 +108,8 @@ static int prepare(quantize_job *job, mp_error *err)
     const quantize_options *o = job->o;
     int rc;
 
-    if (o->resume && o->force)
-        return cmd_fail(err, MP_ERR_USAGE, "--resume and --force contradict each other");
-    if (!o->out && !o->dry_run)
-        return cmd_fail(err, MP_ERR_USAGE, "option --output is required");
+    if (work_check(&o->work, err) != 0)
+        return err->code;
     rc = mp_catalog_open(&job->catalog, o->source, &job->context, err);
     if (rc == 0 && job->catalog.problems.count > 0) {
         print_problems(stderr, "moepack: quantize", &job->catalog.problems);
@@ -174,7 +154,7 @@ static int report_errors(const quantize_job *job, mp_error *err)
     const quantize_options *o = job->o;
     mp_layer_error *errors;
     size_t count;
-    int rc = mp_quantize_errors(o->out, &errors, &count, err);
+    int rc = mp_quantize_errors(o->work.out, &errors, &count, err);
 
     if (rc != 0)
         return rc;
@@ -188,41 +168,26 @@ static int report_errors(const quantize_job *job, mp_error *err)
     return rc;
 }
 
-static int run_plan(const quantize_job *job, mp_error *err)
+static int run_plan(const void *plan, const char *out, mp_run_mode mode, const mp_context *context,
+                    mp_error *err)
 {
-    const quantize_options *o = job->o;
-    mp_run_mode mode = o->resume ? MP_RUN_RESUME : o->force ? MP_RUN_FORCE : MP_RUN_FRESH;
-    double begin = seconds_now();
-    int rc = mp_quantize_plan_run(&job->plan, o->out, mode, &job->context, err);
-
-    if (rc == MP_ERR_CANCELLED)
-        return cmd_fail(err, rc, "interrupted: --resume goes on with %s.partial", o->out);
-    if (rc != 0)
-        return rc;
-    progress_clear();
-    if (!o->common.quiet)
-        print_work_done("quantize", o->out, &job->plan.work, seconds_now() - begin, o->resume);
-    return report_errors(job, err);
+    return mp_quantize_plan_run(plan, out, mode, context, err);
 }
 
 static int run_quantize(const void *values, mp_error *err)
 {
     const quantize_options *o = values;
     quantize_job job = {.o = o};
+    const work_job work = {"quantize",     &o->common,         &o->work, &job.context,
+                           &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
     int rc;
 
     cmd_context(&o->common, &job.context);
     rc = prepare(&job, err);
-    if (rc == 0 && !o->common.quiet)
-        print_problems(stderr, "moepack: quantize: warning", &job.plan.warnings);
-    if (rc == 0 && o->common.verbose && !o->dry_run)
-        print_work(stderr, &job.plan.work, &job.context);
-    if (rc == 0 && !o->dry_run)
-        rc = run_plan(&job, err);
-    else if (rc == 0 && o->common.json)
-        rc = print_json(work_json(&job.plan.work, &job.context), err);
-    else if (rc == 0)
-        print_work(stdout, &job.plan.work, &job.context);
+    if (rc == 0)
+        rc = work_do(&work, err);
+    if (rc == 0 && !o->work.dry_run)
+        rc = report_errors(&job, err);
     release(&job);
     return rc;
 }
@@ -232,14 +197,15 @@ static int run_quantize(const void *values, mp_error *err)
  */
 
 static const cmd_option options[] = {
-    OPT_STRING('o', "output", "OUT", quantize_options, out,
+    OPT_STRING('o', "output", "OUT", quantize_options, work.out,
                "directory to write; it must not exist"),
     OPT_CHOICE('f', "format", "SCHEME", quantize_options, format, formats,
                "format of the experts that are written", .flags = OPT_REQUIRED),
     OPT_CHOICE(0, "style", "STYLE", quantize_options, style, styles,
                "whose names and types they have; left out: as is usual for SCHEME"),
-    OPT_CHOICE(0, "rounding", "RULE", quantize_options, rounding, roundings, "how mxfp4 rounds"),
-    OPT_CHOICE(0, "scale-rule", "RULE", quantize_options, scale_rule, scale_rules,
+    OPT_CHOICE(0, "rounding", "RULE", quantize_options, rounding, rounding_choices,
+               "how mxfp4 rounds"),
+    OPT_CHOICE(0, "scale-rule", "RULE", quantize_options, scale_rule, scale_rule_choices,
                "how mxfp4 picks its scales"),
     OPT_DOUBLE(0, "amax-floor", "X", quantize_options, amax_floor, 0, 1e30,
                "take the largest magnitude of a block to be at least X"),
@@ -255,10 +221,10 @@ static const cmd_option options[] = {
              "begin another file beyond SIZE; left out: 5GB"),
     OPT_DOUBLE(0, "fail-above", "X", quantize_options, fail_above, 0, 1e30,
                "status 1 where a relative RMS error is above X"),
-    OPT_FLAG(0, "resume", quantize_options, resume, "continue an interrupted run"),
-    OPT_FLAG(0, "force", quantize_options, force,
+    OPT_FLAG(0, "resume", quantize_options, work.resume, "continue an interrupted run"),
+    OPT_FLAG(0, "force", quantize_options, work.force,
              "replace a requantized checkpoint OUT, discard an interrupted run"),
-    OPT_FLAG('n', "dry-run", quantize_options, dry_run, "print the plan and write nothing"),
+    OPT_FLAG('n', "dry-run", quantize_options, work.dry_run, "print the plan and write nothing"),
     OPT_JSON(quantize_options),
     OPT_END,
 };

@@ -15,7 +15,6 @@
 typedef struct repack_options {
     common_options common;
     const char *source;
-    const char *out;
     const char *target;
     uint64_t ep;
     const char *placement;
@@ -33,9 +32,7 @@ typedef struct repack_options {
     bool allow_nonfinite;
     double fail_above; /* 0: no bound */
     uint64_t max_shard_size;
-    bool resume;
-    bool force;
-    bool dry_run;
+    work_options work;
 } repack_options;
 
 /* Everything that a run is made from. */
@@ -75,12 +72,7 @@ static char *command_text(const repack_options *o)
     print_option(f, "quantize", o->quantize);
     if (o->rounding >= 0)
         print_option(f, "rounding", o->rounding == MP_ROUND_OCP ? "ocp" : "deepgemm");
-    if (o->scale_rule != MP_SCALE_CEIL)
-        print_option(f, "scale-rule", "mse");
-    if (o->amax_floor > 0)
-        fprintf(f, " --amax-floor %.9g", o->amax_floor);
-    if (o->allow_nonfinite)
-        fprintf(f, " --allow-nonfinite");
+    print_quant_options(f, o->scale_rule, o->amax_floor, o->allow_nonfinite);
     print_option(f, "drop", o->drop);
     print_option(f, "layers", o->layers);
     print_option(f, "ranks", o->ranks);
@@ -159,10 +151,8 @@ static int prepare(repack_job *job, const mp_context *context, mp_error *err)
     const repack_options *o = job->o;
     int rc;
 
-    if (o->resume && o->force)
-        return cmd_fail(err, MP_ERR_USAGE, "--resume and --force contradict each other");
-    if (!o->out && !o->dry_run)
-        return cmd_fail(err, MP_ERR_USAGE, "option --output is required");
+    if (work_check(&o->work, err) != 0)
+        return err->code;
     rc = mp_catalog_open(&job->catalog, o->source, context, err);
     if (rc == 0 && job->catalog.problems.count > 0) {
         print_problems(stderr, "moepack: repack", &job->catalog.problems);
@@ -198,7 +188,7 @@ static void release(repack_job *job)
 static int report_errors(const repack_options *o, mp_error *err)
 {
     mp_manifest manifest;
-    int rc = mp_manifest_load(&manifest, o->out, err);
+    int rc = mp_manifest_load(&manifest, o->work.out, err);
 
     if (rc != 0)
         return rc;
@@ -210,23 +200,10 @@ static int report_errors(const repack_options *o, mp_error *err)
     return rc;
 }
 
-static int run_plan(const repack_job *job, const mp_context *context, mp_error *err)
+static int run_plan(const void *plan, const char *out, mp_run_mode mode, const mp_context *context,
+                    mp_error *err)
 {
-    const repack_options *o = job->o;
-    mp_run_mode mode = o->resume ? MP_RUN_RESUME : o->force ? MP_RUN_FORCE : MP_RUN_FRESH;
-    double begin = seconds_now();
-    int rc = mp_plan_run(&job->plan, o->out, mode, context, err);
-
-    if (rc == MP_ERR_CANCELLED)
-        return cmd_fail(err, rc, "interrupted: --resume goes on with %s.partial", o->out);
-    if (rc != 0)
-        return rc;
-    progress_clear();
-    if (!o->common.quiet)
-        print_work_done("repack", o->out, &job->plan.work, seconds_now() - begin, o->resume);
-    if (o->common.json)
-        rc = print_json(work_json(&job->plan.work, context), err);
-    return rc ? rc : report_errors(o, err);
+    return mp_plan_run(plan, out, mode, context, err);
 }
 
 static int run_repack(const void *values, mp_error *err)
@@ -234,20 +211,18 @@ static int run_repack(const void *values, mp_error *err)
     const repack_options *o = values;
     repack_job job = {.o = o};
     mp_context context;
+    const work_job work = {"repack",       &o->common,         &o->work, &context,
+                           &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
     int rc;
 
     cmd_context(&o->common, &context);
     rc = prepare(&job, &context, err);
-    if (rc == 0 && !o->common.quiet)
-        print_problems(stderr, "moepack: repack: warning", &job.plan.warnings);
-    if (rc == 0 && o->common.verbose && !o->dry_run)
-        print_work(stderr, &job.plan.work, &context);
-    if (rc == 0 && !o->dry_run)
-        rc = run_plan(&job, &context, err);
-    else if (rc == 0 && o->common.json)
+    if (rc == 0)
+        rc = work_do(&work, err);
+    if (rc == 0 && o->common.json && !o->work.dry_run)
         rc = print_json(work_json(&job.plan.work, &context), err);
-    else if (rc == 0)
-        print_work(stdout, &job.plan.work, &context);
+    if (rc == 0 && !o->work.dry_run)
+        rc = report_errors(o, err);
     release(&job);
     return rc;
 }
@@ -287,19 +262,10 @@ static const cmd_choice shared_modes[] = {
     {"separate", MP_SHARED_SEPARATE},
     {NULL, 0},
 };
-static const cmd_choice roundings[] = {
-    {"deepgemm", MP_ROUND_DEEPGEMM},
-    {"ocp", MP_ROUND_OCP},
-    {NULL, 0},
-};
-static const cmd_choice scale_rules[] = {
-    {"ceil", MP_SCALE_CEIL},
-    {"mse", MP_SCALE_MSE},
-    {NULL, 0},
-};
 
 static const cmd_option options[] = {
-    OPT_STRING('o', "output", "OUT", repack_options, out, "directory to write; it must not exist"),
+    OPT_STRING('o', "output", "OUT", repack_options, work.out,
+               "directory to write; it must not exist"),
     OPT_STRING('t', "target", "TARGET", repack_options, target, "layout to write",
                .flags = OPT_REQUIRED, .choice_name = target_name),
     OPT_U64(0, "ep", "N", repack_options, ep, 1, 65536, "expert-parallel ranks",
@@ -315,9 +281,9 @@ static const cmd_option options[] = {
     OPT_FLAG(0, "nz", repack_options, nz, "Ascend: weights in FRACTAL_NZ form"),
     OPT_STRING(0, "quantize", "SCHEME", repack_options, quantize,
                "requantize experts that are stored otherwise", .choice_name = scheme_name),
-    OPT_CHOICE(0, "rounding", "RULE", repack_options, rounding, roundings,
+    OPT_CHOICE(0, "rounding", "RULE", repack_options, rounding, rounding_choices,
                "how requantizing rounds E2M1; left out: as the target's kernel does"),
-    OPT_CHOICE(0, "scale-rule", "RULE", repack_options, scale_rule, scale_rules,
+    OPT_CHOICE(0, "scale-rule", "RULE", repack_options, scale_rule, scale_rule_choices,
                "how requantizing picks power-of-two scales"),
     OPT_DOUBLE(0, "amax-floor", "X", repack_options, amax_floor, 0, 1e30,
                "requantizing takes the largest magnitude of a block to be at least X"),
@@ -331,10 +297,10 @@ static const cmd_option options[] = {
     OPT_STRING(0, "ranks", "LIST", repack_options, ranks, "only these ranks, as in 0-3,7"),
     OPT_SIZE(0, "max-shard-size", "SIZE", repack_options, max_shard_size, 1, INT64_MAX,
              "begin another file of a rank beyond SIZE; left out: 5GB"),
-    OPT_FLAG(0, "resume", repack_options, resume, "continue an interrupted run"),
-    OPT_FLAG(0, "force", repack_options, force,
+    OPT_FLAG(0, "resume", repack_options, work.resume, "continue an interrupted run"),
+    OPT_FLAG(0, "force", repack_options, work.force,
              "replace a packed directory OUT, discard an interrupted run"),
-    OPT_FLAG('n', "dry-run", repack_options, dry_run, "print the plan and write nothing"),
+    OPT_FLAG('n', "dry-run", repack_options, work.dry_run, "print the plan and write nothing"),
     OPT_JSON(repack_options),
     OPT_END,
 };

@@ -11,12 +11,9 @@
 typedef struct unpack_options {
     common_options common;
     const char *pack;
-    const char *out;
     const char *layers;
     uint64_t max_shard_size;
-    bool resume;
-    bool force;
-    bool dry_run;
+    work_options work;
 } unpack_options;
 
 /* Everything that a run is made from. */
@@ -53,10 +50,8 @@ static int prepare(unpack_job *job, const mp_context *context, mp_error *err)
     mp_unpack_options options = {.max_shard_size = o->max_shard_size};
     int rc;
 
-    if (o->resume && o->force)
-        return cmd_fail(err, MP_ERR_USAGE, "--resume and --force contradict each other");
-    if (!o->out && !o->dry_run)
-        return cmd_fail(err, MP_ERR_USAGE, "option --output is required");
+    if (work_check(&o->work, err) != 0)
+        return err->code;
     rc = select_packed_layers(job, err);
     if (rc != 0)
         return rc;
@@ -64,21 +59,10 @@ static int prepare(unpack_job *job, const mp_context *context, mp_error *err)
     return mp_unpack_plan_init(&job->plan, o->pack, &options, context, err);
 }
 
-static int run_plan(const unpack_job *job, const mp_context *context, mp_error *err)
+static int run_plan(const void *plan, const char *out, mp_run_mode mode, const mp_context *context,
+                    mp_error *err)
 {
-    const unpack_options *o = job->o;
-    mp_run_mode mode = o->resume ? MP_RUN_RESUME : o->force ? MP_RUN_FORCE : MP_RUN_FRESH;
-    double begin = seconds_now();
-    int rc = mp_unpack_plan_run(&job->plan, o->out, mode, context, err);
-
-    if (rc == MP_ERR_CANCELLED)
-        return cmd_fail(err, rc, "interrupted: --resume goes on with %s.partial", o->out);
-    if (rc != 0)
-        return rc;
-    progress_clear();
-    if (!o->common.quiet)
-        print_work_done("unpack", o->out, &job->plan.work, seconds_now() - begin, o->resume);
-    return o->common.json ? print_json(work_json(&job->plan.work, context), err) : 0;
+    return mp_unpack_plan_run(plan, out, mode, context, err);
 }
 
 static int run_unpack(const void *values, mp_error *err)
@@ -86,20 +70,16 @@ static int run_unpack(const void *values, mp_error *err)
     const unpack_options *o = values;
     unpack_job job = {.o = o};
     mp_context context;
+    const work_job work = {"unpack",       &o->common,         &o->work, &context,
+                           &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
     int rc;
 
     cmd_context(&o->common, &context);
     rc = prepare(&job, &context, err);
-    if (rc == 0 && !o->common.quiet)
-        print_problems(stderr, "moepack: unpack: warning", &job.plan.warnings);
-    if (rc == 0 && o->common.verbose && !o->dry_run)
-        print_work(stderr, &job.plan.work, &context);
-    if (rc == 0 && !o->dry_run)
-        rc = run_plan(&job, &context, err);
-    else if (rc == 0 && o->common.json)
+    if (rc == 0)
+        rc = work_do(&work, err);
+    if (rc == 0 && o->common.json && !o->work.dry_run)
         rc = print_json(work_json(&job.plan.work, &context), err);
-    else if (rc == 0)
-        print_work(stdout, &job.plan.work, &context);
     mp_unpack_plan_release(&job.plan);
     free(job.layers);
     return rc;
@@ -110,14 +90,15 @@ static int run_unpack(const void *values, mp_error *err)
  */
 
 static const cmd_option options[] = {
-    OPT_STRING('o', "output", "DIR", unpack_options, out, "directory to write; it must not exist"),
+    OPT_STRING('o', "output", "DIR", unpack_options, work.out,
+               "directory to write; it must not exist"),
     OPT_STRING(0, "layers", "LIST", unpack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
     OPT_SIZE(0, "max-shard-size", "SIZE", unpack_options, max_shard_size, 1, INT64_MAX,
              "begin another file beyond SIZE; left out: 5GB"),
-    OPT_FLAG(0, "resume", unpack_options, resume, "continue an interrupted run"),
-    OPT_FLAG(0, "force", unpack_options, force,
+    OPT_FLAG(0, "resume", unpack_options, work.resume, "continue an interrupted run"),
+    OPT_FLAG(0, "force", unpack_options, work.force,
              "replace an unpacked checkpoint DIR, discard an interrupted run"),
-    OPT_FLAG('n', "dry-run", unpack_options, dry_run, "print the plan and write nothing"),
+    OPT_FLAG('n', "dry-run", unpack_options, work.dry_run, "print the plan and write nothing"),
     OPT_JSON(unpack_options),
     OPT_END,
 };

@@ -3,6 +3,7 @@
 #include "work.h"
 
 #include "output.h"
+#include "progress.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,27 @@ void print_option(FILE *f, const char *name, const char *value)
 {
     if (value)
         fprintf(f, " --%s %s", name, value);
+}
+
+const cmd_choice rounding_choices[] = {
+    {"deepgemm", MP_ROUND_DEEPGEMM},
+    {"ocp", MP_ROUND_OCP},
+    {NULL, 0},
+};
+const cmd_choice scale_rule_choices[] = {
+    {"ceil", MP_SCALE_CEIL},
+    {"mse", MP_SCALE_MSE},
+    {NULL, 0},
+};
+
+void print_quant_options(FILE *f, mp_scale_rule scale_rule, double amax_floor, bool allow_nonfinite)
+{
+    if (scale_rule != MP_SCALE_CEIL)
+        print_option(f, "scale-rule", "mse");
+    if (amax_floor > 0)
+        fprintf(f, " --amax-floor %.9g", amax_floor);
+    if (allow_nonfinite)
+        fprintf(f, " --allow-nonfinite");
 }
 
 int select_layers(const char *list, const mp_catalog *catalog, bool **selected, mp_error *err)
@@ -55,7 +77,7 @@ static uint64_t peak_scratch(const mp_work *work, const mp_context *context)
     return work->scratch_bytes * (uint64_t)mp_threads(context);
 }
 
-void print_work(FILE *out, const mp_work *work, const mp_context *context)
+static void print_work(FILE *out, const mp_work *work, const mp_context *context)
 {
     char size[SIZE_TEXT], read[SIZE_TEXT], written[SIZE_TEXT];
 
@@ -81,7 +103,7 @@ json_t *work_json(const mp_work *work, const mp_context *context)
                      (json_int_t)peak_scratch(work, context));
 }
 
-double seconds_now(void)
+static double seconds_now(void)
 {
     struct timespec now;
 
@@ -89,14 +111,59 @@ double seconds_now(void)
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-void print_work_done(const char *name, const char *out, const mp_work *work, double seconds,
-                     bool resumed)
+/* Of a resumed run nobody knows how much was left to do, and the speed is left out. */
+static void print_done(const work_job *job, double seconds)
 {
+    const mp_work *work = job->work;
     char size[SIZE_TEXT];
 
-    fprintf(stderr, "moepack: %s: %s: %zu files, %s in %.1f s", name, out, work->num_files,
-            size_text(work->bytes_written, size), seconds);
-    if (!resumed)
+    fprintf(stderr, "moepack: %s: %s: %zu files, %s in %.1f s", job->name, job->options->out,
+            work->num_files, size_text(work->bytes_written, size), seconds);
+    if (!job->options->resume)
         fprintf(stderr, " (%.2f GB/s)", (double)work->bytes_written / seconds / 1e9);
     fputc('\n', stderr);
+}
+
+int work_check(const work_options *o, mp_error *err)
+{
+    if (o->resume && o->force)
+        return cmd_fail(err, MP_ERR_USAGE, "--resume and --force contradict each other");
+    if (!o->out && !o->dry_run)
+        return cmd_fail(err, MP_ERR_USAGE, "option --output is required");
+    return 0;
+}
+
+static int run(const work_job *job, mp_error *err)
+{
+    const work_options *o = job->options;
+    mp_run_mode mode = o->resume ? MP_RUN_RESUME : o->force ? MP_RUN_FORCE : MP_RUN_FRESH;
+    double begin = seconds_now();
+    int rc = job->run(job->plan, o->out, mode, job->context, err);
+
+    if (rc == MP_ERR_CANCELLED)
+        return cmd_fail(err, rc, "interrupted: --resume goes on with %s.partial", o->out);
+    if (rc != 0)
+        return rc;
+    progress_clear();
+    if (!job->common->quiet)
+        print_done(job, seconds_now() - begin);
+    return 0;
+}
+
+int work_do(const work_job *job, mp_error *err)
+{
+    char warning[64];
+
+    snprintf(warning, sizeof warning, "moepack: %s: warning", job->name);
+    if (!job->common->quiet)
+        print_problems(stderr, warning, job->warnings);
+    if (!job->options->dry_run) {
+        if (job->common->verbose)
+            print_work(stderr, job->work, job->context);
+        return run(job, err);
+    }
+    if (job->common->json)
+        return print_json(work_json(job->work, job->context), err);
+    print_work(stdout, job->work, job->context);
+    return 0;
 }

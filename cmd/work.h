@@ -7,6 +7,8 @@
 #include <moepack/pack.h>
 #include <stdio.h>
 
+#include "options.h"
+
 /* Prints `before` and the last part of a path, so that a file names no directory of this
  * machine. Nothing where path is null. */
 void print_last_part(FILE *f, const char *before, const char *path);
@@ -14,22 +16,49 @@ void print_last_part(FILE *f, const char *before, const char *path);
 /* Prints " --NAME VALUE", unless value is null. */
 void print_option(FILE *f, const char *name, const char *value);
 
+/* Prints the options that say how to requantize, those that are not the usual ones; but for
+ * --rounding, whose default is the command's. */
+void print_quant_options(FILE *f, mp_scale_rule scale_rule, double amax_floor,
+                         bool allow_nonfinite);
+
+/* What --rounding and --scale-rule choose from. */
+extern const cmd_choice rounding_choices[];
+extern const cmd_choice scale_rule_choices[];
+
 /* The layers of a catalog that a list names: malloc'ed, [num_layers]; null, without an error,
  * where the list is null. */
 int select_layers(const char *list, const mp_catalog *catalog, bool **selected, mp_error *err);
 
-/* Every file, its tensors and its size; units, bytes, memory. */
-void print_work(FILE *out, const mp_work *work, const mp_context *context);
+/* What these commands have in common. */
+typedef struct work_options {
+    const char *out;
+    bool resume, force, dry_run;
+} work_options;
 
-/* The same as JSON; null without memory. */
+/* MP_ERR_USAGE for options that contradict each other, and for no OUT. */
+int work_check(const work_options *o, mp_error *err);
+
+/* Runs the plan into OUT; as mp_plan_run (pack.h). */
+typedef int work_run(const void *plan, const char *out, mp_run_mode mode, const mp_context *context,
+                     mp_error *err);
+
+/* A plan that is made, and what is printed of it. */
+typedef struct work_job {
+    const char *name; /* of the command */
+    const common_options *common;
+    const work_options *options;
+    const mp_context *context;
+    const mp_work *work;
+    const mp_problems *warnings;
+    work_run *run;
+    const void *plan;
+} work_job;
+
+/* Prints warnings and the plan as the options say; unless they say so only, runs it, and prints
+ * what was done. */
+int work_do(const work_job *job, mp_error *err);
+
+/* Files, units, bytes and memory as JSON; null without memory. */
 json_t *work_json(const mp_work *work, const mp_context *context);
-
-/* Seconds of a clock that never jumps. */
-double seconds_now(void);
-
-/* "moepack: NAME: OUT: 5 files, 31 GB in 12.4 s (2.5 GB/s)" to stderr; of a resumed run
- * nobody knows how much was left to do, and the speed is left out. */
-void print_work_done(const char *name, const char *out, const mp_work *work, double seconds,
-                     bool resumed);
 
 #endif
