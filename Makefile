@@ -27,6 +27,7 @@ LIB_SOURCES := \
 	lib/base/formats.c \
 	lib/base/json.c \
 	lib/base/json_edit.c \
+	lib/base/list.c \
 	lib/base/parallel.c \
 	lib/base/select.c \
 	lib/base/text.c \
@@ -170,6 +171,7 @@ LIB_SOURCES := \
 CMD_SOURCES := \
 	cmd/bench.c \
 	cmd/bench_trials.c \
+	cmd/choices.c \
 	cmd/commands.c \
 	cmd/completion.c \
 	cmd/diff.c \

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack forward: the reference forward of one MoE layer. */
+#include "choices.h"
 #include "commands.h"
 #include "files.h"
 #include "forward_tokens.h"
@@ -399,17 +400,6 @@ static const cmd_choice emulations[] = {
     {"bf16", MP_EMULATE_BF16},     {"sm90-fp8", MP_EMULATE_SM90_FP8},
     {"fuseep", MP_EMULATE_FUSEEP}, {NULL, 0},
 };
-static const cmd_choice dispatches[] = {
-    {"nearest", MP_DISPATCH_NEAREST},
-    {"round-robin", MP_DISPATCH_ROUND_ROBIN},
-    {NULL, 0},
-};
-static const cmd_choice waterfill_modes[] = {
-    {"off", MP_WATERFILL_OFF},
-    {"static", MP_WATERFILL_STATIC},
-    {"dynamic", MP_WATERFILL_DYNAMIC},
-    {NULL, 0},
-};
 
 static const cmd_option options[] = {
     OPT_STRING('o', "output", "Y", forward_options, output,
@@ -427,9 +417,9 @@ static const cmd_option options[] = {
              "shared experts too become what the kernel takes"),
     OPT_STRING(0, "source", "CKPT", forward_options, source,
                "checkpoint that a packed directory was made of, for its router"),
-    OPT_CHOICE(0, "dispatch", "RULE", forward_options, dispatch, dispatches,
+    OPT_CHOICE(0, "dispatch", "RULE", forward_options, dispatch, dispatch_choices,
                "replica that a choice goes to, in a packed directory"),
-    OPT_CHOICE(0, "waterfill", "MODE", forward_options, waterfill, waterfill_modes,
+    OPT_CHOICE(0, "waterfill", "MODE", forward_options, waterfill, waterfill_choices,
                "how a less loaded rank is found for the shared expert"),
     OPT_JSON(forward_options),
     OPT_END,

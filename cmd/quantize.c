@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack quantize: a checkpoint into one whose experts are in another format. */
+#include "choices.h"
 #include "commands.h"
 #include "errors.h"
 #include "output.h"

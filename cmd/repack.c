@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack repack: a checkpoint into one directory a rank, laid out for a kernel. */
+#include "choices.h"
 #include "commands.h"
 #include "errors.h"
 #include "output.h"

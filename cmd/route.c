@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack route: top-k choices of experts into choices of slots. */
+#include "choices.h"
 #include "commands.h"
 #include "files.h"
 #include "output.h"
@@ -312,18 +313,6 @@ static int run_route(const void *values, mp_error *err)
     return rc;
 }
 
-static const cmd_choice dispatches[] = {
-    {"nearest", MP_DISPATCH_NEAREST},
-    {"round-robin", MP_DISPATCH_ROUND_ROBIN},
-    {NULL, 0},
-};
-static const cmd_choice waterfill_modes[] = {
-    {"off", MP_WATERFILL_OFF},
-    {"static", MP_WATERFILL_STATIC},
-    {"dynamic", MP_WATERFILL_DYNAMIC},
-    {NULL, 0},
-};
-
 static const cmd_option options[] = {
     OPT_STRING('o', "output", "OUT", route_options, output,
                "write slot_ids and slot_weights to the safetensors file OUT"),
@@ -340,9 +329,9 @@ static const cmd_option options[] = {
     OPT_U64(0, "shared", "S", route_options, shared, 0, 65536, "fused shared experts"),
     OPT_DOUBLE(0, "routed-scaling", "F", route_options, routed_scaling, 0, 1e30,
                "the model's routed_scaling_factor; 0: none"),
-    OPT_CHOICE(0, "dispatch", "RULE", route_options, dispatch, dispatches,
+    OPT_CHOICE(0, "dispatch", "RULE", route_options, dispatch, dispatch_choices,
                "replica that a choice goes to"),
-    OPT_CHOICE(0, "waterfill", "MODE", route_options, waterfill, waterfill_modes,
+    OPT_CHOICE(0, "waterfill", "MODE", route_options, waterfill, waterfill_choices,
                "how a less loaded rank is found for the shared expert"),
     OPT_STRING(0, "rank-load", "FILE", route_options, rank_load,
                "loads of all ranks, for --waterfill dynamic"),

@@ -30,17 +30,6 @@ void print_option(FILE *f, const char *name, const char *value)
         fprintf(f, " --%s %s", name, value);
 }
 
-const cmd_choice rounding_choices[] = {
-    {"deepgemm", MP_ROUND_DEEPGEMM},
-    {"ocp", MP_ROUND_OCP},
-    {NULL, 0},
-};
-const cmd_choice scale_rule_choices[] = {
-    {"ceil", MP_SCALE_CEIL},
-    {"mse", MP_SCALE_MSE},
-    {NULL, 0},
-};
-
 void print_quant_options(FILE *f, mp_scale_rule scale_rule, double amax_floor, bool allow_nonfinite)
 {
     if (scale_rule != MP_SCALE_CEIL)

@@ -21,10 +21,6 @@ void print_option(FILE *f, const char *name, const char *value);
 void print_quant_options(FILE *f, mp_scale_rule scale_rule, double amax_floor,
                          bool allow_nonfinite);
 
-/* What --rounding and --scale-rule choose from. */
-extern const cmd_choice rounding_choices[];
-extern const cmd_choice scale_rule_choices[];
-
 /* The layers of a catalog that a list names: malloc'ed, [num_layers]; null, without an error,
  * where the list is null. */
 int select_layers(const char *list, const mp_catalog *catalog, bool **selected, mp_error *err);

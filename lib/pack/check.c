@@ -3,6 +3,7 @@
 #include "pack/check.h"
 
 #include "base/error.h"
+#include "base/list.h"
 #include "convert/canonical.h"
 
 #include <string.h>
@@ -12,17 +13,6 @@
 #define INPUT_SCALE "input_scale"
 #define OFFSET      "offset"
 
-/* True if a comma-separated list has that item. */
-static bool lists(const char *list, const char *item)
-{
-    size_t length = strlen(item);
-
-    for (const char *p = list; p && *p; p += strcspn(p, ","), p += *p == ',')
-        if (strcspn(p, ",") == length && memcmp(p, item, length) == 0)
-            return true;
-    return false;
-}
-
 static int check_drop_list(const char *drop, mp_error *err)
 {
     for (const char *p = drop; p && *p; p += strcspn(p, ","), p += *p == ',') {
@@ -31,7 +21,7 @@ static int check_drop_list(const char *drop, mp_error *err)
 
         if (length < sizeof item)
             memcpy(item, p, length);
-        if (!lists(BIAS "," INPUT_SCALE "," OFFSET, item) || !*item)
+        if (!mp_list_has(BIAS "," INPUT_SCALE "," OFFSET, item) || !*item)
             return mp_fail(err, MP_ERR_USAGE,
                            "\"%.*s\" is nothing that can be dropped: " BIAS ", " INPUT_SCALE
                            ", " OFFSET,
@@ -109,7 +99,7 @@ static int check_scheme(const mp_repack_options *options, const mp_moe_layer *la
 static int refuse_tensor(const mp_plan *plan, const mp_target *target, const mp_tensor *tensor,
                          const char *what, mp_error *err)
 {
-    if (!tensor || lists(plan->options.drop, what))
+    if (!tensor || mp_list_has(plan->options.drop, what))
         return 0;
     return mp_fail(err, MP_ERR_UNSUPPORTED,
                    "%s: %s cannot carry it: leave it behind with --drop %s", tensor->name,
@@ -190,8 +180,8 @@ int mp_check_shared(const mp_plan *plan, const mp_plan_part *part, const mp_moe_
 
 static bool is_dropped(const mp_plan *plan, mp_role role)
 {
-    return (role == MP_ROLE_INPUT_SCALE && lists(plan->options.drop, INPUT_SCALE)) ||
-           (role == MP_ROLE_OFFSET && lists(plan->options.drop, OFFSET));
+    return (role == MP_ROLE_INPUT_SCALE && mp_list_has(plan->options.drop, INPUT_SCALE)) ||
+           (role == MP_ROLE_OFFSET && mp_list_has(plan->options.drop, OFFSET));
 }
 
 int mp_check_optional(const mp_plan *plan, const mp_plan_layer *layer, mp_part_kind kind,

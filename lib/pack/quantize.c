@@ -4,6 +4,7 @@
 #include "pack/quantize.h"
 
 #include "base/error.h"
+#include "base/list.h"
 #include "convert/stored.h"
 #include "model/form.h"
 
@@ -17,7 +18,7 @@
  * Options
  */
 
-/* Item `item` of a comma-separated list, or of a list that ends there. */
+/* Whether the item that begins there is that one. */
 static bool is_item(const char *list, size_t length, const char *item)
 {
     return strlen(item) == length && memcmp(list, item, length) == 0;
@@ -25,10 +26,7 @@ static bool is_item(const char *list, size_t length, const char *item)
 
 bool mp_quantize_drops(const mp_quantize_options *options, const char *what)
 {
-    for (const char *p = options->drop; p && *p; p += strcspn(p, ","), p += *p == ',')
-        if (is_item(p, strcspn(p, ","), what))
-            return true;
-    return false;
+    return mp_list_has(options->drop, what);
 }
 
 static int check_drop(const char *drop, mp_error *err)

@@ -3,6 +3,7 @@
 #include "pack/repack.h"
 
 #include "base/error.h"
+#include "base/list.h"
 #include "model/form.h"
 #include "pack/sidecar.h"
 
@@ -185,17 +186,6 @@ static uint32_t add_form(mp_manifest *m, mp_form *form)
     return (uint32_t)m->num_forms++;
 }
 
-/* True for an item of a comma-separated list. */
-static bool lists(const char *list, const char *item)
-{
-    size_t length = strlen(item);
-
-    for (const char *p = list; p && *p; p += strcspn(p, ","), p += *p == ',')
-        if (strcspn(p, ",") == length && memcmp(p, item, length) == 0)
-            return true;
-    return false;
-}
-
 /* Takes out of a form what was left behind. */
 static void drop_tensors(mp_form *form, const char *drop)
 {
@@ -204,7 +194,7 @@ static void drop_tensors(mp_form *form, const char *drop)
     for (size_t i = 0; i < form->num_tensors; i++) {
         mp_form_tensor *tensor = &form->tensors[i];
 
-        if (!lists(drop, tensor->role)) {
+        if (!mp_list_has(drop, tensor->role)) {
             form->tensors[kept++] = *tensor;
             continue;
         }

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/list.h"
 
 /* More than any model has, and small enough that sizes of tensors fit 64 bits. */
 #define SIZE_MAX_SANE (1u << 20)
@@ -230,12 +231,7 @@ uint64_t mp_check_tensor_bytes(const mp_check *check, unsigned tensor)
 
 bool mp_check_dropped(const mp_check *check, const char *what)
 {
-    size_t length = strlen(what);
-
-    for (const char *p = check->manifest.dropped; p && *p; p += strcspn(p, ","), p += *p == ',')
-        if (strcspn(p, ",") == length && memcmp(p, what, length) == 0)
-            return true;
-    return false;
+    return mp_list_has(check->manifest.dropped, what);
 }
 
 void mp_check_release(mp_check *check)
