@@ -27,10 +27,10 @@ LIB_SOURCES := \
 	lib/base/formats.c \
 	lib/base/json.c \
 	lib/base/json_edit.c \
-	lib/base/list.c \
 	lib/base/parallel.c \
 	lib/base/select.c \
 	lib/base/text.c \
+	lib/base/words.c \
 	lib/convert/canonical.c \
 	lib/convert/stored.c \
 	lib/layout/deepep.c \

@@ -128,9 +128,9 @@ static int open_slots(forward_job *job, mp_error *err)
         rc = open_layer(job, o->source, job->slots.layer, err);
     if (rc != 0)
         return rc;
-    if (strcmp(m->shared, "none") != 0 && !o->source && !o->no_shared)
+    if (m->shared != MP_SHARED_NONE && !o->source && !o->no_shared)
         return add_packed_shared(job, err);
-    if (strcmp(m->shared, "none") == 0 && job->router.shared > 0 && !o->no_shared)
+    if (m->shared == MP_SHARED_NONE && job->router.shared > 0 && !o->no_shared)
         return cmd_fail(err, MP_ERR_USAGE,
                         "the shared experts are not packed: compute without, by --no-shared");
     return 0;

@@ -61,10 +61,11 @@ static json_t *layers_json(const mp_manifest *m)
     json_t *list = json_array();
 
     for (size_t i = 0; i < m->num_layers; i++)
-        json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:s, s:n, s:I}", "name",
-                                              m->layers[i], "experts", (int)m->num_experts,
-                                              "shared_experts", 0, "format", m->target_scheme,
-                                              "scale", "bytes", (json_int_t)layer_bytes(m)));
+        json_array_append_new(list,
+                              json_pack("{s:s, s:i, s:i, s:s, s:n, s:I}", "name", m->layers[i],
+                                        "experts", (int)m->num_experts, "shared_experts", 0,
+                                        "format", mp_scheme_name(m->target_scheme), "scale",
+                                        "bytes", (json_int_t)layer_bytes(m)));
     return list;
 }
 
@@ -107,7 +108,7 @@ static int print_pack_json(const mp_manifest *m, const mp_verify_report *report,
         "expert_tensors", (json_int_t)tensors, "other_tensors", 0, "bytes",
         (json_int_t)file_bytes(m), "shards", (json_int_t)count_files(m), "problems",
         faults_json(report), "target", m->target, "ep_size", (json_int_t)m->ep_size, "num_physical",
-        (json_int_t)m->num_physical, "shared", m->shared);
+        (json_int_t)m->num_physical, "shared", mp_shared_mode_name(m->shared));
 
     if (json && with_tensors)
         json_object_set_new(json, "tensors", packed_tensors_json(m));
@@ -119,13 +120,14 @@ static void print_pack(const mp_manifest *m, const output_ink *ink)
     char bytes[SIZE_TEXT];
 
     printf("%s%s%s/%llu, packed from %s (%s%s)\n", ink->bold, m->target, ink->plain,
-           (unsigned long long)m->target_version, m->family, m->source_scheme,
+           (unsigned long long)m->target_version, m->family,
+           m->source_scheme == MP_SCHEME_COUNT ? "mixed" : mp_scheme_name(m->source_scheme),
            m->lossless ? ", lossless" : ", requantized");
     printf("hidden size %llu, expert intermediate size %llu, %llu experts as %llu physical\n",
            (unsigned long long)m->hidden_size, (unsigned long long)m->moe_intermediate_size,
            (unsigned long long)m->num_experts, (unsigned long long)m->num_physical);
     printf("%llu ranks of %llu slots, shared experts: %s\n", (unsigned long long)m->ep_size,
-           (unsigned long long)(m->num_physical / m->ep_size), m->shared);
+           (unsigned long long)(m->num_physical / m->ep_size), mp_shared_mode_name(m->shared));
     printf("%zu layers: %s", m->num_layers, m->num_layers ? m->layers[0] : "");
     if (m->num_layers > 1)
         printf(" - %s", m->layers[m->num_layers - 1]);

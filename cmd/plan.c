@@ -63,7 +63,6 @@ static int open_packed(plan_job *job, const char *dir, const mp_context *context
     const mp_manifest *m = &job->manifest;
     size_t length = strlen(dir) + sizeof "/" MP_CONFIG_NAME;
     char *path;
-    mp_scheme scheme;
     int rc = load_manifest(job, dir, err);
 
     if (rc != 0)
@@ -75,11 +74,9 @@ static int open_packed(plan_job *job, const char *dir, const mp_context *context
     if (m->config_xxh3[0] != '\0')
         rc = mp_backend_model_open(model, path, context, err);
     free(path);
-    if (rc == 0 && !mp_scheme_parse(m->target_scheme, &scheme))
-        rc = cmd_fail(err, MP_ERR_UNSUPPORTED, "%s: no scheme %s", dir, m->target_scheme);
     if (rc != 0)
         return rc;
-    mp_backend_model_quantize(model, scheme);
+    mp_backend_model_quantize(model, m->target_scheme);
     model->source = MP_MANIFEST_NAME;
     model->scheme_from = MP_MANIFEST_NAME;
     model->hidden_size = m->hidden_size;
@@ -129,10 +126,10 @@ static void take_flags(plan_job *job)
     mp_deepep_mode_parse(o->deepep_mode, &flags->deepep_mode);
     mp_platform_parse(o->platform, &flags->platform);
     if (o->shared)
-        mp_shared_form_parse(o->shared, &flags->shared);
+        mp_shared_mode_parse(o->shared, &flags->shared);
     if (job->has_manifest) {
         if (!o->shared)
-            mp_shared_form_parse(job->manifest.shared, &flags->shared);
+            flags->shared = job->manifest.shared;
         if (!o->redundant_given && !o->placement)
             flags->redundant = job->manifest.num_physical - job->manifest.num_experts;
     }
@@ -261,6 +258,11 @@ static const char *scheme_name(size_t index)
 
 static const cmd_choice formats[] = {{"text", PLAN_TEXT}, {"env", PLAN_ENV}, {NULL, 0}};
 
+static const char *shared_mode_name(size_t index)
+{
+    return index < MP_SHARED_MODES ? mp_shared_mode_name((mp_shared_mode)index) : NULL;
+}
+
 static const cmd_option options[] = {
     OPT_STRING(0, "model", "PATH", plan_options, model,
                "checkpoint, packed directory or config.json", .flags = OPT_REQUIRED),
@@ -284,7 +286,7 @@ static const cmd_option options[] = {
     OPT_U64(0, "redundant", "R", plan_options, redundant, 0, 65536, "redundant experts",
             .given = offsetof(plan_options, redundant_given)),
     OPT_STRING(0, "shared", "MODE", plan_options, shared, "how shared experts are packed",
-               .choice_name = mp_shared_form_name),
+               .choice_name = shared_mode_name),
     OPT_STRING(0, "placement", "FILE", plan_options, placement,
                "placement that the engine is given, - for standard input"),
     OPT_STRING(0, "pack", "OUT", plan_options, pack,

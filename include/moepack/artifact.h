@@ -71,10 +71,10 @@ typedef struct mp_layer_error {
 
 /* A tensor of an expert in a checkpoint. */
 typedef struct mp_form_tensor {
-    char *name;   /* behind the layer's prefix, {} for the number of the expert:
-                     "ffn.experts.{}.w1.weight" */
-    char *matrix; /* "gate", "up", "down", or "gate_up" where they are fused */
-    char *role;   /* "weight", "scale", "global_scale", "input_scale", "offset", "shape" */
+    char *name;           /* behind the layer's prefix, {} for the number of the expert:
+                             "ffn.experts.{}.w1.weight" */
+    mp_projection matrix; /* MP_GATE_UP and MP_DOWN where gate and up are fused */
+    mp_role role;         /* neither a bias nor an alpha */
     mp_dtype dtype;
     uint32_t rank;
     uint64_t shape[4];
@@ -82,8 +82,8 @@ typedef struct mp_form_tensor {
 
 /* How the experts of a layer are stored in a checkpoint: what unpacking gives back. */
 typedef struct mp_form {
-    char *scheme; /* of mp_scheme_name */
-    char *fusion; /* "none", "rows", "rows_paired", "cols", "cols_paired": mp_fusion (model.h) */
+    mp_scheme scheme;
+    mp_fusion fusion;
     bool global_divides;
     uint32_t block_rows; /* of a scale; UINT32_MAX where it covers all */
     uint32_t block_cols;
@@ -95,15 +95,17 @@ void mp_form_release(mp_form *form);
 
 typedef struct mp_manifest {
     char *tool_version;
-    char *target;
+    char *target; /* mp_target_find (layout.h) knows it, or this version does not */
     uint64_t target_version;
     bool nz; /* weights in FRACTAL_NZ form */
     /* quantization */
-    char *source_scheme;
-    char *target_scheme;
-    bool lossless;
-    char *scale_rule; /* null when lossless */
-    char *rounding;   /* null when lossless */
+    mp_scheme source_scheme; /* MP_SCHEME_COUNT: not the same in all layers */
+    mp_scheme target_scheme;
+    bool lossless;        /* of routed experts */
+    bool shared_lossless; /* of shared experts that are packed */
+    /* These are set where anything is not lossless: mp_manifest_requantized. */
+    mp_scale_rule scale_rule;
+    mp_rounding rounding;
     double amax_floor;
     /* model */
     char *family;
@@ -115,8 +117,7 @@ typedef struct mp_manifest {
     /* placement */
     uint64_t ep_size;
     uint64_t num_physical;
-    char *shared;                 /* "none", "fused", "separate" */
-    bool shared_lossless;         /* of shared experts that are packed */
+    mp_shared_mode shared;
     mp_hex_digest placement_xxh3; /* of placement.json */
     mp_hex_digest config_xxh3;    /* of config.json; "" where the source has none */
     mp_source_shard *shards;
@@ -131,18 +132,22 @@ typedef struct mp_manifest {
     size_t num_ranks;
     mp_layer_error *errors; /* where requantized */
     size_t num_errors;
-    char *dropped; /* what of the experts was left behind, "bias,input_scale"; or null */
+    mp_role_set dropped; /* what of the experts was left behind */
     char *command;
 } mp_manifest;
 
 void mp_manifest_release(mp_manifest *manifest);
 
+/* True where some experts were requantized, by the rules that the manifest names. */
+bool mp_manifest_requantized(const mp_manifest *manifest);
+
 /* Text of moepack.json, malloc'ed. Its last member is an XXH3-128 of the
  * text without it, so that a change anywhere in the file shows. */
 int mp_manifest_text(const mp_manifest *manifest, char **text, mp_error *err);
 
-/* The reverse. MP_ERR_CHECK when the digest does not fit the text, MP_ERR_INPUT when
- * it is not a manifest, MP_ERR_UNSUPPORTED for another format_version. */
+/* The reverse. MP_ERR_CHECK when the digest does not fit the text, MP_ERR_INPUT when it is not
+ * a manifest, MP_ERR_UNSUPPORTED for another format_version and for a word that this version
+ * does not know. */
 int mp_manifest_parse(mp_manifest *manifest, const char *text, uint64_t length, mp_error *err);
 
 /* Reads DIR/moepack.json. MP_ERR_IO where there is none. */

@@ -78,28 +78,18 @@ typedef enum mp_platform {
     MP_PLATFORM_COUNT
 } mp_platform;
 
-/* What becomes of shared experts in a packed directory. */
-typedef enum mp_shared_form {
-    MP_SHARED_FORM_NONE,     /* not in it */
-    MP_SHARED_FORM_FUSED,    /* further slots of the routed experts' tensors */
-    MP_SHARED_FORM_SEPARATE, /* tensors of their own, on every rank */
-    MP_SHARED_FORM_COUNT
-} mp_shared_form;
-
 /* Name of value number `index` of each enum, "deepep", "low_latency", "cuda-sm100" ...: a
  * static string, or null behind the last. */
 const char *mp_a2a_name(size_t index);
 const char *mp_runner_name(size_t index);
 const char *mp_deepep_mode_name(size_t index);
 const char *mp_platform_name(size_t index);
-const char *mp_shared_form_name(size_t index);
 
 /* The value of that name; false if there is none. */
 bool mp_a2a_parse(const char *name, mp_a2a *value);
 bool mp_runner_parse(const char *name, mp_runner *value);
 bool mp_deepep_mode_parse(const char *name, mp_deepep_mode *value);
 bool mp_platform_parse(const char *name, mp_platform *value);
-bool mp_shared_form_parse(const char *name, mp_shared_form *value);
 
 /* ------------------------------------------------------------------------
  * Environment
@@ -175,7 +165,7 @@ typedef struct mp_backend_flags {
     uint64_t tp;           /* >= 1 */
     uint64_t ep;           /* 0: not given */
     uint64_t redundant;    /* R: physical experts beyond the model's */
-    mp_shared_form shared; /* of the packed directory */
+    mp_shared_mode shared; /* of the packed directory */
     bool capture;          /* CUDA graph capture */
     bool tokens_given;
     uint64_t tokens;           /* of this rank */
@@ -195,7 +185,7 @@ typedef struct mp_decision {
 typedef struct mp_backend {
     mp_a2a backend;
     mp_platform platform;
-    mp_shared_form shared;
+    mp_shared_mode shared;
     const char *dispatcher; /* "standard", "deepep", ... */
     mp_slots slots;         /* ep_size is slots.ep, P is slots.num_physical */
     const char *target;     /* layout that the kernels want; null: none of moepack's */
@@ -286,7 +276,7 @@ typedef struct mp_backend_pack {
     uint64_t moe_intermediate_size;
     uint64_t num_experts;
     uint64_t num_layers; /* that are packed */
-    const char *shared;  /* "none", "fused", "separate" */
+    mp_shared_mode shared;
     const char *placement_xxh3;
 } mp_backend_pack;
 

@@ -134,6 +134,115 @@ bool mp_scheme_parse(const char *name, mp_scheme *scheme);
 /* Width of one stored weight in bits, scales not counted: 4, 8, 16 or 32. */
 unsigned mp_scheme_bits(mp_scheme scheme);
 
+/* How E2M1 rounds. */
+typedef enum mp_rounding {
+    MP_ROUND_DEEPGEMM, /* ties toward zero; a zero code has no sign (DeepGEMM's host helper) */
+    MP_ROUND_OCP       /* ties to even; zero keeps its sign (OCP MX 1.0, and the hardware) */
+} mp_rounding;
+
+/* "deepgemm", "ocp"; a static string. */
+const char *mp_rounding_name(mp_rounding rounding);
+bool mp_rounding_parse(const char *name, mp_rounding *rounding);
+
+/* How a power-of-two block scale is chosen. */
+typedef enum mp_scale_rule {
+    MP_SCALE_CEIL, /* smallest power of two that saturates nothing */
+    MP_SCALE_MSE   /* that one or the next smaller, whichever has less squared error */
+} mp_scale_rule;
+
+/* "ceil", "mse"; a static string. */
+const char *mp_scale_rule_name(mp_scale_rule rule);
+bool mp_scale_rule_parse(const char *name, mp_scale_rule *rule);
+
+/* ------------------------------------------------------------------------
+ * Experts: the words that checkpoints, packs and messages share
+ *
+ * An expert has three matrices: gate (w1) and up (w3), both [I, H], and down (w2),
+ * [H, I]; H is the hidden size, I the expert's intermediate size. A matrix is [N, K],
+ * row-major. A side is one of the two products: L1 takes gate and up, L2 takes down.
+ */
+
+typedef enum mp_projection {
+    MP_GATE,
+    MP_UP,
+    MP_DOWN,
+    MP_PROJECTIONS,
+    MP_GATE_UP = MP_PROJECTIONS /* both in one tensor: a word of forms (artifact.h) only */
+} mp_projection;
+
+/* "gate", "up", "down", "gate_up"; a static string. */
+const char *mp_projection_name(mp_projection projection);
+bool mp_projection_parse(const char *name, mp_projection *projection);
+
+/* Which matrix product of the expert. */
+typedef enum mp_side { MP_L1, MP_L2, MP_SIDES } mp_side;
+
+/* Matrices of a side: 2 of L1, 1 of L2; and the first of them. */
+unsigned mp_side_parts(mp_side side);
+mp_projection mp_side_first(mp_side side);
+
+/* How tensors hold several matrices: gate and up together, and all experts of a layer.
+ * gate_up is [E, 2I, H] or, transposed, [E, H, 2I]; down is [E, H, I] or [E, I, H]. */
+typedef enum mp_fusion {
+    MP_FUSION_NONE,        /* each matrix is a tensor [N, K] of its own */
+    MP_FUSION_ROWS,        /* gate rows first, then up rows */
+    MP_FUSION_ROWS_PAIRED, /* gate and up rows in turn */
+    MP_FUSION_COLS,        /* transposed, gate columns first */
+    MP_FUSION_COLS_PAIRED  /* transposed, gate and up columns in turn */
+} mp_fusion;
+
+/* "none", "rows", "rows_paired", "cols", "cols_paired"; a static string. */
+const char *mp_fusion_name(mp_fusion fusion);
+bool mp_fusion_parse(const char *name, mp_fusion *fusion);
+bool mp_fusion_is_transposed(mp_fusion fusion);
+
+/* What a tensor is to the matrix that it belongs to. */
+typedef enum mp_role {
+    MP_ROLE_WEIGHT,
+    MP_ROLE_SCALE,        /* of blocks */
+    MP_ROLE_GLOBAL_SCALE, /* nvfp4: the second scale, as it is stored */
+    MP_ROLE_BIAS,         /* one a row */
+    MP_ROLE_INPUT_SCALE,  /* of activations */
+    MP_ROLE_OFFSET,       /* zero points, one a row */
+    MP_ROLE_SHAPE,        /* [N, K] of packed weights */
+    MP_ROLE_ALPHA,        /* of packs: the second scale as a multiplier */
+    MP_ROLES
+} mp_role;
+
+/* "weight", "scale", "global_scale", "bias", ...; a static string. */
+const char *mp_role_name(mp_role role);
+bool mp_role_parse(const char *name, mp_role *role);
+
+/* A set of roles; 0 is empty. */
+typedef uint32_t mp_role_set;
+#define MP_ROLE_BIT(role) ((mp_role_set)1 << (role))
+
+/* Reads "bias,input_scale"; null is the empty set.
+ * allowed: what may be in it. MP_ERR_USAGE for anything else. */
+int mp_role_set_parse(const char *list, mp_role_set allowed, mp_role_set *set, mp_error *err);
+
+/* The reverse, in the order of roles; always terminated. */
+#define MP_ROLE_SET_TEXT 96
+char *mp_role_set_text(mp_role_set set, char text[MP_ROLE_SET_TEXT]);
+
+/* What becomes of shared experts in a pack. */
+typedef enum mp_shared_mode {
+    MP_SHARED_NONE,     /* left out */
+    MP_SHARED_FUSED,    /* further slots of every rank */
+    MP_SHARED_SEPARATE, /* tensors of their own */
+    MP_SHARED_MODES
+} mp_shared_mode;
+
+/* "none", "fused", "separate"; a static string. */
+const char *mp_shared_mode_name(mp_shared_mode mode);
+bool mp_shared_mode_parse(const char *name, mp_shared_mode *mode);
+
+/* Where a copy of an expert is: a slot of a rank, counted on that rank. */
+typedef struct mp_place {
+    uint32_t rank;
+    uint32_t slot;
+} mp_place;
+
 /* ------------------------------------------------------------------------
  * Running
  */

@@ -36,28 +36,12 @@ typedef struct mp_dims {
     uint64_t intermediate_size; /* I */
 } mp_dims;
 
-/* Which matrix product of the expert. */
-typedef enum mp_side { MP_L1, MP_L2, MP_SIDES } mp_side;
-
-/* Canonical sizes of a side: its parts (gate and up: 2; down: 1), rows of each part (I or
- * H) and columns (H or I). */
-unsigned mp_side_parts(mp_side side);
+/* Canonical sizes of a side: rows of each part (I or H) and columns (H or I). */
 uint64_t mp_side_rows(const mp_dims *dims, mp_side side);
 uint64_t mp_side_cols(const mp_dims *dims, mp_side side);
 
-/* What a tensor holds of a side. All but weight and scale is one float32 a part, gate first,
- * or (offset) one a row. */
-typedef enum mp_role {
-    MP_ROLE_WEIGHT,
-    MP_ROLE_SCALE,
-    MP_ROLE_ALPHA,        /* nvfp4: the second scale, a multiplier */
-    MP_ROLE_GLOBAL_SCALE, /* the same as it was stored, where the source divides by it */
-    MP_ROLE_INPUT_SCALE,  /* of activations; one a side */
-    MP_ROLE_OFFSET,       /* zero points */
-    MP_ROLES
-} mp_role;
-
-/* One tensor of a target. */
+/* One tensor of a target. All but weight and scale is one float32 a part, gate first, or
+ * (offset) one a row, or (input scale) one a side. */
 typedef struct mp_slot_tensor {
     const char *name; /* "l1_weight", ...; a static string */
     mp_side side;

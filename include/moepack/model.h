@@ -2,10 +2,6 @@
 /*
  * moepack/model.h - what a checkpoint's config.json says, and the catalog of
  * its experts: (layer, expert, projection) -> stored weight and scale.
- *
- * Words: an expert has three matrices: gate (w1) and up (w3), both [I, H], and
- * down (w2), [H, I]; H is the hidden size, I the expert's intermediate size. A
- * matrix is [N, K], row-major, K the reduction dimension.
  */
 #ifndef MOEPACK_MODEL_H
 #define MOEPACK_MODEL_H
@@ -71,21 +67,6 @@ bool mp_config_is_moe_layer(const mp_config *config, uint64_t layer);
  * The catalog
  */
 
-typedef enum mp_projection { MP_GATE, MP_UP, MP_DOWN, MP_PROJECTIONS } mp_projection;
-
-/* "gate", "up", "down"; a static string. */
-const char *mp_projection_name(mp_projection projection);
-
-/* How tensors hold several matrices: gate and up together, and all experts of a layer.
- * gate_up is [E, 2I, H] or, transposed, [E, H, 2I]; down is [E, H, I] or [E, I, H]. */
-typedef enum mp_fusion {
-    MP_FUSION_NONE,        /* each matrix is a tensor [N, K] of its own */
-    MP_FUSION_ROWS,        /* gate rows first, then up rows */
-    MP_FUSION_ROWS_PAIRED, /* gate and up rows in turn */
-    MP_FUSION_COLS,        /* transposed, gate columns first */
-    MP_FUSION_COLS_PAIRED  /* transposed, gate and up columns in turn */
-} mp_fusion;
-
 /* How the matrices of a layer's experts are stored; one for all of them. */
 typedef struct mp_storage {
     mp_scheme scheme;
@@ -119,6 +100,10 @@ typedef struct mp_matrix {
     uint64_t first_col;
     uint64_t stored_cols;
 } mp_matrix;
+
+/* The tensor of a role, or null; and the member that holds it. No matrix has an alpha. */
+const mp_tensor *mp_matrix_tensor(const mp_matrix *matrix, mp_role role);
+const mp_tensor **mp_matrix_place(mp_matrix *matrix, mp_role role);
 
 typedef struct mp_expert {
     mp_matrix matrix[MP_PROJECTIONS];

@@ -22,18 +22,6 @@
 extern "C" {
 #endif
 
-/* How E2M1 rounds. */
-typedef enum mp_rounding {
-    MP_ROUND_DEEPGEMM, /* ties toward zero; a zero code has no sign (DeepGEMM's host helper) */
-    MP_ROUND_OCP       /* ties to even; zero keeps its sign (OCP MX 1.0, and the hardware) */
-} mp_rounding;
-
-/* How a power-of-two block scale is chosen. */
-typedef enum mp_scale_rule {
-    MP_SCALE_CEIL, /* smallest power of two that saturates nothing */
-    MP_SCALE_MSE   /* that one or the next smaller, whichever has less squared error */
-} mp_scale_rule;
-
 /* How to quantize. A zeroed value is the default of MegaMoE targets. */
 typedef struct mp_quant_options {
     mp_rounding rounding;     /* mxfp4; nvfp4 always rounds as MP_ROUND_OCP */

@@ -26,15 +26,6 @@
 extern "C" {
 #endif
 
-/* What to do with shared experts. */
-typedef enum mp_shared_mode {
-    MP_SHARED_NONE,    /* left out */
-    MP_SHARED_FUSED,   /* further slots of every rank */
-    MP_SHARED_SEPARATE /* tensors of their own */
-} mp_shared_mode;
-
-const char *mp_shared_mode_name(mp_shared_mode mode);
-
 typedef struct mp_repack_options {
     const mp_target *target;
     uint32_t ep;                   /* ranks, >= 1 */
@@ -93,12 +84,6 @@ typedef struct mp_work {
     bool lossless;          /* no unit requantizes */
 } mp_work;
 
-/* Where copies of an expert go: a slot of a rank. */
-typedef struct mp_copy {
-    uint32_t rank;
-    uint32_t slot; /* on that rank */
-} mp_copy;
-
 /* A layer to pack. Its experts are the routed ones, then shared ones: one for each slot that
  * they are fused into, or all of them as a single one where they stay apart. */
 typedef struct mp_plan_layer {
@@ -108,7 +93,7 @@ typedef struct mp_plan_layer {
     uint32_t num_experts;     /* with the shared ones */
     mp_expert *shared;        /* [num_experts - source->num_experts], parts of source->shared */
     const int32_t *placement; /* its row: logical expert of each physical one */
-    mp_copy *copies;          /* grouped by expert */
+    mp_place *copies;         /* grouped by expert */
     uint32_t *first_copy;     /* [num_experts + 1] into copies */
     uint64_t first_unit;      /* index of this layer's first unit */
 } mp_plan_layer;
@@ -128,6 +113,7 @@ typedef enum mp_part_kind { MP_PART_SLOTS, MP_PART_SHARED, MP_PARTS } mp_part_ki
 typedef struct mp_plan {
     const mp_catalog *catalog;
     mp_repack_options options;
+    mp_role_set drop; /* of options.drop */
     mp_slots slots;
     mp_plan_part parts[MP_PARTS]; /* MP_PART_SHARED is empty unless shared is separate */
     unsigned num_tensors;         /* of a layer on a rank, at most */
@@ -239,6 +225,7 @@ typedef struct mp_quantize_piece {
 typedef struct mp_quantize_plan {
     const mp_catalog *catalog;
     mp_quantize_options options;
+    mp_role_set drop;          /* of options.drop */
     mp_quantize_layer *layers; /* a stage of the work each; those of the catalog, and the rest */
     size_t num_layers;
     mp_work work;

@@ -84,7 +84,8 @@ int mp_backend_check_pack(const mp_backend *backend, const mp_backend_model *mod
                 mismatches);
     expect_number("ep_size", pack->ep_size, backend->slots.ep, mismatches);
     expect_number("num_physical", pack->num_physical, backend->slots.num_physical, mismatches);
-    expect_text("shared", pack->shared, mp_shared_form_name(backend->shared), mismatches);
+    expect_text("shared", mp_shared_mode_name(pack->shared), mp_shared_mode_name(backend->shared),
+                mismatches);
     expect_number("hidden_size", pack->hidden_size, model->hidden_size, mismatches);
     expect_number("moe_intermediate_size", pack->moe_intermediate_size,
                   model->moe_intermediate_size, mismatches);

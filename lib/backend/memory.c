@@ -154,7 +154,7 @@ static void add_layer(mp_backend_memory *m, const mp_backend *b, const mp_backen
     uint64_t shared = model->num_shared_experts;
 
     add_slots(m, target, &dims, mp_slots_on_rank(&b->slots, b->slots.ep - 1));
-    if (b->shared != MP_SHARED_FORM_SEPARATE || shared == 0)
+    if (b->shared != MP_SHARED_SEPARATE || shared == 0)
         return;
     if (target->separate->single) {
         dims.intermediate_size *= shared;

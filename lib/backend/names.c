@@ -31,11 +31,6 @@ static const char *const platform_names[MP_PLATFORM_COUNT] = {
     [MP_PLATFORM_HIP] = "hip",
     [MP_PLATFORM_NPU] = "npu",
 };
-static const char *const shared_form_names[MP_SHARED_FORM_COUNT] = {
-    [MP_SHARED_FORM_NONE] = "none",
-    [MP_SHARED_FORM_FUSED] = "fused",
-    [MP_SHARED_FORM_SEPARATE] = "separate",
-};
 
 /* The index of a name, or count. */
 static size_t find(const char *const *names, size_t count, const char *name)
@@ -65,4 +60,3 @@ DEFINE_NAMES(mp_a2a, a2a_names, MP_A2A_COUNT)
 DEFINE_NAMES(mp_runner, runner_names, MP_RUNNER_COUNT)
 DEFINE_NAMES(mp_deepep_mode, deepep_mode_names, MP_DEEPEP_COUNT)
 DEFINE_NAMES(mp_platform, platform_names, MP_PLATFORM_COUNT)
-DEFINE_NAMES(mp_shared_form, shared_form_names, MP_SHARED_FORM_COUNT)

@@ -139,7 +139,7 @@ static int divide_experts(mp_resolution *r, uint64_t ep, const char *decided_by,
     const mp_backend_model *model = r->model;
     mp_backend *b = r->backend;
     uint64_t physical = model->num_experts + r->flags->redundant;
-    uint64_t fused = r->flags->shared == MP_SHARED_FORM_FUSED ? model->num_shared_experts : 0;
+    uint64_t fused = r->flags->shared == MP_SHARED_FUSED ? model->num_shared_experts : 0;
 
     if (physical > INT32_MAX || ep > INT32_MAX)
         return mp_fail(err, MP_ERR_INPUT, "ep_size: %llu physical experts, %llu ranks: too many",

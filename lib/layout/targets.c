@@ -28,11 +28,6 @@ const mp_target *mp_target_find(const char *name)
     return NULL;
 }
 
-unsigned mp_side_parts(mp_side side)
-{
-    return side == MP_L1 ? 2 : 1;
-}
-
 uint64_t mp_side_rows(const mp_dims *dims, mp_side side)
 {
     return side == MP_L1 ? dims->intermediate_size : dims->hidden_size;

@@ -17,13 +17,6 @@
 /* No model has this many; keeps the search for a tensor's layer short. */
 #define LAYERS_MAX 10000u
 
-static const char *const projection_names[MP_PROJECTIONS] = {"gate", "up", "down"};
-
-const char *mp_projection_name(mp_projection projection)
-{
-    return projection_names[projection];
-}
-
 static mp_moe_layer *no_memory(mp_error *err)
 {
     mp_fail_memory(err);
@@ -114,42 +107,17 @@ static bool reserve_expert(mp_moe_layer *layer, uint64_t expert)
     return true;
 }
 
-/* The member of a matrix that a tensor of that role goes to. */
-static const mp_tensor **place_of(mp_matrix *matrix, mp_tensor_role role)
-{
-    switch (role) {
-    case MP_TENSOR_WEIGHT:
-        return &matrix->weight;
-    case MP_TENSOR_SCALE:
-        return &matrix->scale;
-    case MP_TENSOR_GLOBAL:
-    case MP_TENSOR_GLOBAL_DIV:
-        return &matrix->global;
-    case MP_TENSOR_INPUT_SCALE:
-        return &matrix->input_scale;
-    case MP_TENSOR_OFFSET:
-        return &matrix->offset;
-    case MP_TENSOR_BIAS:
-        return &matrix->bias;
-    case MP_TENSOR_SHAPE:
-        break;
-    }
-    return &matrix->shape;
-}
-
 /* Puts a tensor into its place in the matrix. */
 static void set_role(mp_catalog *catalog, mp_matrix *matrix, const mp_expert_name *parts,
                      const mp_tensor *tensor)
 {
-    static const char *const roles[] = {"weight",      "scale",  "global scale", "global scale",
-                                        "input scale", "offset", "bias",         "shape"};
-    const mp_tensor **place = place_of(matrix, parts->role);
+    const mp_tensor **place = mp_matrix_place(matrix, parts->role);
 
     if (*place)
         mp_problem(&catalog->problems, "%s: a second %s beside \"%s\"", tensor->name,
-                   roles[parts->role], (*place)->name);
+                   mp_role_name(parts->role), (*place)->name);
     *place = tensor;
-    matrix->global_divides |= parts->role == MP_TENSOR_GLOBAL_DIV;
+    matrix->global_divides |= parts->global_divides;
     catalog->expert_tensors++;
 }
 

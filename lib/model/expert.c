@@ -4,6 +4,35 @@
 
 #include "base/error.h"
 
+const mp_tensor **mp_matrix_place(mp_matrix *matrix, mp_role role)
+{
+    switch (role) {
+    case MP_ROLE_WEIGHT:
+        return &matrix->weight;
+    case MP_ROLE_SCALE:
+        return &matrix->scale;
+    case MP_ROLE_GLOBAL_SCALE:
+        return &matrix->global;
+    case MP_ROLE_BIAS:
+        return &matrix->bias;
+    case MP_ROLE_INPUT_SCALE:
+        return &matrix->input_scale;
+    case MP_ROLE_OFFSET:
+        return &matrix->offset;
+    case MP_ROLE_SHAPE:
+        return &matrix->shape;
+    default:
+        return NULL;
+    }
+}
+
+const mp_tensor *mp_matrix_tensor(const mp_matrix *matrix, mp_role role)
+{
+    const mp_tensor **place = mp_matrix_place((mp_matrix *)matrix, role);
+
+    return place ? *place : NULL;
+}
+
 mp_matrix mp_matrix_columns(const mp_matrix *matrix, uint64_t cols, uint64_t col0)
 {
     mp_matrix part = *matrix;

@@ -4,62 +4,42 @@
 
 #include "base/error.h"
 
+#include <moepack/numeric.h>
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
-#define WHOLE    UINT32_MAX
-
-static const char *const fusion_names[] = {"none", "rows", "rows_paired", "cols", "cols_paired"};
-
-const char *mp_fusion_name(mp_fusion fusion)
-{
-    return fusion_names[fusion];
-}
-
-bool mp_fusion_parse(const char *name, mp_fusion *fusion)
-{
-    for (size_t i = 0; i < COUNT(fusion_names); i++) {
-        if (strcmp(fusion_names[i], name) == 0) {
-            *fusion = (mp_fusion)i;
-            return true;
-        }
-    }
-    return false;
-}
 
 /* ------------------------------------------------------------------------
  * Filling a form
  */
 
-/* Roles of the tensors of a matrix, at most. */
-#define ROLES 6
-
 static int begin_form(mp_form *form, mp_scheme scheme, mp_fusion fusion, mp_error *err)
 {
     *form = (mp_form){
-        .scheme = strdup(mp_scheme_name(scheme)),
-        .fusion = strdup(mp_fusion_name(fusion)),
-        .tensors = mp_alloc_zeroed(MP_PROJECTIONS * ROLES, sizeof *form->tensors),
+        .scheme = scheme,
+        .fusion = fusion,
+        .tensors = mp_alloc_zeroed(MP_PROJECTIONS * MP_ROLES, sizeof *form->tensors),
     };
-    return form->scheme && form->fusion && form->tensors ? 0 : mp_fail_memory(err);
+    return form->tensors ? 0 : mp_fail_memory(err);
 }
 
 /* Adds a tensor; name is taken over, also on failure. */
-static int add_tensor(mp_form *form, char *name, const char *matrix, const char *role,
-                      mp_dtype dtype, const uint64_t *shape, uint32_t rank, mp_error *err)
+static int add_tensor(mp_form *form, char *name, mp_projection matrix, mp_role role, mp_dtype dtype,
+                      const uint64_t *shape, uint32_t rank, mp_error *err)
 {
     mp_form_tensor *t = &form->tensors[form->num_tensors++];
 
     *t = (mp_form_tensor){
         .name = name,
-        .matrix = strdup(matrix),
-        .role = strdup(role),
+        .matrix = matrix,
+        .role = role,
         .dtype = dtype,
         .rank = rank,
     };
-    if (!t->name || !t->matrix || !t->role)
+    if (!t->name)
         return mp_fail_memory(err);
     for (uint32_t d = 0; d < rank; d++)
         t->shape[d] = shape[d];
@@ -83,7 +63,7 @@ static char *template_of(const mp_moe_layer *layer, const char *name, bool singl
 }
 
 static int add_stored(mp_form *form, const mp_moe_layer *layer, const mp_tensor *tensor,
-                      bool single, const char *matrix, const char *role, mp_error *err)
+                      bool single, mp_projection matrix, mp_role role, mp_error *err)
 {
     size_t length = strlen(layer->prefix);
 
@@ -98,20 +78,15 @@ static int add_stored(mp_form *form, const mp_moe_layer *layer, const mp_tensor 
 }
 
 static int add_matrix(mp_form *form, const mp_moe_layer *layer, const mp_matrix *m, bool single,
-                      const char *matrix, mp_error *err)
+                      mp_projection matrix, mp_error *err)
 {
-    const struct {
-        const char *role;
-        const mp_tensor *tensor;
-    } parts[ROLES] = {
-        {"weight", m->weight},           {"scale", m->scale},   {"global_scale", m->global},
-        {"input_scale", m->input_scale}, {"offset", m->offset}, {"shape", m->shape},
-    };
+    for (int role = 0; role < MP_ROLES; role++) {
+        const mp_tensor *tensor = mp_matrix_tensor(m, (mp_role)role);
 
-    for (size_t i = 0; i < COUNT(parts); i++)
-        if (parts[i].tensor &&
-            add_stored(form, layer, parts[i].tensor, single, matrix, parts[i].role, err) != 0)
+        if (tensor && role != MP_ROLE_BIAS &&
+            add_stored(form, layer, tensor, single, matrix, (mp_role)role, err) != 0)
             return err->code;
+    }
     return 0;
 }
 
@@ -122,12 +97,11 @@ static int add_matrices(mp_form *form, const mp_moe_layer *layer, bool shared, m
     int rc = 0;
 
     if (fused) {
-        rc = add_matrix(form, layer, &layer->fused[0], false, "gate_up", err);
-        return rc ? rc : add_matrix(form, layer, &layer->fused[1], false, "down", err);
+        rc = add_matrix(form, layer, &layer->fused[0], false, MP_GATE_UP, err);
+        return rc ? rc : add_matrix(form, layer, &layer->fused[1], false, MP_DOWN, err);
     }
     for (int p = 0; p < MP_PROJECTIONS && rc == 0; p++)
-        rc = add_matrix(form, layer, &expert->matrix[p], !shared,
-                        mp_projection_name((mp_projection)p), err);
+        rc = add_matrix(form, layer, &expert->matrix[p], !shared, (mp_projection)p, err);
     return rc;
 }
 
@@ -158,21 +132,6 @@ int mp_form_of_layer(const mp_catalog *catalog, const mp_moe_layer *layer, bool 
  * Of a style
  */
 
-/* Blocks of the schemes that can be written; one scale each. */
-typedef struct written {
-    mp_scheme scheme;
-    uint32_t block_rows, block_cols;
-    uint32_t cols_of; /* the number of columns is a multiple of it */
-} written;
-
-static const written schemes[] = {
-    {MP_SCHEME_BF16, 1, 1, 1},
-    {MP_SCHEME_MXFP4, 1, 32, 32},
-    {MP_SCHEME_FP8_BLOCK, 128, 128, 1},
-    {MP_SCHEME_NVFP4, 1, 16, 16},
-    {MP_SCHEME_INT8_CHANNEL, 1, WHOLE, 1},
-};
-
 typedef enum extent {
     ELEMENTS, /* the matrix, packed into elements of the dtype: [N, K / packing] */
     BLOCKS,   /* one a block: [ceil(N / block_rows), ceil(K / block_cols)] */
@@ -182,8 +141,8 @@ typedef enum extent {
 
 /* A tensor of a matrix. */
 typedef struct part {
-    const char *role;   /* null ends a list */
-    const char *suffix; /* behind the name of the matrix */
+    mp_role role;
+    const char *suffix; /* behind the name of the matrix; null ends a list */
     mp_dtype dtype;
     extent covers;
 } part;
@@ -200,34 +159,34 @@ typedef struct style {
 /* clang-format off */
 static const style styles[] = {
     {"deepseek-v4", "ffn",
-     {{"weight", ".weight", MP_I8, ELEMENTS}, {"scale", ".scale", MP_F8_E8M0, BLOCKS}}, MP_SCHEME_MXFP4, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_I8, ELEMENTS}, {MP_ROLE_SCALE, ".scale", MP_F8_E8M0, BLOCKS}}, MP_SCHEME_MXFP4, false},
     {"deepseek-v4", "ffn",
-     {{"weight", ".weight", MP_F8_E4M3, ELEMENTS}, {"scale", ".scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_F8_E4M3, ELEMENTS}, {MP_ROLE_SCALE, ".scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
     {"deepseek-v4", "ffn",
-     {{"weight", ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
 
     {"deepseek-v3", NULL,
-     {{"weight", ".weight", MP_F8_E4M3, ELEMENTS}, {"scale", ".weight_scale_inv", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_F8_E4M3, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale_inv", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
     {"deepseek-v3", NULL,
-     {{"weight", ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
 
     {"modelopt", NULL,
-     {{"weight", ".weight", MP_U8, ELEMENTS}, {"scale", ".weight_scale", MP_F8_E4M3, BLOCKS},
-      {"global_scale", ".weight_scale_2", MP_F32, SCALAR}}, MP_SCHEME_NVFP4, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_U8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F8_E4M3, BLOCKS},
+      {MP_ROLE_GLOBAL_SCALE, ".weight_scale_2", MP_F32, SCALAR}}, MP_SCHEME_NVFP4, false},
     {"modelopt", NULL,
-     {{"weight", ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
 
     {"compressed-tensors", NULL,
-     {{"weight", ".weight_packed", MP_U8, ELEMENTS}, {"scale", ".weight_scale", MP_U8, BLOCKS}}, MP_SCHEME_MXFP4, false},
+     {{MP_ROLE_WEIGHT, ".weight_packed", MP_U8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_U8, BLOCKS}}, MP_SCHEME_MXFP4, false},
     {"compressed-tensors", NULL,
-     {{"weight", ".weight_packed", MP_U8, ELEMENTS}, {"scale", ".weight_scale", MP_F8_E4M3, BLOCKS},
-      {"global_scale", ".weight_global_scale", MP_F32, SINGLE}}, MP_SCHEME_NVFP4, true},
+     {{MP_ROLE_WEIGHT, ".weight_packed", MP_U8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F8_E4M3, BLOCKS},
+      {MP_ROLE_GLOBAL_SCALE, ".weight_global_scale", MP_F32, SINGLE}}, MP_SCHEME_NVFP4, true},
     {"compressed-tensors", NULL,
-     {{"weight", ".weight", MP_I8, ELEMENTS}, {"scale", ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_INT8_CHANNEL, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_I8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_INT8_CHANNEL, false},
     {"compressed-tensors", NULL,
-     {{"weight", ".weight", MP_F8_E4M3, ELEMENTS}, {"scale", ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_F8_E4M3, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
     {"compressed-tensors", NULL,
-     {{"weight", ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
+     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
 };
 /* clang-format on */
 
@@ -284,27 +243,21 @@ static const style *find_style(const char *name, mp_scheme scheme, mp_error *err
     return NULL;
 }
 
-static const written *find_written(mp_scheme scheme)
-{
-    for (size_t i = 0; i < COUNT(schemes); i++)
-        if (schemes[i].scheme == scheme)
-            return &schemes[i];
-    return NULL;
-}
-
 /* Dimensions of a tensor of a matrix [rows, cols]; returns how many. */
-static uint32_t part_shape(const part *p, const written *scheme, uint64_t rows, uint64_t cols,
+static uint32_t part_shape(const part *p, mp_scheme scheme, uint64_t rows, uint64_t cols,
                            uint64_t shape[2])
 {
+    const mp_scheme_form *blocks = mp_scheme_form_of(scheme);
+
     shape[0] = shape[1] = 1;
     switch (p->covers) {
     case ELEMENTS:
         shape[0] = rows;
-        shape[1] = cols * mp_scheme_bits(scheme->scheme) / mp_dtype_bits(p->dtype);
+        shape[1] = cols * mp_scheme_bits(scheme) / mp_dtype_bits(p->dtype);
         return 2;
     case BLOCKS:
-        shape[0] = mp_ceil_div(rows, scheme->block_rows);
-        shape[1] = mp_ceil_div(cols, scheme->block_cols);
+        shape[0] = mp_ceil_div(rows, blocks->block_rows);
+        shape[1] = mp_ceil_div(cols, blocks->block_cols);
         return 2;
     case SCALAR:
         return 0;
@@ -314,35 +267,35 @@ static uint32_t part_shape(const part *p, const written *scheme, uint64_t rows, 
     return 1;
 }
 
-static int add_part(mp_form *form, const part *p, const written *scheme, const mp_naming *naming,
-                    bool shared, mp_projection projection, uint64_t rows, uint64_t cols,
-                    mp_error *err)
+static int add_part(mp_form *form, const part *p, const mp_naming *naming, bool shared,
+                    mp_projection projection, uint64_t rows, uint64_t cols, mp_error *err)
 {
     const char *const *names = shared ? naming->shared_projection : naming->projection;
     uint64_t shape[2];
-    uint32_t rank = part_shape(p, scheme, rows, cols, shape);
+    uint32_t rank = part_shape(p, form->scheme, rows, cols, shape);
     char *name = mp_format("%s.%s%s.%s%s", naming->block, shared ? naming->shared : naming->experts,
                            shared ? "" : ".{}", names[projection], p->suffix);
 
-    return add_tensor(form, name, mp_projection_name(projection), p->role, p->dtype, shape, rank,
-                      err);
+    return add_tensor(form, name, projection, p->role, p->dtype, shape, rank, err);
 }
 
-static int add_parts(mp_form *form, const style *s, const written *scheme, const mp_naming *naming,
-                     bool shared, uint64_t hidden, uint64_t intermediate, mp_error *err)
+static int add_parts(mp_form *form, const style *s, const mp_naming *naming, bool shared,
+                     uint64_t hidden, uint64_t intermediate, mp_error *err)
 {
+    uint32_t cols_of = mp_scheme_form_of(form->scheme)->cols_of;
+
     for (int p = 0; p < MP_PROJECTIONS; p++) {
         uint64_t rows = p == MP_DOWN ? hidden : intermediate;
         uint64_t cols = p == MP_DOWN ? intermediate : hidden;
 
-        if (cols % scheme->cols_of != 0)
+        if (cols % cols_of != 0)
             return mp_fail(err, MP_ERR_UNSUPPORTED,
                            "%s of %llu columns cannot be %s: its blocks are %u wide",
                            mp_projection_name((mp_projection)p), (unsigned long long)cols,
-                           mp_scheme_name(scheme->scheme), scheme->cols_of);
-        for (size_t i = 0; i < COUNT(s->parts) && s->parts[i].role; i++)
-            if (add_part(form, &s->parts[i], scheme, naming, shared, (mp_projection)p, rows, cols,
-                         err) != 0)
+                           mp_scheme_name(form->scheme), cols_of);
+        for (size_t i = 0; i < COUNT(s->parts) && s->parts[i].suffix; i++)
+            if (add_part(form, &s->parts[i], naming, shared, (mp_projection)p, rows, cols, err) !=
+                0)
                 return err->code;
     }
     return 0;
@@ -352,20 +305,19 @@ int mp_style_form(const char *style_name, mp_scheme scheme, const mp_naming *nam
                   uint64_t hidden, uint64_t intermediate, mp_form *form, mp_error *err)
 {
     const style *s;
-    const written *w;
+    const mp_scheme_form *blocks = mp_scheme_form_of(scheme);
     int rc;
 
     memset(form, 0, sizeof *form);
     s = find_style(style_name ? style_name : mp_style_default(scheme, naming), scheme, err);
     if (!s)
         return MP_ERR_UNSUPPORTED;
-    w = find_written(scheme);
     rc = begin_form(form, scheme, MP_FUSION_NONE, err);
     if (rc == 0)
-        rc = add_parts(form, s, w, naming, shared, hidden, intermediate, err);
+        rc = add_parts(form, s, naming, shared, hidden, intermediate, err);
     form->global_divides = s->global_divides;
-    form->block_rows = w->block_rows;
-    form->block_cols = w->block_cols;
+    form->block_rows = blocks->block_rows;
+    form->block_cols = blocks->block_cols;
     if (rc != 0)
         mp_form_release(form);
     return rc;
@@ -375,11 +327,10 @@ int mp_style_form(const char *style_name, mp_scheme scheme, const mp_naming *nam
  * Reading a form
  */
 
-const mp_form_tensor *mp_form_find(const mp_form *form, const char *matrix, const char *role)
+const mp_form_tensor *mp_form_find(const mp_form *form, mp_projection matrix, mp_role role)
 {
     for (size_t i = 0; i < form->num_tensors; i++)
-        if (strcmp(form->tensors[i].matrix, matrix) == 0 &&
-            strcmp(form->tensors[i].role, role) == 0)
+        if (form->tensors[i].matrix == matrix && form->tensors[i].role == role)
             return &form->tensors[i];
     return NULL;
 }

@@ -13,10 +13,6 @@
 #include <moepack/artifact.h>
 #include <moepack/model.h>
 
-/* "none", "rows", "rows_paired", "cols", "cols_paired"; a static string. */
-const char *mp_fusion_name(mp_fusion fusion);
-bool mp_fusion_parse(const char *name, mp_fusion *fusion);
-
 /* How the source stores the routed experts of a layer, or its shared expert: what expert 0
  * has, or what the fused tensors are. The catalog has no problems.
  * MP_ERR_INPUT for a layer without a shared expert, or with a tensor of another layer. */
@@ -38,8 +34,8 @@ const char *mp_style_default(mp_scheme scheme, const mp_naming *naming);
 int mp_style_form(const char *style, mp_scheme scheme, const mp_naming *naming, bool shared,
                   uint64_t hidden, uint64_t intermediate, mp_form *form, mp_error *err);
 
-/* The tensor of a matrix ("gate") and role ("weight"), or null. */
-const mp_form_tensor *mp_form_find(const mp_form *form, const char *matrix, const char *role);
+/* The tensor of a matrix and role, or null. */
+const mp_form_tensor *mp_form_find(const mp_form *form, mp_projection matrix, mp_role role);
 
 /* Its name in a layer, for an expert: "layers.3.ffn.experts.7.w1.weight". malloc'ed; null
  * without memory. */

@@ -11,38 +11,39 @@
 /* What follows the projection of a matrix with tensors of its own, and what it holds. */
 static const struct {
     const char *suffix;
-    mp_tensor_role role;
+    mp_role role;
+    bool global_divides;
 } suffixes[] = {
-    {".weight", MP_TENSOR_WEIGHT},
-    {".weight_packed", MP_TENSOR_WEIGHT},
-    {".scale", MP_TENSOR_SCALE},
-    {".weight_scale", MP_TENSOR_SCALE},
-    {".weight_scale_inv", MP_TENSOR_SCALE},
-    {".weight_scale_2", MP_TENSOR_GLOBAL},
-    {".weight_global_scale", MP_TENSOR_GLOBAL_DIV},
-    {".input_scale", MP_TENSOR_INPUT_SCALE},
-    {".input_global_scale", MP_TENSOR_INPUT_SCALE},
-    {".weight_offset", MP_TENSOR_OFFSET},
-    {".weight_zero_point", MP_TENSOR_OFFSET},
-    {".bias", MP_TENSOR_BIAS},
-    {".weight_shape", MP_TENSOR_SHAPE},
+    {".weight", MP_ROLE_WEIGHT, false},
+    {".weight_packed", MP_ROLE_WEIGHT, false},
+    {".scale", MP_ROLE_SCALE, false},
+    {".weight_scale", MP_ROLE_SCALE, false},
+    {".weight_scale_inv", MP_ROLE_SCALE, false},
+    {".weight_scale_2", MP_ROLE_GLOBAL_SCALE, false},
+    {".weight_global_scale", MP_ROLE_GLOBAL_SCALE, true},
+    {".input_scale", MP_ROLE_INPUT_SCALE, false},
+    {".input_global_scale", MP_ROLE_INPUT_SCALE, false},
+    {".weight_offset", MP_ROLE_OFFSET, false},
+    {".weight_zero_point", MP_ROLE_OFFSET, false},
+    {".bias", MP_ROLE_BIAS, false},
+    {".weight_shape", MP_ROLE_SHAPE, false},
 };
 
 /* The same behind "gate_up_proj" and "down_proj" of fused experts. */
 static const struct {
     const char *suffix;
-    mp_tensor_role role;
+    mp_role role;
 } fused_suffixes[] = {
-    {"", MP_TENSOR_WEIGHT},
-    {".weight", MP_TENSOR_WEIGHT},
-    {"_blocks", MP_TENSOR_WEIGHT},
-    {"_scales", MP_TENSOR_SCALE},
-    {"_scale_inv", MP_TENSOR_SCALE},
-    {"_weight_scale", MP_TENSOR_SCALE},
-    {"_weight_scale_2", MP_TENSOR_GLOBAL},
-    {"_input_scale", MP_TENSOR_INPUT_SCALE},
-    {"_activation_scale", MP_TENSOR_INPUT_SCALE},
-    {"_bias", MP_TENSOR_BIAS},
+    {"", MP_ROLE_WEIGHT},
+    {".weight", MP_ROLE_WEIGHT},
+    {"_blocks", MP_ROLE_WEIGHT},
+    {"_scales", MP_ROLE_SCALE},
+    {"_scale_inv", MP_ROLE_SCALE},
+    {"_weight_scale", MP_ROLE_SCALE},
+    {"_weight_scale_2", MP_ROLE_GLOBAL_SCALE},
+    {"_input_scale", MP_ROLE_INPUT_SCALE},
+    {"_activation_scale", MP_ROLE_INPUT_SCALE},
+    {"_bias", MP_ROLE_BIAS},
 };
 
 /* What only forms have that nothing here reads. */
@@ -150,6 +151,7 @@ static bool parse_matrix(const char *text, const char *const projections[MP_PROJ
                 continue;
             parts->projection = (mp_projection)p;
             parts->role = suffixes[i].role;
+            parts->global_divides = suffixes[i].global_divides;
             return true;
         }
         parts->foreign = foreign_form(text + length);

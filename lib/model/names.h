@@ -15,18 +15,6 @@ typedef enum mp_name_kind {
     MP_NAME_UNKNOWN  /* named like an expert's, in no known form */
 } mp_name_kind;
 
-/* What a matrix's tensor holds. */
-typedef enum mp_tensor_role {
-    MP_TENSOR_WEIGHT,
-    MP_TENSOR_SCALE,
-    MP_TENSOR_GLOBAL,      /* second scale, a multiplier */
-    MP_TENSOR_GLOBAL_DIV,  /* second scale, a divisor */
-    MP_TENSOR_INPUT_SCALE, /* of activations */
-    MP_TENSOR_OFFSET,      /* zero points */
-    MP_TENSOR_BIAS,
-    MP_TENSOR_SHAPE /* [N, K] of packed weights */
-} mp_tensor_role;
-
 /* "model.layers.3.mlp.experts.7.gate_proj.weight" in its parts. */
 typedef struct mp_expert_name {
     mp_name_kind kind;
@@ -36,7 +24,8 @@ typedef struct mp_expert_name {
     const mp_naming *naming;
     uint64_t expert;          /* the 7; 0 for a shared expert */
     mp_projection projection; /* MP_GATE for gate_up of a fused tensor */
-    mp_tensor_role role;
+    mp_role role;
+    bool global_divides; /* of a global scale: it divides instead of multiplying */
     const char *foreign; /* which form that is; static */
     const char *shared;  /* "shared_experts" or "shared_expert"; static, of a shared expert */
 } mp_expert_name;

@@ -3,34 +3,15 @@
 #include "pack/check.h"
 
 #include "base/error.h"
-#include "base/list.h"
 #include "convert/canonical.h"
 
 #include <string.h>
 
 /* What of an expert may be left behind. */
-#define BIAS        "bias"
-#define INPUT_SCALE "input_scale"
-#define OFFSET      "offset"
+#define DROPPABLE \
+    (MP_ROLE_BIT(MP_ROLE_BIAS) | MP_ROLE_BIT(MP_ROLE_INPUT_SCALE) | MP_ROLE_BIT(MP_ROLE_OFFSET))
 
-static int check_drop_list(const char *drop, mp_error *err)
-{
-    for (const char *p = drop; p && *p; p += strcspn(p, ","), p += *p == ',') {
-        char item[16] = "";
-        size_t length = strcspn(p, ",");
-
-        if (length < sizeof item)
-            memcpy(item, p, length);
-        if (!mp_list_has(BIAS "," INPUT_SCALE "," OFFSET, item) || !*item)
-            return mp_fail(err, MP_ERR_USAGE,
-                           "\"%.*s\" is nothing that can be dropped: " BIAS ", " INPUT_SCALE
-                           ", " OFFSET,
-                           (int)length, p);
-    }
-    return 0;
-}
-
-int mp_check_options(const mp_plan *plan, mp_error *err)
+int mp_check_options(mp_plan *plan, mp_error *err)
 {
     const mp_repack_options *options = &plan->options;
 
@@ -42,7 +23,9 @@ int mp_check_options(const mp_plan *plan, mp_error *err)
                        mp_scheme_name(options->quantize_to));
     if (options->shared != MP_SHARED_NONE && plan->catalog->num_shared_experts == 0)
         return mp_fail(err, MP_ERR_USAGE, "the model has no shared experts: --shared none");
-    return check_drop_list(options->drop, err);
+    if (mp_role_set_parse(options->drop, DROPPABLE, &plan->drop, err) != 0)
+        return mp_error_prefix(err, "drop");
+    return 0;
 }
 
 /* ------------------------------------------------------------------------
@@ -96,14 +79,16 @@ static int check_scheme(const mp_repack_options *options, const mp_moe_layer *la
                    reason(target), scheme);
 }
 
-static int refuse_tensor(const mp_plan *plan, const mp_target *target, const mp_tensor *tensor,
-                         const char *what, mp_error *err)
+static int refuse_tensor(const mp_plan *plan, const mp_target *target, const mp_matrix *matrix,
+                         mp_role role, mp_error *err)
 {
-    if (!tensor || mp_list_has(plan->options.drop, what))
+    const mp_tensor *tensor = mp_matrix_tensor(matrix, role);
+
+    if (!tensor || (plan->drop & MP_ROLE_BIT(role)))
         return 0;
     return mp_fail(err, MP_ERR_UNSUPPORTED,
                    "%s: %s cannot carry it: leave it behind with --drop %s", tensor->name,
-                   target->name, what);
+                   target->name, mp_role_name(role));
 }
 
 /* Whether the tensors of a target have a place for the expert's vectors of a role. */
@@ -131,14 +116,14 @@ static int check_carried(const mp_plan *plan, const mp_target *target, const mp_
         const mp_matrix *matrix = &expert->matrix[p];
         mp_side side = p == MP_DOWN ? MP_L2 : MP_L1;
 
-        if (refuse_tensor(plan, target, matrix->bias, BIAS, err) != 0)
+        if (refuse_tensor(plan, target, matrix, MP_ROLE_BIAS, err) != 0)
             return err->code;
         if (!carries(target, &dims, storage, expert, MP_ROLE_INPUT_SCALE, side) &&
-            refuse_tensor(plan, target, matrix->input_scale, INPUT_SCALE, err) != 0)
+            refuse_tensor(plan, target, matrix, MP_ROLE_INPUT_SCALE, err) != 0)
             return err->code;
         if (mp_passes_through(storage, target) &&
             !carries(target, &dims, storage, expert, MP_ROLE_OFFSET, side) &&
-            refuse_tensor(plan, target, matrix->offset, OFFSET, err) != 0)
+            refuse_tensor(plan, target, matrix, MP_ROLE_OFFSET, err) != 0)
             return err->code;
     }
     return 0;
@@ -178,12 +163,6 @@ int mp_check_shared(const mp_plan *plan, const mp_plan_part *part, const mp_moe_
  * Optional tensors
  */
 
-static bool is_dropped(const mp_plan *plan, mp_role role)
-{
-    return (role == MP_ROLE_INPUT_SCALE && mp_list_has(plan->options.drop, INPUT_SCALE)) ||
-           (role == MP_ROLE_OFFSET && mp_list_has(plan->options.drop, OFFSET));
-}
-
 int mp_check_optional(const mp_plan *plan, const mp_plan_layer *layer, mp_part_kind kind,
                       const mp_slot_tensor *tensor, bool *has, mp_error *err)
 {
@@ -195,7 +174,7 @@ int mp_check_optional(const mp_plan *plan, const mp_plan_layer *layer, mp_part_k
     uint32_t count = 0;
 
     *has = !tensor->optional;
-    if (!tensor->optional || is_dropped(plan, tensor->role))
+    if (!tensor->optional || (plan->drop & MP_ROLE_BIT(tensor->role)))
         return 0;
     for (uint32_t e = first; e < end; e++) {
         bool routed = e < source->num_experts;

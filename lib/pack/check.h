@@ -6,7 +6,7 @@
 #include <moepack/pack.h>
 
 /* Options that do not go together, or not with the model. */
-int mp_check_options(const mp_plan *plan, mp_error *err);
+int mp_check_options(mp_plan *plan, mp_error *err);
 
 /* The target takes the scheme of the layer's routed experts, as it is or requantized, and all
  * that belongs to them. MP_ERR_UNSUPPORTED naming the option that would do. */

@@ -10,13 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *mp_shared_mode_name(mp_shared_mode mode)
-{
-    static const char *const names[] = {"none", "fused", "separate"};
-
-    return names[mode];
-}
-
 /* ------------------------------------------------------------------------
  * Units
  */
@@ -43,7 +36,7 @@ mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index)
     return unit;
 }
 
-const mp_copy *mp_unit_copies(const mp_unit *unit, uint32_t *count)
+const mp_place *mp_unit_copies(const mp_unit *unit, uint32_t *count)
 {
     const uint32_t *first = &unit->layer->first_copy[unit->expert];
 
@@ -93,7 +86,7 @@ uint64_t mp_unit_bytes_written(const mp_plan *plan, const mp_unit *unit)
     const mp_plan_part *part = unit->part;
     uint64_t bytes = 0;
     uint32_t count;
-    const mp_copy *copies = mp_unit_copies(unit, &count);
+    const mp_place *copies = mp_unit_copies(unit, &count);
 
     for (unsigned t = 0; count > 0 && t < part->num_tensors; t++)
         if (part->tensors[t].side == unit->side &&
@@ -267,9 +260,10 @@ static void fill_copies(const mp_plan *plan, mp_plan_layer *layer, uint32_t *nex
 
     for (uint32_t rank = 0; rank < plan->options.ep; rank++) {
         for (uint32_t slot = 0; writes_rank(plan, rank) && slot < per_rank; slot++)
-            layer->copies[next[layer->placement[rank * per_rank + slot]]++] = (mp_copy){rank, slot};
+            layer->copies[next[layer->placement[rank * per_rank + slot]]++] =
+                (mp_place){rank, slot};
         for (uint32_t e = routed; writes_rank(plan, rank) && e < layer->num_experts; e++)
-            layer->copies[next[e]++] = (mp_copy){rank, e - routed + (fused ? per_rank : 0)};
+            layer->copies[next[e]++] = (mp_place){rank, e - routed + (fused ? per_rank : 0)};
     }
 }
 

@@ -27,7 +27,7 @@ typedef struct mp_unit {
 mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index);
 
 /* Copies that the unit's expert has on the ranks that are written. */
-const mp_copy *mp_unit_copies(const mp_unit *unit, uint32_t *count);
+const mp_place *mp_unit_copies(const mp_unit *unit, uint32_t *count);
 
 /* Where the unit's matrices come from. */
 mp_side_source mp_unit_source(const mp_plan *plan, const mp_unit *unit);

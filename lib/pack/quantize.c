@@ -4,43 +4,14 @@
 #include "pack/quantize.h"
 
 #include "base/error.h"
-#include "base/list.h"
 #include "convert/stored.h"
 #include "model/form.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define BIAS        "bias"
-#define INPUT_SCALE "input_scale"
-
-/* ------------------------------------------------------------------------
- * Options
- */
-
-/* Whether the item that begins there is that one. */
-static bool is_item(const char *list, size_t length, const char *item)
-{
-    return strlen(item) == length && memcmp(list, item, length) == 0;
-}
-
-bool mp_quantize_drops(const mp_quantize_options *options, const char *what)
-{
-    return mp_list_has(options->drop, what);
-}
-
-static int check_drop(const char *drop, mp_error *err)
-{
-    for (const char *p = drop; p && *p; p += strcspn(p, ","), p += *p == ',') {
-        size_t length = strcspn(p, ",");
-
-        if (!is_item(p, length, BIAS) && !is_item(p, length, INPUT_SCALE))
-            return mp_fail(err, MP_ERR_USAGE,
-                           "\"%.*s\" is nothing that can be dropped: " BIAS ", " INPUT_SCALE,
-                           (int)length, p);
-    }
-    return 0;
-}
+/* What of an expert may be left behind. */
+#define DROPPABLE (MP_ROLE_BIT(MP_ROLE_BIAS) | MP_ROLE_BIT(MP_ROLE_INPUT_SCALE))
 
 /* ------------------------------------------------------------------------
  * Layers
@@ -62,12 +33,12 @@ static int check_carried(const mp_quantize_plan *plan, const mp_storage *storage
     for (int p = 0; p < MP_PROJECTIONS; p++) {
         const mp_tensor *scale = expert->matrix[p].input_scale;
 
-        if (!scale || mp_quantize_drops(options, INPUT_SCALE))
+        if (!scale || (plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE)))
             continue;
         if (!nvfp4)
             return mp_fail(
                 err, MP_ERR_UNSUPPORTED,
-                "%s: experts in %s have no place for it: leave it behind with --drop " INPUT_SCALE,
+                "%s: experts in %s have no place for it: leave it behind with --drop input_scale",
                 scale->name, mp_scheme_name(options->scheme));
         if (scale->dtype != MP_F32)
             return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be carried, only F32",
@@ -192,14 +163,17 @@ const mp_quantize_layer *mp_quantize_layer_of(const mp_quantize_plan *plan, uint
  * The plan
  */
 
-static int check_options(const mp_quantize_options *options, mp_error *err)
+static int check_options(mp_quantize_plan *plan, mp_error *err)
 {
+    const mp_quantize_options *options = &plan->options;
     const mp_scheme_form *form = mp_scheme_form_of(options->scheme);
 
     if (!form || !form->canonical)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "experts cannot be written in %s",
                        form ? mp_scheme_name(options->scheme) : "an unknown scheme");
-    return check_drop(options->drop, err);
+    if (mp_role_set_parse(options->drop, DROPPABLE, &plan->drop, err) != 0)
+        return mp_error_prefix(err, "drop");
+    return 0;
 }
 
 int mp_quantize_plan_init(mp_quantize_plan *plan, const mp_catalog *catalog,
@@ -211,7 +185,7 @@ int mp_quantize_plan_init(mp_quantize_plan *plan, const mp_catalog *catalog,
     plan->options.quant.ue8m0 = false;
     rc = mp_catalog_check(catalog, err);
     if (rc == 0)
-        rc = check_options(options, err);
+        rc = check_options(plan, err);
     if (rc == 0)
         rc = plan_layers(plan, err);
     if (rc == 0)

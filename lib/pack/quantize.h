@@ -41,9 +41,6 @@ mp_quantize_unit mp_quantize_unit_of(const mp_quantize_plan *plan, const mp_quan
 /* The layer of a unit of the work. */
 const mp_quantize_layer *mp_quantize_layer_of(const mp_quantize_plan *plan, uint64_t unit);
 
-/* Whether --drop lists that. */
-bool mp_quantize_drops(const mp_quantize_options *options, const char *what);
-
 /* Settles the outputs, files, pieces and units of a plan whose layers have their forms. */
 int mp_quantize_lay_out(mp_quantize_plan *plan, mp_error *err);
 

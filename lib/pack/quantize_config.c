@@ -139,7 +139,7 @@ static bool has_input_scales(const mp_quantize_plan *plan)
     for (size_t i = 0; i < plan->num_layers; i++)
         if (plan->layers[i].routed)
             return plan->layers[i].source->experts[0].matrix[MP_GATE].input_scale &&
-                   !mp_quantize_drops(&plan->options, "input_scale");
+                   !(plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE));
     return false;
 }
 

@@ -121,12 +121,11 @@ static int add_carried(entries *all, const mp_quantize_unit *unit, const mp_form
                        const char *prefix, uint32_t expert, uint32_t stage, uint32_t *place,
                        mp_error *err)
 {
-    const mp_quantize_options *options = &all->plan->options;
     const mp_matrix *matrix = &unit->expert->matrix[unit->projection];
-    const mp_form_tensor *global = mp_form_find(unit->form, weight->matrix, "global_scale");
+    const mp_form_tensor *global = mp_form_find(unit->form, weight->matrix, MP_ROLE_GLOBAL_SCALE);
     entry *e;
 
-    if (matrix->input_scale && !mp_quantize_drops(options, "input_scale")) {
+    if (matrix->input_scale && !(all->plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE))) {
         const char *suffix = unit->form->global_divides ? "input_global_scale" : "input_scale";
 
         e = add(all, mp_quantize_sibling(weight, prefix, expert, suffix), MP_F32, stage,
@@ -136,7 +135,7 @@ static int add_carried(entries *all, const mp_quantize_unit *unit, const mp_form
         e->rank = global->rank;
         e->shape = global->shape;
     }
-    if (matrix->bias && !mp_quantize_drops(options, "bias")) {
+    if (matrix->bias && !(all->plan->drop & MP_ROLE_BIT(MP_ROLE_BIAS))) {
         e = add(all, mp_quantize_sibling(weight, prefix, expert, "bias"), matrix->bias->dtype,
                 stage, &place[MP_WRITTEN_BIAS], err);
         if (!e)
@@ -151,17 +150,17 @@ static int add_matrix(entries *all, const mp_quantize_layer *layer, uint64_t ind
                       uint32_t *place, mp_error *err)
 {
     const mp_quantize_unit unit = mp_quantize_unit_of(all->plan, layer, index);
-    const char *matrix = mp_projection_name(unit.projection), *prefix = layer->source->prefix;
-    const mp_form_tensor *weight = mp_form_find(unit.form, matrix, "weight");
+    const char *prefix = layer->source->prefix;
+    const mp_form_tensor *weight = mp_form_find(unit.form, unit.projection, MP_ROLE_WEIGHT);
     uint32_t expert = (uint32_t)(index / MP_PROJECTIONS);
     int rc = add_form_tensor(all, weight, prefix, expert, stage, &place[MP_WRITTEN_WEIGHT], err);
 
     if (rc == 0)
-        rc = add_form_tensor(all, mp_form_find(unit.form, matrix, "scale"), prefix, expert, stage,
-                             &place[MP_WRITTEN_SCALE], err);
+        rc = add_form_tensor(all, mp_form_find(unit.form, unit.projection, MP_ROLE_SCALE), prefix,
+                             expert, stage, &place[MP_WRITTEN_SCALE], err);
     if (rc == 0)
-        rc = add_form_tensor(all, mp_form_find(unit.form, matrix, "global_scale"), prefix, expert,
-                             stage, &place[MP_WRITTEN_GLOBAL], err);
+        rc = add_form_tensor(all, mp_form_find(unit.form, unit.projection, MP_ROLE_GLOBAL_SCALE),
+                             prefix, expert, stage, &place[MP_WRITTEN_GLOBAL], err);
     return rc ? rc : add_carried(all, &unit, weight, prefix, expert, stage, place, err);
 }
 

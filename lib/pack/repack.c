@@ -57,7 +57,7 @@ static bool is_first_copy(const mp_plan *plan, const mp_plan_layer *layer, uint3
     uint32_t expert = (uint32_t)layer->placement[p];
     uint32_t slot = mp_slots_of_physical(&plan->slots, p);
     uint32_t per_rank = mp_slots_per_rank(&plan->slots);
-    const mp_copy *first = &layer->copies[layer->first_copy[expert]];
+    const mp_place *first = &layer->copies[layer->first_copy[expert]];
 
     return has_copies(layer, expert) && first->rank == slot / per_rank &&
            first->slot == slot % per_rank;

@@ -3,7 +3,6 @@
 #include "pack/repack.h"
 
 #include "base/error.h"
-#include "base/list.h"
 #include "model/form.h"
 #include "pack/sidecar.h"
 
@@ -157,14 +156,14 @@ static int describe_layers(const description *d, mp_error *err)
 
 static bool same_tensor(const mp_form_tensor *a, const mp_form_tensor *b)
 {
-    return strcmp(a->name, b->name) == 0 && strcmp(a->matrix, b->matrix) == 0 &&
-           strcmp(a->role, b->role) == 0 && a->dtype == b->dtype && a->rank == b->rank &&
+    return strcmp(a->name, b->name) == 0 && a->matrix == b->matrix && a->role == b->role &&
+           a->dtype == b->dtype && a->rank == b->rank &&
            memcmp(a->shape, b->shape, a->rank * sizeof a->shape[0]) == 0;
 }
 
 static bool same_form(const mp_form *a, const mp_form *b)
 {
-    bool same = strcmp(a->scheme, b->scheme) == 0 && strcmp(a->fusion, b->fusion) == 0 &&
+    bool same = a->scheme == b->scheme && a->fusion == b->fusion &&
                 a->global_divides == b->global_divides && a->block_rows == b->block_rows &&
                 a->block_cols == b->block_cols && a->num_tensors == b->num_tensors;
 
@@ -187,20 +186,17 @@ static uint32_t add_form(mp_manifest *m, mp_form *form)
 }
 
 /* Takes out of a form what was left behind. */
-static void drop_tensors(mp_form *form, const char *drop)
+static void drop_tensors(mp_form *form, mp_role_set drop)
 {
     size_t kept = 0;
 
     for (size_t i = 0; i < form->num_tensors; i++) {
-        mp_form_tensor *tensor = &form->tensors[i];
+        const mp_form_tensor *tensor = &form->tensors[i];
 
-        if (!mp_list_has(drop, tensor->role)) {
+        if (drop & MP_ROLE_BIT(tensor->role))
+            free(tensor->name);
+        else
             form->tensors[kept++] = *tensor;
-            continue;
-        }
-        free(tensor->name);
-        free(tensor->matrix);
-        free(tensor->role);
     }
     form->num_tensors = kept;
 }
@@ -219,7 +215,7 @@ static int form_of(const mp_plan *plan, const mp_plan_layer *layer, bool shared,
     if (shared ? layer->shared_lossless : layer->lossless) {
         if (mp_form_of_layer(plan->catalog, source, shared, form, err) != 0)
             return err->code;
-        drop_tensors(form, plan->options.drop);
+        drop_tensors(form, plan->drop);
         return 0;
     }
     if (shared) {
@@ -327,7 +323,7 @@ static int describe_errors(const description *d, mp_error *err)
     return 0;
 }
 
-static int describe_quantization(const description *d, mp_error *err)
+static void describe_quantization(const description *d)
 {
     const mp_plan *plan = d->plan;
     const mp_quant_options *quant = &plan->options.quant;
@@ -344,16 +340,11 @@ static int describe_quantization(const description *d, mp_error *err)
             !requantized(d, layer, layer->source->num_experts, layer->num_experts);
         mixed |= layer->source->storage.scheme != source;
     }
-    m->source_scheme = strdup(mixed ? "mixed" : mp_scheme_name(source));
-    m->target_scheme = strdup(mp_scheme_name(plan->options.target->scheme));
-    if (!m->source_scheme || !m->target_scheme)
-        return mp_fail_memory(err);
-    if (m->lossless && m->shared_lossless)
-        return 0;
-    m->rounding = strdup(quant->rounding == MP_ROUND_OCP ? "ocp" : "deepgemm");
-    m->scale_rule = strdup(quant->scale_rule == MP_SCALE_MSE ? "mse" : "ceil");
+    m->source_scheme = mixed ? MP_SCHEME_COUNT : source;
+    m->target_scheme = plan->options.target->scheme;
+    m->rounding = quant->rounding;
+    m->scale_rule = quant->scale_rule;
     m->amax_floor = (double)quant->amax_floor;
-    return m->rounding && m->scale_rule ? 0 : mp_fail_memory(err);
 }
 
 /* ------------------------------------------------------------------------
@@ -379,15 +370,14 @@ static int describe_run(const description *d, mp_error *err)
     m->model_layers = catalog->num_layers;
     m->ep_size = options->ep;
     m->num_physical = plan->slots.num_physical;
-    m->shared = strdup(mp_shared_mode_name(options->shared));
+    m->shared = options->shared;
     m->command = options->command ? strdup(options->command) : NULL;
-    m->dropped = options->drop ? strdup(options->drop) : NULL;
-    if (!m->tool_version || !m->target || !m->family || !m->shared ||
-        (options->command && !m->command) || (options->drop && !m->dropped))
+    m->dropped = plan->drop;
+    if (!m->tool_version || !m->target || !m->family || (options->command && !m->command))
         return mp_fail_memory(err);
-    if (describe_quantization(d, err) != 0 || describe_source(d, err) != 0 ||
-        describe_layers(d, err) != 0 || describe_forms(plan, m, err) != 0 ||
-        describe_errors(d, err) != 0)
+    describe_quantization(d);
+    if (describe_source(d, err) != 0 || describe_layers(d, err) != 0 ||
+        describe_forms(plan, m, err) != 0 || describe_errors(d, err) != 0)
         return err->code;
     return 0;
 }

@@ -59,7 +59,7 @@ static int write_copies(const work_unit *w, const mp_slot_tensor *tensor, uint64
     const mp_plan_part *part = w->unit->part;
     unsigned number = part->first + (unsigned)(tensor - part->tensors);
     uint32_t count;
-    const mp_copy *copies = mp_unit_copies(w->unit, &count);
+    const mp_place *copies = mp_unit_copies(w->unit, &count);
 
     for (uint32_t c = 0; c < count; c++) {
         const mp_out_tensor *out =
@@ -105,7 +105,7 @@ static int write_vector(work_unit *w, const mp_slot_tensor *tensor, mp_error *er
 {
     void *numbers = w->packed;
     uint32_t count;
-    const mp_copy *copies = mp_unit_copies(w->unit, &count);
+    const mp_place *copies = mp_unit_copies(w->unit, &count);
     unsigned number = w->unit->part->first + (unsigned)(tensor - w->unit->part->tensors);
 
     if (count == 0 || !mp_plan_output(w->plan, w->unit->layer_index, copies->rank, number))

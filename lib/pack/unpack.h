@@ -15,7 +15,6 @@
 /* Shared experts or one routed expert, as a pack has them and as they are to be stored. */
 typedef struct mp_unpack_form {
     const mp_form *form;
-    mp_fusion fusion;
     const mp_plan_part *part; /* tensors that hold it */
     uint32_t slots;           /* that one matrix is put together from: a shared expert's, or 1 */
     uint64_t first_output;    /* index into source->order of its first tensor */
@@ -26,8 +25,8 @@ typedef struct mp_unpack_layer {
     uint32_t number; /* in the manifest, and in its placement */
     mp_unpack_form routed;
     mp_unpack_form shared; /* form is null where none is packed */
-    mp_copy *where;        /* [num_experts] a copy of each; rank is an index into source->ranks */
-    mp_copy where_shared;  /* of its first slot */
+    mp_place *where;       /* [num_experts] a copy of each; rank is an index into source->ranks */
+    mp_place where_shared; /* of its first slot */
     uint64_t first_unit;   /* a unit is a side: expert, then side; the shared one last */
 } mp_unpack_layer;
 
@@ -65,7 +64,7 @@ typedef struct mp_unpack_unit {
     const mp_unpack_form *form;
     uint32_t expert; /* 0 for the shared one */
     mp_side side;
-    mp_copy from; /* its first slot */
+    mp_place from; /* its first slot */
 } mp_unpack_unit;
 
 /* Fills plan->manifest and plan->source with the pack in a directory, all but its layers. */
@@ -79,11 +78,11 @@ const mp_tensor *mp_unpack_packed(const struct mp_unpack_source *source, uint32_
 /* The tensor of a part for a side and role, or null. */
 const mp_slot_tensor *mp_part_tensor(const mp_plan_part *part, mp_side side, mp_role role);
 
-/* The role in a target of a role in a form; false for one that targets do not hold. */
-bool mp_unpack_role(const mp_form *form, const char *name, mp_role *role);
+/* The role in a target of a role in a form. */
+mp_role mp_unpack_role(const mp_form *form, mp_role role);
 
-/* What a form calls part `part` of a side: "gate", "up", "gate_up" or "down". */
-const char *mp_unpack_matrix(const mp_unpack_form *form, mp_side side, unsigned part);
+/* What a form calls part `part` of a side. */
+mp_projection mp_unpack_matrix(const mp_unpack_form *form, mp_side side, unsigned part);
 
 /* Checks that a form is one that its part can be written in. */
 int mp_unpack_check_form(const mp_unpack_form *form, const char *prefix, uint32_t experts,

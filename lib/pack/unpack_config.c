@@ -52,9 +52,8 @@ static bool add_modules(const mp_unpack_layer *layer, const mp_form *form, char 
 {
     for (size_t t = 0; t < form->num_tensors; t++) {
         const char *name = form->tensors[t].name, *end = strstr(name, ".{}");
-        bool weight = strcmp(form->tensors[t].role, "weight") == 0;
 
-        if (!weight)
+        if (form->tensors[t].role != MP_ROLE_WEIGHT)
             continue;
         if (!end)
             end = strrchr(name, '.');

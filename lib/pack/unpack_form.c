@@ -6,35 +6,16 @@
 
 #include <string.h>
 
-bool mp_unpack_role(const mp_form *form, const char *name, mp_role *role)
+mp_role mp_unpack_role(const mp_form *form, mp_role role)
 {
-    const struct {
-        const char *name;
-        mp_role role;
-    } roles[] = {
-        {"weight", MP_ROLE_WEIGHT},
-        {"scale", MP_ROLE_SCALE},
-        {"global_scale", form->global_divides ? MP_ROLE_GLOBAL_SCALE : MP_ROLE_ALPHA},
-        {"input_scale", MP_ROLE_INPUT_SCALE},
-        {"offset", MP_ROLE_OFFSET},
-    };
-
-    for (size_t i = 0; i < sizeof roles / sizeof roles[0]; i++) {
-        if (strcmp(roles[i].name, name) == 0) {
-            *role = roles[i].role;
-            return true;
-        }
-    }
-    return false;
+    return role == MP_ROLE_GLOBAL_SCALE && !form->global_divides ? MP_ROLE_ALPHA : role;
 }
 
-const char *mp_unpack_matrix(const mp_unpack_form *f, mp_side side, unsigned part)
+mp_projection mp_unpack_matrix(const mp_unpack_form *f, mp_side side, unsigned part)
 {
-    if (side == MP_L2)
-        return mp_projection_name(MP_DOWN);
-    if (f->fusion != MP_FUSION_NONE)
-        return "gate_up";
-    return mp_projection_name(part == 0 ? MP_GATE : MP_UP);
+    if (side == MP_L1 && f->form->fusion != MP_FUSION_NONE)
+        return MP_GATE_UP;
+    return (mp_projection)(mp_side_first(side) + part);
 }
 
 /* Sizes of what a tensor of a form stores. */
@@ -48,20 +29,16 @@ static int find_extent(const mp_unpack_form *f, const mp_form_tensor *tensor, co
                        uint32_t experts, extent *x, mp_error *err)
 {
     const mp_dims *dims = &f->part->dims;
-    bool fused = f->fusion != MP_FUSION_NONE;
-    int p = 0;
+    bool fused = f->form->fusion != MP_FUSION_NONE, down = tensor->matrix == MP_DOWN;
 
-    while (p < MP_PROJECTIONS &&
-           strcmp(mp_unpack_matrix(f, p == MP_DOWN ? MP_L2 : MP_L1, p == MP_UP), tensor->matrix) !=
-               0)
-        p++;
-    if (p == MP_PROJECTIONS)
+    if (!down && fused != (tensor->matrix == MP_GATE_UP))
         return mp_fail(err, MP_ERR_INPUT, "%s: %s.%s: matrix \"%s\" of experts that are %sfused",
-                       MP_MANIFEST_NAME, prefix, tensor->name, tensor->matrix, fused ? "" : "not ");
-    x->side = p == MP_DOWN ? MP_L2 : MP_L1;
+                       MP_MANIFEST_NAME, prefix, tensor->name, mp_projection_name(tensor->matrix),
+                       fused ? "" : "not ");
+    x->side = down ? MP_L2 : MP_L1;
     x->matrices = fused ? (uint64_t)experts * mp_side_parts(x->side) : 1;
-    x->rows = mp_side_rows(dims, x->side) * (p == MP_DOWN ? 1 : f->slots);
-    x->cols = mp_side_cols(dims, x->side) * (p == MP_DOWN ? f->slots : 1);
+    x->rows = mp_side_rows(dims, x->side) * (down ? 1 : f->slots);
+    x->cols = mp_side_cols(dims, x->side) * (down ? f->slots : 1);
     return 0;
 }
 
@@ -93,7 +70,7 @@ static uint64_t wanted_bytes(const mp_unpack_form *f, const mp_form_tensor *tens
     default:
         break;
     }
-    return (f->fusion == MP_FUSION_NONE ? 1 : experts) * sizeof(float);
+    return (f->form->fusion == MP_FUSION_NONE ? 1 : experts) * sizeof(float);
 }
 
 static int check_bytes(const mp_form_tensor *tensor, const char *prefix, uint64_t wanted,
@@ -117,7 +94,7 @@ static int check_bytes(const mp_form_tensor *tensor, const char *prefix, uint64_
 static int check_shape_tensor(const mp_unpack_form *f, const mp_form_tensor *tensor,
                               const char *prefix, mp_error *err)
 {
-    if (f->fusion == MP_FUSION_NONE && (tensor->dtype == MP_I32 || tensor->dtype == MP_I64))
+    if (f->form->fusion == MP_FUSION_NONE && (tensor->dtype == MP_I32 || tensor->dtype == MP_I64))
         return check_bytes(tensor, prefix, 2 * mp_dtype_bits(tensor->dtype) / 8, err);
     return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s.%s: a shape of %s cannot be written",
                    MP_MANIFEST_NAME, prefix, tensor->name, mp_dtype_name(tensor->dtype));
@@ -126,22 +103,22 @@ static int check_shape_tensor(const mp_unpack_form *f, const mp_form_tensor *ten
 static int check_tensor(const mp_unpack_form *f, const mp_form_tensor *tensor, const char *prefix,
                         uint32_t experts, mp_error *err)
 {
-    bool transposed = f->fusion == MP_FUSION_COLS || f->fusion == MP_FUSION_COLS_PAIRED;
+    mp_role role = mp_unpack_role(f->form, tensor->role);
     extent x = {0};
-    mp_role role;
 
     if (find_extent(f, tensor, prefix, experts, &x, err) != 0)
         return err->code;
-    if (strcmp(tensor->role, "shape") == 0)
+    if (role == MP_ROLE_SHAPE)
         return check_shape_tensor(f, tensor, prefix, err);
-    if (!mp_unpack_role(f->form, tensor->role, &role) || !mp_part_tensor(f->part, x.side, role) ||
-        (role == MP_ROLE_OFFSET && f->fusion != MP_FUSION_NONE))
+    if (!mp_part_tensor(f->part, x.side, role) ||
+        (role == MP_ROLE_OFFSET && f->form->fusion != MP_FUSION_NONE))
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s.%s: %s holds no %s of such experts",
-                       MP_MANIFEST_NAME, prefix, tensor->name, f->part->target->name, tensor->role);
+                       MP_MANIFEST_NAME, prefix, tensor->name, f->part->target->name,
+                       mp_role_name(tensor->role));
     if (role > MP_ROLE_SCALE && tensor->dtype != MP_F32)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s.%s: %s, only F32 can be written",
                        MP_MANIFEST_NAME, prefix, tensor->name, mp_dtype_name(tensor->dtype));
-    if (role == MP_ROLE_WEIGHT && transposed &&
+    if (role == MP_ROLE_WEIGHT && mp_fusion_is_transposed(f->form->fusion) &&
         mp_dtype_bits(tensor->dtype) != mp_scheme_bits(f->part->target->scheme))
         return mp_fail(err, MP_ERR_UNSUPPORTED,
                        "%s: %s.%s: several weights to a %s cannot be written transposed",
@@ -156,9 +133,9 @@ static int check_blocks(const mp_unpack_form *f, const char *prefix, mp_error *e
     const mp_scheme_form *canonical = mp_scheme_form_of(f->part->target->scheme);
     const char *scheme = mp_scheme_name(f->part->target->scheme);
 
-    if (strcmp(form->scheme, scheme) != 0)
+    if (form->scheme != f->part->target->scheme)
         return mp_fail(err, MP_ERR_INPUT, "%s: %s: experts of %s in a form of %s", MP_MANIFEST_NAME,
-                       prefix, scheme, form->scheme);
+                       prefix, scheme, mp_scheme_name(form->scheme));
     if (canonical->has_scale &&
         (form->block_rows != canonical->block_rows || form->block_cols != canonical->block_cols))
         return mp_fail(err, MP_ERR_INPUT, "%s: %s: a form in blocks of %ux%u, %s has %ux%u",
@@ -171,19 +148,18 @@ static int check_blocks(const mp_unpack_form *f, const char *prefix, mp_error *e
 static int check_whole(const mp_unpack_form *f, const char *prefix, mp_error *err)
 {
     const mp_scheme_form *canonical = mp_scheme_form_of(f->part->target->scheme);
-    const struct {
-        const char *role;
-        bool wanted;
-    } roles[] = {
-        {"weight", true}, {"scale", canonical->has_scale}, {"global_scale", canonical->has_global}};
+    const bool wanted[] = {[MP_ROLE_WEIGHT] = true,
+                           [MP_ROLE_SCALE] = canonical->has_scale,
+                           [MP_ROLE_GLOBAL_SCALE] = canonical->has_global};
 
     for (int p = 0; p < MP_PROJECTIONS; p++) {
-        const char *matrix = mp_unpack_matrix(f, p == MP_DOWN ? MP_L2 : MP_L1, p == MP_UP);
+        mp_projection matrix = mp_unpack_matrix(f, p == MP_DOWN ? MP_L2 : MP_L1, p == MP_UP);
 
-        for (size_t r = 0; r < sizeof roles / sizeof roles[0]; r++)
-            if (roles[r].wanted && !mp_form_find(f->form, matrix, roles[r].role))
+        for (size_t role = 0; role < sizeof wanted; role++)
+            if (wanted[role] && !mp_form_find(f->form, matrix, (mp_role)role))
                 return mp_fail(err, MP_ERR_INPUT, "%s: %s: a form without a %s of \"%s\"",
-                               MP_MANIFEST_NAME, prefix, roles[r].role, matrix);
+                               MP_MANIFEST_NAME, prefix, mp_role_name((mp_role)role),
+                               mp_projection_name(matrix));
     }
     return 0;
 }

@@ -95,8 +95,8 @@ static int settle_parts(struct mp_unpack_source *source, const mp_target *target
 {
     const mp_manifest *m = source->manifest;
     const mp_target *apart = target->separate;
-    bool fused = strcmp(m->shared, mp_shared_mode_name(MP_SHARED_FUSED)) == 0;
-    bool separate = strcmp(m->shared, mp_shared_mode_name(MP_SHARED_SEPARATE)) == 0;
+    bool fused = m->shared == MP_SHARED_FUSED;
+    bool separate = m->shared == MP_SHARED_SEPARATE;
     uint32_t shared = (uint32_t)m->num_shared_experts;
     mp_dims dims = {m->hidden_size, m->moe_intermediate_size};
 
@@ -104,7 +104,8 @@ static int settle_parts(struct mp_unpack_source *source, const mp_target *target
         return err->code;
     if ((fused || separate) && (shared == 0 || !m->shared_form))
         return mp_fail(err, MP_ERR_INPUT, "%s: shared experts are %s, but it does not say %s",
-                       MP_MANIFEST_NAME, m->shared, shared ? "their form" : "how many");
+                       MP_MANIFEST_NAME, mp_shared_mode_name(m->shared),
+                       shared ? "their form" : "how many");
     if (mp_slots_init(&source->slots, (uint32_t)m->num_experts, (uint32_t)m->num_physical,
                       (uint32_t)m->ep_size, fused ? shared : 0, false, err) != 0 ||
         settle_part(source, MP_PART_SLOTS, target, dims, mp_slots_per_rank(&source->slots), err) !=

@@ -27,10 +27,10 @@ static int locate_experts(const struct mp_unpack_source *source, mp_unpack_layer
         layer->where[e].rank = UINT32_MAX;
     for (uint32_t r = 0; r < source->num_ranks; r++) {
         for (uint32_t slot = 0; slot < per_rank; slot++) {
-            mp_copy *where = &layer->where[row[source->ranks[r].number * per_rank + slot]];
+            mp_place *where = &layer->where[row[source->ranks[r].number * per_rank + slot]];
 
             if (where->rank == UINT32_MAX)
-                *where = (mp_copy){r, slot};
+                *where = (mp_place){r, slot};
         }
     }
     for (uint32_t e = 0; e < experts; e++)
@@ -52,13 +52,12 @@ static int check_packed(const struct mp_unpack_source *source, const mp_unpack_l
 {
     for (size_t i = 0; i < f->form->num_tensors; i++) {
         const mp_form_tensor *tensor = &f->form->tensors[i];
-        bool down = strcmp(tensor->matrix, mp_projection_name(MP_DOWN)) == 0;
+        mp_side side = tensor->matrix == MP_DOWN ? MP_L2 : MP_L1;
         const mp_slot_tensor *packed;
-        mp_role role;
 
-        if (!mp_unpack_role(f->form, tensor->role, &role))
+        if (tensor->role == MP_ROLE_SHAPE)
             continue;
-        packed = mp_part_tensor(f->part, down ? MP_L2 : MP_L1, role);
+        packed = mp_part_tensor(f->part, side, mp_unpack_role(f->form, tensor->role));
         for (uint32_t r = 0; r < source->num_ranks; r++)
             if (!mp_unpack_packed(source, layer->number, r,
                                   f->part->first + (unsigned)(packed - f->part->tensors)))
@@ -77,9 +76,6 @@ static int settle_form(const struct mp_unpack_source *source, const mp_unpack_la
     f->form = &m->forms[number];
     f->part = &source->parts[kind];
     f->slots = slots;
-    if (!mp_fusion_parse(f->form->fusion, &f->fusion))
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s: experts fused by \"%s\"", MP_MANIFEST_NAME,
-                       layer->prefix, f->form->fusion);
     if (mp_unpack_check_form(f, layer->prefix, (uint32_t)m->num_experts, err) != 0)
         return err->code;
     return check_packed(source, layer, f, err);
@@ -105,7 +101,7 @@ static int settle_layer(const struct mp_unpack_source *source, uint32_t number,
                     apart ? part->slots : (uint32_t)m->num_shared_experts, &layer->shared,
                     err) != 0)
         return err->code;
-    if (layer->shared.fusion != MP_FUSION_NONE)
+    if (layer->shared.form->fusion != MP_FUSION_NONE)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s: a shared expert that is fused",
                        MP_MANIFEST_NAME, layer->prefix);
     return 0;
@@ -153,7 +149,8 @@ static uint64_t count_tensors(const mp_manifest *m, const mp_unpack_form *f, boo
 {
     if (!f->form)
         return 0;
-    return f->form->num_tensors * (shared || f->fusion != MP_FUSION_NONE ? 1 : m->num_experts);
+    return f->form->num_tensors *
+           (shared || f->form->fusion != MP_FUSION_NONE ? 1 : m->num_experts);
 }
 
 static void list_form(mp_unpack_form *f, const mp_unpack_layer *layer, uint32_t stage,
@@ -282,6 +279,7 @@ static void count_bytes(mp_unpack_plan *plan)
 /* What is not in the pack is not in the checkpoint, though config.json may promise it. */
 static void warn_absent(mp_unpack_plan *plan)
 {
+    char dropped[MP_ROLE_SET_TEXT];
     const mp_manifest *m = &plan->manifest;
 
     if (plan->source->num_layers < m->model_layers)
@@ -291,7 +289,7 @@ static void warn_absent(mp_unpack_plan *plan)
         mp_problem(&plan->warnings, "the pack has no shared experts: routed ones are unpacked");
     if (m->dropped)
         mp_problem(&plan->warnings, "%s of experts was left behind when the pack was made",
-                   m->dropped);
+                   mp_role_set_text(m->dropped, dropped));
 }
 
 int mp_unpack_plan_init(mp_unpack_plan *plan, const char *dir, const mp_unpack_options *options,

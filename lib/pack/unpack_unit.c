@@ -28,17 +28,13 @@ static uint64_t larger(uint64_t a, uint64_t b)
  * Tiles
  */
 
-static bool is_transposed(const mp_unpack_form *f)
-{
-    return f->fusion == MP_FUSION_COLS || f->fusion == MP_FUSION_COLS_PAIRED;
-}
-
 /* Where columns are written in pieces, tiles are so large that a piece is worth a call. */
 static uint64_t tile_bytes(const mp_unpack_form *f, mp_side side)
 {
     bool cols = f->part->target->tiling(&f->part->dims, side).kind == MP_TILES_COLS;
 
-    return cols || is_transposed(f) ? MP_UNIT_COLS_BYTES : MP_UNIT_ROWS_BYTES;
+    return cols || mp_fusion_is_transposed(f->form->fusion) ? MP_UNIT_COLS_BYTES
+                                                            : MP_UNIT_ROWS_BYTES;
 }
 
 /* Tiles that stand for the same rows of gate and of up: one with both parts, or one a part. */
@@ -163,17 +159,17 @@ static const mp_out_tensor *output_of(const work_unit *w, const mp_form_tensor *
     const mp_unpack_form *f = w->unit.form;
     uint64_t number = f->first_output + (uint64_t)(tensor - f->form->tensors);
 
-    if (f->fusion == MP_FUSION_NONE)
+    if (f->form->fusion == MP_FUSION_NONE)
         number += (uint64_t)w->unit.expert * f->form->num_tensors;
     return &w->plan->work.outputs[w->source->order[number]];
 }
 
 /* The tensors of a role for the unit's side, as a matrix of `rows` rows of row_bytes. */
-static mp_stored stored_as(const work_unit *w, const char *role, uint64_t rows, uint64_t row_bytes)
+static mp_stored stored_as(const work_unit *w, mp_role role, uint64_t rows, uint64_t row_bytes)
 {
     const mp_unpack_form *f = w->unit.form;
     mp_stored to = {
-        .fusion = f->fusion,
+        .fusion = f->form->fusion,
         .parts = mp_side_parts(w->unit.side),
         .slice = w->unit.expert,
         .rows = rows,
@@ -220,7 +216,7 @@ static int write_weights(const work_unit *w, mp_error *err)
     uint64_t row_bytes = mp_scheme_row_bytes(target->scheme, mp_side_cols(dims, side));
     uint64_t count = mp_tile_count(target, dims, side, bytes) / tiles_together(f, side);
     bool below = side == MP_L1;
-    const mp_stored to = stored_as(w, "weight", below ? f->slots * rows : rows,
+    const mp_stored to = stored_as(w, MP_ROLE_WEIGHT, below ? f->slots * rows : rows,
                                    below ? row_bytes : f->slots * row_bytes);
     mp_tile tile = {0};
 
@@ -284,7 +280,7 @@ static int write_scales(const work_unit *w, mp_error *err)
 
     if (!tensor)
         return 0;
-    to = stored_as(w, "scale", below ? slots * rows : rows, 0);
+    to = stored_as(w, MP_ROLE_SCALE, below ? slots * rows : rows, 0);
     to.fusion = fusion_of_scales(to.fusion);
     row_bytes = mp_target_scale_row_bytes(part->target, &part->dims, side) * 8 /
                 mp_dtype_bits(scheme->scale_dtype) * to.width;
@@ -309,10 +305,10 @@ static int write_scales(const work_unit *w, mp_error *err)
 static int write_number(const work_unit *w, const mp_form_tensor *tensor, const float *numbers,
                         unsigned p, mp_error *err)
 {
-    bool fused = w->unit.form->fusion != MP_FUSION_NONE;
+    bool fused = w->unit.form->form->fusion != MP_FUSION_NONE;
     uint64_t at = fused ? w->unit.expert * sizeof *numbers : 0;
 
-    if (fused && mp_side_parts(w->unit.side) == 2 && strcmp(tensor->role, "global_scale") == 0 &&
+    if (fused && mp_side_parts(w->unit.side) == 2 && tensor->role == MP_ROLE_GLOBAL_SCALE &&
         numbers[0] != numbers[1])
         return mp_fail(err, MP_ERR_UNSUPPORTED,
                        "%s: expert %u has %.9g for gate and %.9g for up, where %s is one for both",
@@ -359,10 +355,10 @@ static int write_shape(const work_unit *w, const mp_form_tensor *tensor, mp_erro
 /* A tensor of a form that is neither weight nor scale. */
 static int write_other(const work_unit *w, const mp_form_tensor *tensor, unsigned p, mp_error *err)
 {
+    mp_role role = mp_unpack_role(w->unit.form->form, tensor->role);
     const mp_slot_tensor *packed;
-    mp_role role;
 
-    if (!mp_unpack_role(w->unit.form->form, tensor->role, &role))
+    if (role == MP_ROLE_SHAPE)
         return write_shape(w, tensor, err);
     packed = tensor_of(w, role);
     /* Zero points of L1 are those of its rows, which slots do not share. */
@@ -381,16 +377,15 @@ static int write_other(const work_unit *w, const mp_form_tensor *tensor, unsigne
 static int write_others(const work_unit *w, mp_error *err)
 {
     const mp_unpack_form *f = w->unit.form;
-    unsigned parts = f->fusion == MP_FUSION_NONE ? mp_side_parts(w->unit.side) : 1;
+    unsigned parts = f->form->fusion == MP_FUSION_NONE ? mp_side_parts(w->unit.side) : 1;
 
     for (unsigned p = 0; p < parts; p++) {
-        const char *matrix = mp_unpack_matrix(f, w->unit.side, p);
+        mp_projection matrix = mp_unpack_matrix(f, w->unit.side, p);
 
         for (size_t t = 0; t < f->form->num_tensors; t++) {
             const mp_form_tensor *tensor = &f->form->tensors[t];
 
-            if (strcmp(tensor->matrix, matrix) != 0 || strcmp(tensor->role, "weight") == 0 ||
-                strcmp(tensor->role, "scale") == 0)
+            if (tensor->matrix != matrix || tensor->role <= MP_ROLE_SCALE)
                 continue;
             if (write_other(w, tensor, p, err) != 0)
                 return err->code;
@@ -432,13 +427,11 @@ uint64_t mp_unpack_unit_bytes(const void *user, uint64_t index)
     mp_unpack_unit unit = mp_unpack_unit_at(plan, index);
     const mp_unpack_form *f = unit.form;
     const work_unit w = {.plan = plan, .source = plan->source, .unit = unit};
-    bool fused = f->fusion != MP_FUSION_NONE;
+    bool fused = f->form->fusion != MP_FUSION_NONE;
     uint64_t bytes = 0;
 
     for (size_t t = 0; t < f->form->num_tensors; t++) {
-        bool down = strcmp(f->form->tensors[t].matrix, mp_projection_name(MP_DOWN)) == 0;
-
-        if (down == (unit.side == MP_L2))
+        if ((f->form->tensors[t].matrix == MP_DOWN) == (unit.side == MP_L2))
             bytes += output_of(&w, &f->form->tensors[t])->bytes;
     }
     return fused ? bytes / plan->manifest.num_experts : bytes;

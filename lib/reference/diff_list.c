@@ -394,7 +394,7 @@ static bool belongs_to_expert(const char *name)
     mp_expert_name_parse(name, &parts);
     if (parts.kind != MP_NAME_ROUTED && parts.kind != MP_NAME_FUSED && parts.kind != MP_NAME_SHARED)
         return false;
-    return parts.role != MP_TENSOR_BIAS && parts.role != MP_TENSOR_INPUT_SCALE;
+    return parts.role != MP_ROLE_BIAS && parts.role != MP_ROLE_INPUT_SCALE;
 }
 
 /* Marks what stands beside a weight. */

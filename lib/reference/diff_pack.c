@@ -17,9 +17,9 @@
 
 static int check_numbers(const mp_manifest *m, mp_error *err)
 {
-    if (!mp_packed_shared_is(m, "none") && m->num_shared_experts == 0)
+    if (m->shared != MP_SHARED_NONE && m->num_shared_experts == 0)
         return mp_fail(err, MP_ERR_INPUT, "%s: shared experts are %s, but the model has none",
-                       MP_MANIFEST_NAME, m->shared);
+                       MP_MANIFEST_NAME, mp_shared_mode_name(m->shared));
     if (m->ep_size > RANKS_LIMIT || m->num_ranks > m->ep_size)
         return mp_fail(err, MP_ERR_INPUT,
                        "%s: %zu ranks of %" PRIu64 ", expected that many or fewer, and at most %u",
@@ -52,11 +52,11 @@ static int settle_sets(diff_pack *pack, mp_error *err)
         rc = check_numbers(m, err);
     if (rc == 0)
         rc = mp_slots_init(&pack->slots, (uint32_t)m->num_experts, (uint32_t)m->num_physical,
-                           (uint32_t)m->ep_size, mp_packed_shared_is(m, "fused") ? shared : 0,
-                           false, err);
+                           (uint32_t)m->ep_size, (m->shared == MP_SHARED_FUSED) ? shared : 0, false,
+                           err);
     if (rc == 0)
         rc = add_set(pack, target, "experts", dims, mp_slots_per_rank(&pack->slots), err);
-    if (rc != 0 || !mp_packed_shared_is(m, "separate"))
+    if (rc != 0 || m->shared != MP_SHARED_SEPARATE)
         return rc;
     if (target->separate->single) {
         dims.intermediate_size *= shared;

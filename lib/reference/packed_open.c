@@ -33,11 +33,11 @@ static int settle_sets(mp_packed_experts *e, mp_error *err)
 
     if (rc == 0)
         rc = mp_slots_init(&e->slots, (uint32_t)m->num_experts, (uint32_t)m->num_physical,
-                           (uint32_t)m->ep_size, mp_packed_shared_is(m, "fused") ? shared : 0,
-                           false, err);
+                           (uint32_t)m->ep_size, (m->shared == MP_SHARED_FUSED) ? shared : 0, false,
+                           err);
     if (rc == 0)
         rc = add_set(e, target, "experts", mp_slots_per_rank(&e->slots), err);
-    if (rc != 0 || !mp_packed_shared_is(m, "separate"))
+    if (rc != 0 || m->shared != MP_SHARED_SEPARATE)
         return rc;
     if (target->separate->single && shared != 1)
         return mp_fail(err, MP_ERR_UNSUPPORTED,

@@ -14,11 +14,6 @@
 /* More than any model has, and small enough that sizes of tensors fit 64 bits. */
 #define SIZE_LIMIT (1u << 20)
 
-bool mp_packed_shared_is(const mp_manifest *m, const char *mode)
-{
-    return strcmp(m->shared, mode) == 0;
-}
-
 int mp_packed_target(const mp_manifest *m, const mp_target **target, mp_error *err)
 {
     *target = mp_target_find(m->target);
@@ -27,11 +22,6 @@ int mp_packed_target(const mp_manifest *m, const mp_target **target, mp_error *e
     if (!*target || (*target)->version != m->target_version)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: this version does not know target %s/%" PRIu64,
                        MP_MANIFEST_NAME, m->target, m->target_version);
-    if (!mp_packed_shared_is(m, "none") && !mp_packed_shared_is(m, "fused") &&
-        !mp_packed_shared_is(m, "separate"))
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: this version does not know shared experts in mode \"%s\"",
-                       MP_MANIFEST_NAME, m->shared);
     if (m->hidden_size > SIZE_LIMIT || m->moe_intermediate_size > SIZE_LIMIT ||
         m->num_shared_experts > SIZE_LIMIT / (m->moe_intermediate_size + 1))
         return mp_fail(err, MP_ERR_INPUT,

@@ -21,8 +21,6 @@ typedef struct packed_set {
     mp_slot_tensor tensors[MP_TARGET_TENSORS];
 } packed_set;
 
-bool mp_packed_shared_is(const mp_manifest *m, const char *mode);
-
 /* The target of the manifest. MP_ERR_UNSUPPORTED for one that this version does not know, and
  * for shared experts in another mode; MP_ERR_INPUT for sizes of which no tensor could be. */
 int mp_packed_target(const mp_manifest *m, const mp_target **target, mp_error *err);

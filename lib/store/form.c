@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The form of a layer's experts as a value that owns its strings. */
+/* The form of a layer's experts as a value that owns its names. */
 #include <moepack/artifact.h>
 
 #include <stdlib.h>
@@ -7,13 +7,8 @@
 
 void mp_form_release(mp_form *form)
 {
-    for (size_t i = 0; i < form->num_tensors; i++) {
+    for (size_t i = 0; i < form->num_tensors; i++)
         free(form->tensors[i].name);
-        free(form->tensors[i].matrix);
-        free(form->tensors[i].role);
-    }
     free(form->tensors);
-    free(form->scheme);
-    free(form->fusion);
     memset(form, 0, sizeof *form);
 }

@@ -9,12 +9,17 @@
 #include <jansson.h>
 #include <moepack/artifact.h>
 
+/* The source scheme of layers that have several. */
+#define MP_MANIFEST_MIXED "mixed"
+
 #define MP_SEAL_CUT    "\n}\n"
 #define MP_SEAL_BEFORE ",\n  \"xxh3\": \""
 #define MP_SEAL_AFTER  "\"\n}\n"
 
 /* Members of an object, named in messages. */
 int mp_manifest_string(const json_t *object, const char *key, char **copy, mp_error *err);
+/* Fails with MP_ERR_UNSUPPORTED for a word ("fusion" of "spiral") that is none that we know. */
+int mp_manifest_unknown(const char *what, const char *word, mp_error *err);
 int mp_manifest_flag(const json_t *object, const char *key, bool *value, mp_error *err);
 
 /* A list of `count` zeroed things of a size, as long as the JSON array. */

@@ -34,8 +34,9 @@ static json_t *tensor_json(const mp_form_tensor *tensor)
 
     for (uint32_t d = 0; d < tensor->rank; d++)
         shape = mp_json_append(shape, json_integer((json_int_t)tensor->shape[d]));
-    return json_pack("{s:s, s:s, s:s, s:s, s:o}", "name", tensor->name, "matrix", tensor->matrix,
-                     "role", tensor->role, "dtype", mp_dtype_name(tensor->dtype), "shape", shape);
+    return json_pack("{s:s, s:s, s:s, s:s, s:o}", "name", tensor->name, "matrix",
+                     mp_projection_name(tensor->matrix), "role", mp_role_name(tensor->role),
+                     "dtype", mp_dtype_name(tensor->dtype), "shape", shape);
 }
 
 static json_t *form_json(const mp_form *form)
@@ -44,10 +45,10 @@ static json_t *form_json(const mp_form *form)
 
     for (size_t i = 0; i < form->num_tensors; i++)
         tensors = mp_json_append(tensors, tensor_json(&form->tensors[i]));
-    return json_pack("{s:s, s:s, s:b, s:o, s:o, s:o}", "scheme", form->scheme, "fusion",
-                     form->fusion, "global_divides", form->global_divides, "block_rows",
-                     extent_json(form->block_rows), "block_cols", extent_json(form->block_cols),
-                     "tensors", tensors);
+    return json_pack("{s:s, s:s, s:b, s:o, s:o, s:o}", "scheme", mp_scheme_name(form->scheme),
+                     "fusion", mp_fusion_name(form->fusion), "global_divides", form->global_divides,
+                     "block_rows", extent_json(form->block_rows), "block_cols",
+                     extent_json(form->block_cols), "tensors", tensors);
 }
 
 static json_t *numbers_json(const uint32_t *numbers, size_t count)
@@ -99,16 +100,19 @@ static int read_shape(const json_t *json, mp_form_tensor *tensor, mp_error *err)
 
 static int read_tensor(const json_t *json, mp_form_tensor *tensor, mp_error *err)
 {
-    const char *dtype;
+    const char *dtype, *matrix, *role;
 
     if (mp_manifest_string(json, "name", &tensor->name, err) != 0 ||
-        mp_manifest_string(json, "matrix", &tensor->matrix, err) != 0 ||
-        mp_manifest_string(json, "role", &tensor->role, err) != 0 ||
+        mp_json_get_string(json, "matrix", MP_MANIFEST_NAME, &matrix, err) != 0 ||
+        mp_json_get_string(json, "role", MP_MANIFEST_NAME, &role, err) != 0 ||
         mp_json_get_string(json, "dtype", MP_MANIFEST_NAME, &dtype, err) != 0)
         return err->code;
+    if (!mp_projection_parse(matrix, &tensor->matrix))
+        return mp_manifest_unknown("matrix", matrix, err);
+    if (!mp_role_parse(role, &tensor->role))
+        return mp_manifest_unknown("role", role, err);
     if (!mp_dtype_parse(dtype, &tensor->dtype))
-        return mp_fail(err, MP_ERR_INPUT, "%s: %s: \"%s\" is no dtype", MP_MANIFEST_NAME,
-                       tensor->name, dtype);
+        return mp_manifest_unknown("dtype", dtype, err);
     return read_shape(json, tensor, err);
 }
 
@@ -131,12 +135,18 @@ static int read_extent(const json_t *json, const char *key, uint32_t *extent, mp
 
 static int read_form(const json_t *json, mp_form *form, mp_error *err)
 {
+    const char *scheme, *fusion;
     void *list;
     json_t *array;
 
-    if (mp_manifest_string(json, "scheme", &form->scheme, err) != 0 ||
-        mp_manifest_string(json, "fusion", &form->fusion, err) != 0 ||
-        mp_manifest_flag(json, "global_divides", &form->global_divides, err) != 0 ||
+    if (mp_json_get_string(json, "scheme", MP_MANIFEST_NAME, &scheme, err) != 0 ||
+        mp_json_get_string(json, "fusion", MP_MANIFEST_NAME, &fusion, err) != 0)
+        return err->code;
+    if (!mp_scheme_parse(scheme, &form->scheme))
+        return mp_manifest_unknown("scheme", scheme, err);
+    if (!mp_fusion_parse(fusion, &form->fusion))
+        return mp_manifest_unknown("fusion", fusion, err);
+    if (mp_manifest_flag(json, "global_divides", &form->global_divides, err) != 0 ||
         read_extent(json, "block_rows", &form->block_rows, err) != 0 ||
         read_extent(json, "block_cols", &form->block_cols, err) != 0 ||
         mp_manifest_list(json, "tensors", sizeof *form->tensors, &array, &list, &form->num_tensors,

@@ -31,9 +31,7 @@ static void release_rank(mp_packed_rank *rank)
 
 void mp_manifest_release(mp_manifest *m)
 {
-    char *strings[] = {m->tool_version, m->target,   m->source_scheme, m->target_scheme,
-                       m->scale_rule,   m->rounding, m->family,        m->shared,
-                       m->command,      m->dropped};
+    char *strings[] = {m->tool_version, m->target, m->family, m->command};
 
     for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++)
         free(strings[i]);
@@ -72,6 +70,12 @@ static int get_optional_string(const json_t *object, const char *key, char **cop
     const json_t *value = json_object_get(object, key);
 
     return value && !json_is_null(value) ? mp_manifest_string(object, key, copy, err) : 0;
+}
+
+int mp_manifest_unknown(const char *what, const char *word, mp_error *err)
+{
+    return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: this version does not know %s \"%s\"",
+                   MP_MANIFEST_NAME, what, word);
 }
 
 static int get_digest(const json_t *object, const char *key, mp_hex_digest hex, mp_error *err)
@@ -131,19 +135,42 @@ int mp_manifest_list(const json_t *object, const char *key, size_t size, json_t 
  * Parts
  */
 
+/* The rules of what was requantized. */
+static int read_rules(const json_t *json, mp_manifest *m, mp_error *err)
+{
+    const char *rounding, *scale_rule;
+
+    if (mp_json_get_string(json, "rounding", MP_MANIFEST_NAME, &rounding, err) != 0 ||
+        mp_json_get_string(json, "scale_rule", MP_MANIFEST_NAME, &scale_rule, err) != 0 ||
+        get_real(json, "amax_floor", 0, &m->amax_floor, err) != 0)
+        return err->code;
+    if (!mp_rounding_parse(rounding, &m->rounding))
+        return mp_manifest_unknown("rounding", rounding, err);
+    if (!mp_scale_rule_parse(scale_rule, &m->scale_rule))
+        return mp_manifest_unknown("scale_rule", scale_rule, err);
+    if (!(m->amax_floor >= 0))
+        return mp_fail(err, MP_ERR_INPUT, "%s: amax_floor %g is negative", MP_MANIFEST_NAME,
+                       m->amax_floor);
+    return 0;
+}
+
 static int read_quantization(const json_t *root, mp_manifest *m, mp_error *err)
 {
+    const char *source, *target;
     json_t *json;
 
     if (mp_json_get_object(root, "quantization", MP_MANIFEST_NAME, &json, err) != 0 ||
-        mp_manifest_string(json, "source", &m->source_scheme, err) != 0 ||
-        mp_manifest_string(json, "target", &m->target_scheme, err) != 0 ||
-        get_optional_string(json, "scale_rule", &m->scale_rule, err) != 0 ||
-        get_optional_string(json, "rounding", &m->rounding, err) != 0 ||
+        mp_json_get_string(json, "source", MP_MANIFEST_NAME, &source, err) != 0 ||
+        mp_json_get_string(json, "target", MP_MANIFEST_NAME, &target, err) != 0 ||
         mp_manifest_flag(json, "lossless", &m->lossless, err) != 0 ||
         mp_manifest_flag(json, "shared_lossless", &m->shared_lossless, err) != 0)
         return err->code;
-    return get_real(json, "amax_floor", 0, &m->amax_floor, err);
+    m->source_scheme = MP_SCHEME_COUNT;
+    if (strcmp(source, MP_MANIFEST_MIXED) != 0 && !mp_scheme_parse(source, &m->source_scheme))
+        return mp_manifest_unknown("scheme", source, err);
+    if (!mp_scheme_parse(target, &m->target_scheme))
+        return mp_manifest_unknown("scheme", target, err);
+    return mp_manifest_requantized(m) ? read_rules(json, m, err) : 0;
 }
 
 static int read_model(const json_t *root, mp_manifest *m, mp_error *err)
@@ -311,6 +338,23 @@ static int read_errors(const json_t *root, mp_manifest *m, mp_error *err)
     return 0;
 }
 
+/* How shared experts are packed, and what was left behind. */
+static int read_options(const json_t *root, mp_manifest *m, mp_error *err)
+{
+    const char *shared, *dropped = NULL;
+    mp_error why;
+
+    if (mp_json_get_string(root, "shared", MP_MANIFEST_NAME, &shared, err) != 0 ||
+        (json_object_get(root, "dropped") &&
+         mp_json_get_string(root, "dropped", MP_MANIFEST_NAME, &dropped, err) != 0))
+        return err->code;
+    if (!mp_shared_mode_parse(shared, &m->shared))
+        return mp_manifest_unknown("shared mode", shared, err);
+    if (mp_role_set_parse(dropped, MP_ROLE_BIT(MP_ROLES) - 1, &m->dropped, &why) != 0)
+        return mp_manifest_unknown("dropped", dropped, err);
+    return 0;
+}
+
 static int read_manifest(const json_t *root, mp_manifest *m, mp_error *err)
 {
     const json_t *config = json_object_get(root, "config_xxh3");
@@ -327,13 +371,12 @@ static int read_manifest(const json_t *root, mp_manifest *m, mp_error *err)
         mp_manifest_flag(root, "nz", &m->nz, err) != 0 || read_quantization(root, m, err) != 0 ||
         read_model(root, m, err) != 0 || get_u64(root, "ep_size", &m->ep_size, err) != 0 ||
         get_u64(root, "num_physical", &m->num_physical, err) != 0 ||
-        mp_manifest_string(root, "shared", &m->shared, err) != 0 ||
+        read_options(root, m, err) != 0 ||
         get_digest(root, "placement_xxh3", m->placement_xxh3, err) != 0 ||
         (!json_is_null(config) && get_digest(root, "config_xxh3", m->config_xxh3, err) != 0) ||
         read_shards(root, m, err) != 0 || read_layers(root, m, err) != 0 ||
         mp_manifest_read_forms(root, m, err) != 0 || read_ranks(root, m, err) != 0 ||
         read_errors(root, m, err) != 0 ||
-        get_optional_string(root, "dropped", &m->dropped, err) != 0 ||
         get_optional_string(root, "command", &m->command, err) != 0)
         return err->code;
     if (m->ep_size == 0 || m->ep_size > UINT32_MAX || m->num_physical > UINT32_MAX ||
@@ -407,6 +450,11 @@ int mp_manifest_load(mp_manifest *manifest, const char *dir, mp_error *err)
     free(text);
     free(path);
     return rc;
+}
+
+bool mp_manifest_requantized(const mp_manifest *m)
+{
+    return !m->lossless || !m->shared_lossless;
 }
 
 bool mp_is_packed(const char *dir)

@@ -53,13 +53,16 @@ json_t *mp_json_with(json_t *object, const char *key, json_t *value)
 
 static json_t *quantization_json(const mp_manifest *m)
 {
-    bool exact = m->lossless && m->shared_lossless;
+    bool ruled = mp_manifest_requantized(m), mixed = m->source_scheme == MP_SCHEME_COUNT;
     json_t *json =
-        json_pack("{s:s, s:s, s:b, s:b, s:o, s:o}", "source", m->source_scheme, "target",
-                  m->target_scheme, "lossless", m->lossless, "shared_lossless", m->shared_lossless,
-                  "scale_rule", text_or_null(m->scale_rule), "rounding", text_or_null(m->rounding));
+        json_pack("{s:s, s:s, s:b, s:b, s:o, s:o}", "source",
+                  mixed ? MP_MANIFEST_MIXED : mp_scheme_name(m->source_scheme), "target",
+                  mp_scheme_name(m->target_scheme), "lossless", m->lossless, "shared_lossless",
+                  m->shared_lossless, "scale_rule",
+                  text_or_null(ruled ? mp_scale_rule_name(m->scale_rule) : NULL), "rounding",
+                  text_or_null(ruled ? mp_rounding_name(m->rounding) : NULL));
 
-    return exact ? json : mp_json_with(json, "amax_floor", json_real(m->amax_floor));
+    return ruled ? mp_json_with(json, "amax_floor", json_real(m->amax_floor)) : json;
 }
 
 static json_t *model_json(const mp_manifest *m)
@@ -137,22 +140,23 @@ static json_t *errors_json(const mp_manifest *m)
 
 static json_t *manifest_json(const mp_manifest *m)
 {
+    char dropped[MP_ROLE_SET_TEXT];
     /* Of paths, so it need not be UTF-8, which JSON cannot do without. */
     json_t *command = m->command ? json_string(m->command) : NULL;
-    json_t *json =
-        json_pack("{s:s, s:s, s:s, s:o, s:b, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:o, s:o, s:o}",
-                  "format_version", MP_FORMAT_VERSION, "tool_version", m->tool_version, "target",
-                  m->target, "target_version", number(m->target_version), "nz", m->nz,
-                  "quantization", quantization_json(m), "model", model_json(m), "ep_size",
-                  number(m->ep_size), "num_physical", number(m->num_physical), "shared", m->shared,
-                  "placement_xxh3", m->placement_xxh3, "config_xxh3", text_or_null(m->config_xxh3),
-                  "source", shards_json(m), "layers", layers_json(m), "ranks", ranks_json(m));
+    json_t *json = json_pack(
+        "{s:s, s:s, s:s, s:o, s:b, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:o, s:o, s:o}",
+        "format_version", MP_FORMAT_VERSION, "tool_version", m->tool_version, "target", m->target,
+        "target_version", number(m->target_version), "nz", m->nz, "quantization",
+        quantization_json(m), "model", model_json(m), "ep_size", number(m->ep_size), "num_physical",
+        number(m->num_physical), "shared", mp_shared_mode_name(m->shared), "placement_xxh3",
+        m->placement_xxh3, "config_xxh3", text_or_null(m->config_xxh3), "source", shards_json(m),
+        "layers", layers_json(m), "ranks", ranks_json(m));
 
     json = mp_manifest_with_forms(json, m);
     if (m->num_errors > 0)
         json = mp_json_with(json, "errors", errors_json(m));
     if (m->dropped)
-        json = mp_json_with(json, "dropped", json_string(m->dropped));
+        json = mp_json_with(json, "dropped", json_string(mp_role_set_text(m->dropped, dropped)));
     if (command)
         json = mp_json_with(json, "command", command);
     return json;

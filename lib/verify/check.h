@@ -62,9 +62,6 @@ const mp_slot_tensor *mp_check_tensor(const mp_check *check, unsigned tensor);
 /* Bytes of the tensor on a rank. */
 uint64_t mp_check_tensor_bytes(const mp_check *check, unsigned tensor);
 
-/* Whether the manifest says that `what` ("input_scale") of the experts was left behind. */
-bool mp_check_dropped(const mp_check *check, const char *what);
-
 /* Fills the selections from the options' lists. MP_ERR_USAGE. */
 int mp_check_select(mp_check *check, mp_error *err);
 

@@ -97,7 +97,7 @@ static int measure_scratch(mp_exact *exact, mp_check *check, mp_error *err)
             const mp_tensor_set *sets = check->sets;
 
             rc = measure_side(exact, check, &sets[MP_SET_SLOTS], layer, 0, (mp_side)side, err);
-            if (rc == 0 && strcmp(check->manifest.shared, "none") != 0)
+            if (rc == 0 && check->manifest.shared != MP_SHARED_NONE)
                 rc = measure_side(exact, check, &sets[check->num_sets - 1], layer, experts,
                                   (mp_side)side, err);
         }
@@ -123,13 +123,6 @@ void mp_exact_release(mp_exact *exact)
 /* ------------------------------------------------------------------------
  * Optional tensors
  */
-
-/* What the manifest may say was left behind of it. */
-static bool is_dropped(const mp_check *check, mp_role role)
-{
-    return (role == MP_ROLE_INPUT_SCALE && mp_check_dropped(check, "input_scale")) ||
-           (role == MP_ROLE_OFFSET && mp_check_dropped(check, "offset"));
-}
 
 /* How many experts of a set have what an optional tensor holds, of how many. */
 static int count_vectors(const mp_exact *exact, const mp_check *check, const mp_tensor_set *set,
@@ -188,7 +181,7 @@ static int check_optional(const mp_exact *exact, mp_check *check, const mp_rank 
                                have ? "there, but some experts of the source have no such tensor"
                                     : "there, but the source has no such tensors",
                                err);
-    if (!wanted && have == all && !is_dropped(check, tensor->role))
+    if (!wanted && have == all && !(check->manifest.dropped & MP_ROLE_BIT(tensor->role)))
         return report_optional(check, rank, layer, t, "missing, but the source has such tensors",
                                err);
     return 0;

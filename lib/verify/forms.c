@@ -11,19 +11,6 @@
 #include "base/error.h"
 #include "model/form.h"
 
-static const char *const roles[] = {"weight",      "scale",  "global_scale",
-                                    "input_scale", "offset", "shape"};
-
-#define ROLES (sizeof roles / sizeof roles[0])
-
-static const mp_tensor *tensor_of(const mp_matrix *matrix, size_t role)
-{
-    const mp_tensor *const tensors[ROLES] = {matrix->weight,      matrix->scale,  matrix->global,
-                                             matrix->input_scale, matrix->offset, matrix->shape};
-
-    return tensors[role];
-}
-
 /* Experts of a layer that a form describes: the routed ones, or the shared one. */
 typedef struct group {
     mp_check *check;
@@ -60,11 +47,11 @@ static bool same_storage(const group *g)
     const mp_form *form = g->form;
     const mp_storage *s = g->storage;
 
-    if (strcmp(form->scheme, mp_scheme_name(s->scheme)) != 0)
-        return differ(g, "scheme \"%s\", of the source it is \"%s\"", form->scheme,
+    if (form->scheme != s->scheme)
+        return differ(g, "scheme \"%s\", of the source it is \"%s\"", mp_scheme_name(form->scheme),
                       mp_scheme_name(s->scheme));
-    if (strcmp(form->fusion, mp_fusion_name(s->fusion)) != 0)
-        return differ(g, "fusion \"%s\", of the source it is \"%s\"", form->fusion,
+    if (form->fusion != s->fusion)
+        return differ(g, "fusion \"%s\", of the source it is \"%s\"", mp_fusion_name(form->fusion),
                       mp_fusion_name(s->fusion));
     if (form->global_divides != s->global_divides)
         return differ(g, "the second scale %s, of the source it %s",
@@ -101,8 +88,8 @@ static bool same_tensor(const group *g, uint32_t expert, const mp_form_tensor *l
     char a[MP_SHAPE_TEXT], b[MP_SHAPE_TEXT];
 
     if (!is_named(tensor->name, g->check->manifest.layers[g->layer], listed->name, expert))
-        return differ(g, "%s of expert %u is called %s, of the source it is %s", listed->role,
-                      expert, listed->name, tensor->name);
+        return differ(g, "%s of expert %u is called %s, of the source it is %s",
+                      mp_role_name(listed->role), expert, listed->name, tensor->name);
     if (listed->dtype != tensor->dtype || listed->rank != tensor->rank ||
         memcmp(listed->shape, tensor->shape, tensor->rank * sizeof *tensor->shape) != 0)
         return differ(g, "%s is %s %s, of the source %s %s", tensor->name,
@@ -112,19 +99,21 @@ static bool same_tensor(const group *g, uint32_t expert, const mp_form_tensor *l
 }
 
 /* The tensors of a matrix of one expert; *listed is added to. */
-static bool same_matrix(const group *g, uint32_t expert, const char *name, const mp_matrix *matrix,
-                        size_t *listed)
+static bool same_matrix(const group *g, uint32_t expert, mp_projection name,
+                        const mp_matrix *matrix, size_t *listed)
 {
-    for (size_t role = 0; role < ROLES; role++) {
-        const mp_tensor *tensor = tensor_of(matrix, role);
-        const mp_form_tensor *found = mp_form_find(g->form, name, roles[role]);
+    for (int r = 0; r < MP_ROLES; r++) {
+        mp_role role = (mp_role)r;
+        const mp_tensor *tensor = role == MP_ROLE_BIAS ? NULL : mp_matrix_tensor(matrix, role);
+        const mp_form_tensor *found = mp_form_find(g->form, name, role);
 
         *listed += found != NULL;
         if (found && !tensor)
             return differ(g, "%s, but expert %u of the source has no %s of %s", found->name, expert,
-                          roles[role], name);
-        if (!found && tensor && !mp_check_dropped(g->check, roles[role]))
-            return differ(g, "no %s of %s, the source has %s", roles[role], name, tensor->name);
+                          mp_role_name(role), mp_projection_name(name));
+        if (!found && tensor && !(g->check->manifest.dropped & MP_ROLE_BIT(role)))
+            return differ(g, "no %s of %s, the source has %s", mp_role_name(role),
+                          mp_projection_name(name), tensor->name);
         if (found && !same_tensor(g, expert, found, tensor))
             return false;
     }
@@ -137,9 +126,9 @@ static bool same_expert(const group *g, uint32_t expert)
     bool fused = g->storage->fusion != MP_FUSION_NONE;
     size_t listed = 0;
 
-    if (!same_matrix(g, expert, fused ? "gate_up" : "gate", &matrix[MP_GATE], &listed) ||
-        (!fused && !same_matrix(g, expert, "up", &matrix[MP_UP], &listed)) ||
-        !same_matrix(g, expert, "down", &matrix[MP_DOWN], &listed))
+    if (!same_matrix(g, expert, fused ? MP_GATE_UP : MP_GATE, &matrix[MP_GATE], &listed) ||
+        (!fused && !same_matrix(g, expert, MP_UP, &matrix[MP_UP], &listed)) ||
+        !same_matrix(g, expert, MP_DOWN, &matrix[MP_DOWN], &listed))
         return false;
     if (listed != g->form->num_tensors)
         return differ(g, "%zu tensors, of the source %zu", g->form->num_tensors, listed);
@@ -167,7 +156,7 @@ static bool same_listed(const group *g, const mp_form_tensor *want)
     char a[MP_SHAPE_TEXT], b[MP_SHAPE_TEXT];
 
     if (!have)
-        return differ(g, "no %s of %s", want->role, want->matrix);
+        return differ(g, "no %s of %s", mp_role_name(want->role), mp_projection_name(want->matrix));
     if (strcmp(have->name, want->name) == 0 && have->dtype == want->dtype &&
         have->rank == want->rank &&
         memcmp(have->shape, want->shape, want->rank * sizeof *want->shape) == 0)
@@ -181,9 +170,10 @@ static bool same_form(const group *g, const mp_form *want)
 {
     const mp_form *have = g->form;
 
-    if (strcmp(have->scheme, want->scheme) != 0 || strcmp(have->fusion, want->fusion) != 0)
-        return differ(g, "scheme \"%s\", fusion \"%s\", expected \"%s\" and \"%s\"", have->scheme,
-                      have->fusion, want->scheme, want->fusion);
+    if (have->scheme != want->scheme || have->fusion != want->fusion)
+        return differ(g, "scheme \"%s\", fusion \"%s\", expected \"%s\" and \"%s\"",
+                      mp_scheme_name(have->scheme), mp_fusion_name(have->fusion),
+                      mp_scheme_name(want->scheme), mp_fusion_name(want->fusion));
     if (have->global_divides != want->global_divides || have->block_rows != want->block_rows ||
         have->block_cols != want->block_cols || have->num_tensors != want->num_tensors)
         return differ(g, "%zu tensors in blocks of %ux%u, expected %zu and %ux%u",
@@ -258,7 +248,7 @@ int mp_forms_match(const mp_source *source, mp_check *check, bool *match, mp_err
         };
 
         rc = match_group(&g, false, match, err);
-        if (rc != 0 || strcmp(m->shared, "none") == 0)
+        if (rc != 0 || m->shared == MP_SHARED_NONE)
             continue;
         g.what = "shared expert";
         g.form = &m->forms[m->shared_form[i]];

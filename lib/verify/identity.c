@@ -146,7 +146,7 @@ static int try_all(probe *p, mp_identity *who, mp_error *err)
 
     if (s->set->target->single) /* nothing else has its size */
         return try_candidate(p, s->id, who, err);
-    if (strcmp(m->shared, "none") != 0)
+    if (m->shared != MP_SHARED_NONE)
         count += (uint32_t)m->num_shared_experts;
     for (uint32_t id = 0; id < count && !who->found && !who->exchanged && rc == 0; id++)
         rc = try_candidate(p, id, who, err);

@@ -46,7 +46,7 @@ static const mp_target *shared_target(const mp_check *check)
 
 static bool packs_shared(const mp_check *check)
 {
-    return strcmp(check->manifest.shared, "none") != 0;
+    return check->manifest.shared != MP_SHARED_NONE;
 }
 
 static bool is_requantized(const mp_check *check, const mp_moe_layer *source)

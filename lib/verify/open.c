@@ -8,7 +8,6 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "base/list.h"
 
 /* More than any model has, and small enough that sizes of tensors fit 64 bits. */
 #define SIZE_MAX_SANE (1u << 20)
@@ -75,14 +74,14 @@ static int check_layers(mp_check *check, bool *usable, mp_error *err)
 /* Shared experts that are packed are those of a model that has some. */
 static int check_shared(const mp_manifest *m, mp_error *err)
 {
-    if (strcmp(m->shared, "none") == 0)
+    if (m->shared == MP_SHARED_NONE)
         return 0;
     if (m->num_shared_experts == 0)
         return mp_fail(err, MP_ERR_INPUT, "shared experts are %s, but the model has none",
-                       m->shared);
+                       mp_shared_mode_name(m->shared));
     if (!m->shared_form)
         return mp_fail(err, MP_ERR_INPUT, "shared experts are %s, but shared_forms is missing",
-                       m->shared);
+                       mp_shared_mode_name(m->shared));
     if (m->num_shared_experts > SIZE_MAX_SANE / (m->moe_intermediate_size + 1))
         return mp_fail(err, MP_ERR_INPUT,
                        "%" PRIu64 " shared experts of size %" PRIu64 " are wider than %u",
@@ -105,9 +104,10 @@ static int check_numbers(mp_check *check, mp_error *err)
                        m->num_layers, m->model_layers);
     if (m->num_ranks == 0)
         return mp_fail(err, MP_ERR_INPUT, "no rank");
-    if (strcmp(m->target_scheme, mp_scheme_name(check->target->scheme)) != 0)
-        return mp_fail(err, MP_ERR_INPUT, "quantized to %s, but %s takes %s", m->target_scheme,
-                       m->target, mp_scheme_name(check->target->scheme));
+    if (m->target_scheme != check->target->scheme)
+        return mp_fail(err, MP_ERR_INPUT, "quantized to %s, but %s takes %s",
+                       mp_scheme_name(m->target_scheme), m->target,
+                       mp_scheme_name(check->target->scheme));
     return check_shared(m, err);
 }
 
@@ -140,7 +140,7 @@ static int settle_sets(mp_check *check, mp_error *err)
 {
     const mp_manifest *m = &check->manifest;
     uint32_t shared = (uint32_t)m->num_shared_experts;
-    uint32_t fused = strcmp(m->shared, "fused") == 0 ? shared : 0;
+    uint32_t fused = m->shared == MP_SHARED_FUSED ? shared : 0;
     mp_dims dims = {m->hidden_size, m->moe_intermediate_size};
     const mp_target *separate = check->target->separate;
 
@@ -148,7 +148,7 @@ static int settle_sets(mp_check *check, mp_error *err)
                            (uint32_t)m->ep_size, fused, false, err);
     if (rc == 0)
         rc = add_set(check, check->target, "experts", dims, mp_slots_per_rank(&check->slots), err);
-    if (rc != 0 || strcmp(m->shared, "separate") != 0)
+    if (rc != 0 || m->shared != MP_SHARED_SEPARATE)
         return rc;
     if (separate->single) {
         dims.intermediate_size *= shared;
@@ -173,11 +173,6 @@ static int find_target(mp_check *check, mp_error *err)
                            m->target);
         check->target = check->target->nz;
     }
-    if (strcmp(m->shared, "none") != 0 && strcmp(m->shared, "fused") != 0 &&
-        strcmp(m->shared, "separate") != 0)
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: this version cannot check shared experts in mode \"%s\"",
-                       MP_MANIFEST_NAME, m->shared);
     return 0;
 }
 
@@ -227,11 +222,6 @@ const mp_slot_tensor *mp_check_tensor(const mp_check *check, unsigned tensor)
 uint64_t mp_check_tensor_bytes(const mp_check *check, unsigned tensor)
 {
     return mp_check_tensor(check, tensor)->slot_bytes * mp_check_set(check, tensor)->slots;
-}
-
-bool mp_check_dropped(const mp_check *check, const char *what)
-{
-    return mp_list_has(check->manifest.dropped, what);
 }
 
 void mp_check_release(mp_check *check)

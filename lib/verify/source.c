@@ -107,19 +107,25 @@ static bool match_layer(mp_source *source, mp_check *check, size_t index)
     return false;
 }
 
+static const char *source_scheme_text(mp_scheme scheme)
+{
+    return scheme == MP_SCHEME_COUNT ? "mixed" : mp_scheme_name(scheme);
+}
+
 /* The scheme of the layers that are packed, and whether they pass through. */
 static bool match_quantization(const mp_source *source, mp_check *check)
 {
     const mp_manifest *m = &check->manifest;
-    const char *scheme = mp_scheme_name(source->layers[0]->storage.scheme);
+    mp_scheme scheme = source->layers[0]->storage.scheme;
     bool lossless = true;
 
     for (size_t i = 0; i < m->num_layers; i++) {
         lossless &= mp_passes_through(&source->layers[i]->storage, check->target);
         if (source->layers[i]->storage.scheme != source->layers[0]->storage.scheme)
-            scheme = "mixed";
+            scheme = MP_SCHEME_COUNT;
     }
-    bool same = same_text(check, "source quantization", m->source_scheme, scheme);
+    bool same = same_text(check, "source quantization", source_scheme_text(m->source_scheme),
+                          source_scheme_text(scheme));
     return same_text(check, "repack", m->lossless ? "lossless" : "requantized",
                      lossless ? "lossless" : "requantized") &&
            same;
@@ -172,7 +178,7 @@ static int match_shared(const mp_source *source, mp_check *check, bool *match, m
     const mp_tensor_set *set = &check->sets[check->num_sets - 1];
     bool lossless = true;
 
-    if (strcmp(m->shared, "none") == 0)
+    if (m->shared == MP_SHARED_NONE)
         return 0;
     for (size_t i = 0; i < m->num_layers; i++) {
         mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, -1);
@@ -180,7 +186,8 @@ static int match_shared(const mp_source *source, mp_check *check, bool *match, m
         spot.layer = (int64_t)i;
         if (!source->layers[i]->has_shared) {
             mp_fault_add(&check->faults, &spot,
-                         "shared experts are %s, the source has none in this layer", m->shared);
+                         "shared experts are %s, the source has none in this layer",
+                         mp_shared_mode_name(m->shared));
             *match = false;
             continue;
         }
@@ -218,11 +225,6 @@ static bool match_model(const mp_source *source, mp_check *check)
     return same;
 }
 
-static bool is_requantized(const mp_manifest *m)
-{
-    return !m->lossless || (strcmp(m->shared, "none") != 0 && !m->shared_lossless);
-}
-
 /* config.json goes along as it is: it says what the router's weights are multiplied by. */
 static int match_config(const mp_source *source, mp_check *check, mp_error *err)
 {
@@ -249,29 +251,17 @@ static int match_config(const mp_source *source, mp_check *check, mp_error *err)
     return 0;
 }
 
-/* The rules that the manifest names, where there is something to quantize. */
-static bool read_rules(mp_source *source, mp_check *check)
+/* The rules that the manifest names. Refusing is for who writes; here it only matters what the
+ * bytes have to be. */
+static void take_rules(mp_source *source, const mp_manifest *m)
 {
-    const mp_manifest *m = &check->manifest;
-    const char *rounding = m->rounding ? m->rounding : "";
-    const char *scale_rule = m->scale_rule ? m->scale_rule : "";
-    mp_spot spot = mp_spot_of_rank(MP_VERIFY_EXACT, -1);
-
-    /* Refusing is for who writes; here it only matters what the bytes have to be. */
-    source->quant.allow_nonfinite = true;
-    source->quant.ue8m0 = true;
-    if (!is_requantized(m))
-        return true;
-    source->quant.rounding = strcmp(rounding, "ocp") == 0 ? MP_ROUND_OCP : MP_ROUND_DEEPGEMM;
-    source->quant.scale_rule = strcmp(scale_rule, "mse") == 0 ? MP_SCALE_MSE : MP_SCALE_CEIL;
-    source->quant.amax_floor = (float)m->amax_floor;
-    if ((strcmp(rounding, "ocp") == 0 || strcmp(rounding, "deepgemm") == 0) &&
-        (strcmp(scale_rule, "mse") == 0 || strcmp(scale_rule, "ceil") == 0) && m->amax_floor >= 0)
-        return true;
-    mp_fault_add(&check->faults, &spot,
-                 "%s: rounding \"%s\", scale_rule \"%s\", amax_floor %g: no such rules",
-                 MP_MANIFEST_NAME, rounding, scale_rule, m->amax_floor);
-    return false;
+    source->quant = (mp_quant_options){
+        .rounding = m->rounding,
+        .scale_rule = m->scale_rule,
+        .amax_floor = (float)m->amax_floor,
+        .allow_nonfinite = true,
+        .ue8m0 = true,
+    };
 }
 
 /* Goes on to what has no meaning without the ones before only where they match. */
@@ -279,7 +269,8 @@ static int match_manifest(mp_source *source, mp_check *check, bool *match, mp_er
 {
     int rc = 0;
 
-    *match = match_model(source, check) && match_layers(source, check) && read_rules(source, check);
+    take_rules(source, &check->manifest);
+    *match = match_model(source, check) && match_layers(source, check);
     if (*match)
         rc = match_shared(source, check, match, err);
     if (rc == 0 && *match)

@@ -11,7 +11,7 @@ uses()
     case $1 in
     base) ;;
     store) echo base ;;
-    model) echo base store ;;
+    model) echo base store numeric ;;
     numeric) echo base ;;
     place) echo base ;;
     layout) echo base numeric ;;

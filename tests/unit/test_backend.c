@@ -18,7 +18,7 @@ Test(backend, names_are_read_back)
     mp_runner runner;
     mp_deepep_mode mode;
     mp_platform platform;
-    mp_shared_form shared;
+    mp_shared_mode shared;
 
     for (size_t i = 0; i < MP_A2A_COUNT; i++)
         cr_assert(mp_a2a_parse(mp_a2a_name(i), &a2a) && a2a == i);
@@ -28,8 +28,8 @@ Test(backend, names_are_read_back)
         cr_assert(mp_deepep_mode_parse(mp_deepep_mode_name(i), &mode) && mode == i);
     for (size_t i = 0; i < MP_PLATFORM_COUNT; i++)
         cr_assert(mp_platform_parse(mp_platform_name(i), &platform) && platform == i);
-    for (size_t i = 0; i < MP_SHARED_FORM_COUNT; i++)
-        cr_assert(mp_shared_form_parse(mp_shared_form_name(i), &shared) && shared == i);
+    for (size_t i = 0; i < MP_SHARED_MODES; i++)
+        cr_assert(mp_shared_mode_parse(mp_shared_mode_name(i), &shared) && shared == i);
     cr_assert_null(mp_a2a_name(MP_A2A_COUNT));
     cr_assert_not(mp_a2a_parse("deep", &a2a));
     cr_assert_not(mp_platform_parse("", &platform));
@@ -142,11 +142,11 @@ Test(backend, physical_experts_have_to_divide)
 Test(backend, fused_shared_experts_have_slots)
 {
     ask_for(MP_A2A_MEGAMOE);
-    flags.shared = MP_SHARED_FORM_FUSED;
+    flags.shared = MP_SHARED_FUSED;
     flags.redundant = 32;
     resolve_well();
     cr_assert_eq(mp_slots_per_rank(&backend.slots), 37);
-    flags.shared = MP_SHARED_FORM_SEPARATE;
+    flags.shared = MP_SHARED_SEPARATE;
     resolve_well();
     cr_assert_eq(mp_slots_per_rank(&backend.slots), 36);
 }
@@ -693,7 +693,7 @@ Test(backend, waterfill)
         for (uint64_t shared = 0; shared <= 2; shared++) {
             start_fuseep();
             ask_for((mp_a2a)i);
-            flags.shared = MP_SHARED_FORM_FUSED;
+            flags.shared = MP_SHARED_FUSED;
             flags.redundant = 32;
             model.num_shared_experts = shared;
             resolve_well();
@@ -702,12 +702,12 @@ Test(backend, waterfill)
         }
     }
     ask_for(MP_A2A_DEEPEP);
-    flags.shared = MP_SHARED_FORM_FUSED;
+    flags.shared = MP_SHARED_FUSED;
     model.num_shared_experts = 1;
     resolve_well();
     expect_decision("waterfill", "288", "--shared");
     expect_why("waterfill", "possible, with the physical routed count: 256 and 32 redundant");
-    flags.shared = MP_SHARED_FORM_SEPARATE;
+    flags.shared = MP_SHARED_SEPARATE;
     resolve_well();
     cr_assert_eq(backend.waterfill_routed_experts, 0);
     expect_decision("waterfill", "off", "--shared");

@@ -141,11 +141,11 @@ Test(backend_memory, redundant_and_shared_experts_take_slots)
     flags.redundant = 32;
     estimate(0);
     cr_assert_eq(memory.layer_weights, 36 * slot);
-    flags.shared = MP_SHARED_FORM_FUSED;
+    flags.shared = MP_SHARED_FUSED;
     estimate(0);
     cr_assert_eq(memory.layer_weights, 37 * slot);
     /* Apart, a shared expert stays FP8. */
-    flags.shared = MP_SHARED_FORM_SEPARATE;
+    flags.shared = MP_SHARED_SEPARATE;
     estimate(0);
     cr_assert_eq(memory.layer_weights, 36 * slot + 2 * slot);
     model.num_shared_experts = 2;
@@ -162,7 +162,7 @@ Test(backend_memory, fused_shared_experts_widen_the_buffer)
     mp_symm_buffer buffer = {8, 256 + 8, 1024, 7, 4096, 2048, false, false};
 
     ask_for(MP_A2A_MEGAMOE);
-    flags.shared = MP_SHARED_FORM_FUSED;
+    flags.shared = MP_SHARED_FUSED;
     estimate(0);
     cr_assert_eq(memory.symm_buffer, mp_symm_buffer_bytes(&buffer));
 }
@@ -290,7 +290,7 @@ static void start_pack(void)
         .moe_intermediate_size = 2048,
         .num_experts = 256,
         .num_layers = 44,
-        .shared = "none",
+        .shared = MP_SHARED_NONE,
         .placement_xxh3 = "",
     };
 }
@@ -324,7 +324,7 @@ Test(backend_memory, a_pack_differs_by_name)
     pack.num_physical = 288;
     expect_mismatch(NULL, "num_physical: the pack has 288, the engine wants 256");
     start_pack();
-    pack.shared = "separate";
+    pack.shared = MP_SHARED_SEPARATE;
     expect_mismatch(NULL, "shared: the pack has separate, the engine wants none");
     start_pack();
     pack.hidden_size = 7168;
@@ -346,7 +346,7 @@ Test(backend_memory, several_differences_are_all_named)
     start_pack();
     pack.target = "fuseep-1";
     pack.ep_size = 4;
-    pack.shared = "fused";
+    pack.shared = MP_SHARED_FUSED;
     cr_assert_eq(mp_backend_check_pack(&backend, &model, &pack, NULL, &mismatches, &err), 0);
     cr_assert_eq(mismatches.count, 3);
     mp_problems_release(&mismatches);

@@ -47,16 +47,16 @@ static void expect_tensor(size_t index, const char *matrix, const char *role, co
 
     cr_assert_lt(index, form.num_tensors);
     cr_assert_str_eq(t->name, name);
-    cr_assert_str_eq(t->matrix, matrix, "%s", name);
-    cr_assert_str_eq(t->role, role, "%s", name);
+    cr_assert_str_eq(mp_projection_name(t->matrix), matrix, "%s", name);
+    cr_assert_str_eq(mp_role_name(t->role), role, "%s", name);
     cr_assert_eq(t->dtype, dtype, "%s", name);
     cr_assert_str_eq(mp_shape_text(t->shape, t->rank, text), shape, "%s", name);
 }
 
 static void expect_equal(const mp_form *a, const mp_form *b)
 {
-    cr_assert_str_eq(a->scheme, b->scheme);
-    cr_assert_str_eq(a->fusion, b->fusion);
+    cr_assert_eq(a->scheme, b->scheme);
+    cr_assert_eq(a->fusion, b->fusion);
     cr_assert_eq(a->global_divides, b->global_divides);
     cr_assert_eq(a->block_rows, b->block_rows);
     cr_assert_eq(a->block_cols, b->block_cols);
@@ -65,8 +65,8 @@ static void expect_equal(const mp_form *a, const mp_form *b)
         const mp_form_tensor *x = &a->tensors[i], *y = &b->tensors[i];
 
         cr_assert_str_eq(x->name, y->name);
-        cr_assert_str_eq(x->matrix, y->matrix, "%s", x->name);
-        cr_assert_str_eq(x->role, y->role, "%s", x->name);
+        cr_assert_eq(x->matrix, y->matrix, "%s", x->name);
+        cr_assert_eq(x->role, y->role, "%s", x->name);
         cr_assert(x->dtype == y->dtype && x->rank == y->rank, "%s", x->name);
         cr_assert_eq(memcmp(x->shape, y->shape, x->rank * sizeof *x->shape), 0, "%s", x->name);
     }
@@ -81,8 +81,8 @@ Test(form, of_experts_with_tensors_of_their_own)
     open_fixture("v4-fp4");
     cr_assert_eq(mp_form_of_layer(&catalog, &catalog.layers[1], false, &form, &err), 0, "%s",
                  err.message);
-    cr_assert_str_eq(form.scheme, "mxfp4");
-    cr_assert_str_eq(form.fusion, "none");
+    cr_assert_str_eq(mp_scheme_name(form.scheme), "mxfp4");
+    cr_assert_str_eq(mp_fusion_name(form.fusion), "none");
     cr_assert(form.block_rows == 1 && form.block_cols == 32 && !form.global_divides);
     cr_assert_eq(form.num_tensors, 6);
     expect_tensor(0, "gate", "weight", "ffn.experts.{}.w1.weight", MP_I8, "[256, 192]");
@@ -98,7 +98,7 @@ Test(form, of_the_shared_expert)
     open_fixture("v4-fp4");
     cr_assert_eq(mp_form_of_layer(&catalog, &catalog.layers[0], true, &form, &err), 0, "%s",
                  err.message);
-    cr_assert_str_eq(form.scheme, "fp8_block");
+    cr_assert_str_eq(mp_scheme_name(form.scheme), "fp8_block");
     cr_assert(form.block_rows == 128 && form.block_cols == 128);
     cr_assert_eq(form.num_tensors, 6);
     expect_tensor(0, "gate", "weight", "ffn.shared_experts.w1.weight", MP_F8_E4M3, "[256, 384]");
@@ -117,7 +117,7 @@ Test(form, of_fused_experts)
     open_fixture("gptoss-mxfp4");
     cr_assert_eq(mp_form_of_layer(&catalog, &catalog.layers[0], false, &form, &err), 0, "%s",
                  err.message);
-    cr_assert_str_eq(form.fusion, "rows_paired");
+    cr_assert_str_eq(mp_fusion_name(form.fusion), "rows_paired");
     cr_assert_eq(form.num_tensors, 4, "biases are no part of it");
     expect_tensor(0, "gate_up", "weight", "mlp.experts.gate_up_proj_blocks", MP_U8,
                   "[3, 128, 3, 16]");
@@ -262,8 +262,8 @@ Test(form, tensors_of_a_style)
     cr_assert_eq(form.num_tensors, 9);
     expect_tensor(8, "down", "global_scale", "feed_forward.shared_expert.down_proj.weight_scale_2",
                   MP_F32, "[]");
-    cr_assert_eq(mp_form_find(&form, "down", "global_scale"), &form.tensors[8]);
-    cr_assert_null(mp_form_find(&form, "down", "offset"));
+    cr_assert_eq(mp_form_find(&form, MP_DOWN, MP_ROLE_GLOBAL_SCALE), &form.tensors[8]);
+    cr_assert_null(mp_form_find(&form, MP_DOWN, MP_ROLE_OFFSET));
 }
 
 Test(form, defaults)

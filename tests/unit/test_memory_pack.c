@@ -184,26 +184,24 @@ static char *layers[] = {a, b};
 static mp_layer_error errors[] = {{a, "w13", 0.5, 6, 1, 2, 3, 0}, {a, "w2", 0.25, 12, 4, 5, 6, 7}};
 
 static mp_form_tensor form_tensors[] = {
-    {a, a, b, MP_I8, 2, {4, 2}},
-    {b, b, a, MP_F8_E8M0, 2, {4, 1}},
+    {a, MP_GATE, MP_ROLE_WEIGHT, MP_I8, 2, {4, 2}},
+    {b, MP_DOWN, MP_ROLE_SCALE, MP_F8_E8M0, 2, {4, 1}},
 };
 static mp_form forms[] = {
-    {a, b, false, 1, 32, form_tensors, 2},
-    {b, a, true, 1, 16, form_tensors, 1},
+    {MP_SCHEME_MXFP4, MP_FUSION_NONE, false, 1, 32, form_tensors, 2},
+    {MP_SCHEME_NVFP4, MP_FUSION_ROWS, true, 1, 16, form_tensors, 1},
 };
 static uint32_t layer_form[] = {1, 0}, shared_form[] = {0, 0};
 
 static const mp_manifest value = {
     .tool_version = a,
     .target = b,
-    .source_scheme = a,
-    .target_scheme = b,
-    .scale_rule = a,
-    .rounding = b,
+    .source_scheme = MP_SCHEME_BF16,
+    .target_scheme = MP_SCHEME_MXFP4,
     .family = a,
     .ep_size = 2,
     .num_physical = 4,
-    .shared = a,
+    .shared = MP_SHARED_FUSED,
     .placement_xxh3 = "44444444444444444444444444444444",
     .config_xxh3 = "55555555555555555555555555555555",
     .shards = shards,

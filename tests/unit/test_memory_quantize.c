@@ -43,7 +43,7 @@ Test(memory_quantize, forms)
 {
     put_source();
     cr_assert_eq(mp_catalog_open(&catalog, dir, &one_thread, &err), 0, "%s", err.message);
-    cr_assert_gt(memory_exhaust(make_forms), 40);
+    cr_assert_gt(memory_exhaust(make_forms), 16);
 }
 
 static int rewrite_config(mp_error *e)

@@ -17,7 +17,7 @@ static void expect_kind(const char *name, mp_name_kind kind)
 
 /* name: an expert's; prefix ...: what has to come out. */
 static void expect_expert(const char *name, mp_name_kind kind, const char *prefix, uint64_t layer,
-                          bool mtp, uint64_t expert, mp_projection projection, mp_tensor_role role)
+                          bool mtp, uint64_t expert, mp_projection projection, mp_role role)
 {
     expect_kind(name, kind);
     cr_assert_eq(parts.prefix_length, strlen(prefix), "%s", name);
@@ -32,44 +32,44 @@ static void expect_expert(const char *name, mp_name_kind kind, const char *prefi
 Test(names, routed_experts_of_v4)
 {
     expect_expert("layers.3.ffn.experts.7.w1.weight", MP_NAME_ROUTED, "layers.3", 3, false, 7,
-                  MP_GATE, MP_TENSOR_WEIGHT);
+                  MP_GATE, MP_ROLE_WEIGHT);
     cr_assert_str_eq(parts.naming->block, "ffn");
     expect_expert("layers.42.ffn.experts.255.w3.scale", MP_NAME_ROUTED, "layers.42", 42, false, 255,
-                  MP_UP, MP_TENSOR_SCALE);
+                  MP_UP, MP_ROLE_SCALE);
     expect_expert("layers.0.ffn.experts.0.w2.weight", MP_NAME_ROUTED, "layers.0", 0, false, 0,
-                  MP_DOWN, MP_TENSOR_WEIGHT);
+                  MP_DOWN, MP_ROLE_WEIGHT);
 }
 
 Test(names, routed_experts_of_v3)
 {
     expect_expert("model.layers.12.mlp.experts.31.gate_proj.weight", MP_NAME_ROUTED,
-                  "model.layers.12", 12, false, 31, MP_GATE, MP_TENSOR_WEIGHT);
+                  "model.layers.12", 12, false, 31, MP_GATE, MP_ROLE_WEIGHT);
     cr_assert_str_eq(parts.naming->block, "mlp");
     expect_expert("model.layers.12.mlp.experts.31.up_proj.weight_scale_inv", MP_NAME_ROUTED,
-                  "model.layers.12", 12, false, 31, MP_UP, MP_TENSOR_SCALE);
+                  "model.layers.12", 12, false, 31, MP_UP, MP_ROLE_SCALE);
     expect_expert("model.language_model.layers.3.mlp.experts.9.down_proj.weight", MP_NAME_ROUTED,
-                  "model.language_model.layers.3", 3, false, 9, MP_DOWN, MP_TENSOR_WEIGHT);
+                  "model.language_model.layers.3", 3, false, 9, MP_DOWN, MP_ROLE_WEIGHT);
 }
 
 Test(names, shared_experts)
 {
     expect_expert("layers.3.ffn.shared_experts.w2.scale", MP_NAME_SHARED, "layers.3", 3, false, 0,
-                  MP_DOWN, MP_TENSOR_SCALE);
+                  MP_DOWN, MP_ROLE_SCALE);
     expect_expert("model.layers.3.mlp.shared_experts.up_proj.weight", MP_NAME_SHARED,
-                  "model.layers.3", 3, false, 0, MP_UP, MP_TENSOR_WEIGHT);
+                  "model.layers.3", 3, false, 0, MP_UP, MP_ROLE_WEIGHT);
 }
 
 /* V4 has blocks of their own; V3's is the layer behind the last. */
 Test(names, multi_token_prediction)
 {
     expect_expert("mtp.0.ffn.experts.5.w1.weight", MP_NAME_ROUTED, "mtp.0", 0, true, 5, MP_GATE,
-                  MP_TENSOR_WEIGHT);
+                  MP_ROLE_WEIGHT);
     expect_expert("mtp.2.ffn.shared_experts.w1.weight", MP_NAME_SHARED, "mtp.2", 2, true, 0,
-                  MP_GATE, MP_TENSOR_WEIGHT);
+                  MP_GATE, MP_ROLE_WEIGHT);
     expect_expert("model.layers.61.mlp.experts.5.gate_proj.weight", MP_NAME_ROUTED,
-                  "model.layers.61", 61, false, 5, MP_GATE, MP_TENSOR_WEIGHT);
+                  "model.layers.61", 61, false, 5, MP_GATE, MP_ROLE_WEIGHT);
     expect_expert("mtp.layers.1.mlp.experts.5.gate_proj.weight", MP_NAME_ROUTED, "mtp.layers.1", 1,
-                  true, 5, MP_GATE, MP_TENSOR_WEIGHT);
+                  true, 5, MP_GATE, MP_ROLE_WEIGHT);
     /* "mtp" is a word, not the end of one. */
     expect_kind("smtp.0.ffn.experts.5.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("sublayers.0.ffn.experts.5.w1.weight", MP_NAME_UNKNOWN);
@@ -93,7 +93,7 @@ Test(names, huge_numbers)
 {
     expect_expert("layers.18446744073709551615.ffn.experts.18446744073709551615.w1.weight",
                   MP_NAME_ROUTED, "layers.18446744073709551615", UINT64_MAX, false, UINT64_MAX,
-                  MP_GATE, MP_TENSOR_WEIGHT);
+                  MP_GATE, MP_ROLE_WEIGHT);
     expect_kind("layers.3.ffn.experts.18446744073709551616.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("layers.18446744073709551616.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("layers.3.ffn.experts.99999999999999999999999999.w1.weight", MP_NAME_UNKNOWN);
@@ -125,13 +125,13 @@ Test(names, what_a_tensor_holds)
 {
     static const struct {
         const char *suffix;
-        mp_tensor_role role;
+        mp_role role;
     } suffixes[] = {
-        {"weight_packed", MP_TENSOR_WEIGHT},    {"weight_scale", MP_TENSOR_SCALE},
-        {"weight_scale_2", MP_TENSOR_GLOBAL},   {"weight_global_scale", MP_TENSOR_GLOBAL_DIV},
-        {"input_scale", MP_TENSOR_INPUT_SCALE}, {"input_global_scale", MP_TENSOR_INPUT_SCALE},
-        {"weight_offset", MP_TENSOR_OFFSET},    {"bias", MP_TENSOR_BIAS},
-        {"weight_shape", MP_TENSOR_SHAPE},      {"weight_zero_point", MP_TENSOR_OFFSET},
+        {"weight_packed", MP_ROLE_WEIGHT},        {"weight_scale", MP_ROLE_SCALE},
+        {"weight_scale_2", MP_ROLE_GLOBAL_SCALE}, {"weight_global_scale", MP_ROLE_GLOBAL_SCALE},
+        {"input_scale", MP_ROLE_INPUT_SCALE},     {"input_global_scale", MP_ROLE_INPUT_SCALE},
+        {"weight_offset", MP_ROLE_OFFSET},        {"bias", MP_ROLE_BIAS},
+        {"weight_shape", MP_ROLE_SHAPE},          {"weight_zero_point", MP_ROLE_OFFSET},
     };
     char name[128];
 
@@ -157,19 +157,19 @@ Test(names, what_only_unsupported_forms_have)
 Test(names, fused_experts)
 {
     expect_expert("model.layers.3.mlp.experts.gate_up_proj", MP_NAME_FUSED, "model.layers.3", 3,
-                  false, 0, MP_GATE, MP_TENSOR_WEIGHT);
+                  false, 0, MP_GATE, MP_ROLE_WEIGHT);
     expect_expert("model.layers.3.mlp.experts.down_proj_blocks", MP_NAME_FUSED, "model.layers.3", 3,
-                  false, 0, MP_DOWN, MP_TENSOR_WEIGHT);
+                  false, 0, MP_DOWN, MP_ROLE_WEIGHT);
     expect_expert("model.layers.3.mlp.experts.gate_up_proj_scales", MP_NAME_FUSED, "model.layers.3",
-                  3, false, 0, MP_GATE, MP_TENSOR_SCALE);
+                  3, false, 0, MP_GATE, MP_ROLE_SCALE);
     expect_expert("model.layers.3.mlp.experts.down_proj_bias", MP_NAME_FUSED, "model.layers.3", 3,
-                  false, 0, MP_DOWN, MP_TENSOR_BIAS);
+                  false, 0, MP_DOWN, MP_ROLE_BIAS);
     expect_expert("model.layers.3.mlp.experts.gate_up_proj_weight_scale", MP_NAME_FUSED,
-                  "model.layers.3", 3, false, 0, MP_GATE, MP_TENSOR_SCALE);
+                  "model.layers.3", 3, false, 0, MP_GATE, MP_ROLE_SCALE);
     expect_expert("model.layers.3.mlp.experts.down_proj_weight_scale_2", MP_NAME_FUSED,
-                  "model.layers.3", 3, false, 0, MP_DOWN, MP_TENSOR_GLOBAL);
+                  "model.layers.3", 3, false, 0, MP_DOWN, MP_ROLE_GLOBAL_SCALE);
     expect_expert("model.layers.3.mlp.experts.down_proj_activation_scale", MP_NAME_FUSED,
-                  "model.layers.3", 3, false, 0, MP_DOWN, MP_TENSOR_INPUT_SCALE);
+                  "model.layers.3", 3, false, 0, MP_DOWN, MP_ROLE_INPUT_SCALE);
     expect_kind("model.layers.3.mlp.experts.gate_up_proj_weight", MP_NAME_UNKNOWN);
     expect_kind("model.layers.3.mlp.experts.up_proj", MP_NAME_UNKNOWN);
 }
@@ -178,15 +178,15 @@ Test(names, fused_experts)
 Test(names, other_blocks)
 {
     expect_expert("model.layers.3.block_sparse_moe.experts.7.w2.weight", MP_NAME_ROUTED,
-                  "model.layers.3", 3, false, 7, MP_DOWN, MP_TENSOR_WEIGHT);
+                  "model.layers.3", 3, false, 7, MP_DOWN, MP_ROLE_WEIGHT);
     expect_expert("language_model.model.layers.3.block_sparse_moe.shared_experts.up_proj.weight",
                   MP_NAME_SHARED, "language_model.model.layers.3", 3, false, 0, MP_UP,
-                  MP_TENSOR_WEIGHT);
+                  MP_ROLE_WEIGHT);
     expect_expert("model.layers.3.mlp.shared_expert.up_proj.weight", MP_NAME_SHARED,
-                  "model.layers.3", 3, false, 0, MP_UP, MP_TENSOR_WEIGHT);
+                  "model.layers.3", 3, false, 0, MP_UP, MP_ROLE_WEIGHT);
     cr_assert_str_eq(parts.shared, "shared_expert");
     expect_expert("language_model.model.layers.3.feed_forward.experts.down_proj", MP_NAME_FUSED,
-                  "language_model.model.layers.3", 3, false, 0, MP_DOWN, MP_TENSOR_WEIGHT);
+                  "language_model.model.layers.3", 3, false, 0, MP_DOWN, MP_ROLE_WEIGHT);
 }
 
 Test(names, other_tensors)

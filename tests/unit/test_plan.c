@@ -91,7 +91,7 @@ static void expect_copies(uint64_t index, const char *want)
 {
     mp_unit unit = mp_plan_unit(&plan, index);
     uint32_t count;
-    const mp_copy *copies = mp_unit_copies(&unit, &count);
+    const mp_place *copies = mp_unit_copies(&unit, &count);
     char have[128] = "";
     int n = 0;
 
@@ -619,8 +619,7 @@ Test(plan, what_the_target_cannot_carry)
     options.drop = "input_scale,bias";
     expect_plan();
     options.drop = "bias,scale";
-    expect_no_plan(MP_ERR_USAGE,
-                   "\"scale\" is nothing that can be dropped: bias, input_scale, offset");
+    expect_no_plan(MP_ERR_USAGE, "drop: \"scale\" is none of bias,input_scale,offset");
 }
 
 Test(plan, warns_of_what_the_engine_does_not_take)

@@ -107,7 +107,7 @@ static void expect_everywhere(uint32_t expert, uint32_t slot)
 {
     mp_unit unit = mp_plan_unit(&plan, (uint64_t)expert * MP_SIDES);
     uint32_t count;
-    const mp_copy *copies = mp_unit_copies(&unit, &count);
+    const mp_place *copies = mp_unit_copies(&unit, &count);
 
     cr_assert(unit.is_shared);
     cr_assert_eq(unit.expert, expert);

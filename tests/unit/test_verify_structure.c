@@ -73,12 +73,6 @@ Test(verify_structure, refuses_what_it_does_not_know)
 
     load_manifest(&m);
     m.target_version--;
-    m.shared[0] = 'N';
-    save_manifest(&m);
-    expect_unsupported("moepack.json: this version cannot check shared experts in mode \"None\"");
-
-    load_manifest(&m);
-    m.shared[0] = 'n';
     m.nz = true;
     save_manifest(&m);
     expect_unsupported("moepack.json: this version knows no FRACTAL_NZ form of megamoe-w4a8");
@@ -90,15 +84,14 @@ Test(verify_structure, refuses_what_it_does_not_know)
 }
 
 /* Sets the shared mode, without forms unless there are to be some. */
-static void expect_shared_lie(const char *mode, uint64_t experts, bool forms, const char *detail)
+static void expect_shared_lie(mp_shared_mode mode, uint64_t experts, bool forms, const char *detail)
 {
     uint64_t length;
     char *truth = get_text(at(MP_MANIFEST_NAME), &length);
     mp_manifest m;
 
     load_manifest(&m);
-    free(m.shared);
-    m.shared = strdup(mode);
+    m.shared = mode;
     m.num_shared_experts = experts;
     if (forms)
         m.shared_form = calloc(m.num_layers, sizeof *m.shared_form);
@@ -111,11 +104,11 @@ static void expect_shared_lie(const char *mode, uint64_t experts, bool forms, co
 
 Test(verify_structure, finds_shared_experts_that_cannot_be)
 {
-    expect_shared_lie("fused", 0, true,
+    expect_shared_lie(MP_SHARED_FUSED, 0, true,
                       "moepack.json: shared experts are fused, but the model has none");
-    expect_shared_lie("separate", 1, false,
+    expect_shared_lie(MP_SHARED_SEPARATE, 1, false,
                       "moepack.json: shared experts are separate, but shared_forms is missing");
-    expect_shared_lie("separate", 4096, true,
+    expect_shared_lie(MP_SHARED_SEPARATE, 4096, true,
                       "moepack.json: 4096 shared experts of size 256 are wider than 1048576");
 }
 
@@ -125,8 +118,7 @@ Test(verify_structure, finds_shared_experts_that_are_not_there)
     mp_manifest m;
 
     load_manifest(&m);
-    free(m.shared);
-    m.shared = strdup("fused");
+    m.shared = MP_SHARED_FUSED;
     m.shared_form = calloc(m.num_layers, sizeof *m.shared_form);
     save_manifest(&m);
     verify(MP_VERIFY_STRUCTURE);
@@ -136,8 +128,7 @@ Test(verify_structure, finds_shared_experts_that_are_not_there)
            "I8 [3, 512, 192], expected I8 [4, 512, 192]");
 
     load_manifest(&m);
-    free(m.shared);
-    m.shared = strdup("separate");
+    m.shared = MP_SHARED_SEPARATE;
     save_manifest(&m);
     verify(MP_VERIFY_STRUCTURE);
     expect_count(2 * (8 + 1));
@@ -198,10 +189,10 @@ Test(verify_structure, finds_a_scheme_that_the_target_does_not_take)
     mp_manifest m;
 
     load_manifest(&m);
-    m.target_scheme[2] = '-';
+    m.target_scheme = MP_SCHEME_NVFP4;
     save_manifest(&m);
     verify(MP_VERIFY_STRUCTURE);
-    expect_structure(-1, "moepack.json: quantized to mx-p4, but megamoe-w4a8 takes mxfp4");
+    expect_structure(-1, "moepack.json: quantized to nvfp4, but megamoe-w4a8 takes mxfp4");
 }
 
 /* ------------------------------------------------------------------------
