@@ -10,16 +10,6 @@
 # ---------------------------------------------------------------------------
 
 LIB_SOURCES := \
-	lib/backend/consistency.c \
-	lib/backend/deepep.c \
-	lib/backend/environment.c \
-	lib/backend/format.c \
-	lib/backend/fuseep.c \
-	lib/backend/megamoe.c \
-	lib/backend/memory.c \
-	lib/backend/model.c \
-	lib/backend/names.c \
-	lib/backend/resolve.c \
 	lib/base/arena.c \
 	lib/base/digest.c \
 	lib/base/error.c \
@@ -31,8 +21,57 @@ LIB_SOURCES := \
 	lib/base/select.c \
 	lib/base/text.c \
 	lib/base/words.c \
-	lib/convert/canonical.c \
-	lib/convert/stored.c \
+	lib/checkpoint/catalog.c \
+	lib/checkpoint/checkpoint.c \
+	lib/checkpoint/complete.c \
+	lib/checkpoint/config.c \
+	lib/checkpoint/config_rewrite.c \
+	lib/checkpoint/expert.c \
+	lib/checkpoint/families.c \
+	lib/checkpoint/form.c \
+	lib/checkpoint/fused.c \
+	lib/checkpoint/header.c \
+	lib/checkpoint/index.c \
+	lib/checkpoint/members.c \
+	lib/checkpoint/names.c \
+	lib/checkpoint/rows.c \
+	lib/checkpoint/safetensors.c \
+	lib/checkpoint/storage.c \
+	lib/diff/diff.c \
+	lib/diff/diff_compare.c \
+	lib/diff/diff_list.c \
+	lib/diff/diff_pack.c \
+	lib/diff/diff_plain.c \
+	lib/diff/diff_read.c \
+	lib/diff/diff_side.c \
+	lib/engine/consistency.c \
+	lib/engine/deepep.c \
+	lib/engine/environment.c \
+	lib/engine/format.c \
+	lib/engine/fuseep.c \
+	lib/engine/megamoe.c \
+	lib/engine/memory.c \
+	lib/engine/model.c \
+	lib/engine/names.c \
+	lib/engine/resolve.c \
+	lib/experts/canonical.c \
+	lib/experts/stored.c \
+	lib/forward/activations.c \
+	lib/forward/catalog_experts.c \
+	lib/forward/forward.c \
+	lib/forward/layer_route.c \
+	lib/forward/layer_router.c \
+	lib/forward/measure.c \
+	lib/forward/packed.c \
+	lib/forward/packed_open.c \
+	lib/forward/packed_route.c \
+	lib/forward/packed_set.c \
+	lib/forward/product.c \
+	lib/forward/product_neon.c \
+	lib/forward/product_x86.c \
+	lib/forward/recipe.c \
+	lib/forward/router.c \
+	lib/forward/side.c \
 	lib/layout/deepep.c \
 	lib/layout/fuseep.c \
 	lib/layout/fuseep_nz.c \
@@ -44,17 +83,6 @@ LIB_SOURCES := \
 	lib/layout/tile.c \
 	lib/layout/transpose.c \
 	lib/layout/utccp.c \
-	lib/model/catalog.c \
-	lib/model/complete.c \
-	lib/model/config.c \
-	lib/model/config_rewrite.c \
-	lib/model/expert.c \
-	lib/model/families.c \
-	lib/model/form.c \
-	lib/model/fused.c \
-	lib/model/names.c \
-	lib/model/rows.c \
-	lib/model/storage.c \
 	lib/numeric/avx2.c \
 	lib/numeric/avx512.c \
 	lib/numeric/decode.c \
@@ -69,42 +97,9 @@ LIB_SOURCES := \
 	lib/numeric/scalar.c \
 	lib/numeric/scales.c \
 	lib/numeric/stats.c \
-	lib/pack/check.c \
-	lib/pack/files.c \
-	lib/pack/journal.c \
-	lib/pack/output.c \
-	lib/pack/partial.c \
-	lib/pack/plan.c \
-	lib/pack/presets.c \
-	lib/pack/quantize.c \
-	lib/pack/quantize_config.c \
-	lib/pack/quantize_layout.c \
-	lib/pack/quantize_report.c \
-	lib/pack/quantize_run.c \
-	lib/pack/quantize_unit.c \
-	lib/pack/repack.c \
-	lib/pack/repack_manifest.c \
-	lib/pack/run.c \
-	lib/pack/sidecar.c \
-	lib/pack/synth.c \
-	lib/pack/synth_check.c \
-	lib/pack/synth_config.c \
-	lib/pack/synth_families.c \
-	lib/pack/synth_formats.c \
-	lib/pack/synth_forms.c \
-	lib/pack/synth_items.c \
-	lib/pack/synth_plan.c \
-	lib/pack/synth_shard.c \
-	lib/pack/synth_values.c \
-	lib/pack/unit.c \
-	lib/pack/unpack.c \
-	lib/pack/unpack_config.c \
-	lib/pack/unpack_form.c \
-	lib/pack/unpack_open.c \
-	lib/pack/unpack_place.c \
-	lib/pack/unpack_plan.c \
-	lib/pack/unpack_unit.c \
-	lib/pack/work.c \
+	lib/pack/manifest_form.c \
+	lib/pack/manifest_read.c \
+	lib/pack/manifest_write.c \
 	lib/place/bars.c \
 	lib/place/chart.c \
 	lib/place/counts.c \
@@ -118,38 +113,23 @@ LIB_SOURCES := \
 	lib/place/route.c \
 	lib/place/slots.c \
 	lib/place/waterfill.c \
-	lib/reference/activations.c \
-	lib/reference/catalog_experts.c \
-	lib/reference/diff.c \
-	lib/reference/diff_compare.c \
-	lib/reference/diff_list.c \
-	lib/reference/diff_pack.c \
-	lib/reference/diff_plain.c \
-	lib/reference/diff_read.c \
-	lib/reference/diff_side.c \
-	lib/reference/forward.c \
-	lib/reference/layer_route.c \
-	lib/reference/layer_router.c \
-	lib/reference/measure.c \
-	lib/reference/packed.c \
-	lib/reference/packed_open.c \
-	lib/reference/packed_route.c \
-	lib/reference/packed_set.c \
-	lib/reference/product.c \
-	lib/reference/product_neon.c \
-	lib/reference/product_x86.c \
-	lib/reference/recipe.c \
-	lib/reference/router.c \
-	lib/reference/side.c \
-	lib/store/checkpoint.c \
-	lib/store/form.c \
-	lib/store/header.c \
-	lib/store/index.c \
-	lib/store/manifest_form.c \
-	lib/store/manifest_read.c \
-	lib/store/manifest_write.c \
-	lib/store/members.c \
-	lib/store/safetensors.c \
+	lib/run/journal.c \
+	lib/run/output.c \
+	lib/run/partial.c \
+	lib/run/run.c \
+	lib/run/sidecar.c \
+	lib/run/work.c \
+	lib/synth/presets.c \
+	lib/synth/synth.c \
+	lib/synth/synth_check.c \
+	lib/synth/synth_config.c \
+	lib/synth/synth_families.c \
+	lib/synth/synth_formats.c \
+	lib/synth/synth_forms.c \
+	lib/synth/synth_items.c \
+	lib/synth/synth_plan.c \
+	lib/synth/synth_shard.c \
+	lib/synth/synth_values.c \
 	lib/verify/difference.c \
 	lib/verify/digest.c \
 	lib/verify/exact.c \
@@ -167,6 +147,25 @@ LIB_SOURCES := \
 	lib/verify/source.c \
 	lib/verify/structure.c \
 	lib/verify/verify.c \
+	lib/write/check.c \
+	lib/write/files.c \
+	lib/write/plan.c \
+	lib/write/quantize.c \
+	lib/write/quantize_config.c \
+	lib/write/quantize_layout.c \
+	lib/write/quantize_report.c \
+	lib/write/quantize_run.c \
+	lib/write/quantize_unit.c \
+	lib/write/repack.c \
+	lib/write/repack_manifest.c \
+	lib/write/unit.c \
+	lib/write/unpack.c \
+	lib/write/unpack_config.c \
+	lib/write/unpack_form.c \
+	lib/write/unpack_open.c \
+	lib/write/unpack_place.c \
+	lib/write/unpack_plan.c \
+	lib/write/unpack_unit.c \
 
 CMD_SOURCES := \
 	cmd/bench.c \
@@ -307,7 +306,9 @@ PUBLIC_HEADERS := \
 	include/moepack/place.h \
 	include/moepack/reference.h \
 	include/moepack/store.h \
+	include/moepack/synth.h \
 	include/moepack/verify.h \
+	include/moepack/work.h \
 
 MAN_PAGES := \
 	man/moepack-bench.1 \

@@ -4,7 +4,7 @@
 #include "output.h"
 #include "progress.h"
 
-#include <moepack/pack.h>
+#include <moepack/synth.h>
 #include <string.h>
 
 /* What a number holds that was not given. */

@@ -9,7 +9,7 @@
 #ifndef MOEPACK_ARTIFACT_H
 #define MOEPACK_ARTIFACT_H
 
-#include <moepack/base.h>
+#include <moepack/model.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,19 +20,9 @@ extern "C" {
 /* Names inside a packed directory. */
 #define MP_MANIFEST_NAME  "moepack.json"
 #define MP_PLACEMENT_NAME "placement.json"
-#define MP_CONFIG_NAME    "config.json"
-#define MP_INDEX_NAME     "model.safetensors.index.json"
-
-/* The report of an unpacked directory (pack.h): a checkpoint of the experts that were packed
- * and nothing else. */
-#define MP_UNPACK_NAME "moepack-unpack.json"
-
 /* "rank-007" */
 #define MP_RANK_NAME_MAX 24
 char *mp_rank_name(uint32_t rank, char name[MP_RANK_NAME_MAX]);
-
-/* 32 lowercase hex digits of an XXH3-128. */
-typedef char mp_hex_digest[33];
 
 typedef struct mp_packed_tensor {
     char *name; /* "layers.3.experts.l1_weight" */
@@ -68,30 +58,6 @@ typedef struct mp_layer_error {
     uint64_t saturated, flushed, elements;
     uint64_t requantized_blocks; /* of nvfp4: mp_quant_stats (numeric.h) */
 } mp_layer_error;
-
-/* A tensor of an expert in a checkpoint. */
-typedef struct mp_form_tensor {
-    char *name;           /* behind the layer's prefix, {} for the number of the expert:
-                             "ffn.experts.{}.w1.weight" */
-    mp_projection matrix; /* MP_GATE_UP and MP_DOWN where gate and up are fused */
-    mp_role role;         /* neither a bias nor an alpha */
-    mp_dtype dtype;
-    uint32_t rank;
-    uint64_t shape[4];
-} mp_form_tensor;
-
-/* How the experts of a layer are stored in a checkpoint: what unpacking gives back. */
-typedef struct mp_form {
-    mp_scheme scheme;
-    mp_fusion fusion;
-    bool global_divides;
-    uint32_t block_rows; /* of a scale; UINT32_MAX where it covers all */
-    uint32_t block_cols;
-    mp_form_tensor *tensors;
-    size_t num_tensors;
-} mp_form;
-
-void mp_form_release(mp_form *form);
 
 typedef struct mp_manifest {
     char *tool_version;

@@ -265,6 +265,9 @@ typedef struct mp_context {
 /* Threads that a context stands for; context may be null. */
 int mp_threads(const mp_context *context);
 
+/* 32 lowercase hex digits of an XXH3-128. */
+typedef char mp_hex_digest[33];
+
 /* Reads a whole small file, or standard input where path is "-".
  * text: set to a malloc'ed, NUL-terminated buffer that the caller frees;
  * length: its bytes without the NUL, may be null.

@@ -221,8 +221,40 @@ int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, m
 void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix);
 
 /* ------------------------------------------------------------------------
+ * Forms: how the experts of a layer are written
+ */
+
+/* A tensor of an expert in a checkpoint. */
+typedef struct mp_form_tensor {
+    char *name;           /* behind the layer's prefix, {} for the number of the expert:
+                             "ffn.experts.{}.w1.weight" */
+    mp_projection matrix; /* MP_GATE_UP and MP_DOWN where gate and up are fused */
+    mp_role role;         /* neither a bias nor an alpha */
+    mp_dtype dtype;
+    uint32_t rank;
+    uint64_t shape[4];
+} mp_form_tensor;
+
+/* How the experts of a layer are stored in a checkpoint: what unpacking gives back. */
+typedef struct mp_form {
+    mp_scheme scheme;
+    mp_fusion fusion;
+    bool global_divides;
+    uint32_t block_rows; /* of a scale; UINT32_MAX where it covers all */
+    uint32_t block_cols;
+    mp_form_tensor *tensors;
+    size_t num_tensors;
+} mp_form;
+
+void mp_form_release(mp_form *form);
+
+/* ------------------------------------------------------------------------
  * Names, for writers of checkpoints
  */
+
+/* The report of an unpacked directory (pack.h): a checkpoint of the experts that were packed
+ * and nothing else. */
+#define MP_UNPACK_NAME "moepack-unpack.json"
 
 /* A family that the catalog knows. */
 typedef struct mp_family {

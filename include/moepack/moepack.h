@@ -56,6 +56,8 @@
 #include <moepack/place.h>
 #include <moepack/reference.h>
 #include <moepack/store.h>
+#include <moepack/synth.h>
 #include <moepack/verify.h>
+#include <moepack/work.h>
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * moepack/pack.h - repacking a checkpoint, and making synthetic ones.
+ * moepack/pack.h - repacking, unpacking and requantizing checkpoints.
  *
  * Repacking goes in two steps. The plan fixes every output file (its header and
  * where each tensor lies) and the list of units of work, before a byte is
@@ -21,6 +21,7 @@
 #include <moepack/model.h>
 #include <moepack/numeric.h>
 #include <moepack/place.h>
+#include <moepack/work.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -44,45 +45,6 @@ typedef struct mp_repack_options {
                                 target cannot carry it; null: nothing */
     const char *command;     /* for the manifest; paths already cut to their last part */
 } mp_repack_options;
-
-/* A tensor of the output. */
-typedef struct mp_out_tensor {
-    char *name;
-    mp_dtype dtype;
-    uint32_t dims;
-    uint64_t shape[5];
-    uint32_t stage;  /* of the work that fills it */
-    uint32_t file;   /* index into work.files */
-    uint64_t offset; /* in that file */
-    uint64_t bytes;
-} mp_out_tensor;
-
-/* A file of the output. */
-typedef struct mp_out_file {
-    char *path; /* below the output directory: "rank-000/model-00001-of-00002.safetensors" */
-    char *header;
-    uint64_t header_bytes;
-    uint64_t bytes;        /* of the whole file */
-    uint32_t first_tensor; /* index into work.outputs */
-    uint32_t num_tensors;
-} mp_out_file;
-
-/* What is to be written: every file with its header, every tensor with its place, and how
- * many units of work fill them. */
-typedef struct mp_work {
-    mp_out_file *files; /* those of one directory together */
-    size_t num_files;
-    mp_out_tensor *outputs; /* in the order of files */
-    size_t num_outputs;
-    size_t room; /* private: of outputs and files */
-    uint64_t num_units;
-    uint32_t num_stages;  /* done one after the other, a layer each */
-    uint64_t stage_units; /* at most, of one stage */
-    uint64_t bytes_read;
-    uint64_t bytes_written;
-    uint64_t scratch_bytes; /* of one thread */
-    bool lossless;          /* no unit requantizes */
-} mp_work;
 
 /* A layer to pack. Its experts are the routed ones, then shared ones: one for each slot that
  * they are fused into, or all of them as a single one where they stay apart. */
@@ -132,14 +94,6 @@ typedef struct mp_plan {
 int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_options *options,
                  mp_error *err);
 void mp_plan_release(mp_plan *plan);
-
-/* What to do about output that is there already. */
-typedef enum mp_run_mode {
-    MP_RUN_FRESH,  /* refuse OUT and OUT.partial */
-    MP_RUN_RESUME, /* continue OUT.partial, if there is one and it is of the same plan;
-                      nothing where OUT is complete and of the same plan */
-    MP_RUN_FORCE   /* discard OUT.partial; replace OUT, if it is a packed directory */
-} mp_run_mode;
 
 /* Runs the plan into OUT.partial and renames that to OUT when all is written,
  * synced and digested. After MP_ERR_IO or MP_ERR_CANCELLED OUT.partial stays, to be
@@ -259,80 +213,6 @@ int mp_quantize_plan_run(const mp_quantize_plan *plan, const char *out, mp_run_m
  * mp_quantize_errors_free. MP_ERR_IO, MP_ERR_INPUT. */
 int mp_quantize_errors(const char *dir, mp_layer_error **errors, size_t *count, mp_error *err);
 void mp_quantize_errors_free(mp_layer_error *errors, size_t count);
-
-/* ------------------------------------------------------------------------
- * Synthetic checkpoints
- */
-
-/* Whose convention names and types the tensors of a scheme. */
-typedef enum mp_synth_style {
-    MP_STYLE_USUAL,              /* the first that the family has for the scheme */
-    MP_STYLE_VENDOR,             /* of the models as they are released */
-    MP_STYLE_COMPRESSED_TENSORS, /* vLLM's llm-compressor */
-    MP_STYLE_MODELOPT,           /* NVIDIA's Model Optimizer */
-    MP_STYLE_MODELSLIM,          /* Ascend's msModelSlim */
-    MP_STYLE_COUNT
-} mp_synth_style;
-
-/* "usual", "vendor", "compressed-tensors", "modelopt", "modelslim"; a static string. */
-const char *mp_synth_style_name(mp_synth_style style);
-
-typedef struct mp_synth_options {
-    const char *family;               /* one of mp_synth_family_name() */
-    mp_scheme scheme;                 /* of routed experts: one of mp_synth_scheme() */
-    mp_synth_style style;             /* in which of its conventions */
-    uint64_t hidden_size;             /* H of routed experts; kimi_k3's model is twice as wide */
-    uint64_t intermediate_size;       /* I, of one expert */
-    uint64_t dense_intermediate_size; /* of a dense layer's MLP; 0 without such layers */
-    uint32_t num_experts;             /* routed, in every MoE layer */
-    uint32_t num_shared_experts;      /* their tensors are num_shared_experts * I wide */
-    uint32_t top_k;
-    uint32_t num_layers;      /* decoder layers */
-    uint32_t num_dense;       /* of them, dense ones at the start */
-    uint32_t num_hash_layers; /* of them, those at the start that route by token id */
-    uint32_t num_mtp;         /* MTP blocks, not counted in num_layers */
-    uint64_t vocab_size;
-    double routed_scaling_factor; /* not used where the family has none */
-    uint64_t seed;
-    uint64_t max_shard_size; /* of a shard's tensors, in bytes; 0: 5 GB */
-} mp_synth_options;
-
-/* A named set of options with a released model's shapes. */
-typedef struct mp_preset {
-    const char *name; /* "deepseek-v4-flash" */
-    mp_synth_options options;
-} mp_preset;
-
-/* The preset of that name, or null. */
-const mp_preset *mp_preset_find(const char *name);
-
-/* All presets; *count of them. */
-const mp_preset *mp_presets(size_t *count);
-
-/* Names of the families (model.h) that mp_synth can make, and null behind the last. */
-const char *mp_synth_family_name(size_t index);
-
-/* Pair number `index` of scheme and style that routed experts of a family can have, the usual
- * one first; a scheme may occur with several styles. style: may be null. False behind the
- * last, and for a family that mp_synth cannot make. */
-bool mp_synth_scheme(const char *family, size_t index, mp_scheme *scheme, mp_synth_style *style);
-
-/* Writes a checkpoint: config.json, shards and their index, and what the style has beside
- * them. It holds the routed and shared experts, routers, dense MLPs and two norms a layer,
- * named, typed and shaped as the family's released models are; no attention, no embedding.
- *
- * Weights are heavy-tailed and have outlier channels; their standard deviation is
- * about 0.03. Each depends on the seed, the name of its matrix and its place in that
- * only, so that a format is another quantization of the same weights, whether experts are
- * stacked or not, and threads and shard size change no tensor.
- *
- * dir: a path that is free, or an empty directory. Everything is written to dir.partial,
- *   which is renamed when it is whole, and removed after a failure.
- * MP_ERR_USAGE for sizes that no checkpoint can have, MP_ERR_UNSUPPORTED for a family,
- * or a scheme, layer or expert that the family does not have, MP_ERR_IO (also if dir or
- * dir.partial is there already), MP_ERR_CANCELLED. */
-int mp_synth(const mp_synth_options *options, const char *dir, const mp_context *context,
-             mp_error *err);
 
 #ifdef __cplusplus
 }

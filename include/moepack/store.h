@@ -29,6 +29,10 @@ extern "C" {
 /* Largest header that the format allows, in bytes. */
 #define MP_SAFETENSORS_HEADER_MAX 100000000u
 
+/* Files beside the shards. */
+#define MP_CONFIG_NAME "config.json"
+#define MP_INDEX_NAME  "model.safetensors.index.json"
+
 /* A tensor of a checkpoint. Strings and shapes are owned by the checkpoint. */
 typedef struct mp_tensor {
     const char *name;

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "model/form.h"
+#include "checkpoint/form.h"
 
 /* Experts of a layer that a form describes: the routed ones, or the shared one. */
 typedef struct group {

@@ -10,7 +10,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
-#include "reference/packed.h"
+#include "forward/packed.h"
 
 /* ------------------------------------------------------------------------
  * Kernels

@@ -5,7 +5,7 @@
 
 #include <moepack/model.h>
 
-#include "convert/canonical.h"
+#include "experts/canonical.h"
 #include "verify/check.h"
 
 typedef struct mp_source {

@@ -2,7 +2,7 @@
 /* Any bytes as a journal, as they are and behind terms that fit: refused with a message, or
  * what is done is done again when it is opened again. */
 #include "fuzz.h"
-#include "pack/repack.h"
+#include "write/repack.h"
 
 static mp_catalog catalog;
 static mp_plan plans[2]; /* lossless, and requantizing */

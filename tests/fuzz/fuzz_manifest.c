@@ -5,7 +5,7 @@
 
 #include "base/digest.h"
 #include "fuzz.h"
-#include "store/manifest.h"
+#include "pack/manifest.h"
 
 static void check_value(const mp_manifest *value)
 {

@@ -9,7 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <moepack/pack.h>
+#include <moepack/model.h>
+#include <moepack/numeric.h>
+#include <moepack/synth.h>
 
 #include "base/file.h"
 

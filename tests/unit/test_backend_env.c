@@ -2,7 +2,7 @@
 /* The environment: lines of files, and variables as the engine reads them. */
 #include "backend_case.h"
 
-#include "backend/environment.h"
+#include "engine/environment.h"
 #include "failing_memory.h"
 
 TestSuite(backend_env, .init = start_case, .fini = end_case);

@@ -6,10 +6,11 @@
 
 #include <moepack/backend.h>
 #include <moepack/pack.h>
+#include <moepack/synth.h>
 
 #include "base/json.h"
 #include "failing_memory.h"
-#include "pack/synth.h"
+#include "synth/synth.h"
 
 static mp_backend_model model;
 

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "convert/canonical.h"
+#include "experts/canonical.h"
 
 typedef struct fixture {
     char name[32];

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/json_edit.h"
-#include "model/config_rewrite.h"
+#include "checkpoint/config_rewrite.h"
 
 static mp_error err;
 

@@ -9,7 +9,7 @@
 #include <moepack/diff.h>
 
 #include "base/error.h"
-#include "reference/diff.h"
+#include "diff/diff.h"
 #include "verify_pack.h"
 
 static mp_diff_report found;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Forms: what the catalog reads of experts that a style describes is what the style said, and
  * forms of fixtures are what their files hold. */
-#include "model/form.h"
+#include "checkpoint/form.h"
 
 #include "model_files.h"
 

@@ -7,7 +7,7 @@
 
 #include "base/digest.h"
 #include "model_files.h"
-#include "pack/repack.h"
+#include "write/repack.h"
 
 static mp_plan plan;
 static mp_progress_state state;

@@ -11,7 +11,7 @@
 
 #include "base/digest.h"
 #include "base/file.h"
-#include "store/manifest.h"
+#include "pack/manifest.h"
 
 static mp_error err;
 static mp_manifest manifest, again;

@@ -4,9 +4,9 @@
 
 #include <moepack/pack.h>
 
+#include "checkpoint/config_rewrite.h"
+#include "checkpoint/form.h"
 #include "failing_memory.h"
-#include "model/config_rewrite.h"
-#include "model/form.h"
 #include "model_files.h"
 
 static const mp_context one_thread = {.threads = 1};

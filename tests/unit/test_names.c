@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "model/names.h"
+#include "checkpoint/names.h"
 
 static mp_expert_name parts;
 

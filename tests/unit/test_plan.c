@@ -5,7 +5,7 @@
 #include <inttypes.h>
 
 #include "model_files.h"
-#include "pack/plan.h"
+#include "write/plan.h"
 
 /* H = 384, I = 128: bytes of a slot in each of the target's four tensors. */
 #define HIDDEN 384

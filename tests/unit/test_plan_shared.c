@@ -3,7 +3,7 @@
 #include <criterion/criterion.h>
 
 #include "model_files.h"
-#include "pack/plan.h"
+#include "write/plan.h"
 
 #define HIDDEN 384
 #define INTER  128

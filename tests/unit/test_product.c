@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "reference/product.h"
+#include "forward/product.h"
 
 #define M 14
 #define J 6 /* rows of w */

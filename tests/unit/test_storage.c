@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "model/storage.h"
+#include "checkpoint/storage.h"
 
 /* A storage without fusion or second scales. */
 #define STORED(form, weight_type, scale_type, scaled, rows, columns)            \

@@ -3,7 +3,7 @@
 #include "synth_scratch.h"
 
 #include "base/json.h"
-#include "pack/synth.h"
+#include "synth/synth.h"
 
 TestSuite(synth, .init = make_scratch, .fini = remove_scratch);
 

@@ -6,7 +6,7 @@
 #include <math.h>
 
 #include "base/json.h"
-#include "pack/synth_values.h"
+#include "synth/synth_values.h"
 
 TestSuite(synth_forms, .init = make_scratch, .fini = remove_scratch);
 

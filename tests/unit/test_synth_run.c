@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "base/digest.h"
-#include "pack/synth_values.h"
+#include "synth/synth_values.h"
 
 TestSuite(synth_run, .init = make_scratch, .fini = remove_scratch);
 

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-#include "pack/synth_values.h"
+#include "synth/synth_values.h"
 
 TestSuite(synth_values, .init = make_scratch, .fini = remove_scratch);
 

@@ -17,6 +17,7 @@
 
 #include <moepack/artifact.h>
 #include <moepack/pack.h>
+#include <moepack/synth.h>
 #include <moepack/verify.h>
 
 #include "base/digest.h"

@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Forms of experts: read off a checkpoint, or out of the table of styles. */
+#include "checkpoint/form.h"
+
+#include "base/error.h"
+
+#include <moepack/numeric.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+/* ------------------------------------------------------------------------
+ * Filling a form
+ */
+
+void mp_form_release(mp_form *form)
+{
+    for (size_t i = 0; i < form->num_tensors; i++)
+        free(form->tensors[i].name);
+    free(form->tensors);
+    memset(form, 0, sizeof *form);
+}
+
+static int begin_form(mp_form *form, mp_scheme scheme, mp_fusion fusion, mp_error *err)
+{
+    *form = (mp_form){
+        .scheme = scheme,
+        .fusion = fusion,
+        .tensors = mp_alloc_zeroed(MP_PROJECTIONS * MP_ROLES, sizeof *form->tensors),
+    };
+    return form->tensors ? 0 : mp_fail_memory(err);
+}
+
+/* Adds a tensor; name is taken over, also on failure. */
+static int add_tensor(mp_form *form, char *name, mp_projection matrix, mp_role role, mp_dtype dtype,
+                      const uint64_t *shape, uint32_t rank, mp_error *err)
+{
+    mp_form_tensor *t = &form->tensors[form->num_tensors++];
+
+    *t = (mp_form_tensor){
+        .name = name,
+        .matrix = matrix,
+        .role = role,
+        .dtype = dtype,
+        .rank = rank,
+    };
+    if (!t->name)
+        return mp_fail_memory(err);
+    for (uint32_t d = 0; d < rank; d++)
+        t->shape[d] = shape[d];
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Of a checkpoint
+ */
+
+/* A layer's tensor as a template: "layers.3.ffn.experts.0.w1.weight" as
+ * "ffn.experts.{}.w1.weight". Null without memory. single: the tensor is of expert 0. */
+static char *template_of(const mp_moe_layer *layer, const char *name, bool single)
+{
+    const char *rest = name + strlen(layer->prefix) + 1;
+    const char *number = single ? strstr(rest, ".0.") : NULL;
+
+    if (!number)
+        return strdup(rest);
+    return mp_format("%.*s.{}%s", (int)(number - rest), rest, number + 2);
+}
+
+static int add_stored(mp_form *form, const mp_moe_layer *layer, const mp_tensor *tensor,
+                      bool single, mp_projection matrix, mp_role role, mp_error *err)
+{
+    size_t length = strlen(layer->prefix);
+
+    if (strncmp(tensor->name, layer->prefix, length) != 0 || tensor->name[length] != '.')
+        return mp_fail(err, MP_ERR_INPUT, "%s: not a tensor of layer %s", tensor->name,
+                       layer->prefix);
+    if (tensor->rank > COUNT(form->tensors->shape))
+        return mp_fail(err, MP_ERR_INPUT, "%s: %u dimensions, expected %zu or less", tensor->name,
+                       tensor->rank, COUNT(form->tensors->shape));
+    return add_tensor(form, template_of(layer, tensor->name, single), matrix, role, tensor->dtype,
+                      tensor->shape, tensor->rank, err);
+}
+
+static int add_matrix(mp_form *form, const mp_moe_layer *layer, const mp_matrix *m, bool single,
+                      mp_projection matrix, mp_error *err)
+{
+    for (int role = 0; role < MP_ROLES; role++) {
+        const mp_tensor *tensor = mp_matrix_tensor(m, (mp_role)role);
+
+        if (tensor && role != MP_ROLE_BIAS &&
+            add_stored(form, layer, tensor, single, matrix, (mp_role)role, err) != 0)
+            return err->code;
+    }
+    return 0;
+}
+
+static int add_matrices(mp_form *form, const mp_moe_layer *layer, bool shared, mp_error *err)
+{
+    const mp_expert *expert = shared ? &layer->shared : layer->experts;
+    bool fused = !shared && layer->storage.fusion != MP_FUSION_NONE;
+    int rc = 0;
+
+    if (fused) {
+        rc = add_matrix(form, layer, &layer->fused[0], false, MP_GATE_UP, err);
+        return rc ? rc : add_matrix(form, layer, &layer->fused[1], false, MP_DOWN, err);
+    }
+    for (int p = 0; p < MP_PROJECTIONS && rc == 0; p++)
+        rc = add_matrix(form, layer, &expert->matrix[p], !shared, (mp_projection)p, err);
+    return rc;
+}
+
+int mp_form_of_layer(const mp_catalog *catalog, const mp_moe_layer *layer, bool shared,
+                     mp_form *form, mp_error *err)
+{
+    const mp_storage *storage = shared ? &layer->shared_storage : &layer->storage;
+    int rc;
+
+    memset(form, 0, sizeof *form);
+    if (mp_catalog_check(catalog, err) != 0)
+        return err->code;
+    if (shared ? !layer->has_shared : layer->num_experts == 0)
+        return mp_fail(err, MP_ERR_INPUT, "%s: no %s expert", layer->prefix,
+                       shared ? "shared" : "routed");
+    rc = begin_form(form, storage->scheme, storage->fusion, err);
+    if (rc == 0)
+        rc = add_matrices(form, layer, shared, err);
+    form->global_divides = storage->global_divides;
+    form->block_rows = storage->block_rows;
+    form->block_cols = storage->block_cols;
+    if (rc != 0)
+        mp_form_release(form);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Of a style
+ */
+
+typedef enum extent {
+    ELEMENTS, /* the matrix, packed into elements of the dtype: [N, K / packing] */
+    BLOCKS,   /* one a block: [ceil(N / block_rows), ceil(K / block_cols)] */
+    SCALAR,   /* [] */
+    SINGLE    /* [1] */
+} extent;
+
+/* A tensor of a matrix. */
+typedef struct part {
+    mp_role role;
+    const char *suffix; /* behind the name of the matrix; null ends a list */
+    mp_dtype dtype;
+    extent covers;
+} part;
+
+/* Which tensors a scheme has in a style. The first style of a scheme is its default. */
+typedef struct style {
+    const char *name;
+    const char *block; /* the default style is this one for this naming; or null */
+    part parts[3];
+    mp_scheme scheme;
+    bool global_divides;
+} style;
+
+/* clang-format off */
+static const style styles[] = {
+    {"deepseek-v4", "ffn",
+     {{MP_ROLE_WEIGHT, ".weight", MP_I8, ELEMENTS}, {MP_ROLE_SCALE, ".scale", MP_F8_E8M0, BLOCKS}}, MP_SCHEME_MXFP4, false},
+    {"deepseek-v4", "ffn",
+     {{MP_ROLE_WEIGHT, ".weight", MP_F8_E4M3, ELEMENTS}, {MP_ROLE_SCALE, ".scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
+    {"deepseek-v4", "ffn",
+     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
+
+    {"deepseek-v3", NULL,
+     {{MP_ROLE_WEIGHT, ".weight", MP_F8_E4M3, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale_inv", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
+    {"deepseek-v3", NULL,
+     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
+
+    {"modelopt", NULL,
+     {{MP_ROLE_WEIGHT, ".weight", MP_U8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F8_E4M3, BLOCKS},
+      {MP_ROLE_GLOBAL_SCALE, ".weight_scale_2", MP_F32, SCALAR}}, MP_SCHEME_NVFP4, false},
+    {"modelopt", NULL,
+     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
+
+    {"compressed-tensors", NULL,
+     {{MP_ROLE_WEIGHT, ".weight_packed", MP_U8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_U8, BLOCKS}}, MP_SCHEME_MXFP4, false},
+    {"compressed-tensors", NULL,
+     {{MP_ROLE_WEIGHT, ".weight_packed", MP_U8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F8_E4M3, BLOCKS},
+      {MP_ROLE_GLOBAL_SCALE, ".weight_global_scale", MP_F32, SINGLE}}, MP_SCHEME_NVFP4, true},
+    {"compressed-tensors", NULL,
+     {{MP_ROLE_WEIGHT, ".weight", MP_I8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_INT8_CHANNEL, false},
+    {"compressed-tensors", NULL,
+     {{MP_ROLE_WEIGHT, ".weight", MP_F8_E4M3, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
+    {"compressed-tensors", NULL,
+     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
+};
+/* clang-format on */
+
+const char *mp_style_name(size_t index)
+{
+    static const char *const names[] = {"deepseek-v4", "deepseek-v3", "compressed-tensors",
+                                        "modelopt"};
+
+    return index < COUNT(names) ? names[index] : NULL;
+}
+
+const char *mp_style_default(mp_scheme scheme, const mp_naming *naming)
+{
+    for (size_t i = 0; i < COUNT(styles); i++)
+        if (styles[i].scheme == scheme &&
+            (!styles[i].block || strcmp(styles[i].block, naming->block) == 0))
+            return styles[i].name;
+    return NULL;
+}
+
+/* "deepseek-v3 and modelopt": the styles that have a scheme. */
+static void list_styles(mp_scheme scheme, char *text, size_t size)
+{
+    size_t count = 0, listed = 0, n = 0;
+
+    for (size_t i = 0; i < COUNT(styles); i++)
+        count += styles[i].scheme == scheme;
+    text[0] = '\0';
+    for (size_t i = 0; i < COUNT(styles) && n < size; i++) {
+        if (styles[i].scheme != scheme)
+            continue;
+        n += (size_t)snprintf(text + n, size - n, "%s%s",
+                              listed == 0          ? ""
+                              : listed + 1 < count ? ", "
+                                                   : " and ",
+                              styles[i].name);
+        listed++;
+    }
+}
+
+static const style *find_style(const char *name, mp_scheme scheme, mp_error *err)
+{
+    char have[128];
+
+    for (size_t i = 0; name && i < COUNT(styles); i++)
+        if (styles[i].scheme == scheme && strcmp(styles[i].name, name) == 0)
+            return &styles[i];
+    list_styles(scheme, have, sizeof have);
+    if (!have[0])
+        mp_fail(err, MP_ERR_UNSUPPORTED, "experts cannot be written in %s", mp_scheme_name(scheme));
+    else
+        mp_fail(err, MP_ERR_UNSUPPORTED, "style \"%s\" has no %s; %s have it", name,
+                mp_scheme_name(scheme), have);
+    return NULL;
+}
+
+/* Dimensions of a tensor of a matrix [rows, cols]; returns how many. */
+static uint32_t part_shape(const part *p, mp_scheme scheme, uint64_t rows, uint64_t cols,
+                           uint64_t shape[2])
+{
+    const mp_scheme_form *blocks = mp_scheme_form_of(scheme);
+
+    shape[0] = shape[1] = 1;
+    switch (p->covers) {
+    case ELEMENTS:
+        shape[0] = rows;
+        shape[1] = cols * mp_scheme_bits(scheme) / mp_dtype_bits(p->dtype);
+        return 2;
+    case BLOCKS:
+        shape[0] = mp_ceil_div(rows, blocks->block_rows);
+        shape[1] = mp_ceil_div(cols, blocks->block_cols);
+        return 2;
+    case SCALAR:
+        return 0;
+    case SINGLE:
+        break;
+    }
+    return 1;
+}
+
+static int add_part(mp_form *form, const part *p, const mp_naming *naming, bool shared,
+                    mp_projection projection, uint64_t rows, uint64_t cols, mp_error *err)
+{
+    const char *const *names = shared ? naming->shared_projection : naming->projection;
+    uint64_t shape[2];
+    uint32_t rank = part_shape(p, form->scheme, rows, cols, shape);
+    char *name = mp_format("%s.%s%s.%s%s", naming->block, shared ? naming->shared : naming->experts,
+                           shared ? "" : ".{}", names[projection], p->suffix);
+
+    return add_tensor(form, name, projection, p->role, p->dtype, shape, rank, err);
+}
+
+static int add_parts(mp_form *form, const style *s, const mp_naming *naming, bool shared,
+                     uint64_t hidden, uint64_t intermediate, mp_error *err)
+{
+    uint32_t cols_of = mp_scheme_form_of(form->scheme)->cols_of;
+
+    for (int p = 0; p < MP_PROJECTIONS; p++) {
+        uint64_t rows = p == MP_DOWN ? hidden : intermediate;
+        uint64_t cols = p == MP_DOWN ? intermediate : hidden;
+
+        if (cols % cols_of != 0)
+            return mp_fail(err, MP_ERR_UNSUPPORTED,
+                           "%s of %llu columns cannot be %s: its blocks are %u wide",
+                           mp_projection_name((mp_projection)p), (unsigned long long)cols,
+                           mp_scheme_name(form->scheme), cols_of);
+        for (size_t i = 0; i < COUNT(s->parts) && s->parts[i].suffix; i++)
+            if (add_part(form, &s->parts[i], naming, shared, (mp_projection)p, rows, cols, err) !=
+                0)
+                return err->code;
+    }
+    return 0;
+}
+
+int mp_style_form(const char *style_name, mp_scheme scheme, const mp_naming *naming, bool shared,
+                  uint64_t hidden, uint64_t intermediate, mp_form *form, mp_error *err)
+{
+    const style *s;
+    const mp_scheme_form *blocks = mp_scheme_form_of(scheme);
+    int rc;
+
+    memset(form, 0, sizeof *form);
+    s = find_style(style_name ? style_name : mp_style_default(scheme, naming), scheme, err);
+    if (!s)
+        return MP_ERR_UNSUPPORTED;
+    rc = begin_form(form, scheme, MP_FUSION_NONE, err);
+    if (rc == 0)
+        rc = add_parts(form, s, naming, shared, hidden, intermediate, err);
+    form->global_divides = s->global_divides;
+    form->block_rows = blocks->block_rows;
+    form->block_cols = blocks->block_cols;
+    if (rc != 0)
+        mp_form_release(form);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Reading a form
+ */
+
+const mp_form_tensor *mp_form_find(const mp_form *form, mp_projection matrix, mp_role role)
+{
+    for (size_t i = 0; i < form->num_tensors; i++)
+        if (form->tensors[i].matrix == matrix && form->tensors[i].role == role)
+            return &form->tensors[i];
+    return NULL;
+}
+
+char *mp_form_tensor_name(const mp_form_tensor *tensor, const char *prefix, uint32_t expert)
+{
+    const char *number = strstr(tensor->name, "{}");
+
+    if (!number)
+        return mp_format("%s.%s", prefix, tensor->name);
+    return mp_format("%s.%.*s%u%s", prefix, (int)(number - tensor->name), tensor->name, expert,
+                     number + 2);
+}

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Fused experts: one tensor for gate and up of all experts, one for down. */
+#include "checkpoint/fused.h"
+
+#include "base/error.h"
+
+#include <string.h>
+
+/* More than any model has; keeps a wild shape from making us allocate. */
+#define EXPERTS_MAX 65536u
+
+/* Columns that a stored element of a packed type holds. */
+static uint64_t packing_of(mp_dtype dtype)
+{
+    switch (dtype) {
+    case MP_U8:
+    case MP_I8:
+        return 2;
+    case MP_I32:
+        return 8;
+    default:
+        return 1;
+    }
+}
+
+/* Whether n rows are columns of packed elements. */
+static bool is_multiple(uint64_t n, uint64_t packed, uint64_t packing)
+{
+    return n % packing == 0 && n / packing == packed;
+}
+
+/* Whether n rows are gate and up of a width of packed elements. */
+static bool pairs(uint64_t n, uint64_t packed, uint64_t packing)
+{
+    return n % 2 == 0 && is_multiple(n / 2, packed, packing);
+}
+
+/* Dimensions 1 and 2 of both tensors tell whether they are transposed: gate_up has twice
+ * the width of down, and what one has as rows the other has as columns. */
+static bool orientation(const mp_tensor *gate_up, const mp_tensor *down, bool *transposed)
+{
+    const uint64_t *a = gate_up->shape, *b = down->shape;
+    uint64_t packing = packing_of(gate_up->dtype);
+
+    if (gate_up->rank == 4 && down->rank == 4) {
+        *transposed = false;
+        return true;
+    }
+    if (gate_up->rank != 3 || down->rank != 3)
+        return false;
+    if (pairs(a[1], b[2], packing) && is_multiple(b[1], a[2], packing))
+        *transposed = false;
+    else if (pairs(a[2], b[1], packing) && is_multiple(b[2], a[1], packing))
+        *transposed = true;
+    else
+        return false;
+    return true;
+}
+
+/* Gate and up in turn cannot be told from shapes: it is how GPT-OSS stores them, which has
+ * biases as nobody else. */
+static bool is_paired(const mp_catalog *catalog, const mp_moe_layer *layer)
+{
+    return layer->fused[0].weight->rank == 4 || layer->fused[0].bias ||
+           strcmp(catalog->config.model_type, "gpt_oss") == 0;
+}
+
+static mp_fusion fusion_of(bool transposed, bool paired)
+{
+    if (transposed)
+        return paired ? MP_FUSION_COLS_PAIRED : MP_FUSION_COLS;
+    return paired ? MP_FUSION_ROWS_PAIRED : MP_FUSION_ROWS;
+}
+
+static void fill_experts(mp_moe_layer *layer, bool transposed, bool paired)
+{
+    uint64_t width = layer->fused[0].weight->shape[transposed ? 2 : 1];
+
+    for (uint32_t e = 0; e < layer->num_experts; e++) {
+        mp_matrix *matrix = layer->experts[e].matrix;
+
+        matrix[MP_GATE] = matrix[MP_UP] = layer->fused[0];
+        matrix[MP_DOWN] = layer->fused[1];
+        for (int p = 0; p < MP_PROJECTIONS; p++)
+            matrix[p].slice = e;
+        matrix[MP_GATE].paired = matrix[MP_UP].paired = paired;
+        matrix[MP_UP].first = paired ? 1 : width / 2;
+    }
+}
+
+/* Whether any of the tensors that go with a weight is there. */
+static bool is_any(const mp_matrix *m)
+{
+    return m->scale || m->global || m->input_scale || m->offset || m->bias || m->shape;
+}
+
+int mp_layer_unfuse(mp_catalog *catalog, mp_moe_layer *layer, mp_error *err)
+{
+    const mp_tensor *gate_up = layer->fused[0].weight, *down = layer->fused[1].weight;
+    bool transposed = false, paired;
+
+    if (!gate_up && !down) {
+        if (is_any(&layer->fused[0]) || is_any(&layer->fused[1]))
+            mp_problem(&catalog->problems, "%s: fused experts without weights", layer->prefix);
+        return 0;
+    }
+    if (!gate_up || !down) {
+        mp_problem(&catalog->problems, "%s: fused experts without a %s", layer->prefix,
+                   gate_up ? "down_proj" : "gate_up_proj");
+        return 0;
+    }
+    if (layer->num_experts > 0) {
+        mp_problem(&catalog->problems, "%s: fused, but the layer also has single experts",
+                   gate_up->name);
+        return 0;
+    }
+    /* Without bytes, a shape could say any number of experts. */
+    if (!orientation(gate_up, down, &transposed) || gate_up->shape[0] != down->shape[0] ||
+        gate_up->bytes == 0 || down->bytes == 0 || gate_up->shape[0] > EXPERTS_MAX) {
+        char a[MP_SHAPE_TEXT], b[MP_SHAPE_TEXT];
+
+        mp_problem(&catalog->problems, "%s: shape %s does not go with %s of \"%s\"", gate_up->name,
+                   mp_shape_text(gate_up->shape, gate_up->rank, a),
+                   mp_shape_text(down->shape, down->rank, b), down->name);
+        return 0;
+    }
+    layer->experts = mp_alloc_zeroed(gate_up->shape[0], sizeof *layer->experts);
+    if (!layer->experts)
+        return mp_fail_memory(err);
+    layer->num_experts = (uint32_t)gate_up->shape[0];
+    paired = is_paired(catalog, layer);
+    layer->storage.fusion = fusion_of(transposed, paired);
+    fill_experts(layer, transposed, paired);
+    return 0;
+}

@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Storage forms of a weight matrix: recognized by types and shapes, then checked. */
+#include "checkpoint/storage.h"
+
+#include "base/error.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define DEFAULT_BLOCK 128
+#define WHOLE         UINT32_MAX
+#define BIT(dtype)    (1u << (dtype))
+#define NO_SCALE      0u
+#define FLOATS        (BIT(MP_F32) | BIT(MP_BF16) | BIT(MP_F16))
+#define EXPONENTS     (BIT(MP_F8_E8M0) | BIT(MP_U8))
+
+/* What one scale covers. */
+typedef enum extent { COLUMNS, BLOCK, CHANNEL, TENSOR } extent;
+
+/* One form: which types of weight and scale make it, and what a scale covers. */
+typedef struct form {
+    mp_scheme scheme;
+    mp_dtype weight;
+    uint32_t scales; /* set of types; NO_SCALE */
+    extent covers;
+    uint32_t columns; /* of COLUMNS; 0: as the scale's shape says */
+    unsigned packing; /* logical elements a stored one holds */
+    bool global;
+    bool by_shape; /* taken only when the scale has its shape */
+} form;
+
+/* The first form with the types of a matrix and the shape of its scale is taken; where no
+ * shape fits, the first with its types that is not told by shape, for the message. */
+static const form forms[] = {
+    {MP_SCHEME_BF16, MP_BF16, NO_SCALE, TENSOR, 0, 1, false, false},
+    {MP_SCHEME_F16, MP_F16, NO_SCALE, TENSOR, 0, 1, false, false},
+    {MP_SCHEME_F32, MP_F32, NO_SCALE, TENSOR, 0, 1, false, false},
+    {MP_SCHEME_MXFP4, MP_I8, EXPONENTS, COLUMNS, 32, 2, false, false},
+    {MP_SCHEME_MXFP4, MP_U8, EXPONENTS, COLUMNS, 32, 2, false, false},
+    {MP_SCHEME_MXFP4, MP_F4, EXPONENTS, COLUMNS, 32, 1, false, false},
+    {MP_SCHEME_NVFP4, MP_U8, BIT(MP_F8_E4M3), COLUMNS, 16, 2, true, false},
+    {MP_SCHEME_MXFP8, MP_F8_E4M3, EXPONENTS, COLUMNS, 32, 1, false, true},
+    {MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, FLOATS | EXPONENTS, BLOCK, 0, 1, false, false},
+    {MP_SCHEME_FP8_CHANNEL, MP_F8_E4M3, FLOATS, CHANNEL, 0, 1, false, true},
+    {MP_SCHEME_FP8_TENSOR, MP_F8_E4M3, FLOATS, TENSOR, 0, 1, false, true},
+    {MP_SCHEME_INT8_CHANNEL, MP_I8, FLOATS, CHANNEL, 0, 1, false, false},
+    {MP_SCHEME_INT4_GROUP, MP_I32, FLOATS, COLUMNS, 0, 8, false, false},
+};
+
+/* config.json's block, or 128x128 where it says nothing. */
+static uint32_t block_of(uint64_t config_value)
+{
+    return config_value == MP_CONFIG_ABSENT ? DEFAULT_BLOCK : (uint32_t)config_value;
+}
+
+static bool is_fused(mp_fusion fusion)
+{
+    return fusion != MP_FUSION_NONE;
+}
+
+static bool is_transposed(mp_fusion fusion)
+{
+    return fusion == MP_FUSION_COLS || fusion == MP_FUSION_COLS_PAIRED;
+}
+
+/* Rows and stored columns of the matrix, or of all that a fused tensor holds a slice. */
+static bool stored_shape(const mp_tensor *weight, mp_fusion fusion, uint64_t *rows, uint64_t *cols)
+{
+    const uint64_t *shape = weight->shape;
+
+    if (!is_fused(fusion)) {
+        *rows = weight->rank == 2 ? shape[0] : 0;
+        *cols = weight->rank == 2 ? shape[1] : 0;
+        return weight->rank == 2;
+    }
+    *rows = shape[is_transposed(fusion) ? 2 : 1];
+    *cols = shape[is_transposed(fusion) ? 1 : 2];
+    /* [E, N, K/32, 16]: rows of blocks of packed bytes */
+    return weight->rank == 3 || (weight->rank == 4 && mp_mul_u64(*cols, shape[3], cols));
+}
+
+static bool types_fit(const form *f, const mp_matrix *matrix)
+{
+    const mp_tensor *scale = matrix->scale;
+
+    /* Words of INT4 come with the shape that they were packed from. */
+    if (matrix->weight->dtype != f->weight || (matrix->global != NULL) != f->global ||
+        (matrix->shape != NULL) != (f->scheme == MP_SCHEME_INT4_GROUP))
+        return false;
+    if (f->scales == NO_SCALE || !scale)
+        return f->scales == NO_SCALE && !scale;
+    return (BIT(scale->dtype) & f->scales) != 0;
+}
+
+static mp_storage storage_of(const form *f, const mp_matrix *matrix, mp_fusion fusion,
+                             const mp_config *config, uint64_t cols)
+{
+    mp_storage s = {
+        .scheme = f->scheme,
+        .fusion = fusion,
+        .weight_dtype = f->weight,
+        .scale_dtype = matrix->scale ? matrix->scale->dtype : f->weight,
+        .has_scale = f->scales != NO_SCALE,
+        .has_global = f->global,
+        .global_divides = matrix->global_divides,
+        .block_rows = 1,
+        .block_cols = f->scales == NO_SCALE ? 1 : WHOLE,
+    };
+
+    switch (f->covers) {
+    case COLUMNS:
+        s.block_cols = f->columns;
+        if (f->columns == 0) { /* the group size is the columns a scale column stands for */
+            uint64_t groups =
+                matrix->scale->rank > 0 ? matrix->scale->shape[matrix->scale->rank - 1] : 0;
+
+            s.block_cols = groups && cols % groups == 0 && cols / groups < WHOLE
+                               ? (uint32_t)(cols / groups)
+                               : 32;
+        }
+        break;
+    case BLOCK:
+        s.block_rows = block_of(config->block_rows);
+        s.block_cols = block_of(config->block_cols);
+        break;
+    case CHANNEL:
+        break;
+    case TENSOR:
+        if (f->scales != NO_SCALE)
+            s.block_rows = WHOLE;
+        break;
+    }
+    return s;
+}
+
+static uint64_t elements(const mp_tensor *tensor)
+{
+    return tensor->bytes * 8 / mp_dtype_bits(tensor->dtype);
+}
+
+/* Whether the scale has one of the shapes that [rows, cols] scales may have: trailing ones
+ * may be missing where there is one scale a row or in all. */
+static bool scale_fits(const mp_storage *s, const mp_tensor *scale, uint64_t slices, uint64_t rows,
+                       uint64_t cols)
+{
+    uint64_t scale_rows = mp_ceil_div(rows, s->block_rows);
+    uint64_t scale_cols = mp_ceil_div(cols, s->block_cols);
+    bool transposed = is_transposed(s->fusion);
+    uint64_t want[3] = {slices, transposed ? scale_cols : scale_rows,
+                        transposed ? scale_rows : scale_cols};
+    unsigned skip = is_fused(s->fusion) ? 0 : 1;
+    unsigned rank = 3 - skip;
+
+    if (transposed && s->block_rows != 1 && s->block_rows != WHOLE)
+        return false; /* nobody has blocks of transposed weights */
+    if (s->block_cols == WHOLE && !transposed && scale->rank == rank - 1)
+        rank--;
+    if (s->block_rows == WHOLE && scale->rank == 0)
+        return !is_fused(s->fusion);
+    if (scale->rank != rank)
+        return false;
+    for (unsigned d = 0; d < rank; d++)
+        if (scale->shape[d] != want[d + skip])
+            return false;
+    return true;
+}
+
+/* A single number a slice is a scale of all of it, unless config.json has blocks: then it is
+ * of the only one. */
+static bool is_one_scale(const mp_tensor *scale, uint64_t slices, const mp_config *config)
+{
+    return config->block_rows == MP_CONFIG_ABSENT && elements(scale) == slices;
+}
+
+bool mp_storage_recognize(const mp_matrix *matrix, mp_fusion fusion, const mp_config *config,
+                          mp_storage *storage, uint64_t *rows, uint64_t *cols)
+{
+    uint64_t stored_cols, slices = is_fused(fusion) ? matrix->weight->shape[0] : 1;
+    bool found = false;
+
+    if (!stored_shape(matrix->weight, fusion, rows, &stored_cols))
+        return false;
+    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
+        const form *f = &forms[i];
+        mp_storage candidate;
+        uint64_t width;
+
+        if (!types_fit(f, matrix) || !mp_mul_u64(stored_cols, f->packing, &width) ||
+            (f->covers == BLOCK && is_fused(fusion) && matrix->scale &&
+             is_one_scale(matrix->scale, slices, config)))
+            continue;
+        candidate = storage_of(f, matrix, fusion, config, width);
+        if (!candidate.has_scale || scale_fits(&candidate, matrix->scale, slices, *rows, width)) {
+            *storage = candidate;
+            *cols = width;
+            return true;
+        }
+        if (!found && !f->by_shape) {
+            *storage = candidate;
+            *cols = width;
+            found = true;
+        }
+    }
+    return found;
+}
+
+char *mp_storage_text(const mp_storage *storage, char text[MP_STORAGE_TEXT])
+{
+    if (storage->has_scale)
+        snprintf(text, MP_STORAGE_TEXT, "%s with %s scales", mp_scheme_name(storage->scheme),
+                 mp_dtype_name(storage->scale_dtype));
+    else
+        snprintf(text, MP_STORAGE_TEXT, "%s", mp_scheme_name(storage->scheme));
+    return text;
+}
+
+uint64_t mp_storage_row_bytes(const mp_storage *storage, uint64_t cols)
+{
+    if (storage->scheme == MP_SCHEME_INT4_GROUP)
+        return mp_ceil_div(cols, 8) * 4;
+    return cols * mp_scheme_bits(storage->scheme) / 8;
+}
+
+uint64_t mp_storage_scale_row_bytes(const mp_storage *storage, uint64_t cols)
+{
+    if (!storage->has_scale)
+        return 0;
+    return mp_ceil_div(cols, storage->block_cols) * mp_dtype_bits(storage->scale_dtype) / 8;
+}
+
+/* ------------------------------------------------------------------------
+ * Checks
+ */
+
+static void check_dtype(const mp_tensor *tensor, mp_dtype dtype, mp_problems *problems)
+{
+    mp_problem(problems, "%s: %s, expected %s as in the rest of the layer", tensor->name,
+               mp_dtype_name(tensor->dtype), mp_dtype_name(dtype));
+}
+
+static void check_weight(const mp_storage *storage, const mp_tensor *weight, uint64_t rows,
+                         uint64_t cols, mp_problems *problems)
+{
+    unsigned packing = mp_dtype_bits(storage->weight_dtype) / mp_scheme_bits(storage->scheme);
+    uint64_t have_rows, have_cols, want_cols = mp_ceil_div(cols, packing);
+    char text[MP_SHAPE_TEXT];
+
+    if (weight->dtype != storage->weight_dtype)
+        check_dtype(weight, storage->weight_dtype, problems);
+    else if (!stored_shape(weight, storage->fusion, &have_rows, &have_cols) || have_rows != rows ||
+             have_cols != want_cols)
+        mp_problem(problems, "%s: shape %s, expected [%llu, %llu] for %llu rows and K = %llu",
+                   weight->name, mp_shape_text(weight->shape, weight->rank, text),
+                   (unsigned long long)rows, (unsigned long long)want_cols,
+                   (unsigned long long)rows, (unsigned long long)cols);
+}
+
+static void check_scale(const mp_storage *storage, const mp_tensor *scale, uint64_t slices,
+                        uint64_t rows, uint64_t cols, mp_problems *problems)
+{
+    char text[MP_SHAPE_TEXT], why[96];
+
+    if (!storage->has_scale) {
+        mp_problem(problems, "%s: a scale, but the layer's experts are %s", scale->name,
+                   mp_scheme_name(storage->scheme));
+        return;
+    }
+    if (scale->dtype != storage->scale_dtype) {
+        check_dtype(scale, storage->scale_dtype, problems);
+        return;
+    }
+    if (scale_fits(storage, scale, slices, rows, cols))
+        return;
+    if (storage->block_cols == WHOLE)
+        snprintf(why, sizeof why, "for a scale %s",
+                 storage->block_rows == WHOLE ? "a matrix" : "a row");
+    else if (storage->block_rows == 1)
+        snprintf(why, sizeof why, "for K = %llu in blocks of %u", (unsigned long long)cols,
+                 storage->block_cols);
+    else
+        snprintf(why, sizeof why, "for [%llu, %llu] in blocks of %ux%u", (unsigned long long)rows,
+                 (unsigned long long)cols, storage->block_rows, storage->block_cols);
+    mp_problem(problems, "%s: shape %s, expected [%llu, %llu] %s", scale->name,
+               mp_shape_text(scale->shape, scale->rank, text),
+               (unsigned long long)mp_ceil_div(rows, storage->block_rows),
+               (unsigned long long)mp_ceil_div(cols, storage->block_cols), why);
+}
+
+static void check_elements(const mp_tensor *tensor, uint64_t count, const char *what,
+                           mp_problems *problems)
+{
+    char text[MP_SHAPE_TEXT];
+
+    if (tensor && elements(tensor) != count)
+        mp_problem(problems, "%s: shape %s, expected %llu numbers, %s", tensor->name,
+                   mp_shape_text(tensor->shape, tensor->rank, text), (unsigned long long)count,
+                   what);
+}
+
+void mp_storage_check(const mp_storage *storage, const mp_matrix *matrix, uint64_t slices,
+                      uint64_t rows, uint64_t cols, mp_problems *problems)
+{
+    if (matrix->weight)
+        check_weight(storage, matrix->weight, rows, cols, problems);
+    if (matrix->scale)
+        check_scale(storage, matrix->scale, slices, rows, cols, problems);
+    if (matrix->global && !storage->has_global)
+        mp_problem(problems, "%s: a second scale, but the layer's experts are %s",
+                   matrix->global->name, mp_scheme_name(storage->scheme));
+    else if (matrix->global && matrix->global_divides != storage->global_divides)
+        mp_problem(problems, "%s: a second scale that %s, but the layer's others %s",
+                   matrix->global->name, matrix->global_divides ? "divides" : "multiplies",
+                   storage->global_divides ? "divide" : "multiply");
+    if (matrix->global && matrix->global->dtype != MP_F32)
+        check_dtype(matrix->global, MP_F32, problems);
+    if (matrix->global && elements(matrix->global) != 1) /* one may do for all slices */
+        check_elements(matrix->global, slices, "one a matrix", problems);
+    check_elements(matrix->shape, 2, "rows and columns", problems);
+    check_elements(matrix->offset, slices * rows, "one a row", problems);
+    check_elements(matrix->bias, slices * rows, "one a row", problems);
+}

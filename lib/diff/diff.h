@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* diff/diff.h - the two sides of a comparison, what is compared, and reading it. */
+#ifndef MP_DIFF_DIFF_H
+#define MP_DIFF_DIFF_H
+
+#include <moepack/artifact.h>
+#include <moepack/diff.h>
+#include <moepack/layout.h>
+#include <moepack/model.h>
+#include <moepack/place.h>
+
+#include "forward/packed_set.h"
+
+/* ------------------------------------------------------------------------
+ * Packed directories, in diff_pack.c
+ */
+
+typedef struct diff_rank {
+    uint32_t number;
+    mp_checkpoint checkpoint;
+    const mp_tensor **held; /* [layers][tensors of a layer]; null: optional, and not there */
+} diff_rank;
+
+typedef struct diff_pack {
+    mp_manifest manifest;
+    mp_placement placement;
+    mp_slots slots;
+    packed_set sets[2];
+    unsigned num_sets;
+    unsigned num_tensors; /* of a layer on a rank */
+    diff_rank *ranks;     /* [manifest.num_ranks] */
+} diff_pack;
+
+int mp_diff_pack_open(diff_pack *pack, const char *dir, const mp_context *context, mp_error *err);
+void mp_diff_pack_release(diff_pack *pack);
+
+/* Shared experts of a rank; one that is as wide as several counts as one. */
+uint32_t mp_diff_pack_shared(const diff_pack *pack);
+
+/* A slot of a rank. */
+typedef struct diff_copy {
+    const packed_set *set;
+    const diff_rank *rank;
+    uint32_t slot; /* among those of the set on this rank */
+} diff_copy;
+
+/* The copies of an expert in the pack, in order of ranks and slots: malloc'ed, *count of
+ * them. id: of a routed expert, or of a shared one. */
+int mp_diff_pack_copies(const diff_pack *pack, size_t layer, bool shared, uint32_t id,
+                        diff_copy **copies, uint32_t *count, mp_error *err);
+
+/* ------------------------------------------------------------------------
+ * Sides, in diff_side.c
+ */
+
+typedef enum diff_kind { DIFF_TENSORS, DIFF_MODEL, DIFF_PACK } diff_kind;
+
+typedef struct diff_side {
+    const char *path; /* as the user has it */
+    diff_kind kind;
+    bool whole;         /* a model or a directory: weights go with the scales beside them */
+    mp_catalog catalog; /* of DIFF_TENSORS only its checkpoint and config */
+    diff_pack pack;
+    char *unread; /* why experts that are there were not found; or null */
+} diff_side;
+
+int mp_diff_side_open(diff_side *side, const char *path, const mp_context *context, mp_error *err);
+void mp_diff_side_release(diff_side *side);
+
+/* An MoE layer of a side that has experts. */
+typedef struct diff_layer {
+    const char *prefix;
+    uint64_t number;
+    bool mtp;
+    uint32_t num_experts;
+} diff_layer;
+
+size_t mp_diff_num_layers(const diff_side *side);
+int mp_diff_layer_at(const diff_side *side, size_t index, diff_layer *layer, mp_error *err);
+
+/* ------------------------------------------------------------------------
+ * What is compared, in diff_list.c
+ */
+
+/* All shared experts of a layer as one. */
+#define DIFF_WHOLE UINT32_MAX
+
+/* A matrix of an expert, or a tensor. */
+typedef struct diff_ref {
+    const mp_tensor *tensor; /* null: of an expert */
+    size_t layer;
+    bool shared;
+    uint32_t id; /* of the routed expert; of the shared one, or DIFF_WHOLE */
+    mp_projection projection;
+} diff_ref;
+
+typedef struct diff_list {
+    const diff_side *side[2];
+    bool experts;        /* both have experts, which are compared by meaning */
+    bool plain;          /* a tensor is what its type says, whatever stands beside it */
+    diff_ref (*refs)[2]; /* [report->num_pairs]: what each pair is on either side */
+    size_t room;
+    size_t room_only[2];
+    mp_diff_report *report; /* gets names of pairs, and what is on one side only */
+} diff_list;
+
+/* Fills refs, and the report's pairs with names. */
+int mp_diff_list_make(diff_list *list, const mp_diff_options *options, mp_error *err);
+void mp_diff_list_release(diff_list *list);
+
+/* The quantized weight that a tensor is with the tensors beside it; false if it is none. */
+bool mp_diff_weight_beside(const diff_side *side, const mp_tensor *tensor, mp_matrix *matrix,
+                           mp_storage *storage, uint64_t *rows, uint64_t *cols);
+
+/* ------------------------------------------------------------------------
+ * Reading, in diff_read.c
+ */
+
+/* A matrix [rows, cols], or a tensor, on one side. */
+typedef struct diff_matrix {
+    const diff_side *side;
+    const mp_tensor *plain; /* a tensor of plain numbers, or null */
+    uint64_t rows, cols;    /* not of plain tensors */
+    bool global_divides;    /* the second scale, if any */
+    bool again;             /* its bytes are also those of the next pair */
+    /* of a checkpoint */
+    mp_matrix matrix;
+    mp_storage storage;
+    /* of a packed directory: part `part` of a side of a slot */
+    size_t layer;
+    diff_copy copy;
+    mp_side packed_side;
+    unsigned part;
+} diff_matrix;
+
+/* The matrix that a ref means. copies: set to those of a packed expert, of which the matrix
+ * is the first; malloc'ed, null elsewhere. */
+int mp_diff_resolve(const diff_side *side, const diff_ref *ref, bool plain, diff_matrix *matrix,
+                    diff_copy **copies, uint32_t *num_copies, mp_error *err);
+
+/* Lets the system drop its pages, unless they are read again. Never fails. */
+void mp_diff_forget(const diff_matrix *matrix);
+
+/* Bytes of its weights or numbers. */
+uint64_t mp_diff_matrix_bytes(const diff_matrix *matrix);
+
+/* How the elements of a pair are cut: rows of `cols`, the last of which may be shorter. */
+typedef struct diff_cut {
+    uint64_t elements, cols;
+} diff_cut;
+
+/* Rows that are read at once. */
+#define DIFF_TILE_ROWS 128u
+
+/* Rows of a matrix, as they are stored. */
+typedef struct diff_rows {
+    bool plain;
+    mp_dtype dtype;       /* of plain numbers */
+    const uint8_t *bytes; /* of plain numbers, `count` of them */
+    uint64_t count;
+    mp_rows rows; /* else */
+} diff_rows;
+
+typedef struct diff_reader {
+    const diff_matrix *m;
+    diff_cut cut;
+    bool at_once;    /* unpacked whole, as its tiles have no rows of their own */
+    float global;    /* second scale */
+    uint8_t *memory; /* what all these lie in */
+    uint8_t *codes;  /* rows of weights or numbers; at_once: all of them */
+    uint8_t *scale;  /* of these rows; packed: of the side, unpacked */
+    uint8_t *packed; /* a tile of a slot, */
+    uint8_t *tile;   /* and its rectangles */
+    uint8_t *packed_scale;
+} diff_reader;
+
+/* Reads what is known of the whole matrix: second scales, packed scales. */
+int mp_diff_reader_open(diff_reader *reader, const diff_matrix *matrix, diff_cut cut,
+                        mp_error *err);
+void mp_diff_reader_close(diff_reader *reader);
+
+/* Rows row0 .. row0+rows-1 of the cut; row0 is a multiple of DIFF_TILE_ROWS, rows at most
+ * that. Good until the next read. */
+int mp_diff_read(diff_reader *reader, uint64_t row0, uint64_t rows, diff_rows *out, mp_error *err);
+
+/* ------------------------------------------------------------------------
+ * Comparing, in diff_compare.c
+ */
+
+/* Whether two matrices can be compared bit by bit: the same type, or the same scheme with
+ * the same blocks and a second scale of the same kind. */
+bool mp_diff_stored_alike(const diff_matrix *a, const diff_matrix *b);
+
+/* Compares codes and scale values. */
+int mp_diff_stored_equal(const diff_matrix *a, const diff_matrix *b, diff_cut cut, bool *equal,
+                         mp_error *err);
+
+/* Compares values: fills max_abs, rel_l2 and sqnr_db, and equal, of a pair. */
+int mp_diff_measure(const diff_matrix *a, const diff_matrix *b, diff_cut cut, mp_diff_pair *pair,
+                    mp_error *err);
+
+/* Numbers first .. first+n-1 of plain ones, in diff_plain.c. A C64 is two F32. */
+void mp_diff_plain_values(mp_dtype dtype, const uint8_t *bytes, uint64_t first, uint64_t n,
+                          double *out);
+
+#endif

@@ -1,0 +1,490 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Canonical tiles: read as they are, or read and requantized. */
+#include "experts/canonical.h"
+
+#include "base/error.h"
+#include "experts/stored.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------------
+ * Sizes
+ */
+
+bool mp_passes_through(const mp_storage *storage, const mp_target *target)
+{
+    return mp_stored_as(storage, target->scheme);
+}
+
+/* Canonical sizes of one part of a side. */
+typedef struct sizes {
+    unsigned parts;
+    uint64_t rows, cols;
+    uint64_t scale_rows, scale_row_bytes;
+} sizes;
+
+static sizes sizes_of(const mp_side_source *from)
+{
+    return (sizes){
+        .parts = mp_side_parts(from->side),
+        .rows = mp_side_rows(&from->dims, from->side),
+        .cols = mp_side_cols(&from->dims, from->side),
+        .scale_rows = mp_target_scale_rows(from->target, &from->dims, from->side),
+        .scale_row_bytes = mp_target_scale_row_bytes(from->target, &from->dims, from->side),
+    };
+}
+
+/* Where the scale that covers a row of a part stands. */
+static uint8_t *scale_at(const mp_canonical *c, unsigned part, uint64_t row)
+{
+    const sizes s = sizes_of(c->from);
+    uint64_t block = mp_scheme_form_of(c->from->target->scheme)->block_rows;
+
+    return c->scale + (part * s.scale_rows + row / block) * s.scale_row_bytes;
+}
+
+/* Stored scale rows that cover so many rows, wherever these begin. */
+static uint64_t raw_scale_bytes(const mp_storage *storage, uint64_t rows, uint64_t cols)
+{
+    return (mp_ceil_div(rows, storage->block_rows) + 1) * mp_storage_scale_row_bytes(storage, cols);
+}
+
+/* Whole rows that are read at once where the side is looked at before its first tile. */
+static uint64_t strip_rows(const mp_side_source *from, const sizes *s)
+{
+    uint64_t row = mp_storage_row_bytes(from->storage, s->cols);
+    uint64_t rows = from->tile_bytes / (row ? row : 1);
+
+    if (rows > s->rows)
+        rows = s->rows;
+    return rows ? rows : 1;
+}
+
+static bool cut_in_columns(const mp_side_source *from)
+{
+    return from->target->tiling(&from->dims, from->side).kind == MP_TILES_COLS;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Whether stored scales of the target's scheme are, byte for byte, canonical ones: types of
+ * one byte differ in name only. */
+static bool same_scale_bytes(const mp_side_source *from)
+{
+    mp_dtype stored = from->storage->scale_dtype;
+    mp_dtype wanted = mp_scheme_form_of(from->target->scheme)->scale_dtype;
+
+    return stored == wanted || (mp_dtype_bits(stored) == 8 && mp_dtype_bits(wanted) == 8);
+}
+
+/* Takes n bytes, 64-byte aligned, from the scratch; with a null base only counts. */
+static void *take(uint8_t *base, uint64_t *used, uint64_t n)
+{
+    void *piece = base ? base + *used : NULL;
+
+    *used += mp_round_up(n, 64);
+    return piece;
+}
+
+static uint64_t lay_out(mp_canonical *c, uint8_t *base)
+{
+    const mp_side_source *from = c->from;
+    const sizes s = sizes_of(from);
+    const mp_tile first = mp_tile_at(from->target, &from->dims, from->side, from->tile_bytes, 0);
+    uint64_t rectangle = first.rows * mp_scheme_row_bytes(from->target->scheme, first.cols);
+    uint64_t strip = strip_rows(from, &s), used = 0;
+    uint64_t scales = larger(raw_scale_bytes(from->storage, first.rows, first.cols),
+                             raw_scale_bytes(from->storage, strip, s.cols));
+
+    if (mp_passes_through(from->storage, from->target) && !same_scale_bytes(from))
+        scales = larger(scales, raw_scale_bytes(from->storage, s.rows, s.cols));
+
+    c->weight[0] = take(base, &used, rectangle);
+    c->weight[1] = take(base, &used, first.parts > 1 ? rectangle : 0);
+    c->scale = take(base, &used, s.parts * s.scale_rows * s.scale_row_bytes);
+    c->raw = take(base, &used,
+                  larger(first.rows * mp_storage_row_bytes(from->storage, first.cols),
+                         strip * mp_storage_row_bytes(from->storage, s.cols)));
+    c->raw_scale = take(base, &used, scales);
+    c->work = take(base, &used, mp_requantize_scratch(s.cols));
+    c->row_scales = take(base, &used, cut_in_columns(from) ? s.parts * s.rows * sizeof(float) : 0);
+    return used;
+}
+
+uint64_t mp_canonical_scratch(const mp_side_source *side)
+{
+    mp_canonical c = {.from = side};
+
+    return lay_out(&c, NULL);
+}
+
+void mp_canonical_init(mp_canonical *c, const mp_side_source *side, void *scratch)
+{
+    *c = (mp_canonical){.from = side, .global = {1, 1}};
+    lay_out(c, scratch);
+}
+
+/* ------------------------------------------------------------------------
+ * Reading
+ */
+
+/* Stored rows of a rectangle of a part; into c->raw and c->raw_scale. */
+static int read_stored(const mp_canonical *c, unsigned part, uint64_t row0, uint64_t rows,
+                       uint64_t col0, uint64_t cols, mp_rows *in, mp_error *err)
+{
+    const mp_side_source *from = c->from;
+    const mp_storage *storage = from->storage;
+    const mp_matrix *matrix = &from->matrix[part];
+    const uint64_t all = mp_side_cols(&from->dims, from->side);
+    const mp_matrix view = cols == all ? *matrix : mp_matrix_columns(matrix, all, col0);
+
+    *in = mp_stored_rows(storage, row0, rows, cols, c->raw, c->raw_scale);
+    if (mp_matrix_global(from->catalog, matrix, &in->global_scale, err) != 0)
+        return err->code;
+    return mp_matrix_read_rows(from->catalog, storage, &view, cols, row0, rows, c->raw,
+                               c->raw_scale, err);
+}
+
+static int name_matrix(const mp_canonical *c, unsigned part, mp_error *err)
+{
+    return mp_error_prefix(err, "%s", c->from->matrix[part].weight->name);
+}
+
+/* ------------------------------------------------------------------------
+ * Passing through
+ */
+
+/* Scales of a part as they are, in the canonical type. */
+static int pass_scales(const mp_canonical *c, unsigned part, mp_error *err)
+{
+    const mp_side_source *from = c->from;
+    const sizes s = sizes_of(from);
+    const mp_dtype wanted = mp_scheme_form_of(from->target->scheme)->scale_dtype;
+    uint8_t *out = scale_at(c, part, 0);
+    uint8_t *stored = same_scale_bytes(from) ? out : c->raw_scale;
+
+    if (s.scale_rows == 0)
+        return 0;
+    if (mp_matrix_read_rows(from->catalog, from->storage, &from->matrix[part], s.cols, 0, s.rows,
+                            NULL, stored, err) != 0)
+        return err->code;
+    if (stored != out &&
+        !mp_scales_convert(from->storage->scale_dtype, stored,
+                           s.scale_rows * s.scale_row_bytes / (mp_dtype_bits(wanted) / 8), wanted,
+                           out))
+        return mp_fail(err, MP_ERR_INPUT, "%s: a scale that %s cannot hold",
+                       from->matrix[part].scale->name, mp_dtype_name(wanted));
+    return 0;
+}
+
+/* Whether all of a part's float32 scales are powers of two; *at is the first that is not. */
+static bool powers_of_two(const mp_canonical *c, unsigned part, float *at)
+{
+    const sizes s = sizes_of(c->from);
+    uint64_t count = s.scale_rows * s.scale_row_bytes / sizeof(float);
+    const uint8_t *scales = scale_at(c, part, 0);
+
+    for (uint64_t i = 0; i < count; i++) {
+        int exponent;
+
+        memcpy(at, scales + i * sizeof *at, sizeof *at);
+        if (isfinite(*at) && frexpf(*at, &exponent) != 0.5f)
+            return false;
+    }
+    return true;
+}
+
+/* A target that wants powers of two takes others only requantized. */
+static int check_powers(mp_canonical *c, mp_error *err)
+{
+    const mp_side_source *from = c->from;
+    float scale;
+
+    for (unsigned part = 0; part < mp_side_parts(from->side); part++) {
+        if (powers_of_two(c, part, &scale))
+            continue;
+        if (!from->quant->ue8m0)
+            return mp_fail(err, MP_ERR_UNSUPPORTED,
+                           "%s: %s takes scales that are powers of two, not %.9g: requantize with "
+                           "--requantize-shared",
+                           from->matrix[part].scale->name, from->target->name, (double)scale);
+        c->passes = false;
+    }
+    return 0;
+}
+
+static int pass_tile(const mp_canonical *c, unsigned part, const mp_tile *tile, uint8_t *out,
+                     mp_error *err)
+{
+    const mp_side_source *from = c->from;
+    const mp_scheme_form *form = mp_scheme_form_of(from->target->scheme);
+    const uint64_t all = mp_side_cols(&from->dims, from->side);
+    const mp_matrix *matrix = &from->matrix[part];
+    const mp_matrix view = tile->cols == all ? *matrix : mp_matrix_columns(matrix, all, tile->col0);
+    const mp_rows rows = {
+        .scheme = from->target->scheme,
+        .scale_dtype = form->scale_dtype,
+        .block_rows = form->block_rows,
+        .block_cols = form->block_cols,
+        .row0 = tile->row0,
+        .rows = tile->rows,
+        .cols = tile->cols,
+        .weight = out,
+        .scale = form->has_scale ? scale_at(c, part, tile->row0) : NULL,
+        .global_scale = c->global[part],
+    };
+
+    if (mp_matrix_read_rows(from->catalog, from->storage, &view, tile->cols, tile->row0, tile->rows,
+                            out, NULL, err) != 0)
+        return err->code;
+    if (!from->quant->allow_nonfinite && mp_rows_check_finite(&rows, err) != 0)
+        return name_matrix(c, part, err);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Requantizing
+ */
+
+/* Calls look() with all rows of a part, a strip at a time. */
+typedef int look_at(mp_canonical *c, unsigned part, const mp_rows *in, void *found, mp_error *err);
+
+static int each_strip(mp_canonical *c, unsigned part, look_at *look, void *found, mp_error *err)
+{
+    const sizes s = sizes_of(c->from);
+    uint64_t step = strip_rows(c->from, &s);
+
+    for (uint64_t row0 = 0; row0 < s.rows; row0 += step) {
+        uint64_t rows = s.rows - row0 < step ? s.rows - row0 : step;
+        mp_rows in;
+
+        if (read_stored(c, part, row0, rows, 0, s.cols, &in, err) != 0)
+            return err->code;
+        if (look(c, part, &in, found, err) != 0)
+            return name_matrix(c, part, err);
+    }
+    return 0;
+}
+
+static int find_amax(mp_canonical *c, unsigned part, const mp_rows *in, void *found, mp_error *err)
+{
+    float *amax = found, one;
+
+    (void)part;
+    if (mp_rows_amax(in, c->from->quant->allow_nonfinite, c->work, &one, err) != 0)
+        return err->code;
+    *amax = fmaxf(*amax, one);
+    return 0;
+}
+
+static int find_exponent(mp_canonical *c, unsigned part, const mp_rows *in, void *found,
+                         mp_error *err)
+{
+    uint8_t *largest = found;
+    uint64_t count = in->rows * mp_storage_scale_row_bytes(c->from->storage, in->cols);
+
+    (void)part;
+    (void)err;
+    for (uint64_t i = 0; i < count; i++)
+        if (c->raw_scale[i] > *largest && c->raw_scale[i] != UINT8_MAX)
+            *largest = c->raw_scale[i];
+    return 0;
+}
+
+/* Gate and up share one second scale. */
+static int choose_global(mp_canonical *c, mp_error *err)
+{
+    unsigned parts = mp_side_parts(c->from->side);
+    bool exact = c->from->storage->scheme == MP_SCHEME_MXFP4;
+    uint8_t largest = 0;
+    float amax = 0;
+
+    for (unsigned part = 0; part < parts; part++)
+        if (each_strip(c, part, exact ? find_exponent : find_amax, exact ? (void *)&largest : &amax,
+                       err) != 0)
+            return err->code;
+    c->global[0] = c->global[1] = exact ? mp_nvfp4_global_exact(largest) : mp_nvfp4_global(amax);
+    return 0;
+}
+
+static int find_row_scales(mp_canonical *c, unsigned part, const mp_rows *in, void *found,
+                           mp_error *err)
+{
+    float *scales = c->row_scales + part * mp_side_rows(&c->from->dims, c->from->side);
+
+    (void)found;
+    return mp_rows_channel_scales(in, c->from->target->scheme, c->from->quant, c->work,
+                                  scales + in->row0, err);
+}
+
+/* Packed words come with the shape of the whole matrix, of which this may be a part. */
+static int check_shape(const mp_side_source *from, const mp_matrix *matrix, mp_error *err)
+{
+    uint64_t cols = mp_side_cols(&from->dims, from->side);
+
+    return mp_matrix_check_shape(from->catalog, matrix, matrix->weight->shape[0],
+                                 matrix->stored_cols ? matrix->stored_cols : cols, err);
+}
+
+static int prepare_quantization(mp_canonical *c, mp_error *err)
+{
+    const mp_side_source *from = c->from;
+
+    for (unsigned part = 0; part < mp_side_parts(from->side); part++) {
+        const mp_matrix *matrix = &from->matrix[part];
+
+        if (mp_matrix_check_offset(from->catalog, matrix, err) != 0 ||
+            check_shape(from, matrix, err) != 0)
+            return err->code;
+        if (cut_in_columns(from) && each_strip(c, part, find_row_scales, NULL, err) != 0)
+            return err->code;
+    }
+    return from->target->scheme == MP_SCHEME_NVFP4 ? choose_global(c, err) : 0;
+}
+
+static int quantize_tile(const mp_canonical *c, unsigned part, const mp_tile *tile, uint8_t *out,
+                         mp_quant_stats *stats, mp_error *err)
+{
+    const mp_side_source *from = c->from;
+    mp_quant_options options = *from->quant;
+    mp_rows in;
+
+    options.global_scale = c->global[part];
+    options.ue8m0 = from->target->ue8m0;
+    options.row_scales = NULL;
+    if (cut_in_columns(from))
+        options.row_scales =
+            c->row_scales + part * mp_side_rows(&from->dims, from->side) + tile->row0;
+    if (read_stored(c, part, tile->row0, tile->rows, tile->col0, tile->cols, &in, err) != 0)
+        return err->code;
+    if (mp_requantize(&in, from->target->scheme, &options, out, scale_at(c, part, tile->row0),
+                      c->work, stats, err) != 0)
+        return name_matrix(c, part, err);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * The whole
+ */
+
+int mp_canonical_begin(mp_canonical *c, mp_error *err)
+{
+    const mp_side_source *from = c->from;
+    unsigned parts = mp_side_parts(from->side);
+
+    c->passes = mp_passes_through(from->storage, from->target);
+    for (unsigned part = 0; c->passes && part < parts; part++) {
+        if (mp_matrix_global(from->catalog, &from->matrix[part], &c->global[part], err) != 0 ||
+            pass_scales(c, part, err) != 0)
+            return err->code;
+        if (from->storage->global_divides)
+            c->global[part] = 1 / c->global[part];
+    }
+    if (c->passes && from->target->ue8m0 && check_powers(c, err) != 0)
+        return err->code;
+    return c->passes ? 0 : prepare_quantization(c, err);
+}
+
+int mp_canonical_tile(mp_canonical *c, const mp_tile *tile, mp_quant_stats *stats, mp_error *err)
+{
+    int rc = 0;
+
+    for (unsigned p = 0; p < tile->parts && rc == 0; p++) {
+        unsigned part = tile->part + p;
+
+        rc = c->passes ? pass_tile(c, part, tile, c->weight[p], err)
+                       : quantize_tile(c, part, tile, c->weight[p], stats, err);
+    }
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Vectors
+ */
+
+static const mp_tensor *vector_of(const mp_matrix *matrix, mp_role role)
+{
+    switch (role) {
+    case MP_ROLE_GLOBAL_SCALE:
+        return matrix->global;
+    case MP_ROLE_INPUT_SCALE:
+        return matrix->input_scale;
+    case MP_ROLE_OFFSET:
+        return matrix->offset;
+    default:
+        return NULL;
+    }
+}
+
+bool mp_has_vector(const mp_storage *storage, const mp_expert *expert, const mp_slot_tensor *tensor)
+{
+    const mp_matrix *matrix = &expert->matrix[tensor->side == MP_L1 ? MP_GATE : MP_DOWN];
+
+    if (tensor->role == MP_ROLE_OFFSET ? storage->scheme != MP_SCHEME_INT8_CHANNEL
+                                       : storage->scheme != MP_SCHEME_NVFP4)
+        return false;
+    if (tensor->role == MP_ROLE_GLOBAL_SCALE && !storage->global_divides)
+        return false;
+    for (unsigned part = 0; part < mp_side_parts(tensor->side); part++)
+        if (!vector_of(&matrix[part], tensor->role))
+            return false;
+    return true;
+}
+
+/* The floats of a part's tensor, as many as it has of this expert. */
+static int read_vector(const mp_canonical *c, unsigned part, mp_role role, uint64_t count,
+                       float *out, mp_error *err)
+{
+    const mp_matrix *matrix = &c->from->matrix[part];
+    const mp_tensor *tensor = vector_of(matrix, role);
+    uint64_t bytes = count * sizeof *out, at = matrix->slice * bytes;
+
+    if (role == MP_ROLE_OFFSET) /* one a row, and the matrix may be rows of a larger one */
+        at += matrix->first * sizeof *out;
+    if (tensor->dtype != MP_F32)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be carried, only F32", tensor->name,
+                       mp_dtype_name(tensor->dtype));
+    return mp_tensor_read(&c->from->catalog->checkpoint, tensor, at, bytes, out, err);
+}
+
+static int read_input_scale(const mp_canonical *c, float *out, mp_error *err)
+{
+    const mp_matrix *matrix = c->from->matrix;
+    float up;
+
+    if (read_vector(c, 0, MP_ROLE_INPUT_SCALE, 1, out, err) != 0)
+        return err->code;
+    if (c->from->side == MP_L2)
+        return 0;
+    if (read_vector(c, 1, MP_ROLE_INPUT_SCALE, 1, &up, err) != 0)
+        return err->code;
+    if (up == *out)
+        return 0;
+    return mp_fail(
+        err, MP_ERR_UNSUPPORTED,
+        "%s: %.9g, and %s: %.9g: %s has one input scale for both: leave them behind with "
+        "--drop input_scale",
+        matrix[MP_GATE].input_scale->name, (double)*out, matrix[MP_UP].input_scale->name,
+        (double)up, c->from->target->name);
+}
+
+int mp_canonical_vector(const mp_canonical *c, const mp_slot_tensor *tensor, float *out,
+                        mp_error *err)
+{
+    unsigned parts = mp_side_parts(tensor->side);
+    uint64_t count = tensor->slot_bytes / sizeof *out / parts;
+    int rc = 0;
+
+    if (tensor->role == MP_ROLE_INPUT_SCALE)
+        return read_input_scale(c, out, err);
+    if (tensor->role == MP_ROLE_ALPHA)
+        memcpy(out, c->global, parts * sizeof *out);
+    else
+        for (unsigned part = 0; part < parts && rc == 0; part++)
+            rc = read_vector(c, part, tensor->role, count, out + part * count, err);
+    return rc;
+}

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What kernels do to activations: quantization, rounding, the gate. */
+#include "forward/recipe.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/error.h"
+
+/* DeepGEMM's helpers quantize the input with this floor. */
+#define FLOOR 1e-4f
+
+#define MX_BLOCK 32
+
+/* clang-format off */
+static const mp_recipe recipes[MP_EMULATIONS] = {
+    [MP_EMULATE_EXACT] = {.name = "exact", .weights = MP_SCHEME_COUNT, .values = MP_SCHEME_COUNT, .wide = true},
+    [MP_EMULATE_W4A8] = {"w4a8", MP_SCHEME_MXFP4, MP_SCHEME_MXFP8, FLOOR, false, false, true, true},
+    [MP_EMULATE_W4A4] = {"w4a4", MP_SCHEME_MXFP4, MP_SCHEME_MXFP4, FLOOR, false, false, true, true},
+    [MP_EMULATE_NVFP4] = {"nvfp4", MP_SCHEME_NVFP4, MP_SCHEME_NVFP4, 0, false, false, true, true},
+    [MP_EMULATE_BF16] = {"bf16", MP_SCHEME_BF16, MP_SCHEME_BF16, 0, false, false, true, true},
+    [MP_EMULATE_SM90_FP8] = {"sm90-fp8", MP_SCHEME_FP8_BLOCK, MP_SCHEME_FP8_GROUP, FLOOR, false, false, true, true},
+    /* Sums of products of codes are integers below 2^31, which float64 adds exactly in any
+     * order: the kernel's int32 holds the same. */
+    [MP_EMULATE_FUSEEP] = {"fuseep", MP_SCHEME_INT8_CHANNEL, MP_SCHEME_INT8_CHANNEL, 0, true, true, false, false},
+};
+/* clang-format on */
+
+const mp_recipe *mp_recipe_of(mp_emulation emulation)
+{
+    return &recipes[emulation];
+}
+
+const char *mp_emulation_name(mp_emulation emulation)
+{
+    return recipes[emulation].name;
+}
+
+bool mp_emulation_parse(const char *name, mp_emulation *emulation)
+{
+    for (int e = 0; e < MP_EMULATIONS; e++) {
+        if (strcmp(recipes[e].name, name) == 0) {
+            *emulation = (mp_emulation)e;
+            return true;
+        }
+    }
+    return false;
+}
+
+mp_scheme mp_emulation_scheme(mp_emulation emulation)
+{
+    return recipes[emulation].weights;
+}
+
+/* ------------------------------------------------------------------------
+ * Quantization
+ */
+
+float mp_round_bf16(float x)
+{
+    const mp_kernels *kernels = mp_kernels_best();
+    uint16_t code;
+
+    kernels->bf16_encode(&x, &code, 1);
+    kernels->bf16_decode(&code, &x, 1);
+    return x;
+}
+
+/* Pieces of the scratch of a row of n numbers. */
+typedef struct buffers {
+    uint8_t *codes;  /* of 2 bytes at most */
+    uint8_t *scales; /* one float32 for 16 numbers at most, and at least one */
+    void *work;
+} buffers;
+
+static uint64_t codes_bytes(uint64_t n)
+{
+    return mp_round_up(2 * n, 64);
+}
+
+static uint64_t scales_bytes(uint64_t n)
+{
+    return mp_round_up(n / 4 + sizeof(float), 64);
+}
+
+uint64_t mp_recipe_scratch(uint64_t n)
+{
+    return codes_bytes(n) + scales_bytes(n) + mp_round_up(mp_requantize_scratch(n), 64);
+}
+
+static buffers split(void *scratch, uint64_t n)
+{
+    uint8_t *codes = scratch;
+
+    return (buffers){codes, codes + codes_bytes(n), codes + codes_bytes(n) + scales_bytes(n)};
+}
+
+static void round_row(float *row, uint64_t n, const buffers *b)
+{
+    const mp_kernels *kernels = mp_kernels_best();
+
+    kernels->bf16_encode(row, (uint16_t *)(void *)b->codes, n);
+    kernels->bf16_decode((const uint16_t *)(const void *)b->codes, row, n);
+}
+
+/* The kernel's own quantization between the two products: it multiplies by the reciprocal of
+ * the largest code, where the host divides, and has no floor. */
+static void requantize_inner(bool fp4, float *row, uint64_t n, const buffers *b)
+{
+    const mp_kernels *kernels = mp_kernels_best();
+
+    for (uint64_t i = 0; i < n; i += MX_BLOCK) {
+        uint64_t count = n - i < MX_BLOCK ? n - i : MX_BLOCK;
+        uint32_t amax_bits = kernels->amax_bits(row + i, count);
+        uint8_t exponent[2]; /* of the scale, and of its reciprocal */
+        float amax, raw, scale[2];
+
+        memcpy(&amax, &amax_bits, sizeof amax);
+        raw = amax * (fp4 ? 1.0f / 6 : 1.0f / 448);
+        kernels->ue8m0_encode(&raw, &exponent[0], 1);
+        exponent[1] = (uint8_t)(254 - exponent[0]);
+        kernels->ue8m0_decode(exponent, scale, 2);
+        kernels->scale(row + i, scale[1], row + i, count);
+        if (fp4) {
+            kernels->e2m1_encode(row + i, b->codes, count, MP_ROUND_OCP);
+            kernels->e2m1_decode(b->codes, row + i, count);
+        } else {
+            kernels->e4m3_encode(row + i, b->codes, count);
+            kernels->e4m3_decode(b->codes, row + i, count);
+        }
+        kernels->scale(row + i, scale[0], row + i, count);
+    }
+}
+
+/* By the library's own schemes: a row is a matrix of one. */
+static int requantize(const mp_recipe *r, mp_stage stage, float *row, uint64_t n, float *scale,
+                      const buffers *b, mp_error *err)
+{
+    const mp_scheme_form *form = mp_scheme_form_of(r->values);
+    mp_quant_options options = {.amax_floor = stage == MP_STAGE_INPUT ? r->floor : 0};
+    mp_rows in = {.scheme = MP_SCHEME_F32,
+                  .rows = 1,
+                  .cols = n,
+                  .weight = row,
+                  .block_rows = 1,
+                  .block_cols = 1};
+    mp_rows out = {.scheme = r->values,
+                   .scale_dtype = form->scale_dtype,
+                   .block_rows = form->block_rows,
+                   .block_cols = form->block_cols,
+                   .rows = 1,
+                   .cols = n,
+                   .weight = b->codes,
+                   .scale = b->scales};
+    uint32_t bits = mp_kernels_best()->amax_bits(row, n);
+    float amax;
+
+    memcpy(&amax, &bits, sizeof amax);
+    options.global_scale = out.global_scale = mp_nvfp4_global(amax);
+    int rc = mp_requantize(&in, r->values, &options, b->codes, b->scales, b->work, NULL, err);
+    if (rc == 0 && !r->codes)
+        rc = mp_decode_rows(&out, row, err);
+    if (rc != 0 || !r->codes)
+        return rc;
+    memcpy(scale, b->scales, sizeof *scale);
+    for (uint64_t i = 0; i < n; i++)
+        row[i] = (int8_t)b->codes[i];
+    return 0;
+}
+
+int mp_recipe_quantize(const mp_recipe *recipe, mp_stage stage, float *row, uint64_t n,
+                       float *scale, void *scratch, mp_error *err)
+{
+    const buffers b = split(scratch, n);
+    bool mx = recipe->values == MP_SCHEME_MXFP4 || recipe->values == MP_SCHEME_MXFP8;
+
+    if (stage == MP_STAGE_INPUT || recipe->values == MP_SCHEME_BF16)
+        round_row(row, n, &b);
+    if (recipe->values == MP_SCHEME_BF16)
+        return 0;
+    if (stage == MP_STAGE_INPUT || !mx)
+        return requantize(recipe, stage, row, n, scale, &b, err);
+    requantize_inner(recipe->values == MP_SCHEME_MXFP4, row, n, &b);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * The gate
+ */
+
+static void round_run(float *run, unsigned n)
+{
+    const mp_kernels *kernels = mp_kernels_best();
+    uint16_t codes[MP_ACTIVATE_MAX];
+
+    kernels->bf16_encode(run, codes, n);
+    kernels->bf16_decode(codes, run, n);
+}
+
+void mp_activate_f32(const mp_recipe *recipe, const mp_activation *a, float *gate, float *up,
+                     unsigned n)
+{
+    float alpha = a->alpha == 0 ? 1 : a->alpha;
+    float limit = a->limit > 0 ? a->limit : INFINITY;
+
+    if (recipe->round_gate) {
+        round_run(gate, n);
+        round_run(up, n);
+    }
+    for (unsigned i = 0; i < n; i++) {
+        float g = gate[i] > limit ? limit : gate[i];
+        float u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+
+        gate[i] = g / (1 + expf(-alpha * g)) * (u + a->beta);
+    }
+}
+
+void mp_activate_f64(const mp_activation *a, double *gate, const double *up, unsigned n)
+{
+    double alpha = a->alpha == 0 ? 1 : (double)a->alpha;
+    double limit = a->limit > 0 ? (double)a->limit : (double)INFINITY;
+
+    for (unsigned i = 0; i < n; i++) {
+        double g = gate[i] > limit ? limit : gate[i];
+        double u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+
+        gate[i] = g / (1 + exp(-alpha * g)) * (u + (double)a->beta);
+    }
+}

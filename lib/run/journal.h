@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* run/journal.h - what of an interrupted run is done.
+ *
+ * A text file in the partial directory. It begins with the terms of the job (target,
+ * placement, source ...), one "key value" a line, then "begin". Behind that, a line a
+ * finished unit ("unit 17", with its requantization error in hex floats where there is
+ * any) or digested tensor ("tensor 4 <hex>"). A line counts when it is whole, so a torn
+ * end is no harm. */
+#ifndef MP_RUN_JOURNAL_H
+#define MP_RUN_JOURNAL_H
+
+#include <moepack/store.h>
+
+#include "run/work.h"
+
+#define MP_JOURNAL_NAME "journal"
+
+/* What is done; arrays are owned. */
+typedef struct mp_progress_state {
+    bool *unit_done;       /* [work->num_units] */
+    mp_quant_stats *stats; /* [work->num_units]; null when everything is lossless */
+    bool *tensor_done;     /* [work->num_outputs] */
+    mp_hex_digest *digest; /* [work->num_outputs] */
+} mp_progress_state;
+
+int mp_progress_init(mp_progress_state *state, const mp_work *work, mp_error *err);
+void mp_progress_release(mp_progress_state *state);
+
+typedef struct mp_journal {
+    int fd;
+    char *path;
+    uint64_t size;
+    char *terms; /* the head, up to and with "begin" */
+    bool fresh;  /* nothing in it when it was opened */
+} mp_journal;
+
+/* Opens the journal in a directory, locked against other processes, and fills state from
+ * it. A new or torn-headed journal begins anew. MP_ERR_INPUT when its terms are not the
+ * job's, naming the first that differs; MP_ERR_IO when another process holds it. */
+int mp_journal_open(mp_journal *journal, const char *dir, const mp_job *job,
+                    mp_progress_state *state, mp_error *err);
+void mp_journal_close(mp_journal *journal);
+
+/* Forgets, durably, that anything is done. */
+int mp_journal_restart(mp_journal *journal, const mp_work *work, mp_progress_state *state,
+                       mp_error *err);
+
+/* MP_ERR_IO when another process holds the journal in a directory. */
+int mp_journal_check_free(const char *dir, mp_error *err);
+
+/* Appends and syncs lines for these units, whose data is durable. */
+int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const uint64_t *units,
+                     size_t count, mp_error *err);
+
+/* Appends (without sync) a line for a digested tensor. */
+int mp_journal_tensor(mp_journal *journal, const mp_progress_state *state, size_t output,
+                      mp_error *err);
+
+#endif

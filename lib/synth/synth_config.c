@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* config.json of synthetic checkpoints: what the families' own say about experts. */
+#include "synth/synth.h"
+
+#include "base/error.h"
+
+/* Most groups that DeepSeek V3's router has, and how many of eight it keeps. */
+#define V3_GROUPS 8
+
+/* Sets a member; nothing for a null key. Takes over value; null stands for no memory. */
+static bool set(json_t *object, const char *key, json_t *value)
+{
+    if (!key) {
+        json_decref(value);
+        return true;
+    }
+    return json_object_set_new(object, key, value) == 0;
+}
+
+/* Adds the members of a constant JSON object. */
+static bool add_constants(json_t *object, const char *text)
+{
+    json_t *more = text ? json_loads(text, 0, NULL) : json_object();
+    bool done = more && json_object_update(object, more) == 0;
+
+    json_decref(more);
+    return done;
+}
+
+/* The router keeps half of its groups, which have to be of one size, of two experts or
+ * more, and to hold top_k experts. */
+static uint32_t v3_groups(const mp_synth_options *o)
+{
+    uint32_t groups = V3_GROUPS;
+
+    while (groups > 1 && (o->num_experts % groups != 0 || o->num_experts / groups < 2 ||
+                          o->num_experts / 2 < o->top_k))
+        groups /= 2;
+    return groups;
+}
+
+static bool add_numbers(json_t *config, const mp_synth_plan *plan)
+{
+    const mp_synth_options *o = plan->options;
+    const mp_synth_keys *keys = &plan->family->keys;
+    uint32_t groups = v3_groups(o);
+    const struct {
+        const char *key;
+        uint64_t value;
+    } numbers[] = {
+        {"hidden_size", mp_synth_latents(plan->family) * o->hidden_size},
+        {"num_hidden_layers", o->num_layers},
+        {"vocab_size", o->vocab_size},
+        {keys->latent, o->hidden_size},
+        {keys->width, o->intermediate_size},
+        {keys->experts, o->num_experts},
+        {keys->top_k, o->top_k},
+        {keys->shared, o->num_shared_experts},
+        {keys->shared_width, o->num_shared_experts * o->intermediate_size},
+        {keys->dense, o->num_dense},
+        {keys->dense_width, o->dense_intermediate_size},
+        {keys->hash, o->num_hash_layers},
+        {keys->mtp, o->num_mtp},
+        {keys->groups ? "n_group" : NULL, groups},
+        {keys->groups ? "topk_group" : NULL, groups > 1 ? groups / 2 : 1},
+    };
+
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        if (!set(config, numbers[i].key, json_integer((json_int_t)numbers[i].value)))
+            return false;
+    return set(config, keys->scaling, json_real(o->routed_scaling_factor));
+}
+
+/* Numbers of the dense layers, which stand at the start; or 0 for each of them, then 1. */
+static json_t *layer_list(const mp_synth_options *o, bool flags)
+{
+    uint32_t count = flags ? o->num_layers : o->num_dense;
+    json_t *list = json_array();
+
+    for (uint32_t i = 0; list && i < count; i++)
+        if (json_array_append_new(list, json_integer(flags ? i >= o->num_dense : i)) != 0) {
+            json_decref(list);
+            list = NULL;
+        }
+    return list;
+}
+
+/* What stands in config.json, or in its text_config. */
+static bool add_facts(json_t *config, const mp_synth_plan *plan)
+{
+    const mp_synth_options *o = plan->options;
+    const mp_synth_keys *keys = &plan->family->keys;
+
+    return set(config, "hidden_act", json_string("silu")) &&
+           set(config, "torch_dtype", json_string("bfloat16")) && add_numbers(config, plan) &&
+           set(config, keys->dense_list, layer_list(o, false)) &&
+           set(config, keys->moe_flags, layer_list(o, true)) &&
+           add_constants(config, keys->constants);
+}
+
+/* Adds quantization_config, and in text the same where the family has it there too. */
+static bool add_quantization(json_t *config, json_t *text, const mp_synth_plan *plan)
+{
+    const char *quantization = plan->format->quantization;
+
+    if (!quantization)
+        return true;
+    return set(config, "quantization_config", json_loads(quantization, 0, NULL)) &&
+           (text == config || !plan->family->keys.text_quantization ||
+            set(text, "quantization_config", json_loads(quantization, 0, NULL)));
+}
+
+json_t *mp_synth_config(const mp_synth_plan *plan)
+{
+    const mp_synth_keys *keys = &plan->family->keys;
+    bool nested = keys->text && !plan->format->prefix;
+    const char *type = nested && keys->model_type ? keys->model_type : plan->model->model_types[0];
+    json_t *config =
+        json_pack("{s:[s], s:s}", "architectures", keys->architecture, "model_type", type);
+    json_t *text = nested ? json_pack("{s:s}", "model_type", keys->text) : config;
+
+    if (!config || !text || !add_facts(text, plan) || !add_quantization(config, text, plan) ||
+        !add_constants(config, plan->format->more) ||
+        (nested && !set(config, "text_config", json_incref(text)))) {
+        json_decref(config);
+        config = NULL;
+    }
+    if (nested)
+        json_decref(text);
+    return config;
+}
+
+json_t *mp_synth_description(const mp_synth_plan *plan)
+{
+    const char *label = plan->format->label;
+    json_t *description = json_pack("{s:s, s:s}", "model_quant_type", label, "version", "1.0.0");
+
+    for (size_t i = 0; description && i < plan->num_items; i++) {
+        const mp_synth_item *item = &plan->items[i];
+        const mp_synth_form *form = item->form;
+        bool quantized = form == plan->format->routed || form == plan->format->shared;
+
+        for (unsigned p = 0; p < MP_SYNTH_PARTS && item->names[p]; p++)
+            if (!set(description, item->names[p], json_string(quantized ? label : "FLOAT"))) {
+                json_decref(description);
+                return NULL;
+            }
+    }
+    return description;
+}
+
+json_t *mp_synth_modelopt_config(void)
+{
+    return json_pack("{s:{s:s, s:s}, s:{s:s, s:n, s:i, s:[s]}}", "producer", "name", "modelopt",
+                     "version", "0.37.0", "quantization", "quant_algo", "NVFP4",
+                     "kv_cache_quant_algo", "group_size", 16, "exclude_modules", "lm_head");
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* write/plan.h - what the parts of lib/pack know of a plan beyond the public value. */
+#ifndef MP_WRITE_PLAN_H
+#define MP_WRITE_PLAN_H
+
+#include <moepack/pack.h>
+
+#include "experts/canonical.h"
+
+/* Wanted size of a tile: of rows, in cache, and worth a system call; of columns, wide enough
+ * that the piece of every row is worth one. */
+#define MP_UNIT_ROWS_BYTES (256u << 10)
+#define MP_UNIT_COLS_BYTES (4u << 20)
+
+/* A unit of work: one side of one expert of one layer. */
+typedef struct mp_unit {
+    const mp_plan_layer *layer;
+    uint32_t layer_index;
+    uint32_t expert;
+    bool is_shared;
+    const mp_expert *matrices;
+    const mp_plan_part *part; /* whose tensors it fills */
+    mp_side side;
+} mp_unit;
+
+/* The unit of that index, index < plan->work.num_units. */
+mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index);
+
+/* Copies that the unit's expert has on the ranks that are written. */
+const mp_place *mp_unit_copies(const mp_unit *unit, uint32_t *count);
+
+/* Where the unit's matrices come from. */
+mp_side_source mp_unit_source(const mp_plan *plan, const mp_unit *unit);
+
+/* True where the unit cannot requantize, whatever it reads. */
+bool mp_unit_is_lossless(const mp_plan *plan, const mp_unit *unit);
+
+/* Bytes that a unit writes. */
+uint64_t mp_unit_bytes_written(const mp_plan *plan, const mp_unit *unit);
+
+/* The output tensor `tensor` (of all parts: part->first + index into part->tensors) of a layer
+ * on a rank; null where it is not written. */
+const mp_out_tensor *mp_plan_output(const mp_plan *plan, uint32_t layer, uint32_t rank,
+                                    unsigned tensor);
+
+/* Fills plan->work's outputs and files once everything else is settled. */
+int mp_plan_files(mp_plan *plan, mp_error *err);
+
+#endif

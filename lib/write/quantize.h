@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * write/quantize.h - the parts of requantizing a checkpoint.
+ *
+ * A unit of work is a matrix of an expert, or a run of bytes that stay as they are. Units of a
+ * layer: its experts, three each, the shared one last; then its copies.
+ */
+#ifndef MP_WRITE_QUANTIZE_H
+#define MP_WRITE_QUANTIZE_H
+
+#include <moepack/pack.h>
+
+#include "run/output.h"
+#include "run/work.h"
+
+/* What a matrix of an expert is written as. */
+typedef enum mp_written {
+    MP_WRITTEN_WEIGHT,
+    MP_WRITTEN_SCALE,
+    MP_WRITTEN_GLOBAL,
+    MP_WRITTEN_INPUT_SCALE,
+    MP_WRITTEN_BIAS,
+    MP_WRITTEN_COUNT
+} mp_written;
+
+/* A matrix of an expert, from where and to where. */
+typedef struct mp_quantize_unit {
+    const mp_storage *storage;
+    const mp_expert *expert;
+    mp_projection projection;
+    bool shared;
+    bool lossless;
+    const mp_form *form;
+    const uint32_t *outputs; /* [MP_WRITTEN_COUNT] into work.outputs; UINT32_MAX: none */
+} mp_quantize_unit;
+
+/* Expert unit number `index` of a layer, index < layer->expert_units. */
+mp_quantize_unit mp_quantize_unit_of(const mp_quantize_plan *plan, const mp_quantize_layer *layer,
+                                     uint64_t index);
+
+/* The layer of a unit of the work. */
+const mp_quantize_layer *mp_quantize_layer_of(const mp_quantize_plan *plan, uint64_t unit);
+
+/* Settles the outputs, files, pieces and units of a plan whose layers have their forms. */
+int mp_quantize_lay_out(mp_quantize_plan *plan, mp_error *err);
+
+/* The name of a further tensor of a matrix beside its weight: its last part is `suffix`.
+ * malloc'ed, null without memory. */
+char *mp_quantize_sibling(const mp_form_tensor *weight, const char *prefix, uint32_t expert,
+                          const char *suffix);
+
+/* Bytes of scratch that any unit of the plan needs. */
+uint64_t mp_quantize_scratch(const mp_quantize_plan *plan);
+
+/* Does a matrix. stats: as for mp_job.run. */
+int mp_quantize_matrix(const mp_quantize_plan *plan, const mp_quantize_unit *unit,
+                       mp_outputs *outputs, void *scratch, mp_quant_stats *stats, mp_error *err);
+
+/* Copies pieces number first .. last-1. */
+int mp_quantize_copy(const mp_quantize_plan *plan, size_t first, size_t last, mp_outputs *outputs,
+                     void *scratch, mp_error *err);
+
+/* Fills plan->config, plan->hf_config and options.quant.ue8m0, with warnings. plan->pieces and
+ * layers are settled. */
+int mp_quantize_config(mp_quantize_plan *plan, mp_error *err);
+
+/* Writes the texts of config, and copies the other files that engines need from the source. */
+int mp_quantize_put_files(const mp_quantize_plan *plan, const char *dir, mp_error *err);
+
+/* Whether a file of that name beside tensors is one of those. */
+bool mp_quantize_is_side_file(const char *name);
+
+/* Writes the report. stats: [work.num_units], or null where all is lossless. */
+int mp_quantize_put_report(const mp_quantize_plan *plan, const mp_quant_stats *stats,
+                           const char *dir, mp_error *err);
+
+/* 0 where the report in a directory is of this plan; MP_ERR_INPUT naming what differs. */
+int mp_quantize_check_report(const mp_quantize_plan *plan, const char *dir, mp_error *err);
+
+#endif

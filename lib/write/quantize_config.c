@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The files beside the tensors of a requantized checkpoint: config.json says what experts are
+ * now, descriptions of tensors that are gone stay behind, and the rest is copied. */
+#include "write/quantize.h"
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "checkpoint/config_rewrite.h"
+#include "checkpoint/form.h"
+#include "run/sidecar.h"
+
+#include <moepack/artifact.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <fnmatch.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define HF_CONFIG    "hf_quant_config.json"
+#define DESCRIPTION  "quant_model_description*.json"
+#define CONFIG_LIMIT (16u << 20)
+#define COPY_BUFFER  (256u << 10)
+#define COUNT(a)     (sizeof(a) / sizeof((a)[0]))
+
+/* ------------------------------------------------------------------------
+ * What stays
+ */
+
+/* A growing list of owned names. */
+typedef struct names {
+    char **list;
+    size_t count, room;
+} names;
+
+static void release_names(names *n)
+{
+    for (size_t i = 0; i < n->count; i++)
+        free(n->list[i]);
+    free(n->list);
+}
+
+/* Adds a name, which is taken over; null stands for no memory. */
+static int add_name(names *n, char *name, mp_error *err)
+{
+    if (name && n->count == n->room) {
+        size_t room = n->room ? 2 * n->room : 64;
+        char **list = realloc(n->list, room * sizeof *list);
+
+        if (list) {
+            n->list = list;
+            n->room = room;
+        }
+    }
+    if (!name || n->count == n->room) {
+        free(name);
+        return mp_fail_memory(err);
+    }
+    n->list[n->count++] = name;
+    return 0;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+/* Weights that a quantization_config speaks of, as far as a type can tell. */
+static bool is_quantized(const mp_out_tensor *t)
+{
+    if (t->dtype == MP_I32 || t->dtype == MP_U32)
+        return ends_with(t->name, ".weight_packed") || ends_with(t->name, ".qweight");
+    return t->dims >= 2 && mp_dtype_bits(t->dtype) <= 8 && t->dtype != MP_BOOL;
+}
+
+static bool is_plain(const mp_out_tensor *t)
+{
+    return t->dims >= 2 && (t->dtype == MP_BF16 || t->dtype == MP_F16 || t->dtype == MP_F32) &&
+           ends_with(t->name, ".weight");
+}
+
+static char *experts_of(const mp_moe_layer *layer)
+{
+    return mp_format("%s.%s.%s", layer->prefix, layer->naming->block, layer->naming->experts);
+}
+
+/* Whether a tensor is of the routed experts of a layer, which are named as one. */
+static bool is_expert(const mp_moe_layer *layer, const char *name)
+{
+    const char *rest = name + strlen(layer->prefix) + 1;
+    size_t n = strlen(layer->naming->block);
+
+    return strncmp(rest, layer->naming->block, n) == 0 && rest[n] == '.' &&
+           strncmp(rest + n + 1, layer->naming->experts, strlen(layer->naming->experts)) == 0 &&
+           rest[n + 1 + strlen(layer->naming->experts)] == '.';
+}
+
+static int list_module(const mp_quantize_plan *plan, const mp_out_tensor *out, names *plain,
+                       mp_error *err)
+{
+    const mp_moe_layer *layer = plan->layers[out->stage].source;
+
+    if (!is_plain(out) || (layer && is_expert(layer, out->name)))
+        return 0;
+    return add_name(plain, strndup(out->name, strlen(out->name) - strlen(".weight")), err);
+}
+
+/* Modules of floats that stay, and requantized experts. */
+static int list_modules(mp_quantize_plan *plan, names *plain, names *experts, mp_error *err)
+{
+    for (size_t i = 0; i < plan->num_layers; i++) {
+        const mp_quantize_layer *layer = &plan->layers[i];
+        bool stays = layer->source && !layer->routed && !layer->source->storage.has_scale;
+
+        if ((layer->routed || stays) &&
+            add_name(layer->routed ? experts : plain, experts_of(layer->source), err) != 0)
+            return err->code;
+    }
+    for (size_t i = 0; i < plan->num_pieces; i++) {
+        const mp_out_tensor *out = &plan->work.outputs[plan->pieces[i].output];
+
+        plan->quantized_rest |= is_quantized(out);
+        if (plan->pieces[i].offset == 0 && list_module(plan, out, plain, err) != 0)
+            return err->code;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * config.json
+ */
+
+static bool has_input_scales(const mp_quantize_plan *plan)
+{
+    for (size_t i = 0; i < plan->num_layers; i++)
+        if (plan->layers[i].routed)
+            return plan->layers[i].source->experts[0].matrix[MP_GATE].input_scale &&
+                   !(plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE));
+    return false;
+}
+
+static const char *style_of(const mp_quantize_plan *plan)
+{
+    const mp_quantize_options *o = &plan->options;
+
+    return o->style ? o->style : mp_style_default(o->scheme, plan->catalog->layers[0].naming);
+}
+
+/* Static scales of activations come from calibration, which this is not. */
+static void warn_input_scales(mp_quantize_plan *plan, const mp_config_change *change)
+{
+    if (change->scheme == MP_SCHEME_NVFP4 && strcmp(change->style, "modelopt") == 0 &&
+        !change->input_scales)
+        mp_problem(&plan->warnings, "experts have no input_scale: engines that quantize "
+                                    "activations to nvfp4 need one");
+}
+
+static int rewrite_config(mp_quantize_plan *plan, const char *text, mp_config_change *change,
+                          mp_error *err)
+{
+    if (change->scheme == MP_SCHEME_FP8_BLOCK)
+        plan->options.quant.ue8m0 = change->ue8m0 = mp_config_says_ue8m0(text);
+    if (mp_config_requantized(text, change, &plan->config, &plan->warnings, err) != 0)
+        return err->code;
+    warn_input_scales(plan, change);
+    return mp_hf_quant_config(change, &plan->hf_config, err);
+}
+
+int mp_quantize_config(mp_quantize_plan *plan, mp_error *err)
+{
+    mp_config_change change = {.style = style_of(plan), .scheme = plan->options.scheme};
+    names plain = {0}, experts = {0};
+    char *path = NULL, *text = NULL;
+    int rc;
+
+    if (!plan->catalog->config.present)
+        return 0;
+    rc = list_modules(plan, &plain, &experts, err);
+    if (rc == 0) {
+        path = mp_path_join(plan->catalog->checkpoint.dir, MP_CONFIG_NAME);
+        rc = path ? mp_read_text(path, CONFIG_LIMIT, &text, NULL, err) : mp_fail_memory(err);
+    }
+    change.keeps = plan->quantized_rest;
+    change.input_scales = has_input_scales(plan);
+    change.experts = (const char *const *)experts.list;
+    change.num_experts = experts.count;
+    change.plain = (const char *const *)plain.list;
+    change.num_plain = plain.count;
+    if (rc == 0)
+        rc = rewrite_config(plan, text, &change, err);
+    free(path);
+    free(text);
+    release_names(&plain);
+    release_names(&experts);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Files
+ */
+
+bool mp_quantize_is_side_file(const char *name)
+{
+    static const char *const patterns[] = {"tokenizer*", "*.json",  "*.jinja",
+                                           "*.txt",      "*.model", "*.py"};
+
+    if (ends_with(name, ".safetensors.index.json"))
+        return false;
+    for (size_t i = 0; i < COUNT(patterns); i++)
+        if (fnmatch(patterns[i], name, FNM_PERIOD) == 0)
+            return true;
+    return false;
+}
+
+/* Copies a file of any size, synced. */
+static int copy_file(const char *from, const char *to, mp_error *err)
+{
+    char *buffer = mp_alloc(COPY_BUFFER, 1);
+    int in = -1, out = -1;
+    uint64_t size = 0;
+    int rc = buffer ? mp_open_read(from, &in, err) : mp_fail_memory(err);
+
+    if (rc == 0)
+        rc = mp_file_size(in, from, &size, err);
+    if (rc == 0)
+        rc = mp_open_write(to, &out, err);
+    if (rc == 0)
+        rc = mp_file_resize(out, to, size, err);
+    for (uint64_t at = 0; rc == 0 && at < size; at += COPY_BUFFER) {
+        uint64_t n = size - at < COPY_BUFFER ? size - at : COPY_BUFFER;
+
+        rc = mp_pread_all(in, buffer, n, at, from, err);
+        if (rc == 0)
+            rc = mp_pwrite_all(out, buffer, n, at, to, err);
+    }
+    if (rc == 0)
+        rc = mp_file_sync(out, to, err);
+    if (mp_file_close(out, to, rc ? NULL : err) != 0 && rc == 0)
+        rc = err->code;
+    mp_file_close(in, from, NULL);
+    free(buffer);
+    return rc;
+}
+
+/* Whether a description names only tensors that are written: others are gone. */
+static json_t *described(const mp_quantize_plan *plan, json_t *old)
+{
+    json_t *kept = json_object(), *value;
+    const mp_checkpoint *ckpt = &plan->catalog->checkpoint;
+    const char *key;
+    bool *stays = mp_alloc_zeroed(ckpt->num_tensors, sizeof *stays);
+    bool ok = kept && stays;
+
+    for (size_t i = 0; ok && i < plan->num_pieces; i++)
+        stays[plan->pieces[i].from - ckpt->tensors] = true;
+    json_object_foreach(old, key, value)
+    {
+        const mp_tensor *tensor = mp_checkpoint_find(ckpt, key);
+
+        if (ok && (!tensor || stays[tensor - ckpt->tensors]))
+            ok = json_object_set(kept, key, value) == 0;
+    }
+    free(stays);
+    if (!ok) {
+        json_decref(kept);
+        kept = NULL;
+    }
+    return kept;
+}
+
+/* ModelSlim's description of every tensor, of those that stay. */
+static int put_description(const mp_quantize_plan *plan, const char *from, const char *dir,
+                           const char *name, mp_error *err)
+{
+    json_t *old, *kept = NULL;
+    char *text = NULL;
+    int rc = mp_json_load(from, CONFIG_LIMIT, &old, err);
+
+    if (rc == 0) {
+        kept = described(plan, old);
+        text = kept ? mp_json_text(kept) : NULL;
+        rc = text ? mp_put_text(dir, name, text, strlen(text), NULL, err) : mp_fail_memory(err);
+    }
+    json_decref(old);
+    json_decref(kept);
+    free(text);
+    return rc;
+}
+
+/* A file of the source, unless its place is taken or what it says is no longer so. */
+static int put_side_file(const mp_quantize_plan *plan, const char *name, const char *dir,
+                         mp_error *err)
+{
+    bool description = fnmatch(DESCRIPTION, name, 0) == 0;
+    char *from, *to;
+    struct stat st;
+    int rc;
+
+    if (strcmp(name, MP_CONFIG_NAME) == 0 || strcmp(name, MP_QUANTIZE_REPORT) == 0 ||
+        ((description || strcmp(name, HF_CONFIG) == 0) && !plan->quantized_rest))
+        return 0;
+    from = mp_path_join(plan->catalog->checkpoint.dir, name);
+    to = mp_path_join(dir, name);
+    rc = from && to ? 0 : mp_fail_memory(err);
+    if (rc == 0 && stat(from, &st) == 0 && S_ISREG(st.st_mode))
+        rc = description ? put_description(plan, from, dir, name, err) : copy_file(from, to, err);
+    free(from);
+    free(to);
+    return rc;
+}
+
+static int put_side_files(const mp_quantize_plan *plan, const char *dir, mp_error *err)
+{
+    const char *source = plan->catalog->checkpoint.dir;
+    DIR *stream = opendir(source);
+    int rc = 0;
+
+    if (!stream)
+        return mp_fail_errno(err, errno, "cannot list \"%s\"", source);
+    for (const struct dirent *entry; rc == 0 && (entry = readdir(stream));)
+        if (mp_quantize_is_side_file(entry->d_name))
+            rc = put_side_file(plan, entry->d_name, dir, err);
+    closedir(stream);
+    return rc;
+}
+
+int mp_quantize_put_files(const mp_quantize_plan *plan, const char *dir, mp_error *err)
+{
+    int rc = 0;
+
+    if (!plan->config) /* of a single file, what lies beside it may be anything */
+        return 0;
+    rc = put_side_files(plan, dir, err);
+    if (rc == 0)
+        rc = mp_put_text(dir, MP_CONFIG_NAME, plan->config, strlen(plan->config), NULL, err);
+    if (rc == 0 && plan->hf_config)
+        rc = mp_put_text(dir, HF_CONFIG, plan->hf_config, strlen(plan->hf_config), NULL, err);
+    return rc;
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Requantizing a checkpoint as a job: its terms, the order of its units, and when it is done. */
+#include "write/quantize.h"
+
+#include "base/error.h"
+#include "base/file.h"
+#include "run/journal.h"
+#include "run/sidecar.h"
+
+#include <fnmatch.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int print_terms(const void *user, FILE *f, mp_error *err)
+{
+    const mp_quantize_plan *plan = user;
+    const mp_quantize_options *o = &plan->options;
+    mp_hex_digest text;
+
+    fprintf(f, "quantize %s style %s\n", mp_scheme_name(o->scheme), o->style ? o->style : "usual");
+    fprintf(f, "rounding %d scale-rule %d amax-floor %a ue8m0 %d allow-nonfinite %d\n",
+            (int)o->quant.rounding, (int)o->quant.scale_rule, (double)o->quant.amax_floor,
+            o->quant.ue8m0, o->quant.allow_nonfinite);
+    fprintf(f, "requantize-shared %d drop %s\n", o->requantize_shared, o->drop ? o->drop : "");
+    fprintf(f, "layers %s\n", mp_selection_term(o->layers, plan->catalog->num_layers, text));
+    fprintf(f, "max-shard-size %" PRIu64 "\n", o->max_shard_size);
+    if (plan->config) {
+        mp_hex_digest_of(plan->config, strlen(plan->config), text);
+        fprintf(f, "config %s\n", text);
+    }
+    return mp_source_terms(&plan->catalog->checkpoint, f, err);
+}
+
+/* ------------------------------------------------------------------------
+ * Units
+ */
+
+/* A layer's units as they are numbered: the tensors of an expert lie close to each other. */
+static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
+{
+    const mp_quantize_plan *plan = user;
+    const mp_quantize_layer *layer = &plan->layers[stage];
+    size_t count = layer->expert_units + layer->copy_units;
+
+    for (size_t i = 0; i < count; i++)
+        units[i] = layer->first_unit + i;
+    return count;
+}
+
+static uint64_t bytes_of_matrix(const mp_quantize_plan *plan, const mp_quantize_unit *unit)
+{
+    uint64_t bytes = 0;
+
+    for (int w = 0; w < MP_WRITTEN_COUNT; w++)
+        if (unit->outputs[w] != UINT32_MAX)
+            bytes += plan->work.outputs[unit->outputs[w]].bytes;
+    return bytes;
+}
+
+/* The pieces of copy unit number `copy`: first[0] .. first[1]-1. */
+static const size_t *pieces_of(const mp_quantize_plan *plan, const mp_quantize_layer *layer,
+                               uint64_t index)
+{
+    return &plan->first_piece[layer->first_copy + index - layer->expert_units];
+}
+
+static uint64_t unit_bytes(const void *user, uint64_t number)
+{
+    const mp_quantize_plan *plan = user;
+    const mp_quantize_layer *layer = mp_quantize_layer_of(plan, number);
+    uint64_t index = number - layer->first_unit, bytes = 0;
+    const size_t *pieces;
+
+    if (index < layer->expert_units) {
+        mp_quantize_unit unit = mp_quantize_unit_of(plan, layer, index);
+
+        return bytes_of_matrix(plan, &unit);
+    }
+    pieces = pieces_of(plan, layer, index);
+    for (size_t i = pieces[0]; i < pieces[1]; i++)
+        bytes += plan->pieces[i].bytes;
+    return bytes;
+}
+
+static int run_unit(const void *user, uint64_t number, mp_outputs *outputs, void *scratch,
+                    mp_quant_stats *stats, mp_error *err)
+{
+    const mp_quantize_plan *plan = user;
+    const mp_quantize_layer *layer = mp_quantize_layer_of(plan, number);
+    uint64_t index = number - layer->first_unit;
+    const size_t *pieces;
+    mp_quantize_unit unit;
+
+    if (index >= layer->expert_units) {
+        pieces = pieces_of(plan, layer, index);
+        return mp_quantize_copy(plan, pieces[0], pieces[1], outputs, scratch, err);
+    }
+    unit = mp_quantize_unit_of(plan, layer, index);
+    return mp_quantize_matrix(plan, &unit, outputs, scratch, stats, err);
+}
+
+/* ------------------------------------------------------------------------
+ * Beginning and end
+ */
+
+static int finish(const void *user, const mp_progress_state *state, const char *partial,
+                  mp_error *err)
+{
+    const mp_quantize_plan *plan = user;
+    int rc = mp_put_index(&plan->work, 0, plan->work.num_files, partial, MP_INDEX_NAME, NULL, err);
+
+    if (rc == 0)
+        rc = mp_quantize_put_files(plan, partial, err);
+    return rc ? rc : mp_quantize_put_report(plan, state->stats, partial, err);
+}
+
+static int check_done(const void *plan, const char *out, mp_error *err)
+{
+    return mp_quantize_check_report(plan, out, err);
+}
+
+static bool is_whole(const char *out)
+{
+    char *path = mp_path_join(out, MP_QUANTIZE_REPORT);
+    bool there = path && mp_path_exists(path);
+
+    free(path);
+    return there;
+}
+
+static bool owns(const char *name)
+{
+    return fnmatch("model-*-of-*.safetensors", name, 0) == 0 || strcmp(name, MP_INDEX_NAME) == 0 ||
+           mp_quantize_is_side_file(name);
+}
+
+int mp_quantize_plan_run(const mp_quantize_plan *plan, const char *out, mp_run_mode mode,
+                         const mp_context *context, mp_error *err)
+{
+    mp_job job = {
+        .plan = plan,
+        .work = &plan->work,
+        .terms = print_terms,
+        .units = list_units,
+        .unit_bytes = unit_bytes,
+        .run = run_unit,
+        .finish = finish,
+        .check_done = check_done,
+        .is_whole = is_whole,
+        .kind = "a requantized checkpoint",
+        .owns = owns,
+    };
+
+    return mp_job_run(&job, out, mode, context, err);
+}

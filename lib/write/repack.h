@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* write/repack.h - repacking as a job. */
+#ifndef MP_WRITE_REPACK_H
+#define MP_WRITE_REPACK_H
+
+#include <moepack/pack.h>
+
+#include "run/journal.h"
+#include "write/plan.h"
+
+/* The job of a plan, which it keeps a pointer to. */
+mp_job mp_repack_job(const mp_plan *plan);
+
+/* Writes what is not tensors into the partial directory: placement, config, the index of
+ * each rank, and the manifest last. */
+int mp_repack_finish(const void *plan, const mp_progress_state *state, const char *partial,
+                     mp_error *err);
+
+/* Whether the manifest will be able to say how the experts come out when they are unpacked:
+ * better known before the run than behind it. */
+int mp_repack_check_forms(const mp_plan *plan, mp_error *err);
+
+/* Text of placement.json of a plan, malloc'ed. */
+int mp_repack_placement(const mp_plan *plan, char **text, mp_error *err);
+
+#endif

@@ -1,0 +1,406 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a packed directory holds beside tensors: placement, config, indexes, the manifest. */
+#include "write/repack.h"
+
+#include "base/error.h"
+#include "checkpoint/form.h"
+#include "run/sidecar.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What describing a run needs. */
+typedef struct description {
+    const mp_plan *plan;
+    const mp_progress_state *state;
+    const char *partial;
+    mp_manifest *m;
+} description;
+
+static int write_placement(const description *d, mp_error *err)
+{
+    char *text;
+    int rc = mp_repack_placement(d->plan, &text, err);
+
+    if (rc == 0) {
+        rc = mp_put_text(d->partial, MP_PLACEMENT_NAME, text, strlen(text), d->m->placement_xxh3,
+                         err);
+        free(text);
+    }
+    return rc;
+}
+
+static int copy_config(const description *d, mp_error *err)
+{
+    const mp_catalog *catalog = d->plan->catalog;
+
+    if (!catalog->config.present)
+        return 0;
+    return mp_put_copy(catalog->checkpoint.dir, d->partial, MP_CONFIG_NAME, d->m->config_xxh3, err);
+}
+
+/* ------------------------------------------------------------------------
+ * Ranks
+ */
+
+static int describe_file(const description *d, const mp_out_file *file, mp_packed_file *packed,
+                         mp_error *err)
+{
+    packed->name = strdup(strrchr(file->path, '/') + 1);
+    packed->size = file->bytes;
+    packed->tensors = mp_alloc_zeroed(file->num_tensors, sizeof *packed->tensors);
+    if (!packed->name || !packed->tensors)
+        return mp_fail_memory(err);
+    packed->num_tensors = file->num_tensors;
+    for (uint32_t t = 0; t < file->num_tensors; t++) {
+        packed->tensors[t].name = strdup(d->plan->work.outputs[file->first_tensor + t].name);
+        if (!packed->tensors[t].name)
+            return mp_fail_memory(err);
+        strcpy(packed->tensors[t].xxh3, d->state->digest[file->first_tensor + t]);
+    }
+    return 0;
+}
+
+/* How many files from first on lie in a directory. */
+static size_t files_in(const mp_work *work, size_t first, const char *dir)
+{
+    size_t length = strlen(dir), f = first;
+
+    while (f < work->num_files && strncmp(work->files[f].path, dir, length) == 0 &&
+           work->files[f].path[length] == '/')
+        f++;
+    return f - first;
+}
+
+/* A rank with its files, from first on; writes its index. */
+static int describe_rank(const description *d, uint32_t number, size_t first, mp_packed_rank *rank,
+                         mp_error *err)
+{
+    const mp_work *work = &d->plan->work;
+    char dir[MP_RANK_NAME_MAX], index[MP_RANK_NAME_MAX + sizeof MP_INDEX_NAME];
+    size_t count = files_in(work, first, mp_rank_name(number, dir));
+
+    rank->rank = number;
+    rank->files = mp_alloc_zeroed(count, sizeof *rank->files);
+    if (!rank->files)
+        return mp_fail_memory(err);
+    rank->num_files = count;
+    for (size_t f = 0; f < count; f++)
+        if (describe_file(d, &work->files[first + f], &rank->files[f], err) != 0)
+            return err->code;
+    snprintf(index, sizeof index, "%s/%s", dir, MP_INDEX_NAME);
+    return mp_put_index(work, first, count, d->partial, index, rank->index_xxh3, err);
+}
+
+static int describe_ranks(const description *d, mp_error *err)
+{
+    const mp_repack_options *options = &d->plan->options;
+    mp_manifest *m = d->m;
+    size_t first = 0;
+
+    m->ranks = mp_alloc_zeroed(options->ep, sizeof *m->ranks);
+    if (!m->ranks)
+        return mp_fail_memory(err);
+    for (uint32_t rank = 0; rank < options->ep; rank++) {
+        if (options->ranks && !options->ranks[rank])
+            continue;
+        if (describe_rank(d, rank, first, &m->ranks[m->num_ranks++], err) != 0)
+            return err->code;
+        first += m->ranks[m->num_ranks - 1].num_files;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Source and layers
+ */
+
+static int describe_source(const description *d, mp_error *err)
+{
+    const mp_checkpoint *ckpt = &d->plan->catalog->checkpoint;
+    mp_manifest *m = d->m;
+
+    m->shards = mp_alloc_zeroed(ckpt->num_shards, sizeof *m->shards);
+    if (!m->shards)
+        return mp_fail_memory(err);
+    m->num_shards = ckpt->num_shards;
+    for (size_t i = 0; i < ckpt->num_shards; i++) {
+        mp_shard_hex(&ckpt->shards[i], m->shards[i].header_xxh3);
+        m->shards[i].size = ckpt->shards[i].size;
+        m->shards[i].name = strdup(ckpt->shards[i].name);
+        if (!m->shards[i].name)
+            return mp_fail_memory(err);
+    }
+    return 0;
+}
+
+static int describe_layers(const description *d, mp_error *err)
+{
+    const mp_plan *plan = d->plan;
+    mp_manifest *m = d->m;
+
+    m->layers = mp_alloc_zeroed(plan->num_layers, sizeof *m->layers);
+    if (!m->layers)
+        return mp_fail_memory(err);
+    m->num_layers = plan->num_layers;
+    for (size_t i = 0; i < plan->num_layers; i++)
+        if (!(m->layers[i] = strdup(plan->layers[i].source->prefix)))
+            return mp_fail_memory(err);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Forms
+ */
+
+static bool same_tensor(const mp_form_tensor *a, const mp_form_tensor *b)
+{
+    return strcmp(a->name, b->name) == 0 && a->matrix == b->matrix && a->role == b->role &&
+           a->dtype == b->dtype && a->rank == b->rank &&
+           memcmp(a->shape, b->shape, a->rank * sizeof a->shape[0]) == 0;
+}
+
+static bool same_form(const mp_form *a, const mp_form *b)
+{
+    bool same = a->scheme == b->scheme && a->fusion == b->fusion &&
+                a->global_divides == b->global_divides && a->block_rows == b->block_rows &&
+                a->block_cols == b->block_cols && a->num_tensors == b->num_tensors;
+
+    for (size_t i = 0; same && i < a->num_tensors; i++)
+        same = same_tensor(&a->tensors[i], &b->tensors[i]);
+    return same;
+}
+
+/* Number of an equal form among those of the manifest, where it is added if it is new. */
+static uint32_t add_form(mp_manifest *m, mp_form *form)
+{
+    for (size_t i = 0; i < m->num_forms; i++) {
+        if (same_form(&m->forms[i], form)) {
+            mp_form_release(form);
+            return (uint32_t)i;
+        }
+    }
+    m->forms[m->num_forms] = *form;
+    return (uint32_t)m->num_forms++;
+}
+
+/* Takes out of a form what was left behind. */
+static void drop_tensors(mp_form *form, mp_role_set drop)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < form->num_tensors; i++) {
+        const mp_form_tensor *tensor = &form->tensors[i];
+
+        if (drop & MP_ROLE_BIT(tensor->role))
+            free(tensor->name);
+        else
+            form->tensors[kept++] = *tensor;
+    }
+    form->num_tensors = kept;
+}
+
+/* How experts of a layer come out when they are unpacked: as the source has them where they
+ * went through as they were, else in the usual style of the scheme they were brought to. */
+static int form_of(const mp_plan *plan, const mp_plan_layer *layer, bool shared, mp_form *form,
+                   mp_error *err)
+{
+    const mp_moe_layer *source = layer->source;
+    bool apart = shared && plan->options.shared == MP_SHARED_SEPARATE;
+    const mp_target *target = apart ? plan->parts[MP_PART_SHARED].target : plan->options.target;
+    uint64_t width = plan->catalog->moe_intermediate_size;
+    mp_naming naming = *source->naming;
+
+    if (shared ? layer->shared_lossless : layer->lossless) {
+        if (mp_form_of_layer(plan->catalog, source, shared, form, err) != 0)
+            return err->code;
+        drop_tensors(form, plan->drop);
+        return 0;
+    }
+    if (shared) {
+        naming.shared = source->shared_name;
+        width *= plan->catalog->num_shared_experts;
+    }
+    return mp_style_form(NULL, target->scheme, &naming, shared, plan->catalog->hidden_size, width,
+                         form, err);
+}
+
+static int describe_forms(const mp_plan *plan, mp_manifest *m, mp_error *err)
+{
+    bool shared = plan->options.shared != MP_SHARED_NONE;
+    mp_form form;
+
+    m->forms = mp_alloc_zeroed(plan->num_layers, 2 * sizeof *m->forms);
+    m->layer_form = mp_alloc(plan->num_layers, sizeof *m->layer_form);
+    if (shared)
+        m->shared_form = mp_alloc(plan->num_layers, sizeof *m->shared_form);
+    if (!m->forms || !m->layer_form || (shared && !m->shared_form))
+        return mp_fail_memory(err);
+    for (size_t i = 0; i < plan->num_layers; i++) {
+        if (form_of(plan, &plan->layers[i], false, &form, err) != 0)
+            return err->code;
+        m->layer_form[i] = add_form(m, &form);
+        if (!shared)
+            continue;
+        if (form_of(plan, &plan->layers[i], true, &form, err) != 0)
+            return err->code;
+        m->shared_form[i] = add_form(m, &form);
+    }
+    return 0;
+}
+
+int mp_repack_check_forms(const mp_plan *plan, mp_error *err)
+{
+    mp_manifest m = {0};
+    int rc = describe_forms(plan, &m, err);
+
+    mp_manifest_release(&m);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Quantization
+ */
+
+/* Whether units of experts first .. end-1 of a layer requantized anything: where the target wants
+ * powers of two, that was seen only when scales were read. */
+static bool requantized(const description *d, const mp_plan_layer *layer, uint32_t first,
+                        uint32_t end)
+{
+    uint64_t elements = 0;
+
+    for (uint64_t unit = (uint64_t)first * MP_SIDES; unit < (uint64_t)end * MP_SIDES; unit++)
+        elements += d->state->stats ? d->state->stats[layer->first_unit + unit].elements : 0;
+    return elements > 0;
+}
+
+/* Adds the error of one side of experts first .. end-1 of a layer: its units' sums in the order
+ * of the experts. */
+static int add_error(const description *d, const mp_plan_layer *layer, uint32_t first, uint32_t end,
+                     mp_side side, const char *matrix, mp_error *err)
+{
+    mp_layer_error *e = &d->m->errors[d->m->num_errors++];
+    mp_quant_stats sum = {0};
+
+    for (uint32_t expert = first; expert < end; expert++)
+        mp_quant_stats_add(&sum, &d->state->stats[layer->first_unit + expert * MP_SIDES + side]);
+    *e = (mp_layer_error){
+        .layer = strdup(layer->source->prefix),
+        .matrix = matrix,
+        .relative_rms = sum.signal_sq > 0 ? sqrt(sum.error_sq / sum.signal_sq) : 0,
+        .sqnr_db = 10 * log10(sum.signal_sq / sum.error_sq),
+        .saturated = sum.saturated,
+        .flushed = sum.flushed,
+        .elements = sum.elements,
+        .requantized_blocks = sum.requantized_blocks,
+    };
+    return e->layer ? 0 : mp_fail_memory(err);
+}
+
+static int describe_errors(const description *d, mp_error *err)
+{
+    const mp_plan *plan = d->plan;
+    mp_manifest *m = d->m;
+
+    if (!d->state->stats)
+        return 0;
+    m->errors = mp_alloc_zeroed(plan->num_layers, 2 * MP_SIDES * sizeof *m->errors);
+    if (!m->errors)
+        return mp_fail_memory(err);
+    for (size_t i = 0; i < plan->num_layers; i++) {
+        const mp_plan_layer *layer = &plan->layers[i];
+        uint32_t routed = layer->source->num_experts, all = layer->num_experts;
+
+        if (!layer->lossless && (add_error(d, layer, 0, routed, MP_L1, "w13", err) != 0 ||
+                                 add_error(d, layer, 0, routed, MP_L2, "w2", err) != 0))
+            return err->code;
+        if (requantized(d, layer, routed, all) &&
+            (add_error(d, layer, routed, all, MP_L1, "shared w13", err) != 0 ||
+             add_error(d, layer, routed, all, MP_L2, "shared w2", err) != 0))
+            return err->code;
+    }
+    return 0;
+}
+
+static void describe_quantization(const description *d)
+{
+    const mp_plan *plan = d->plan;
+    const mp_quant_options *quant = &plan->options.quant;
+    mp_manifest *m = d->m;
+    mp_scheme source = plan->layers[0].source->storage.scheme;
+    bool mixed = false;
+
+    m->lossless = m->shared_lossless = true;
+    for (size_t i = 0; i < plan->num_layers; i++) {
+        const mp_plan_layer *layer = &plan->layers[i];
+
+        m->lossless &= layer->lossless;
+        m->shared_lossless &=
+            !requantized(d, layer, layer->source->num_experts, layer->num_experts);
+        mixed |= layer->source->storage.scheme != source;
+    }
+    m->source_scheme = mixed ? MP_SCHEME_COUNT : source;
+    m->target_scheme = plan->options.target->scheme;
+    m->rounding = quant->rounding;
+    m->scale_rule = quant->scale_rule;
+    m->amax_floor = (double)quant->amax_floor;
+}
+
+/* ------------------------------------------------------------------------
+ * The whole
+ */
+
+static int describe_run(const description *d, mp_error *err)
+{
+    const mp_plan *plan = d->plan;
+    const mp_repack_options *options = &plan->options;
+    const mp_catalog *catalog = plan->catalog;
+    mp_manifest *m = d->m;
+
+    m->tool_version = strdup(mp_version());
+    m->target = strdup(options->target->name);
+    m->target_version = options->target->version;
+    m->nz = options->nz;
+    m->family = strdup(catalog->family);
+    m->hidden_size = catalog->hidden_size;
+    m->moe_intermediate_size = catalog->moe_intermediate_size;
+    m->num_experts = plan->slots.num_logical;
+    m->num_shared_experts = catalog->num_shared_experts;
+    m->model_layers = catalog->num_layers;
+    m->ep_size = options->ep;
+    m->num_physical = plan->slots.num_physical;
+    m->shared = options->shared;
+    m->command = options->command ? strdup(options->command) : NULL;
+    m->dropped = plan->drop;
+    if (!m->tool_version || !m->target || !m->family || (options->command && !m->command))
+        return mp_fail_memory(err);
+    describe_quantization(d);
+    if (describe_source(d, err) != 0 || describe_layers(d, err) != 0 ||
+        describe_forms(plan, m, err) != 0 || describe_errors(d, err) != 0)
+        return err->code;
+    return 0;
+}
+
+int mp_repack_finish(const void *plan, const mp_progress_state *state, const char *partial,
+                     mp_error *err)
+{
+    mp_manifest m = {0};
+    const description d = {plan, state, partial, &m};
+    char *text = NULL;
+    int rc = describe_run(&d, err);
+
+    if (rc == 0)
+        rc = write_placement(&d, err);
+    if (rc == 0)
+        rc = copy_config(&d, err);
+    if (rc == 0)
+        rc = describe_ranks(&d, err);
+    if (rc == 0)
+        rc = mp_manifest_text(&m, &text, err);
+    if (rc == 0)
+        rc = mp_put_text(partial, MP_MANIFEST_NAME, text, strlen(text), NULL, err);
+    free(text);
+    mp_manifest_release(&m);
+    return rc;
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One unit: a side of an expert, tile by tile, laid out and written to every copy. */
+#include "write/unit.h"
+
+#include "base/error.h"
+
+/* What a unit's functions share. */
+typedef struct work_unit {
+    const mp_plan *plan;
+    const mp_unit *unit;
+    mp_outputs *outputs;
+    mp_side_source from;
+    mp_canonical canonical;
+    uint8_t *packed; /* a tile, or another tensor's bytes of the slot */
+} work_unit;
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Bytes of the largest piece that is packed at once. */
+static uint64_t packed_bytes(const mp_side_source *from, const mp_plan_part *part)
+{
+    mp_tile tile = mp_tile_at(from->target, &from->dims, from->side, from->tile_bytes, 0);
+    uint64_t bytes = tile.bytes;
+
+    for (unsigned t = 0; t < part->num_tensors; t++)
+        if (part->tensors[t].side == from->side && part->tensors[t].role != MP_ROLE_WEIGHT)
+            bytes = larger(bytes, part->tensors[t].slot_bytes);
+    return mp_round_up(bytes, 64);
+}
+
+uint64_t mp_plan_scratch(const mp_plan *plan)
+{
+    uint64_t most = 0;
+
+    for (size_t l = 0; l < plan->num_layers; l++) {
+        const mp_plan_layer *layer = &plan->layers[l];
+        uint32_t routed = layer->source->num_experts;
+
+        /* Routed experts are alike, and so are shared ones. */
+        for (uint32_t e = 0; e < layer->num_experts; e += e == 0 && routed > 1 ? routed : 1) {
+            for (uint32_t side = 0; side < MP_SIDES; side++) {
+                mp_unit unit = mp_plan_unit(plan, layer->first_unit + e * MP_SIDES + side);
+                mp_side_source from = mp_unit_source(plan, &unit);
+
+                most = larger(most, packed_bytes(&from, unit.part) + mp_canonical_scratch(&from));
+            }
+        }
+    }
+    return most;
+}
+
+/* Writes bytes at the same place of every copy's slot. */
+static int write_copies(const work_unit *w, const mp_slot_tensor *tensor, uint64_t offset,
+                        const void *data, uint64_t n, mp_error *err)
+{
+    const mp_plan_part *part = w->unit->part;
+    unsigned number = part->first + (unsigned)(tensor - part->tensors);
+    uint32_t count;
+    const mp_place *copies = mp_unit_copies(w->unit, &count);
+
+    for (uint32_t c = 0; c < count; c++) {
+        const mp_out_tensor *out =
+            mp_plan_output(w->plan, w->unit->layer_index, copies[c].rank, number);
+
+        if (mp_outputs_write(w->outputs, out, copies[c].slot * tensor->slot_bytes + offset, data, n,
+                             err) != 0)
+            return err->code;
+    }
+    return 0;
+}
+
+static int write_weight(work_unit *w, const mp_slot_tensor *tensor, mp_quant_stats *stats,
+                        mp_error *err)
+{
+    const mp_side_source *from = &w->from;
+    const mp_target *target = from->target;
+    uint64_t count = mp_tile_count(target, &from->dims, from->side, from->tile_bytes);
+    bool unchanged = target->tiling(&from->dims, from->side).unchanged;
+
+    for (uint64_t i = 0; i < count; i++) {
+        mp_tile tile = mp_tile_at(target, &from->dims, from->side, from->tile_bytes, i);
+        const uint8_t *const in[2] = {w->canonical.weight[0], w->canonical.weight[1]};
+
+        if (mp_canonical_tile(&w->canonical, &tile, stats, err) != 0)
+            return err->code;
+        if (!unchanged)
+            target->pack_weight(&from->dims, from->side, &tile, in, w->packed);
+        if (write_copies(w, tensor, tile.offset, unchanged ? in[0] : w->packed, tile.bytes, err) !=
+            0)
+            return err->code;
+    }
+    return 0;
+}
+
+static int write_scale(work_unit *w, const mp_slot_tensor *tensor, mp_error *err)
+{
+    w->from.target->pack_scale(&w->from.dims, w->from.side, w->canonical.scale, w->packed);
+    return write_copies(w, tensor, 0, w->packed, tensor->slot_bytes, err);
+}
+
+static int write_vector(work_unit *w, const mp_slot_tensor *tensor, mp_error *err)
+{
+    void *numbers = w->packed;
+    uint32_t count;
+    const mp_place *copies = mp_unit_copies(w->unit, &count);
+    unsigned number = w->unit->part->first + (unsigned)(tensor - w->unit->part->tensors);
+
+    if (count == 0 || !mp_plan_output(w->plan, w->unit->layer_index, copies->rank, number))
+        return 0; /* the layer does not have it */
+    if (mp_canonical_vector(&w->canonical, tensor, numbers, err) != 0)
+        return err->code;
+    return write_copies(w, tensor, 0, w->packed, tensor->slot_bytes, err);
+}
+
+/* Tensors of a side come in the order of roles: scales are whole after the weight's tiles. */
+static int write_tensors(work_unit *w, mp_quant_stats *stats, mp_error *err)
+{
+    const mp_plan_part *part = w->unit->part;
+    int rc = 0;
+
+    for (unsigned t = 0; t < part->num_tensors && rc == 0; t++) {
+        const mp_slot_tensor *tensor = &part->tensors[t];
+
+        if (tensor->side != w->unit->side)
+            continue;
+        if (tensor->role == MP_ROLE_WEIGHT)
+            rc = write_weight(w, tensor, stats, err);
+        else if (tensor->role == MP_ROLE_SCALE)
+            rc = write_scale(w, tensor, err);
+        else
+            rc = write_vector(w, tensor, err);
+    }
+    return rc;
+}
+
+int mp_unit_run(const mp_plan *plan, const mp_unit *unit, mp_outputs *outputs, void *scratch,
+                mp_quant_stats *stats, mp_error *err)
+{
+    work_unit w = {
+        .plan = plan,
+        .unit = unit,
+        .outputs = outputs,
+        .from = mp_unit_source(plan, unit),
+        .packed = scratch,
+    };
+
+    mp_canonical_init(&w.canonical, &w.from, w.packed + packed_bytes(&w.from, unit->part));
+    if (mp_canonical_begin(&w.canonical, err) != 0 || write_tensors(&w, stats, err) != 0)
+        return err->code;
+    for (unsigned part = 0; part < mp_side_parts(unit->side); part++)
+        mp_matrix_forget(plan->catalog, &w.from.matrix[part]);
+    return 0;
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Unpacking as a job: its terms, what it leaves beside the tensors, and when it is done. */
+#include "write/unpack.h"
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "run/journal.h"
+#include "run/sidecar.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HF_QUANT_NAME "hf_quant_config.json"
+#define REPORT_LIMIT  (1u << 30)
+
+static int print_terms(const void *user, FILE *f, mp_error *err)
+{
+    const mp_unpack_plan *plan = user;
+    mp_hex_digest text;
+
+    (void)err;
+    fprintf(f, "unpack %s\nlayers %s\nmax-shard-size %" PRIu64 "\n", plan->source->manifest_xxh3,
+            mp_selection_term(plan->options.layers, plan->manifest.num_layers, text),
+            plan->options.max_shard_size);
+    return 0;
+}
+
+static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
+{
+    const mp_unpack_plan *plan = user;
+    const mp_unpack_layer *layer = &plan->source->layers[stage];
+    size_t count = (plan->manifest.num_experts + (layer->shared.form ? 1 : 0)) * MP_SIDES;
+
+    for (size_t i = 0; i < count; i++)
+        units[i] = layer->first_unit + i;
+    return count;
+}
+
+/* ------------------------------------------------------------------------
+ * The report
+ */
+
+/* What was unpacked, so that it can be told whether it is all there. Null without memory. */
+static json_t *report_json(const mp_unpack_plan *plan)
+{
+    const mp_work *work = &plan->work;
+    json_t *layers = json_array(), *files = json_array();
+    bool whole = layers && files;
+
+    for (size_t l = 0; l < plan->source->num_layers; l++)
+        whole &= json_array_append_new(layers, json_string(plan->source->layers[l].prefix)) == 0;
+    for (size_t f = 0; f < work->num_files; f++)
+        whole &=
+            json_array_append_new(files, json_pack("{s:s, s:I}", "name", work->files[f].path,
+                                                   "size", (json_int_t)work->files[f].bytes)) == 0;
+    if (!whole) {
+        json_decref(layers);
+        json_decref(files);
+        return NULL;
+    }
+    return json_pack("{s:s, s:s, s:s, s:b, s:b, s:o, s:o}", "tool_version", mp_version(),
+                     "pack_xxh3", plan->source->manifest_xxh3, "target", plan->manifest.target,
+                     "lossless", plan->manifest.lossless, "shared_lossless",
+                     plan->manifest.shared_lossless, "layers", layers, "files", files);
+}
+
+static int report_text(const mp_unpack_plan *plan, char **text, mp_error *err)
+{
+    json_t *json = report_json(plan);
+
+    *text = json ? mp_json_text(json) : NULL;
+    json_decref(json);
+    return *text ? 0 : mp_fail_memory(err);
+}
+
+static int finish(const void *user, const mp_progress_state *state, const char *partial,
+                  mp_error *err)
+{
+    const mp_unpack_plan *plan = user;
+    const struct mp_unpack_source *source = plan->source;
+    char *text = NULL;
+    int rc = 0;
+
+    (void)state;
+    if (source->config)
+        rc =
+            mp_put_text(partial, MP_CONFIG_NAME, source->config, strlen(source->config), NULL, err);
+    if (rc == 0 && source->hf_quant_config)
+        rc = mp_put_text(partial, HF_QUANT_NAME, source->hf_quant_config,
+                         strlen(source->hf_quant_config), NULL, err);
+    if (rc == 0)
+        rc = mp_put_index(&plan->work, 0, plan->work.num_files, partial, MP_INDEX_NAME, NULL, err);
+    if (rc == 0)
+        rc = report_text(plan, &text, err);
+    if (rc == 0)
+        rc = mp_put_text(partial, MP_UNPACK_NAME, text, strlen(text), NULL, err);
+    free(text);
+    return rc;
+}
+
+/* The report says all that there is to agree in. */
+static int check_done(const void *user, const char *out, mp_error *err)
+{
+    const mp_unpack_plan *plan = user;
+    char *path = mp_path_join(out, MP_UNPACK_NAME), *had = NULL, *want = NULL;
+    int rc = path ? mp_read_text(path, REPORT_LIMIT, &had, NULL, err) : mp_fail_memory(err);
+
+    if (rc == 0)
+        rc = report_text(plan, &want, err);
+    if (rc == 0 && strcmp(had, want) != 0)
+        rc = mp_fail(err, MP_ERR_INPUT,
+                     "\"%s\" is complete and was made from another pack, or with other options: "
+                     "see its %s",
+                     out, MP_UNPACK_NAME);
+    free(path);
+    free(had);
+    free(want);
+    return rc;
+}
+
+static bool is_whole(const char *out)
+{
+    char *path = mp_path_join(out, MP_UNPACK_NAME);
+    bool there = path && mp_path_exists(path);
+
+    free(path);
+    return there;
+}
+
+static bool owns(const char *name)
+{
+    static const char *const names[] = {MP_UNPACK_NAME, MP_CONFIG_NAME, MP_INDEX_NAME,
+                                        HF_QUANT_NAME};
+    size_t length = strlen(name), end = strlen(".safetensors");
+    bool ours = strncmp(name, "model-", 6) == 0 && length > end &&
+                strcmp(name + length - end, ".safetensors") == 0;
+
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        ours |= strcmp(name, names[i]) == 0;
+    return ours;
+}
+
+int mp_unpack_plan_run(const mp_unpack_plan *plan, const char *out, mp_run_mode mode,
+                       const mp_context *context, mp_error *err)
+{
+    const mp_job job = {
+        .plan = plan,
+        .work = &plan->work,
+        .terms = print_terms,
+        .units = list_units,
+        .unit_bytes = mp_unpack_unit_bytes,
+        .run = mp_unpack_unit_run,
+        .finish = finish,
+        .check_done = check_done,
+        .is_whole = is_whole,
+        .kind = "an unpacked checkpoint",
+        .owns = owns,
+    };
+
+    return mp_job_run(&job, out, mode, context, err);
+}

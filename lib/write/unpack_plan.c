@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The plan of unpacking: the tensors that a pack becomes, and where each expert comes from. */
+#include "write/unpack.h"
+
+#include "base/error.h"
+#include "run/work.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------------
+ * Where experts are
+ */
+
+/* A copy of each expert on the first rank that is here and has one. */
+static int locate_experts(const struct mp_unpack_source *source, mp_unpack_layer *layer,
+                          mp_error *err)
+{
+    const int32_t *row = mp_placement_row(&source->placement, layer->number);
+    uint32_t experts = (uint32_t)source->manifest->num_experts;
+    uint32_t per_rank = mp_slots_routed_per_rank(&source->slots);
+
+    layer->where = mp_alloc(experts, sizeof *layer->where);
+    if (!layer->where)
+        return mp_fail_memory(err);
+    for (uint32_t e = 0; e < experts; e++)
+        layer->where[e].rank = UINT32_MAX;
+    for (uint32_t r = 0; r < source->num_ranks; r++) {
+        for (uint32_t slot = 0; slot < per_rank; slot++) {
+            mp_place *where = &layer->where[row[source->ranks[r].number * per_rank + slot]];
+
+            if (where->rank == UINT32_MAX)
+                *where = (mp_place){r, slot};
+        }
+    }
+    for (uint32_t e = 0; e < experts; e++)
+        if (layer->where[e].rank == UINT32_MAX)
+            return mp_fail(err, MP_ERR_INPUT,
+                           "%s: expert %u is on none of the %zu ranks that are here, of %u: "
+                           "bring the others",
+                           layer->prefix, e, source->num_ranks, source->slots.ep);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Forms
+ */
+
+/* The tensors of a pack that a form is filled from are there on every rank. */
+static int check_packed(const struct mp_unpack_source *source, const mp_unpack_layer *layer,
+                        const mp_unpack_form *f, mp_error *err)
+{
+    for (size_t i = 0; i < f->form->num_tensors; i++) {
+        const mp_form_tensor *tensor = &f->form->tensors[i];
+        mp_side side = tensor->matrix == MP_DOWN ? MP_L2 : MP_L1;
+        const mp_slot_tensor *packed;
+
+        if (tensor->role == MP_ROLE_SHAPE)
+            continue;
+        packed = mp_part_tensor(f->part, side, mp_unpack_role(f->form, tensor->role));
+        for (uint32_t r = 0; r < source->num_ranks; r++)
+            if (!mp_unpack_packed(source, layer->number, r,
+                                  f->part->first + (unsigned)(packed - f->part->tensors)))
+                return mp_fail(err, MP_ERR_INPUT, "%s.%s: rank %u has no %s to take it from",
+                               layer->prefix, tensor->name, source->ranks[r].number, packed->name);
+    }
+    return 0;
+}
+
+static int settle_form(const struct mp_unpack_source *source, const mp_unpack_layer *layer,
+                       uint32_t number, mp_part_kind kind, uint32_t slots, mp_unpack_form *f,
+                       mp_error *err)
+{
+    const mp_manifest *m = source->manifest;
+
+    f->form = &m->forms[number];
+    f->part = &source->parts[kind];
+    f->slots = slots;
+    if (mp_unpack_check_form(f, layer->prefix, (uint32_t)m->num_experts, err) != 0)
+        return err->code;
+    return check_packed(source, layer, f, err);
+}
+
+static int settle_layer(const struct mp_unpack_source *source, uint32_t number,
+                        mp_unpack_layer *layer, mp_error *err)
+{
+    const mp_manifest *m = source->manifest;
+    bool apart = source->parts[MP_PART_SHARED].num_tensors > 0;
+    const mp_plan_part *part = &source->parts[apart ? MP_PART_SHARED : MP_PART_SLOTS];
+
+    *layer = (mp_unpack_layer){.prefix = m->layers[number], .number = number};
+    if (locate_experts(source, layer, err) != 0 ||
+        settle_form(source, layer, m->layer_form[number], MP_PART_SLOTS, 1, &layer->routed, err) !=
+            0)
+        return err->code;
+    if (!m->shared_form)
+        return 0;
+    if (!apart)
+        layer->where_shared.slot = mp_slots_routed_per_rank(&source->slots);
+    if (settle_form(source, layer, m->shared_form[number], apart ? MP_PART_SHARED : MP_PART_SLOTS,
+                    apart ? part->slots : (uint32_t)m->num_shared_experts, &layer->shared,
+                    err) != 0)
+        return err->code;
+    if (layer->shared.form->fusion != MP_FUSION_NONE)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s: a shared expert that is fused",
+                       MP_MANIFEST_NAME, layer->prefix);
+    return 0;
+}
+
+static int settle_layers(mp_unpack_plan *plan, mp_error *err)
+{
+    struct mp_unpack_source *source = plan->source;
+    const mp_manifest *m = &plan->manifest;
+    mp_work *work = &plan->work;
+
+    source->layers = mp_alloc_zeroed(m->num_layers, sizeof *source->layers);
+    if (!source->layers)
+        return mp_fail_memory(err);
+    for (uint32_t l = 0; l < m->num_layers; l++) {
+        mp_unpack_layer *layer = &source->layers[source->num_layers];
+
+        if (plan->options.layers && !plan->options.layers[l])
+            continue;
+        source->num_layers++;
+        if (settle_layer(source, l, layer, err) != 0)
+            return err->code;
+        layer->first_unit = work->num_units;
+        work->stage_units = (m->num_experts + (layer->shared.form ? 1 : 0)) * MP_SIDES;
+        work->num_units += work->stage_units;
+    }
+    work->num_stages = (uint32_t)source->num_layers;
+    return source->num_layers ? 0 : mp_fail(err, MP_ERR_USAGE, "no layer selected");
+}
+
+/* ------------------------------------------------------------------------
+ * Tensors
+ */
+
+/* A tensor that is going to be written. */
+typedef struct listed {
+    const mp_form_tensor *tensor;
+    const char *prefix;
+    uint32_t expert, stage;
+    uint32_t number; /* in the order of layers */
+} listed;
+
+/* Tensors of a form in a layer. */
+static uint64_t count_tensors(const mp_manifest *m, const mp_unpack_form *f, bool shared)
+{
+    if (!f->form)
+        return 0;
+    return f->form->num_tensors *
+           (shared || f->form->fusion != MP_FUSION_NONE ? 1 : m->num_experts);
+}
+
+static void list_form(mp_unpack_form *f, const mp_unpack_layer *layer, uint32_t stage,
+                      uint64_t count, listed *list, uint64_t *n)
+{
+    f->first_output = *n;
+    for (uint64_t i = 0; i < count; i++, ++*n)
+        list[*n] = (listed){
+            .tensor = &f->form->tensors[i % f->form->num_tensors],
+            .prefix = layer->prefix,
+            .expert = (uint32_t)(i / f->form->num_tensors),
+            .stage = stage,
+            .number = (uint32_t)*n,
+        };
+}
+
+static void list_tensors(struct mp_unpack_source *source, listed *list)
+{
+    uint64_t n = 0;
+
+    for (uint32_t l = 0; l < source->num_layers; l++) {
+        mp_unpack_layer *layer = &source->layers[l];
+
+        list_form(&layer->routed, layer, l, count_tensors(source->manifest, &layer->routed, false),
+                  list, &n);
+        list_form(&layer->shared, layer, l, count_tensors(source->manifest, &layer->shared, true),
+                  list, &n);
+    }
+}
+
+/* Wide elements first; for the rest in the order of layers. */
+static int by_width(const void *a, const void *b)
+{
+    const listed *x = a, *y = b;
+    unsigned p = mp_dtype_bits(x->tensor->dtype), q = mp_dtype_bits(y->tensor->dtype);
+
+    if (p != q)
+        return p > q ? -1 : 1;
+    return x->number < y->number ? -1 : 1;
+}
+
+/* Whether tensors in the order of layers all begin at a multiple of their element size. */
+static bool all_aligned(const listed *list, uint64_t count)
+{
+    uint64_t widest = 1;
+    bool aligned = true;
+
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t width = (mp_dtype_bits(list[i].tensor->dtype) + 7) / 8;
+
+        widest = width > widest ? width : widest;
+    }
+    for (uint64_t i = 0; i < count && aligned; i++) {
+        const mp_form_tensor *t = list[i].tensor;
+        const mp_tensor_spec spec = {t->name, t->dtype, t->rank, t->shape};
+        uint64_t bytes;
+
+        aligned = mp_tensor_spec_bytes(&spec, &bytes, NULL) == 0 && bytes % widest == 0;
+    }
+    return aligned;
+}
+
+static int add_tensors(mp_unpack_plan *plan, const listed *list, uint64_t count, mp_error *err)
+{
+    static const char *const metadata[] = {"format", "pt"};
+    mp_work *work = &plan->work;
+
+    for (uint64_t i = 0; i < count; i++) {
+        const mp_form_tensor *t = list[i].tensor;
+
+        plan->source->order[list[i].number] = (uint32_t)i;
+        if (mp_work_add(work, mp_form_tensor_name(t, list[i].prefix, list[i].expert), t->dtype,
+                        t->shape, t->rank, list[i].stage, err) != 0)
+            return err->code;
+    }
+    return mp_work_files(work, 0, NULL, plan->options.max_shard_size, metadata, 1, err);
+}
+
+static int settle_tensors(mp_unpack_plan *plan, mp_error *err)
+{
+    struct mp_unpack_source *source = plan->source;
+    uint64_t count = 0;
+    listed *list;
+    int rc;
+
+    for (size_t l = 0; l < source->num_layers; l++)
+        count += count_tensors(&plan->manifest, &source->layers[l].routed, false) +
+                 count_tensors(&plan->manifest, &source->layers[l].shared, true);
+    rc = mp_work_reserve(&plan->work, count, err);
+    if (rc != 0)
+        return rc;
+    list = mp_alloc(count, sizeof *list);
+    source->order = mp_alloc(count, sizeof *source->order);
+    if (!list || !source->order) {
+        rc = mp_fail_memory(err);
+    } else {
+        list_tensors(source, list);
+        if (!all_aligned(list, count))
+            qsort(list, count, sizeof *list, by_width);
+        rc = add_tensors(plan, list, count, err);
+    }
+    free(list);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * The whole
+ */
+
+static void count_bytes(mp_unpack_plan *plan)
+{
+    mp_work *work = &plan->work;
+
+    work->lossless = true; /* whatever happened before */
+    work->scratch_bytes = mp_unpack_scratch(plan->source);
+    for (uint64_t u = 0; u < work->num_units; u++) {
+        mp_unpack_unit unit = mp_unpack_unit_at(plan, u);
+        const mp_plan_part *part = unit.form->part;
+
+        for (unsigned t = 0; t < part->num_tensors; t++)
+            if (part->tensors[t].side == unit.side)
+                work->bytes_read += part->tensors[t].slot_bytes * unit.form->slots;
+    }
+}
+
+/* What is not in the pack is not in the checkpoint, though config.json may promise it. */
+static void warn_absent(mp_unpack_plan *plan)
+{
+    char dropped[MP_ROLE_SET_TEXT];
+    const mp_manifest *m = &plan->manifest;
+
+    if (plan->source->num_layers < m->model_layers)
+        mp_problem(&plan->warnings, "%zu of the model's %llu MoE layers are unpacked",
+                   plan->source->num_layers, (unsigned long long)m->model_layers);
+    if (m->num_shared_experts > 0 && !m->shared_form)
+        mp_problem(&plan->warnings, "the pack has no shared experts: routed ones are unpacked");
+    if (m->dropped)
+        mp_problem(&plan->warnings, "%s of experts was left behind when the pack was made",
+                   mp_role_set_text(m->dropped, dropped));
+}
+
+int mp_unpack_plan_init(mp_unpack_plan *plan, const char *dir, const mp_unpack_options *options,
+                        const mp_context *context, mp_error *err)
+{
+    int rc;
+
+    memset(plan, 0, sizeof *plan);
+    plan->options = *options;
+    rc = mp_unpack_open(plan, dir, context, err);
+    if (rc == 0)
+        rc = settle_layers(plan, err);
+    if (rc == 0)
+        rc = settle_tensors(plan, err);
+    if (rc == 0)
+        rc = mp_unpack_config(plan, err);
+    if (rc == 0) {
+        count_bytes(plan);
+        warn_absent(plan);
+    } else {
+        mp_unpack_plan_release(plan);
+    }
+    return rc;
+}
+
+void mp_unpack_plan_release(mp_unpack_plan *plan)
+{
+    mp_work_release(&plan->work);
+    mp_unpack_close(plan->source);
+    mp_manifest_release(&plan->manifest);
+    mp_problems_release(&plan->warnings);
+    memset(plan, 0, sizeof *plan);
+}
