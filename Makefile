@@ -365,6 +365,8 @@ SCRIPTS := \
 	tests/demo.sh \
 	tests/malformed/st.sh \
 	tests/tools/deps.sh \
+	tests/tools/digests.sh \
+	tests/tools/every_pack.sh \
 	tests/tools/fuzz.sh \
 	tests/tools/pairs.sh \
 	tests/tools/tidy.sh \

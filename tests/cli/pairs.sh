@@ -52,4 +52,25 @@ esac
 END
 assert_stderr_has 'as megamoe-bf16: '
 
+# digests FILE SEED: of the packs of one family, whose weights come from SEED.
+digests()
+{
+    printf '#!/bin/sh\ncase "$*" in\n*--list*) exec "%s" "$@" --family gpt_oss ;;\n%s\nesac\n' \
+        "$MOEPACK" "synth*) exec '$MOEPACK' \"\$@\" --seed $2 ;; *) exec '$MOEPACK' \"\$@\" ;;" \
+        >moepack
+    chmod +x moepack
+    run bash "$ROOT/tests/tools/digests.sh" "$PWD/moepack" "$PWD/$1.d"
+    assert_status 0
+    assert_stderr_is ''
+    cp "$stdout" "$1"
+}
+
+it "gives one digest for packs of the same bytes, and another for other bytes"
+digests here 1
+digests there 1
+digests other 2
+assert_file_is there <here
+assert_equal "$(wc -l <here)" "$(($(moepack synth --list --family gpt_oss | wc -l) * 9))"
+assert_equal "$(cut -d ' ' -f 3 here other | sort -u | wc -l)" $((2 * $(wc -l <here)))
+
 finish
