@@ -232,6 +232,7 @@ UNIT_SOURCES := \
 	tests/unit/test_memory_pack.c \
 	tests/unit/test_memory_quantize.c \
 	tests/unit/test_names.c \
+	tests/unit/test_null_error.c \
 	tests/unit/test_numeric.c \
 	tests/unit/test_options.c \
 	tests/unit/test_place.c \
@@ -474,7 +475,7 @@ $(BUILD)/moepack: $(CMD_OBJECTS) $(BUILD)/libmoepack.a
 	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES)
 
 # tests/unit/failing_memory.c stands between the program and these.
-WRAPPED      := malloc calloc realloc aligned_alloc strdup strndup free
+WRAPPED      := malloc calloc realloc aligned_alloc strdup strndup free open_memstream
 UNIT_LDFLAGS := $(addprefix -Wl$(comma)--wrap=,$(WRAPPED))
 $(BUILD)/unit: $(UNIT_OBJECTS) $(filter-out %/main.o,$(CMD_OBJECTS)) $(BUILD)/libmoepack.a
 	$(call say,link)$(LINK) $(UNIT_LDFLAGS) -o $@ $^ $(LIBRARIES) -lcriterion

@@ -5,7 +5,7 @@
  *
  * Conventions of the whole library:
  *   - A function that can fail returns 0 (MP_OK) or a negative mp_code and
- *     fills an mp_error. After a failure the objects passed in are still safe
+ *     fills an mp_error, which may be null. After a failure the objects passed in are still safe
  *     to release, and nothing else about them is promised.
  *   - Objects are plain structs: thing_init or thing_open fills one,
  *     thing_release frees what it owns and leaves it empty. Releasing a zeroed

@@ -78,8 +78,6 @@ int mp_fail_memory(mp_error *err)
 
 int mp_error_prefix(mp_error *err, const char *format, ...)
 {
-    if (!err)
-        return MP_ERR_INPUT;
     char text[MP_ERROR_MAX];
     va_list args;
     va_start(args, format);

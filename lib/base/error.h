@@ -17,8 +17,11 @@ int mp_fail_errno(mp_error *err, int errno_value, const char *format, ...)
 /* MP_ERR_IO "out of memory". */
 int mp_fail_memory(mp_error *err);
 
-/* Puts "text: " before the message that err holds; returns err's code.
- * Where err is null nobody kept the code, and it is MP_ERR_INPUT. */
+/* In public calls err may be null. Where what it says is read below them they begin with
+ * `err = MP_NEVER_NULL(err);`: one of the call's own then. */
+#define MP_NEVER_NULL(err) ((err) ? (err) : &(mp_error){0})
+
+/* Puts "text: " before the message that err, not null, holds; returns err's code. */
 int mp_error_prefix(mp_error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Adds a problem to the list. A text that cannot be stored is still counted. */

@@ -252,6 +252,7 @@ static int look_for_report(mp_catalog *catalog, mp_error *err)
 
 int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *context, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     int rc;
 
     memset(catalog, 0, sizeof *catalog);

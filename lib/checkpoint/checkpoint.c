@@ -207,6 +207,7 @@ const mp_tensor *mp_checkpoint_find(const mp_checkpoint *ckpt, const char *name)
 int mp_tensor_read(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset, uint64_t n,
                    void *buffer, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     const mp_shard *shard = &ckpt->shards[tensor->shard];
     int rc;
     if (offset > tensor->bytes || n > tensor->bytes - offset)

@@ -367,6 +367,7 @@ static int read_shape(const mp_catalog *catalog, const mp_tensor *shape, int64_t
 int mp_matrix_check_shape(const mp_catalog *catalog, const mp_matrix *matrix, uint64_t rows,
                           uint64_t cols, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     int64_t numbers[2] = {0};
 
     if (!matrix->shape)

@@ -296,6 +296,7 @@ static int read_config(const json_t *root, mp_config *config, mp_error *err)
 
 int mp_config_load(mp_config *config, const char *dir, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     char *path = mp_path_join(dir, "config.json");
     json_t *root = NULL;
     int rc;

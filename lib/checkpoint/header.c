@@ -207,6 +207,7 @@ int mp_safetensors_header(const mp_tensor_spec *specs, size_t num_specs,
                           const char *const *metadata, size_t pairs, uint64_t align, char **header,
                           uint64_t *header_bytes, uint64_t *offsets, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     *header = NULL;
     *header_bytes = 0;
     if (align == 0 || align > MP_SAFETENSORS_HEADER_MAX)

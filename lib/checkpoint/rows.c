@@ -134,6 +134,7 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
                         const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
                         void *weight, void *scale, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     if (rows == 0)
         return 0;
     if (weight && read_weight(catalog, storage, matrix, cols, row0, rows, weight, err) != 0)
@@ -146,6 +147,7 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
 int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *global,
                      mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     uint64_t at = 0;
 
     *global = 1;
@@ -163,6 +165,7 @@ int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *
 
 int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     const mp_tensor *offset = matrix->offset;
     uint8_t piece[PIECE_BYTES];
 

@@ -313,6 +313,7 @@ static int compare(diff_run *run, diff_side sides[2], const mp_diff_options *opt
 int mp_diff(const char *a, const char *b, const mp_diff_options *options, const mp_context *context,
             mp_diff_report *report, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     diff_side sides[2] = {{0}, {0}};
     diff_run run = {.list = {.side = {&sides[0], &sides[1]}, .report = report}, .context = context};
 

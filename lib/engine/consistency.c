@@ -80,6 +80,7 @@ int mp_backend_check_pack(const mp_backend *backend, const mp_backend_model *mod
                           const mp_backend_pack *pack, const mp_placement *placement,
                           mp_problems *mismatches, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     expect_text("target", pack->target, backend->target ? backend->target : "no packed experts",
                 mismatches);
     expect_number("ep_size", pack->ep_size, backend->slots.ep, mismatches);

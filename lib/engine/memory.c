@@ -179,6 +179,7 @@ static void judge(mp_backend_memory *m, const mp_backend *b, const mp_backend_mo
 int mp_backend_estimate(mp_backend_memory *m, const mp_backend *b, const mp_backend_model *model,
                         uint64_t gpu_memory, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     const mp_target *target = b->target ? mp_target_find(b->target) : NULL;
 
     memset(m, 0, sizeof *m);

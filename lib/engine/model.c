@@ -198,6 +198,7 @@ static int open_file(mp_backend_model *model, const char *path, mp_error *err)
 int mp_backend_model_open(mp_backend_model *model, const char *path, const mp_context *context,
                           mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     struct stat st;
     bool tensors;
     int rc;

@@ -162,6 +162,7 @@ static int read_part(const mp_catalog_experts *e, uint32_t id, mp_projection pro
 static int read_side(const void *user, uint32_t id, mp_side side, uint64_t row0, uint64_t rows,
                      void *scratch, mp_rows part[2], mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     const mp_catalog_experts *e = user;
     uint8_t *second = (uint8_t *)scratch + part_bytes(e, e->catalog->hidden_size);
 
@@ -205,6 +206,7 @@ static int read_numbers(const mp_catalog *catalog, const mp_tensor *tensor, uint
 static int read_bias(const void *user, uint32_t id, mp_projection projection, float *out,
                      mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     const mp_catalog_experts *e = user;
     mp_expert view;
     matrix_job job;
@@ -339,6 +341,7 @@ int mp_catalog_experts_open(mp_catalog_experts *experts, const mp_catalog *catal
                             const mp_moe_layer *layer, const mp_catalog_experts_options *options,
                             const mp_context *context, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     *experts = (mp_catalog_experts){
         .source = {.hidden_size = catalog->hidden_size,
                    .intermediate_size = catalog->moe_intermediate_size,

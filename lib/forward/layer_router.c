@@ -309,6 +309,7 @@ static int read_tensors(mp_layer_router *r, const mp_catalog *catalog, const mp_
 int mp_layer_router_open(mp_layer_router *router, const mp_catalog *catalog,
                          const mp_moe_layer *layer, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     *router = (mp_layer_router){
         .hidden_size = catalog->hidden_size,
         .shared = layer->has_shared ? catalog->num_shared_experts : 0,

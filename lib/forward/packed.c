@@ -230,6 +230,7 @@ static int read_globals(const place *p, mp_side side, float global[2], bool *div
 static int read_side(const void *user, uint32_t id, mp_side side, uint64_t row0, uint64_t rows,
                      void *scratch, mp_rows part[2], mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     const mp_packed_experts *e = user;
     const place p = find_place(e, id);
     const mp_target *target = p.set->target;

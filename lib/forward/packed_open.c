@@ -114,6 +114,7 @@ static int open_layer(mp_packed_experts *e, const char *dir, const char *layer, 
 int mp_packed_experts_open_ranks(mp_packed_experts *experts, const char *dir, const char *layer,
                                  const bool *ranks, const mp_context *context, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     *experts = (mp_packed_experts){.ranks = mp_alloc_zeroed(1, sizeof(packed_ranks))};
     int rc =
         experts->ranks ? open_layer(experts, dir, layer, ranks, context, err) : mp_fail_memory(err);
@@ -130,6 +131,7 @@ int mp_packed_experts_open_ranks(mp_packed_experts *experts, const char *dir, co
 int mp_packed_experts_open(mp_packed_experts *experts, const char *dir, const char *layer,
                            const mp_context *context, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     return mp_packed_experts_open_ranks(experts, dir, layer, NULL, context, err);
 }
 

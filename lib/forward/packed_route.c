@@ -150,6 +150,7 @@ int mp_packed_route(const mp_packed_experts *experts, const mp_packed_dispatch *
                     const int32_t *ids, const float *weights, uint64_t tokens, uint32_t k,
                     uint32_t shared, int32_t *slot_ids, float *slot_weights, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     route_job job = {
         .e = experts,
         .how = how,

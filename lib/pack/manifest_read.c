@@ -417,6 +417,7 @@ static int check_seal(const char *text, uint64_t length, mp_error *err)
 
 int mp_manifest_parse(mp_manifest *manifest, const char *text, uint64_t length, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     json_t *root = NULL;
     int rc;
 
@@ -437,6 +438,7 @@ int mp_manifest_parse(mp_manifest *manifest, const char *text, uint64_t length, 
 
 int mp_manifest_load(mp_manifest *manifest, const char *dir, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     char *path = mp_path_join(dir, MP_MANIFEST_NAME), *text = NULL;
     uint64_t length;
     int rc;

@@ -229,6 +229,7 @@ static bool is_torch_file(const char *text, uint64_t length)
 int mp_placement_parse(mp_placement *p, const char *text, uint64_t length, uint32_t num_logical,
                        mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     *p = (mp_placement){0};
     if (is_torch_file(text, length))
         return mp_fail(err, MP_ERR_UNSUPPORTED,

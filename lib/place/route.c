@@ -205,6 +205,7 @@ int mp_route(const mp_route_options *options, const int32_t *row, const int32_t 
              const float *weights, uint64_t tokens, uint32_t k, int32_t *slot_ids,
              float *slot_weights, uint64_t *choices, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     routing r = {.options = options,
                  .tokens = tokens,
                  .k = k,

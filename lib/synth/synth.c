@@ -142,6 +142,7 @@ static int write_whole(const mp_synth_plan *plan, const char *partial, const cha
 int mp_synth(const mp_synth_options *options, const char *dir, const mp_context *context,
              mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     mp_synth_plan plan;
     char *partial = NULL;
     int rc = mp_synth_plan_init(&plan, options, err);

@@ -137,6 +137,7 @@ static int check_all(mp_check *check, mp_error *err)
 int mp_verify(const char *out, const mp_verify_options *options, const mp_context *context,
               mp_verify_report *report, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     mp_check check = {.dir = out, .options = options, .context = context, .report = report};
     mp_error why = {0};
     int rc;

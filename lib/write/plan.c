@@ -376,6 +376,7 @@ static void count_units(mp_plan *plan)
 int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_options *options,
                  mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     int rc;
 
     memset(plan, 0, sizeof *plan);

@@ -179,6 +179,7 @@ static int check_options(mp_quantize_plan *plan, mp_error *err)
 int mp_quantize_plan_init(mp_quantize_plan *plan, const mp_catalog *catalog,
                           const mp_quantize_options *options, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     int rc;
 
     *plan = (mp_quantize_plan){.catalog = catalog, .options = *options};

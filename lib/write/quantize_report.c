@@ -229,6 +229,7 @@ static int read_error(const json_t *row, mp_layer_error *e, mp_error *err)
 
 int mp_quantize_errors(const char *dir, mp_layer_error **errors, size_t *count, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     json_t *json = NULL, *rows = NULL;
     int rc = load_report(dir, &json, err);
 

@@ -187,6 +187,7 @@ mp_job mp_repack_job(const mp_plan *plan)
 int mp_plan_run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp_context *context,
                 mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     mp_job job = mp_repack_job(plan);
     int rc = mp_repack_check_forms(plan, err);
 

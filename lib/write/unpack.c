@@ -145,6 +145,7 @@ static bool owns(const char *name)
 int mp_unpack_plan_run(const mp_unpack_plan *plan, const char *out, mp_run_mode mode,
                        const mp_context *context, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     const mp_job job = {
         .plan = plan,
         .work = &plan->work,

@@ -295,6 +295,7 @@ static void warn_absent(mp_unpack_plan *plan)
 int mp_unpack_plan_init(mp_unpack_plan *plan, const char *dir, const mp_unpack_options *options,
                         const mp_context *context, mp_error *err)
 {
+    err = MP_NEVER_NULL(err);
     int rc;
 
     memset(plan, 0, sizeof *plan);

@@ -6,6 +6,7 @@
 
 #include <dirent.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <string.h>
 
 /* What the linker makes of malloc ... in the objects that it wraps. */
@@ -14,6 +15,7 @@ void *__real_calloc(size_t count, size_t n);
 void *__real_realloc(void *p, size_t n);
 void *__real_aligned_alloc(size_t alignment, size_t n);
 void __real_free(void *p);
+FILE *__real_open_memstream(char **text, size_t *length);
 void *__wrap_malloc(size_t n);
 void *__wrap_calloc(size_t count, size_t n);
 void *__wrap_realloc(void *p, size_t n);
@@ -21,6 +23,7 @@ void *__wrap_aligned_alloc(size_t alignment, size_t n);
 char *__wrap_strdup(const char *text);
 char *__wrap_strndup(const char *text, size_t n);
 void __wrap_free(void *p);
+FILE *__wrap_open_memstream(char **text, size_t *length);
 
 static bool counting;
 static bool keeps_failing; /* every allocation from the chosen one on, not only that one */
@@ -128,6 +131,12 @@ void __wrap_free(void *p)
 {
     remove_block(p);
     __real_free(p);
+}
+
+/* What the text grows by is the C library's own, and does not fail. */
+FILE *__wrap_open_memstream(char **text, size_t *length)
+{
+    return refuse(0) ? NULL : __real_open_memstream(text, length);
 }
 
 /* ------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 /* Memory that runs out at the first, second, third ... allocation of a call.
  *
  * The unit tests are linked with -Wl,--wrap=F for each F of malloc, calloc, realloc,
- * aligned_alloc, strdup, strndup and free, so that allocations of the project's own objects
- * come here. Outside of memory_fail_at .. memory_stop nothing is changed. For one thread
+ * aligned_alloc, strdup, strndup, free and open_memstream, so that allocations of the project's own
+ * objects come here. Outside of memory_fail_at .. memory_stop nothing is changed. For one thread
  * only. */
 #ifndef TESTS_UNIT_FAILING_MEMORY_H
 #define TESTS_UNIT_FAILING_MEMORY_H
