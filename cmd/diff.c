@@ -15,7 +15,7 @@ typedef struct diff_options {
     const char *a;
     const char *b;
     double tolerance;
-    const char *layers;
+    char *layers;
     bool all;
 } diff_options;
 
@@ -220,8 +220,8 @@ static int run_diff(const void *values, mp_error *err)
 static const cmd_option options[] = {
     OPT_DOUBLE(0, "tolerance", "X", diff_options, tolerance, 0, 1e30,
                "a relative L2 error up to X is no difference; left out: any is"),
-    OPT_STRING(0, "layers", "LIST", diff_options, layers,
-               "compare only these layers, as in 0-3,7,mtp.0"),
+    OPT_WORDS(0, "layers", "LIST", diff_options, layers,
+              "compare only these layers, as in 0-3,7,mtp.0"),
     OPT_FLAG(0, "all", diff_options, all, "list every difference, not only the first 20"),
     OPT_JSON(diff_options),
     OPT_END,

@@ -206,10 +206,13 @@ int options_parse(const command *cmd, int argc, char **argv, void *values, bool 
 void options_release(const command *cmd, void *values)
 {
     for (const cmd_option *o = cmd->options; o && o->type != TYPE_END; o++) {
+        void *member = (char *)values + o->offset;
         if (o->type == TYPE_LIST) {
-            cmd_list *list = (cmd_list *)((char *)values + o->offset);
-            free(list->items);
-            *list = (cmd_list){NULL, 0};
+            free(((cmd_list *)member)->items);
+            *(cmd_list *)member = (cmd_list){NULL, 0};
+        } else if (o->type == TYPE_WORDS) {
+            free(*(char **)member);
+            *(char **)member = NULL;
         }
     }
 }

@@ -18,7 +18,8 @@
  * OPT_REQUIRED), OPT_END,
  *     };
  *
- * A value that the user does not give keeps what the command's defaults say.
+ * A value that the user does not give keeps what the command's defaults say. Of an option given
+ * twice the last value counts, but lists add up.
  * The help text of an option names neither its choices nor its default: both are
  * added from the table and the defaults.
  */
@@ -71,7 +72,8 @@ typedef enum cmd_option_type {
     TYPE_DOUBLE, /* double */
     TYPE_STRING, /* const char * */
     TYPE_CHOICE, /* int or an enum: the value of the choice named */
-    TYPE_LIST    /* cmd_list; freed after the command has run */
+    TYPE_LIST,   /* cmd_list; freed after the command has run */
+    TYPE_WORDS   /* char *: words with commas between; freed likewise */
 } cmd_option_type;
 
 #define OPT_REQUIRED       1u /* it is a usage error to leave it out */
@@ -129,6 +131,9 @@ typedef struct cmd_option {
 #define OPT_LIST(l, n, v, S, f, lo, hi, ...) \
     {.letter = l, .name = n, .value = v, .type = TYPE_LIST, .offset = OPT_AT(S, f, cmd_list), \
      .min = lo, .max = hi, .help = __VA_ARGS__}
+#define OPT_WORDS(l, n, v, S, f, ...) \
+    {.letter = l, .name = n, .value = v, .type = TYPE_WORDS, .offset = OPT_AT(S, f, char *), \
+     .help = __VA_ARGS__}
 #define OPT_JSON(S) OPT_FLAG(0, "json", S, common.json, "print JSON instead of text")
 #define OPT_END     {.type = TYPE_END}
 /* clang-format on */

@@ -21,8 +21,8 @@ typedef struct quantize_options {
     double amax_floor;
     bool allow_nonfinite;
     bool requantize_shared;
-    const char *drop;
-    const char *layers;
+    char *drop;
+    char *layers;
     uint64_t max_shard_size;
     double fail_above; /* 0: no bound */
     work_options work;
@@ -214,10 +214,10 @@ static const cmd_option options[] = {
              "let NaN and infinite weights through"),
     OPT_FLAG(0, "requantize-shared", quantize_options, requantize_shared,
              "requantize shared experts too; left out: they stay as they are"),
-    OPT_STRING(0, "drop", "NAMES", quantize_options, drop,
-               "leave behind what the format cannot carry: bias, input_scale"),
-    OPT_STRING(0, "layers", "LIST", quantize_options, layers,
-               "requantize only these layers, as in 0-3,7,mtp.0"),
+    OPT_WORDS(0, "drop", "NAMES", quantize_options, drop,
+              "leave behind what the format cannot carry: bias, input_scale"),
+    OPT_WORDS(0, "layers", "LIST", quantize_options, layers,
+              "requantize only these layers, as in 0-3,7,mtp.0"),
     OPT_SIZE(0, "max-shard-size", "SIZE", quantize_options, max_shard_size, 1, INT64_MAX,
              "begin another file beyond SIZE; left out: 5GB"),
     OPT_DOUBLE(0, "fail-above", "X", quantize_options, fail_above, 0, 1e30,

@@ -24,9 +24,9 @@ typedef struct repack_options {
     bool requantize_shared;
     bool nz;
     const char *quantize;
-    const char *drop;
-    const char *layers;
-    const char *ranks;
+    char *drop;
+    char *layers;
+    char *ranks;
     int rounding; /* -1: the target's */
     mp_scale_rule scale_rule;
     double amax_floor;
@@ -292,10 +292,10 @@ static const cmd_option options[] = {
              "let NaN and infinite weights through"),
     OPT_DOUBLE(0, "fail-above", "X", repack_options, fail_above, 0, 1e30,
                "status 1 where requantizing has a relative RMS error above X"),
-    OPT_STRING(0, "drop", "NAMES", repack_options, drop,
-               "leave behind what the target cannot carry: bias, input_scale, offset"),
-    OPT_STRING(0, "layers", "LIST", repack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
-    OPT_STRING(0, "ranks", "LIST", repack_options, ranks, "only these ranks, as in 0-3,7"),
+    OPT_WORDS(0, "drop", "NAMES", repack_options, drop,
+              "leave behind what the target cannot carry: bias, input_scale, offset"),
+    OPT_WORDS(0, "layers", "LIST", repack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
+    OPT_WORDS(0, "ranks", "LIST", repack_options, ranks, "only these ranks, as in 0-3,7"),
     OPT_SIZE(0, "max-shard-size", "SIZE", repack_options, max_shard_size, 1, INT64_MAX,
              "begin another file of a rank beyond SIZE; left out: 5GB"),
     OPT_FLAG(0, "resume", repack_options, work.resume, "continue an interrupted run"),

@@ -11,7 +11,7 @@
 typedef struct unpack_options {
     common_options common;
     const char *pack;
-    const char *layers;
+    char *layers;
     uint64_t max_shard_size;
     work_options work;
 } unpack_options;
@@ -92,7 +92,7 @@ static int run_unpack(const void *values, mp_error *err)
 static const cmd_option options[] = {
     OPT_STRING('o', "output", "DIR", unpack_options, work.out,
                "directory to write; it must not exist"),
-    OPT_STRING(0, "layers", "LIST", unpack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
+    OPT_WORDS(0, "layers", "LIST", unpack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
     OPT_SIZE(0, "max-shard-size", "SIZE", unpack_options, max_shard_size, 1, INT64_MAX,
              "begin another file beyond SIZE; left out: 5GB"),
     OPT_FLAG(0, "resume", unpack_options, work.resume, "continue an interrupted run"),

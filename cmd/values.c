@@ -230,15 +230,32 @@ static int set_double(const cmd_option *option, const char *text, double *member
     return fail_value(option, text, why, err);
 }
 
-static int set_list(const cmd_option *option, const char *text, cmd_list *member, mp_error *err)
+/* Behind what the option was given before. */
+static int add_list(const cmd_option *option, const char *text, cmd_list *member, mp_error *err)
 {
     cmd_list list;
-    const char *why;
+    const char *why = NULL;
 
     if (!value_list(text, option->min, option->max, &list, &why))
         return fail_value(option, text, why, err);
-    free(member->items);
-    *member = list;
+    for (size_t i = 0; i < list.count && !why; i++)
+        why = list_append(member, list.items[i], list.items[i]);
+    free(list.items);
+    return why ? fail_value(option, text, why, err) : 0;
+}
+
+/* Likewise. */
+static int add_words(const char *text, char **member, mp_error *err)
+{
+    const char *before = *member ? *member : "", *comma = *member ? "," : "";
+    size_t size = strlen(before) + strlen(comma) + strlen(text) + 1;
+    char *words = malloc(size);
+
+    if (!words)
+        return cmd_fail(err, MP_ERR_IO, "out of memory");
+    snprintf(words, size, "%s%s%s", before, comma, text);
+    free(*member);
+    *member = words;
     return 0;
 }
 
@@ -311,7 +328,9 @@ int value_set(const cmd_option *option, const char *text, void *values, mp_error
     case TYPE_CHOICE:
         return set_choice(option, text, member, err);
     case TYPE_LIST:
-        return set_list(option, text, member, err);
+        return add_list(option, text, member, err);
+    case TYPE_WORDS:
+        return add_words(text, member, err);
     case TYPE_END:
     case TYPE_HELP:
     case TYPE_FLAG:
@@ -386,6 +405,7 @@ bool value_default(const cmd_option *option, const void *defaults, char *text, s
     case TYPE_HELP:
     case TYPE_FLAG:
     case TYPE_LIST:
+    case TYPE_WORDS:
         break;
     }
     return false;

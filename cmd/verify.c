@@ -17,8 +17,8 @@ typedef struct verify_options {
     const char *out;
     int level;
     const char *source;
-    const char *layers;
-    const char *ranks;
+    char *layers;
+    char *ranks;
     uint64_t sample; /* 0: all */
     uint64_t seed;
     uint64_t tokens;  /* 0: as many as the library takes */
@@ -412,10 +412,10 @@ static const cmd_option options[] = {
     OPT_CHOICE(0, "level", "LEVEL", verify_options, level, levels,
                "how much to check, by default as much as --source allows"),
     OPT_STRING(0, "source", "CKPT", verify_options, source, "the checkpoint that was packed"),
-    OPT_STRING(0, "layers", "LIST", verify_options, layers,
-               "look at the bytes of these layers only: numbers, ranges, prefixes"),
-    OPT_STRING(0, "ranks", "LIST", verify_options, ranks,
-               "look at the bytes of these ranks only: numbers, ranges"),
+    OPT_WORDS(0, "layers", "LIST", verify_options, layers,
+              "look at the bytes of these layers only: numbers, ranges, prefixes"),
+    OPT_WORDS(0, "ranks", "LIST", verify_options, ranks,
+              "look at the bytes of these ranks only: numbers, ranges"),
     OPT_U64(0, "sample", "N", verify_options, sample, 1, UINT32_MAX,
             "hold only N routed experts of each layer against the source"),
     OPT_U64(0, "tokens", "N", verify_options, tokens, 1, 65536,

@@ -126,6 +126,38 @@ moepack: targets: option '--progress': 'nevr' is unknown; did you mean 'never'?
 try 'moepack targets --help'
 END
 
+# The list that the command complains about is both values, joined.
+while read -r name command; do
+    it "adds up lists that are given twice: $command $name"
+    moepack repack "$ROOT/testdata/fixtures/v4-fp4" -t megamoe-w4a8 --ep 1 -o pack -q
+    # shellcheck disable=SC2086
+    run moepack $command --$name 70,0 --$name 1
+    assert_status 2
+    assert_stderr_has '"70,0,1"'
+done <<END
+layers repack $ROOT/testdata/fixtures/v4-fp4 -t megamoe-w4a8 --ep 2 -o out
+ranks repack $ROOT/testdata/fixtures/v4-fp4 -t megamoe-w4a8 --ep 2 -o out
+layers quantize $ROOT/testdata/fixtures/v4-fp4 --format mxfp4 -o out
+layers unpack pack -o out
+layers verify pack
+ranks verify pack
+layers diff pack pack
+END
+
+it "adds up what is to be dropped"
+moepack synth -o model --family gpt_oss --format mxfp4 --hidden 384 --intermediate 128 --experts 3 \
+    --layers 1 --top-k 2 -q
+run moepack repack model -t megamoe-w4a8 --ep 1 --drop bias --drop input_scale -o out
+assert_status 0
+assert_equal "$(jq -r .dropped out/moepack.json)" bias,input_scale
+assert_equal "$(jq -r .command out/moepack.json)" \
+    'moepack repack model --target megamoe-w4a8 --ep 1 --drop bias,input_scale'
+
+it "counts the last of an option that is no list"
+run moepack repack "$ROOT/testdata/fixtures/v4-fp4" -t megamoe-w4a4 -t megamoe-w4a8 --ep 7 --ep 1 -o out
+assert_status 0
+assert_equal "$(jq -c '[.target, .ep_size]' out/moepack.json)" '["megamoe-w4a8",1]'
+
 it "refuses an argument too many"
 run moepack targets all
 assert_status 2

@@ -26,6 +26,7 @@ typedef struct sample_options {
     const char *metal;
     color color;
     cmd_list layers;
+    char *drop;
     bool pack;
     int level;
     const char *first;
@@ -51,7 +52,8 @@ static const cmd_option sample_table[] = {
     OPT_STRING('o', "output", "FILE", sample_options, output, "write to FILE"),
     OPT_STRING(0, "metal", "METAL", sample_options, metal, "use METAL", .choice_name = metal_name),
     OPT_CHOICE(0, "hue", "HUE", sample_options, color, colors, "paint it"),
-    OPT_LIST(0, "layers", "LIST", sample_options, layers, 0, 99, "these layers only"),
+    OPT_LIST(0, "layers", "LIST", sample_options, layers, 0, 65535, "these layers only"),
+    OPT_WORDS(0, "drop", "NAMES", sample_options, drop, "leave NAMES behind"),
     OPT_INT('p', "pack", "LEVEL", sample_options, level, 1, 9, "pack it",
             .flags = OPT_OPTIONAL_VALUE, .given = offsetof(sample_options, pack)),
     OPT_END,
@@ -176,10 +178,34 @@ Test(options, the_last_of_several_counts)
     sample_options o;
     mp_error err;
 
-    cr_assert_eq(parse("a b --ranks 1 --ranks 2 --layers 1-9 --layers 4", &o, &err), 0);
+    cr_assert_eq(parse("a b --ranks 1 --ranks 2 -o here -o there", &o, &err), 0);
     cr_expect_eq(o.ranks, 2);
-    cr_expect_eq(o.layers.count, 1);
-    cr_expect_eq(o.layers.items[0], 4);
+    cr_expect_str_eq(o.output, "there");
+    options_release(&sample, &o);
+}
+
+Test(options, lists_add_up)
+{
+    static const uint64_t expected[] = {1, 2, 3, 4, 2, 9};
+    sample_options o;
+    mp_error err;
+
+    cr_assert_eq(
+        parse("a b --ranks 1 --layers 1-3 --layers 4,2 --drop x,y --layers=9 --drop z", &o, &err),
+        0);
+    cr_expect_eq(o.layers.count, 6);
+    cr_expect_arr_eq(o.layers.items, expected, sizeof(expected));
+    cr_expect_str_eq(o.drop, "x,y,z");
+    options_release(&sample, &o);
+    cr_expect_null(o.drop);
+
+    cr_assert_eq(parse("a b --ranks 1", &o, &err), 0);
+    cr_expect_null(o.drop);
+    options_release(&sample, &o);
+
+    cr_expect_eq(parse("a b --ranks 1 --layers 0-65535 --layers 7", &o, &err), MP_ERR_USAGE);
+    cr_expect_str_eq(err.message, "option '--layers': '7' has too many numbers");
+    cr_expect_eq(o.layers.count, CMD_LIST_MAX);
     options_release(&sample, &o);
 }
 
@@ -219,7 +245,8 @@ Test(options, values_out_of_range_are_refused)
     expect_value_refused("--memory 0",
                          "option '--memory': '0' is not a size such as 512MB, 5GB or 1GiB of at "
                          "least 1");
-    expect_value_refused("--layers 4-100", "option '--layers': '4-100' has a number out of range");
+    expect_value_refused("--layers 4-65536",
+                         "option '--layers': '4-65536' has a number out of range");
 }
 
 Test(options, help_stops_reading)
@@ -344,8 +371,8 @@ Test(help, text_comes_from_the_table)
     static const char expected[] =
         "Usage: moepack sample [-f] [--offset N] --ranks N [--memory SIZE]\n"
         "                      [--tolerance X] [-o FILE] [--metal METAL] [--hue HUE]\n"
-        "                      [--layers LIST] [--pack[=LEVEL]] [-j N] [-q] [-v]\n"
-        "                      [--progress WHEN] [--color WHEN] FIRST REST ...\n"
+        "                      [--layers LIST] [--drop NAMES] [--pack[=LEVEL]] [-j N]\n"
+        "                      [-q] [-v] [--progress WHEN] [--color WHEN] FIRST REST ...\n"
         "\n"
         "moepack sample: try every type\n"
         "\n"
@@ -359,6 +386,7 @@ Test(help, text_comes_from_the_table)
         "      --metal METAL         use METAL: iron or zinc\n"
         "      --hue HUE             paint it: red or green (default green)\n"
         "      --layers LIST         these layers only\n"
+        "      --drop NAMES          leave NAMES behind\n"
         "  -p, --pack[=LEVEL]        pack it (default 3)\n"
         "\n"
         "Options of every command:\n";
