@@ -236,5 +236,6 @@ const command command_diff = {
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),
+    .computes = true,
     .run = run_diff,
 };

@@ -433,5 +433,6 @@ const command command_forward = {
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),
+    .computes = true,
     .run = run_forward,
 };

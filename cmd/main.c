@@ -7,6 +7,7 @@
 #include "progress.h"
 
 #include <fcntl.h>
+#include <moepack/numeric.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -52,7 +53,7 @@ static int run_with(const command *cmd, int argc, char **argv, void *values)
     int code = options_parse(cmd, argc, argv, values, &help, &err);
     if (code == 0 && help)
         help_command(stdout, cmd);
-    else if (code == 0)
+    else if (code == 0 && (!cmd->computes || (code = mp_kernels_check(&err)) == 0))
         code = cmd->run(values, &err);
     options_release(cmd, values);
     progress_clear();

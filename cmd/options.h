@@ -168,6 +168,7 @@ typedef struct command {
     const cmd_argument *arguments; /* null: none */
     const void *defaults;          /* a value of its struct, common_options first */
     size_t size;                   /* of that struct */
+    bool computes;                 /* with numbers of tensors: MOEPACK_CPU has to make sense */
 
     /* Runs with the parsed struct. Prints its result to stdout and returns 0, or a
      * negative mp_code with err filled, which the frame prints and turns into the

@@ -238,5 +238,6 @@ const command command_quantize = {
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),
+    .computes = true,
     .run = run_quantize,
 };

@@ -314,5 +314,6 @@ const command command_repack = {
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),
+    .computes = true,
     .run = run_repack,
 };

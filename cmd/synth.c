@@ -262,5 +262,6 @@ const command command_synth = {
     .summary = "make a synthetic checkpoint in the form of a released one",
     .options = options,
     COMMAND_DEFAULTS(defaults),
+    .computes = true,
     .run = run_synth,
 };

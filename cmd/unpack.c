@@ -30,9 +30,6 @@ static int select_packed_layers(unpack_job *job, mp_error *err)
 
     if (!job->o->layers)
         return 0;
-    if (!mp_is_packed(job->o->pack))
-        return cmd_fail(err, MP_ERR_INPUT, "\"%s\" is not a packed directory: it has no %s",
-                        job->o->pack, MP_MANIFEST_NAME);
     rc = mp_manifest_load(&manifest, job->o->pack, err);
     if (rc != 0)
         return rc;
@@ -111,5 +108,6 @@ const command command_unpack = {
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),
+    .computes = true,
     .run = run_unpack,
 };

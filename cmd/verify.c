@@ -439,5 +439,6 @@ const command command_verify = {
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),
+    .computes = true,
     .run = run_verify,
 };

@@ -116,7 +116,8 @@ int mp_manifest_text(const mp_manifest *manifest, char **text, mp_error *err);
  * does not know. */
 int mp_manifest_parse(mp_manifest *manifest, const char *text, uint64_t length, mp_error *err);
 
-/* Reads DIR/moepack.json. MP_ERR_IO where there is none. */
+/* Reads DIR/moepack.json. MP_ERR_IO where there is no such directory, MP_ERR_INPUT where there is
+ * no manifest in it. */
 int mp_manifest_load(mp_manifest *manifest, const char *dir, mp_error *err);
 
 /* True if the directory holds a moepack.json. */

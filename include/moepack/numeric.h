@@ -129,6 +129,9 @@ typedef struct mp_kernels {
  * null. An unknown or unsupported name falls back to scalar. Thread-safe. */
 const mp_kernels *mp_kernels_best(void);
 
+/* MP_ERR_USAGE where MOEPACK_CPU is the name of no level at all: a slip of the pen. */
+int mp_kernels_check(mp_error *err);
+
 /* The kernels of one level, or null if this processor or build lacks it. */
 const mp_kernels *mp_kernels_for(const char *level);
 

@@ -2,7 +2,9 @@
 /* Which kernel table this processor can run, and which one this process uses. */
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/error.h"
 #include "numeric/kernels.h"
 
 #if defined(__x86_64__)
@@ -44,32 +46,49 @@ const mp_kernels *mp_kernels_for(const char *level)
     return strcmp(level, "scalar") == 0 ? &mp_kernels_scalar : native_kernels(level);
 }
 
+/* From fast to slow; the last one is everywhere. */
+static const char *const levels[] = {"avx512", "avx2", "neon", "scalar"};
+
+#define LEVELS (sizeof(levels) / sizeof(levels[0]))
+
 static const mp_kernels *fastest(void)
 {
-    static const char *const levels[] = {"avx512", "avx2", "neon"};
+    const mp_kernels *kernels = NULL;
 
-    for (size_t i = 0; i < sizeof(levels) / sizeof(levels[0]); i++) {
-        const mp_kernels *kernels = mp_kernels_for(levels[i]);
-
-        if (kernels)
-            return kernels;
-    }
-    return &mp_kernels_scalar;
+    for (size_t i = 0; !kernels; i++)
+        kernels = mp_kernels_for(levels[i]);
+    return kernels;
 }
 
 static const mp_kernels *chosen;
 
-static void choose(void)
+/* What MOEPACK_CPU asks for; null: nothing. */
+static const char *wanted(void)
 {
     const char *level = getenv("MOEPACK_CPU");
 
-    if (!level || !*level) {
-        chosen = fastest();
-        return;
-    }
-    chosen = mp_kernels_for(level);
+    return level && *level ? level : NULL;
+}
+
+static void choose(void)
+{
+    const char *level = wanted();
+
+    chosen = level ? mp_kernels_for(level) : fastest();
     if (!chosen)
         chosen = &mp_kernels_scalar;
+}
+
+int mp_kernels_check(mp_error *err)
+{
+    const char *level = wanted();
+
+    for (size_t i = 0; i < LEVELS; i++) {
+        if (!level || strcmp(level, levels[i]) == 0)
+            return 0;
+    }
+    return mp_fail(err, MP_ERR_USAGE, "MOEPACK_CPU: '%s' is not scalar, avx2, avx512 or neon",
+                   level);
 }
 
 const mp_kernels *mp_kernels_best(void)

@@ -16,6 +16,10 @@
 #define MP_SEAL_BEFORE ",\n  \"xxh3\": \""
 #define MP_SEAL_AFTER  "\"\n}\n"
 
+/* The text of DIR/moepack.json, malloc'ed. MP_ERR_IO where there is no such directory, and
+ * MP_ERR_INPUT where it is none of a pack: it has no moepack.json. */
+int mp_manifest_read(const char *dir, char **text, uint64_t *length, mp_error *err);
+
 /* Members of an object, named in messages. */
 int mp_manifest_string(const json_t *object, const char *key, char **copy, mp_error *err);
 /* Fails with MP_ERR_UNSUPPORTED for a word ("fusion" of "spiral") that is none that we know. */

@@ -436,21 +436,36 @@ int mp_manifest_parse(mp_manifest *manifest, const char *text, uint64_t length, 
     return rc;
 }
 
+int mp_manifest_read(const char *dir, char **text, uint64_t *length, mp_error *err)
+{
+    char *path = mp_path_join(dir, MP_MANIFEST_NAME);
+    int fd, rc;
+
+    if (!path)
+        return mp_fail_memory(err);
+    if (mp_path_exists(path)) {
+        rc = mp_read_text(path, MANIFEST_LIMIT, text, length, err);
+    } else if ((rc = mp_open_read(dir, &fd, err)) == 0) {
+        mp_file_close(fd, dir, NULL);
+        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is not a packed directory: it has no %s", dir,
+                     MP_MANIFEST_NAME);
+    }
+    free(path);
+    return rc;
+}
+
 int mp_manifest_load(mp_manifest *manifest, const char *dir, mp_error *err)
 {
     err = MP_NEVER_NULL(err);
-    char *path = mp_path_join(dir, MP_MANIFEST_NAME), *text = NULL;
+    char *text;
     uint64_t length;
-    int rc;
 
     memset(manifest, 0, sizeof *manifest);
-    if (!path)
-        return mp_fail_memory(err);
-    rc = mp_read_text(path, MANIFEST_LIMIT, &text, &length, err);
-    if (rc == 0)
-        rc = mp_manifest_parse(manifest, text, length, err);
+    int rc = mp_manifest_read(dir, &text, &length, err);
+    if (rc != 0)
+        return rc;
+    rc = mp_manifest_parse(manifest, text, length, err);
     free(text);
-    free(path);
     return rc;
 }
 

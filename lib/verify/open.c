@@ -8,34 +8,25 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "pack/manifest.h"
 
 /* More than any model has, and small enough that sizes of tensors fit 64 bits. */
 #define SIZE_MAX_SANE (1u << 20)
 #define RANKS_MAX     65536u
 
-#define MANIFEST_LIMIT (1u << 30)
-
 /* Reads and parses moepack.json; *usable is false where that is a fault. */
 static int load_manifest(mp_check *check, bool *usable, mp_error *err)
 {
     mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, -1);
-    char *path, *text = NULL;
+    char *text;
     uint64_t length;
 
     *usable = false;
-    path = mp_path_join(check->dir, MP_MANIFEST_NAME);
-    if (!path)
-        return mp_fail_memory(err);
-    if (!mp_path_exists(path)) {
-        free(path);
-        return mp_fail(err, MP_ERR_INPUT, "\"%s\" is not a packed directory: it has no %s",
-                       check->dir, MP_MANIFEST_NAME);
-    }
-    int rc = mp_read_text(path, MANIFEST_LIMIT, &text, &length, err);
-    if (rc == 0)
-        rc = mp_manifest_parse(&check->manifest, text, length, err);
+    int rc = mp_manifest_read(check->dir, &text, &length, err);
+    if (rc != 0)
+        return rc;
+    rc = mp_manifest_parse(&check->manifest, text, length, err);
     free(text);
-    free(path);
     if (rc == MP_ERR_CHECK || rc == MP_ERR_INPUT) {
         mp_fault_add(&check->faults, &spot, "%s", err->message);
         return 0;

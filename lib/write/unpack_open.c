@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "pack/manifest.h"
 #include "run/sidecar.h"
 
 #include <stdlib.h>
@@ -16,27 +17,19 @@
 static int load_manifest(mp_unpack_plan *plan, mp_error *err)
 {
     struct mp_unpack_source *source = plan->source;
-    char *path = mp_path_join(source->dir, MP_MANIFEST_NAME), *text = NULL;
+    char *text;
     uint64_t length;
-    int rc;
 
-    if (!path)
-        return mp_fail_memory(err);
-    if (!mp_path_exists(path))
-        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is not a packed directory: it has no %s",
-                     source->dir, MP_MANIFEST_NAME);
-    else
-        rc = mp_read_text(path, TEXT_LIMIT, &text, &length, err);
-    if (rc == 0) {
-        mp_hex_digest_of(text, length, source->manifest_xxh3);
-        rc = mp_manifest_parse(&plan->manifest, text, length, err);
-    }
+    int rc = mp_manifest_read(source->dir, &text, &length, err);
+    if (rc != 0)
+        return rc;
+    mp_hex_digest_of(text, length, source->manifest_xxh3);
+    rc = mp_manifest_parse(&plan->manifest, text, length, err);
     /* What does not fit its own digest is no input. */
     if (rc == MP_ERR_CHECK)
         rc =
             mp_fail(err, MP_ERR_INPUT, "%s: does not fit its digest: run verify", MP_MANIFEST_NAME);
     free(text);
-    free(path);
     return rc;
 }
 

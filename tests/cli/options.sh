@@ -212,6 +212,71 @@ run sh -c '"$1" targets all >&-' sh "$MOEPACK"
 assert_status 2
 assert_stderr_has "unexpected argument 'all'"
 
+v4=$ROOT/testdata/fixtures/v4-fp4
+while read -r command; do
+    it "wants MOEPACK_CPU to name a level: $command"
+    # shellcheck disable=SC2086
+    run env MOEPACK_CPU=sse9 "$MOEPACK" $command
+    assert_status 2
+    assert_stdout ''
+    assert_stderr_is <<END
+moepack: ${command%% *}: MOEPACK_CPU: 'sse9' is not scalar, avx2, avx512 or neon
+try 'moepack ${command%% *} --help'
+END
+    [ ! -e out ]
+    assert $? "out is there"
+done <<END
+repack $v4 -t megamoe-w4a8 --ep 1 -o out
+unpack pack -o out
+quantize $v4 --format mxfp4 -o out
+synth -o out --family gpt_oss
+verify pack
+forward $v4 --layer 0 --tokens 1 -o out
+diff $v4 $v4
+END
+
+it "does not look at MOEPACK_CPU where nothing is computed"
+run env MOEPACK_CPU=sse9 "$MOEPACK" inspect "$v4"
+assert_status 0
+run env MOEPACK_CPU=sse9 "$MOEPACK" verify --help
+assert_status 0
+
+it "takes the names of levels that this processor lacks"
+for level in scalar avx2 avx512 neon ''; do
+    run env MOEPACK_CPU=$level "$MOEPACK" diff "$v4" "$v4"
+    assert_status 0
+done
+
+while read -r command; do
+    it "says that there is no such directory: $command"
+    # shellcheck disable=SC2086
+    run moepack $command
+    assert_status 4
+    assert_equal "$(sed 's/.*\(cannot open\)/\1/' "$stderr")" 'cannot open "missing": No such file or directory'
+done <<END
+inspect missing
+verify missing
+unpack missing -o out
+unpack missing --layers 0 -o out
+diff missing $v4
+diff $v4 missing
+forward missing --layer 0 --tokens 1 -o out
+plan --model missing --backend megamoe
+plan --model $v4 --backend megamoe --tp 1 --pack missing
+repack missing -t megamoe-w4a8 --ep 1 -o out
+quantize missing --format mxfp4 -o out
+END
+
+it "tells a missing pack from a directory that is none"
+mkdir empty
+for command in 'verify empty' 'unpack empty -o out' 'unpack empty --layers 0 -o out' \
+    "plan --model $v4 --backend megamoe --tp 1 --pack empty"; do
+    # shellcheck disable=SC2086
+    run moepack $command
+    assert_status 3
+    assert_stderr_is "moepack: ${command%% *}: \"empty\" is not a packed directory: it has no moepack.json"
+done
+
 it "dies quietly of SIGPIPE"
 # shellcheck disable=SC2016
 run env --default-signal=PIPE bash -c '{ sleep 0.2; "$1" targets; echo "status $?" >&2; } | true' \

@@ -759,8 +759,8 @@ Test(manifest, in_a_directory)
     snprintf(dir, sizeof dir, "%s/moepack-manifest-XXXXXX", P_tmpdir);
     cr_assert_not_null(mkdtemp(dir));
     cr_assert_not(mp_is_packed(dir));
-    cr_assert_eq(mp_manifest_load(&again, dir, &err), MP_ERR_IO);
-    cr_assert_not_null(strstr(err.message, "moepack.json"), "%s", err.message);
+    cr_assert_eq(mp_manifest_load(&again, dir, &err), MP_ERR_INPUT);
+    cr_assert_not_null(strstr(err.message, "it has no moepack.json"), "%s", err.message);
     cr_assert_null(again.target);
 
     fill(&manifest);

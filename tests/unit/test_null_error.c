@@ -92,6 +92,12 @@ CALL(mp_select_ranks)
     return mp_select_ranks("7", 2, selected, err);
 }
 
+CALL(mp_kernels_check)
+{
+    setenv("MOEPACK_CPU", "sse9", 1);
+    return mp_kernels_check(err);
+}
+
 CALL(mp_checkpoint_open)
 {
     mp_checkpoint ckpt;
@@ -647,6 +653,7 @@ static const failing_call calls[] = {
     ROW(mp_read_text),
     ROW(mp_select_layers),
     ROW(mp_select_ranks),
+    ROW(mp_kernels_check),
     ROW(mp_checkpoint_open),
     ROW(mp_tensor_read),
     ROW(mp_safetensors_header),

@@ -62,6 +62,9 @@ Test(unpack_run, what_is_no_pack)
 {
     char message[1024];
 
+    cr_assert_eq(plan_unpack((mp_unpack_options){0}), MP_ERR_IO);
+    cr_assert_not_null(strstr(err.message, "No such file or directory"), "%s", err.message);
+    cr_assert_eq(mp_make_dir(in_dir("packed"), &err), 0);
     cr_assert_eq(plan_unpack((mp_unpack_options){0}), MP_ERR_INPUT);
     snprintf(message, sizeof message, "\"%s\" is not a packed directory: it has no moepack.json",
              in_dir("packed"));
