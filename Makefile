@@ -215,6 +215,7 @@ UNIT_SOURCES := \
 	tests/unit/test_config.c \
 	tests/unit/test_config_rewrite.c \
 	tests/unit/test_diff.c \
+	tests/unit/test_diff_packs.c \
 	tests/unit/test_eplb.c \
 	tests/unit/test_families.c \
 	tests/unit/test_families_refused.c \
@@ -235,6 +236,7 @@ UNIT_SOURCES := \
 	tests/unit/test_null_error.c \
 	tests/unit/test_numeric.c \
 	tests/unit/test_options.c \
+	tests/unit/test_outputs.c \
 	tests/unit/test_place.c \
 	tests/unit/test_plan.c \
 	tests/unit/test_plan_shared.c \

@@ -120,6 +120,21 @@ assert_status 3
 assert_stderr_has 'moepack: repack: "out" is complete and was made otherwise: "moepack repack 10x3 '
 assert_packed 'untouched'
 
+it "takes no OUT of another placement for its own"
+# Files of one name, so that the command is the same.
+echo '[0,1,2,3,4,5,6,7,8,9,0,1]' >placement.json
+placed=(--target megamoe-w4a8 --ep 3 --quantize mxfp4 --placement placement.json -q)
+moepack repack "$source" -o out "${placed[@]}"
+cp -r out before
+run moepack repack "$source" -o out "${placed[@]}" --resume
+assert_status 0
+echo '[0,1,2,3,4,5,6,7,8,9,1,0]' >placement.json
+run moepack repack "$source" -o out "${placed[@]}" --resume
+assert_status 3
+assert_stderr_is 'moepack: repack: "out" is complete and has another placement'
+diff -r before out
+assert $? 'it was touched'
+
 it "starts anew on request"
 interrupt 100
 repack --force

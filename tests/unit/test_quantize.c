@@ -522,6 +522,9 @@ Test(quantize, reconciles_second_scales)
     cr_assert_eq(errors[1].relative_rms, 0);
     cr_assert_leq(blocks, 64 * 96 / 16, "one expert of three has the change");
     mp_quantize_errors_free(errors, count);
+    change_float(path, gate, old * 1.5f); /* now the gate has the larger one */
+    quantize(&o, "again");
+    cr_assert_eq(float_of(&made, up), old * 1.5f);
 }
 
 Test(quantize, turns_scales_of_activations_around)
