@@ -217,14 +217,6 @@ bool mp_role_parse(const char *name, mp_role *role);
 typedef uint32_t mp_role_set;
 #define MP_ROLE_BIT(role) ((mp_role_set)1 << (role))
 
-/* Reads "bias,input_scale"; null is the empty set.
- * allowed: what may be in it. MP_ERR_USAGE for anything else. */
-int mp_role_set_parse(const char *list, mp_role_set allowed, mp_role_set *set, mp_error *err);
-
-/* The reverse, in the order of roles; always terminated. */
-#define MP_ROLE_SET_TEXT 96
-char *mp_role_set_text(mp_role_set set, char text[MP_ROLE_SET_TEXT]);
-
 /* What becomes of shared experts in a pack. */
 typedef enum mp_shared_mode {
     MP_SHARED_NONE,     /* left out */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The words for experts, as manifests, options and messages spell them. */
-#include <moepack/base.h>
+#include "base/words.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -5,6 +5,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/json.h"
+#include "base/words.h"
 #include "pack/manifest.h"
 
 #include <math.h>

@@ -3,6 +3,7 @@
 #include "write/check.h"
 
 #include "base/error.h"
+#include "base/words.h"
 #include "experts/canonical.h"
 
 #include <string.h>

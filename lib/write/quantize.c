@@ -4,6 +4,7 @@
 #include "write/quantize.h"
 
 #include "base/error.h"
+#include "base/words.h"
 #include "checkpoint/form.h"
 #include "experts/stored.h"
 

@@ -3,6 +3,7 @@
 #include "write/unpack.h"
 
 #include "base/error.h"
+#include "base/words.h"
 #include "run/work.h"
 
 #include <stdlib.h>
