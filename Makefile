@@ -40,7 +40,6 @@ LIB_SOURCES := \
 	lib/diff/diff.c \
 	lib/diff/diff_compare.c \
 	lib/diff/diff_list.c \
-	lib/diff/diff_pack.c \
 	lib/diff/diff_plain.c \
 	lib/diff/diff_read.c \
 	lib/diff/diff_side.c \
@@ -55,6 +54,7 @@ LIB_SOURCES := \
 	lib/engine/names.c \
 	lib/engine/resolve.c \
 	lib/experts/canonical.c \
+	lib/experts/packed.c \
 	lib/experts/stored.c \
 	lib/forward/activations.c \
 	lib/forward/catalog_experts.c \
@@ -63,9 +63,7 @@ LIB_SOURCES := \
 	lib/forward/layer_router.c \
 	lib/forward/measure.c \
 	lib/forward/packed.c \
-	lib/forward/packed_open.c \
 	lib/forward/packed_route.c \
-	lib/forward/packed_set.c \
 	lib/forward/product.c \
 	lib/forward/product_neon.c \
 	lib/forward/product_x86.c \
@@ -100,6 +98,8 @@ LIB_SOURCES := \
 	lib/pack/manifest_form.c \
 	lib/pack/manifest_read.c \
 	lib/pack/manifest_write.c \
+	lib/pack/pack.c \
+	lib/pack/shape.c \
 	lib/place/bars.c \
 	lib/place/chart.c \
 	lib/place/counts.c \
@@ -162,7 +162,6 @@ LIB_SOURCES := \
 	lib/write/unpack.c \
 	lib/write/unpack_config.c \
 	lib/write/unpack_form.c \
-	lib/write/unpack_open.c \
 	lib/write/unpack_place.c \
 	lib/write/unpack_plan.c \
 	lib/write/unpack_unit.c \
@@ -204,6 +203,7 @@ UNIT_SOURCES := \
 	tests/unit/failing_memory.c \
 	tests/unit/golden.c \
 	tests/unit/layout_slot.c \
+	tests/unit/null_error_calls.c \
 	tests/unit/test_backend.c \
 	tests/unit/test_backend_env.c \
 	tests/unit/test_backend_memory.c \

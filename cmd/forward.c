@@ -38,6 +38,7 @@ typedef struct forward_job {
     const mp_moe_layer *layer;
     mp_layer_router router;
     mp_catalog_experts experts;
+    mp_pack pack;
     mp_packed_experts slots;
     mp_config config; /* of a packed directory */
     mp_forward_options how;
@@ -101,7 +102,7 @@ static int open_experts(forward_job *job, mp_error *err)
 /* Without its checkpoint: shared experts weigh 1, unless the family has a gate for them. */
 static int add_packed_shared(forward_job *job, mp_error *err)
 {
-    const mp_manifest *m = &job->slots.manifest;
+    const mp_manifest *m = &job->pack.manifest;
     const mp_family *family = mp_family_find(m->family);
 
     if (!family || family->shared_gate)
@@ -116,8 +117,14 @@ static int add_packed_shared(forward_job *job, mp_error *err)
 static int open_slots(forward_job *job, mp_error *err)
 {
     const forward_options *o = job->o;
-    const mp_manifest *m = &job->slots.manifest;
-    int rc = mp_packed_experts_open(&job->slots, o->input, o->layer, &job->context, err);
+    const mp_manifest *m = &job->pack.manifest;
+    size_t layer = 0;
+    int rc = mp_pack_open(&job->pack, o->input, NULL, &job->context, err);
+
+    if (rc == 0)
+        rc = mp_pack_layer(&job->pack, o->layer, &layer, err);
+    if (rc == 0)
+        rc = mp_packed_experts_init(&job->slots, &job->pack, layer, err);
 
     if (rc == 0)
         rc = mp_config_load(&job->config, o->input, err);
@@ -125,7 +132,7 @@ static int open_slots(forward_job *job, mp_error *err)
         rc = mp_model_activation(&job->config, m->family, &job->how.activation,
                                  &job->how.weigh_input, err);
     if (rc == 0 && o->source)
-        rc = open_layer(job, o->source, job->slots.layer, err);
+        rc = open_layer(job, o->source, m->layers[layer], err);
     if (rc != 0)
         return rc;
     if (m->shared != MP_SHARED_NONE && !o->source && !o->no_shared)
@@ -310,7 +317,7 @@ static int write_output(const forward_job *job, mp_error *err)
 
 static const char *layer_name(const forward_job *job)
 {
-    return job->packed ? job->slots.layer : job->layer->prefix;
+    return job->packed ? job->pack.manifest.layers[job->slots.layer] : job->layer->prefix;
 }
 
 static int print_result(const forward_job *job, mp_error *err)
@@ -360,7 +367,7 @@ static void release(forward_job *job)
 {
     forward_tokens_release(&job->t);
     mp_catalog_experts_release(&job->experts);
-    mp_packed_experts_release(&job->slots);
+    mp_pack_release(&job->pack);
     mp_layer_router_release(&job->router);
     mp_catalog_release(&job->catalog);
     mp_config_release(&job->config);

@@ -7,6 +7,14 @@
 #include <moepack/verify.h>
 #include <stdlib.h>
 
+/* What is printed. */
+typedef struct packed {
+    const mp_manifest *m;
+    mp_shape shape;
+    uint64_t *layer_bytes; /* [m->num_layers], of tensors on all ranks */
+    const mp_verify_report *report;
+} packed;
+
 static uint64_t file_bytes(const mp_manifest *m)
 {
     uint64_t bytes = 0;
@@ -36,36 +44,23 @@ static size_t count_tensors(const mp_manifest *m)
     return tensors;
 }
 
-/* Bytes that a layer's slots take on all packed ranks; 0 for an unknown target. */
-static uint64_t layer_bytes(const mp_manifest *m)
+/* Shared experts of a layer that are packed. */
+static uint32_t packed_shared(const mp_manifest *m)
 {
-    const mp_target *target = mp_target_find(m->target);
-    mp_dims dims = {m->hidden_size, m->moe_intermediate_size};
-    mp_slot_tensor tensors[MP_TARGET_TENSORS];
-    mp_problems warnings = {0};
-    mp_error ignored;
-    uint64_t slot = 0;
-
-    if (target && target->check(&dims, &warnings, &ignored) == 0) {
-        unsigned count = target->describe(&dims, tensors);
-
-        for (unsigned t = 0; t < count; t++)
-            slot += tensors[t].slot_bytes;
-    }
-    mp_problems_release(&warnings);
-    return slot * (m->num_physical / m->ep_size) * m->num_ranks;
+    return m->shared == MP_SHARED_NONE ? 0 : (uint32_t)m->num_shared_experts;
 }
 
-static json_t *layers_json(const mp_manifest *m)
+static json_t *layers_json(const packed *p)
 {
+    const mp_manifest *m = p->m;
     json_t *list = json_array();
 
     for (size_t i = 0; i < m->num_layers; i++)
-        json_array_append_new(list,
-                              json_pack("{s:s, s:i, s:i, s:s, s:n, s:I}", "name", m->layers[i],
-                                        "experts", (int)m->num_experts, "shared_experts", 0,
-                                        "format", mp_scheme_name(m->target_scheme), "scale",
-                                        "bytes", (json_int_t)layer_bytes(m)));
+        json_array_append_new(list, json_pack("{s:s, s:i, s:i, s:s, s:n, s:I}", "name",
+                                              m->layers[i], "experts", (int)m->num_experts,
+                                              "shared_experts", (int)packed_shared(m), "format",
+                                              mp_scheme_name(m->target_scheme), "scale", "bytes",
+                                              (json_int_t)p->layer_bytes[i]));
     return list;
 }
 
@@ -94,9 +89,9 @@ static json_t *packed_tensors_json(const mp_manifest *m)
     return list;
 }
 
-static int print_pack_json(const mp_manifest *m, const mp_verify_report *report, bool with_tensors,
-                           mp_error *err)
+static int print_pack_json(const packed *p, bool with_tensors, mp_error *err)
 {
+    const mp_manifest *m = p->m;
     size_t tensors = count_tensors(m);
     json_t *json = json_pack(
         "{s:s, s:s, s:I, s:I, s:I, s:I, s:n, s:o, s:I, s:I, s:i, s:I, s:I, s:o, s:s, s:I, s:I, "
@@ -104,19 +99,20 @@ static int print_pack_json(const mp_manifest *m, const mp_verify_report *report,
         "family", m->family, "reason", "moepack.json", "hidden_size", (json_int_t)m->hidden_size,
         "moe_intermediate_size", (json_int_t)m->moe_intermediate_size, "num_experts",
         (json_int_t)m->num_experts, "num_shared_experts", (json_int_t)m->num_shared_experts,
-        "experts_per_token", "layers", layers_json(m), "num_tensors", (json_int_t)tensors,
+        "experts_per_token", "layers", layers_json(p), "num_tensors", (json_int_t)tensors,
         "expert_tensors", (json_int_t)tensors, "other_tensors", 0, "bytes",
         (json_int_t)file_bytes(m), "shards", (json_int_t)count_files(m), "problems",
-        faults_json(report), "target", m->target, "ep_size", (json_int_t)m->ep_size, "num_physical",
-        (json_int_t)m->num_physical, "shared", mp_shared_mode_name(m->shared));
+        faults_json(p->report), "target", m->target, "ep_size", (json_int_t)m->ep_size,
+        "num_physical", (json_int_t)m->num_physical, "shared", mp_shared_mode_name(m->shared));
 
     if (json && with_tensors)
         json_object_set_new(json, "tensors", packed_tensors_json(m));
     return print_json(json, err);
 }
 
-static void print_pack(const mp_manifest *m, const output_ink *ink)
+static void print_pack(const packed *p, const output_ink *ink)
 {
+    const mp_manifest *m = p->m;
     char bytes[SIZE_TEXT];
 
     printf("%s%s%s/%llu, packed from %s (%s%s)\n", ink->bold, m->target, ink->plain,
@@ -126,8 +122,11 @@ static void print_pack(const mp_manifest *m, const output_ink *ink)
     printf("hidden size %llu, expert intermediate size %llu, %llu experts as %llu physical\n",
            (unsigned long long)m->hidden_size, (unsigned long long)m->moe_intermediate_size,
            (unsigned long long)m->num_experts, (unsigned long long)m->num_physical);
-    printf("%llu ranks of %llu slots, shared experts: %s\n", (unsigned long long)m->ep_size,
-           (unsigned long long)(m->num_physical / m->ep_size), mp_shared_mode_name(m->shared));
+    printf("%llu ranks of %u slots, shared experts: %s", (unsigned long long)m->ep_size,
+           mp_slots_per_rank(&p->shape.slots), mp_shared_mode_name(m->shared));
+    if (m->shared == MP_SHARED_SEPARATE)
+        printf(" (%llu)", (unsigned long long)m->num_shared_experts);
+    putchar('\n');
     printf("%zu layers: %s", m->num_layers, m->num_layers ? m->layers[0] : "");
     if (m->num_layers > 1)
         printf(" - %s", m->layers[m->num_layers - 1]);
@@ -150,6 +149,32 @@ static void print_packed_tensors(const mp_manifest *m)
                        m->ranks[r].files[f].name);
 }
 
+static int print_all(const inspect_options *o, packed *p, mp_error *err)
+{
+    const mp_verify_report *report = p->report;
+    int rc = 0;
+
+    if (mp_manifest_shape(p->m, &p->shape, err) == 0)
+        mp_manifest_layer_bytes(p->m, &p->shape, p->layer_bytes);
+    else
+        return err->code;
+    if (o->common.json) {
+        rc = print_pack_json(p, o->tensors, err);
+    } else {
+        output_ink ink = ink_for(stdout, &o->common);
+
+        print_pack(p, &ink);
+        if (o->tensors)
+            print_packed_tensors(p->m);
+    }
+    if (rc != 0 || report->total_faults == 0)
+        return rc;
+    for (size_t i = 0; i < report->num_faults; i++)
+        fprintf(stderr, "moepack: inspect: %s\n", report->faults[i].detail);
+    return cmd_fail(err, MP_ERR_INPUT, "%s: problems: %llu", o->path,
+                    (unsigned long long)report->total_faults);
+}
+
 int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *err)
 {
     mp_verify_options how = {.level = MP_VERIFY_STRUCTURE};
@@ -157,26 +182,15 @@ int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *
     mp_manifest m;
     int rc = mp_manifest_load(&m, o->path, err);
 
-    if (rc == MP_ERR_CHECK) /* to inspect, a changed manifest is bad input */
-        rc = err->code = MP_ERR_INPUT;
     if (rc != 0)
         return rc;
-    rc = mp_verify(o->path, &how, context, &report, err);
-    if (rc == 0 && o->common.json) {
-        rc = print_pack_json(&m, &report, o->tensors, err);
-    } else if (rc == 0) {
-        output_ink ink = ink_for(stdout, &o->common);
-
-        print_pack(&m, &ink);
-        if (o->tensors)
-            print_packed_tensors(&m);
-    }
-    if (rc == 0 && report.total_faults > 0) {
-        for (size_t i = 0; i < report.num_faults; i++)
-            fprintf(stderr, "moepack: inspect: %s\n", report.faults[i].detail);
-        rc = cmd_fail(err, MP_ERR_INPUT, "%s: problems: %llu", o->path,
-                      (unsigned long long)report.total_faults);
-    }
+    packed p = {
+        .m = &m, .report = &report, .layer_bytes = calloc(m.num_layers + 1, sizeof *p.layer_bytes)};
+    rc = p.layer_bytes ? mp_verify(o->path, &how, context, &report, err)
+                       : cmd_fail(err, MP_ERR_IO, "out of memory");
+    if (rc == 0)
+        rc = print_all(o, &p, err);
+    free(p.layer_bytes);
     mp_verify_report_release(&report);
     mp_manifest_release(&m);
     return rc;

@@ -53,7 +53,7 @@ static int load_manifest(plan_job *job, const char *dir, mp_error *err)
 
     job->has_manifest = rc == 0;
     job->result.pack = dir;
-    return rc == MP_ERR_CHECK ? (err->code = MP_ERR_INPUT) : rc;
+    return rc;
 }
 
 /* A packed directory as the model: its own facts, and the others of its config.json. */

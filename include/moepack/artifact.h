@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * moepack/artifact.h - a packed directory: its manifest moepack.json as a value.
+ * moepack/artifact.h - a packed directory: its manifest moepack.json as a value, its shape, and
+ * the directory itself, open.
  *
  * The format is moepack-format(5). Whoever writes a pack fills an mp_manifest
  * and takes its text; whoever reads one opens the directory and gets the same
@@ -9,7 +10,9 @@
 #ifndef MOEPACK_ARTIFACT_H
 #define MOEPACK_ARTIFACT_H
 
+#include <moepack/layout.h>
 #include <moepack/model.h>
+#include <moepack/place.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -111,8 +114,8 @@ bool mp_manifest_requantized(const mp_manifest *manifest);
  * text without it, so that a change anywhere in the file shows. */
 int mp_manifest_text(const mp_manifest *manifest, char **text, mp_error *err);
 
-/* The reverse. MP_ERR_CHECK when the digest does not fit the text, MP_ERR_INPUT when it is not
- * a manifest, MP_ERR_UNSUPPORTED for another format_version and for a word that this version
+/* The reverse. MP_ERR_INPUT when the digest does not fit the text, or it is not a manifest,
+ * MP_ERR_UNSUPPORTED for another format_version and for a word that this version
  * does not know. */
 int mp_manifest_parse(mp_manifest *manifest, const char *text, uint64_t length, mp_error *err);
 
@@ -122,6 +125,115 @@ int mp_manifest_load(mp_manifest *manifest, const char *dir, mp_error *err);
 
 /* True if the directory holds a moepack.json. */
 bool mp_is_packed(const char *dir);
+
+/* ------------------------------------------------------------------------
+ * Shape: what every layer has on every rank
+ */
+
+/* Tensors of a layer that share their slots: those of the experts, with the shared ones that
+ * are fused to them, or those of shared experts apart. */
+typedef struct mp_slot_set {
+    const mp_target *target;
+    mp_dims dims;
+    const char *block; /* between the layer's prefix and a tensor's name: "experts"; static */
+    uint32_t slots;    /* of a rank */
+    unsigned first;    /* number of its first tensor among those of a layer */
+    unsigned num_tensors;
+    mp_slot_tensor tensors[MP_TARGET_TENSORS];
+} mp_slot_set;
+
+typedef enum mp_set_kind { MP_SET_SLOTS, MP_SET_SHARED, MP_SETS } mp_set_kind;
+
+/* Ids count routed experts, then shared ones that are packed: one for each shared expert, or a
+ * single one where all of them are one tensor. */
+typedef struct mp_shape {
+    mp_shared_mode shared;
+    mp_slots slots;
+    mp_slot_set sets[MP_SETS];
+    unsigned num_sets;    /* 2 where shared experts are apart */
+    unsigned num_tensors; /* of a layer on a rank, optional ones counted */
+    uint32_t num_ids;     /* routed experts and shared ones */
+} mp_shape;
+
+/* The shape of the pack that a manifest describes.
+ * MP_ERR_INPUT for a manifest that contradicts itself, MP_ERR_UNSUPPORTED for a target that this
+ * version does not know. */
+int mp_manifest_shape(const mp_manifest *manifest, mp_shape *shape, mp_error *err);
+
+/* Bytes of the tensors that a manifest lists, on all ranks of the pack.
+ * bytes: [manifest->num_layers], filled. */
+void mp_manifest_layer_bytes(const mp_manifest *manifest, const mp_shape *shape, uint64_t *bytes);
+
+/* The set that an id is in. */
+const mp_slot_set *mp_shape_set(const mp_shape *shape, uint32_t id);
+
+/* The tensor of a set for a side and role, or null. */
+const mp_slot_tensor *mp_set_tensor(const mp_slot_set *set, mp_side side, mp_role role);
+
+/* Where the copies of each id of a layer are. Private to the library: mp_pack_copies. */
+typedef struct mp_places {
+    uint32_t num_ids;
+    uint32_t *first;  /* [num_ids + 1] */
+    mp_place *places; /* those of id e are places[first[e]] .. places[first[e + 1] - 1], in order
+                         of ranks and slots */
+} mp_places;
+
+/* ------------------------------------------------------------------------
+ * A packed directory, open
+ *
+ *     mp_pack pack;
+ *     if (mp_pack_open(&pack, "packed", NULL, &context, &err) == 0)
+ *         ... mp_pack_tensor, mp_pack_read
+ *     mp_pack_release(&pack);
+ */
+
+typedef struct mp_pack {
+    char *dir;
+    mp_manifest manifest;
+    mp_hex_digest xxh3; /* of moepack.json */
+    mp_shape shape;
+    mp_placement placement; /* as the manifest has it by its digest */
+    mp_checkpoint *ranks;   /* [ep]: the files of each; those that are not open are empty */
+    bool *open;             /* [ep] */
+    uint32_t num_open;
+    const mp_tensor **tensors; /* [layer][ep][tensor]; null: not open, or optional and not there */
+    mp_places *places;         /* [manifest.num_layers], on open ranks */
+} mp_pack;
+
+typedef struct mp_pack_options {
+    const char *ranks; /* that are opened, as mp_select_ranks reads it; null: all of the pack's */
+    bool partial;      /* ranks that are missing are passed over, unless none is there */
+} mp_pack_options;
+
+/* Opens a packed directory and holds its parts against each other: the manifest's seal and
+ * numbers, placement.json, and type and shape of every tensor of the ranks that are opened.
+ * Bytes of tensors are not looked at: that is what mp_verify does.
+ * options: may be null.
+ * context: threads that read headers; may be null.
+ * MP_ERR_INPUT for a directory that is no pack or does not hang together, MP_ERR_UNSUPPORTED
+ * for what a later version wrote, MP_ERR_USAGE for ranks that the pack does not have,
+ * MP_ERR_IO. */
+int mp_pack_open(mp_pack *pack, const char *dir, const mp_pack_options *options,
+                 const mp_context *context, mp_error *err);
+void mp_pack_release(mp_pack *pack);
+
+/* Index of the layer that a prefix ("model.layers.3") or a number names. MP_ERR_USAGE where that
+ * is none, or more than one. */
+int mp_pack_layer(const mp_pack *pack, const char *name, size_t *layer, mp_error *err);
+
+/* The places of an expert on open ranks: *count of them, in order of ranks and slots.
+ * layer: index of manifest.layers; id: as mp_shape counts. */
+const mp_place *mp_pack_copies(const mp_pack *pack, size_t layer, uint32_t id, uint32_t *count);
+
+/* A tensor of a layer on a rank; null where the rank is not open or has none. */
+const mp_tensor *mp_pack_tensor(const mp_pack *pack, size_t layer, uint32_t rank,
+                                const mp_slot_set *set, const mp_slot_tensor *tensor);
+
+/* Reads n bytes from offset of the place's part of a tensor.
+ * MP_ERR_INPUT where there is no such tensor, MP_ERR_IO. */
+int mp_pack_read(const mp_pack *pack, size_t layer, mp_place place, const mp_slot_set *set,
+                 const mp_slot_tensor *tensor, uint64_t offset, uint64_t n, void *buffer,
+                 mp_error *err);
 
 #ifdef __cplusplus
 }

@@ -46,43 +46,25 @@ typedef struct mp_repack_options {
     const char *command;     /* for the manifest; paths already cut to their last part */
 } mp_repack_options;
 
-/* A layer to pack. Its experts are the routed ones, then shared ones: one for each slot that
- * they are fused into, or all of them as a single one where they stay apart. */
+/* A layer to pack. Its ids are those of the shape: routed experts, then shared ones. */
 typedef struct mp_plan_layer {
     const mp_moe_layer *source;
-    bool lossless;            /* of the routed experts */
-    bool shared_lossless;     /* of the others */
-    uint32_t num_experts;     /* with the shared ones */
-    mp_expert *shared;        /* [num_experts - source->num_experts], parts of source->shared */
-    const int32_t *placement; /* its row: logical expert of each physical one */
-    mp_place *copies;         /* grouped by expert */
-    uint32_t *first_copy;     /* [num_experts + 1] into copies */
-    uint64_t first_unit;      /* index of this layer's first unit */
+    bool lossless;        /* of the routed experts */
+    bool shared_lossless; /* of the others */
+    mp_expert *shared;    /* [shape.num_ids - source->num_experts], parts of source->shared */
+    mp_places places;     /* on the ranks that are written */
+    uint64_t first_unit;  /* index of this layer's first unit */
 } mp_plan_layer;
-
-/* The tensors that a layer has on each rank: of the slots, or of shared experts apart. */
-typedef struct mp_plan_part {
-    const mp_target *target;
-    mp_dims dims;
-    mp_slot_tensor tensors[MP_TARGET_TENSORS];
-    unsigned num_tensors;
-    unsigned first; /* number of its first tensor among those of a layer */
-    uint32_t slots; /* of a rank */
-} mp_plan_part;
-
-typedef enum mp_part_kind { MP_PART_SLOTS, MP_PART_SHARED, MP_PARTS } mp_part_kind;
 
 typedef struct mp_plan {
     const mp_catalog *catalog;
     mp_repack_options options;
     mp_role_set drop; /* of options.drop */
-    mp_slots slots;
-    mp_plan_part parts[MP_PARTS]; /* MP_PART_SHARED is empty unless shared is separate */
-    unsigned num_tensors;         /* of a layer on a rank, at most */
-    mp_placement placement;       /* rows for the packed layers only, or one row */
+    mp_shape shape;
+    mp_placement placement; /* rows for the packed layers only, or one row */
     mp_plan_layer *layers;
     size_t num_layers;
-    mp_work work;        /* a unit is an expert's side in a layer: layer, then expert, then side */
+    mp_work work;        /* a unit is an expert's side in a layer: layer, then id, then side */
     uint32_t *output_of; /* [layer][rank][tensor] into work.outputs; UINT32_MAX: not written */
     mp_problems warnings;
 } mp_plan;
@@ -115,11 +97,11 @@ typedef struct mp_unpack_options {
 } mp_unpack_options;
 
 typedef struct mp_unpack_plan {
-    mp_manifest manifest; /* of the pack */
+    mp_pack pack;
     mp_unpack_options options;
     mp_work work; /* a unit is an expert's side in a layer */
     mp_problems warnings;
-    struct mp_unpack_source *source; /* private: the pack, open */
+    struct mp_unpack_source *source; /* private */
 } mp_unpack_plan;
 
 /* Opens a pack and makes the plan. Of each expert one copy is read, on the first rank that is

@@ -287,27 +287,17 @@ void mp_catalog_experts_release(mp_catalog_experts *experts);
  * from the files of its rank only. */
 typedef struct mp_packed_experts {
     mp_expert_source source; /* user is the struct itself: it must not move */
-    mp_manifest manifest;
-    const char *layer; /* prefix, owned by the manifest */
-    mp_placement placement;
-    mp_slots slots;
+    const mp_pack *pack;
+    size_t layer;       /* of the manifest */
     const int32_t *row; /* of the placement */
     uint32_t apart;     /* shared experts of each rank that are kept apart */
-    void *ranks;        /* private */
 } mp_packed_experts;
 
-/* dir: a packed directory; layer: a prefix or a number.
- * MP_ERR_INPUT for a directory that is not whole, MP_ERR_UNSUPPORTED for a target that this
- * version does not know, MP_ERR_USAGE for a layer that there is not. Digests are not
- * checked: that is what mp_verify does. */
-int mp_packed_experts_open(mp_packed_experts *experts, const char *dir, const char *layer,
-                           const mp_context *context, mp_error *err);
-
-/* The same of some ranks only, ranks: [ep], null: all. Directories of the others may be
- * missing; reading one of their slots is MP_ERR_USAGE. */
-int mp_packed_experts_open_ranks(mp_packed_experts *experts, const char *dir, const char *layer,
-                                 const bool *ranks, const mp_context *context, mp_error *err);
-void mp_packed_experts_release(mp_packed_experts *experts);
+/* Keeps the pointer to the pack, which has to stay open; there is nothing to release.
+ * MP_ERR_UNSUPPORTED for several shared experts in one tensor. Computing a slot of a rank that
+ * is not open is MP_ERR_INPUT. */
+int mp_packed_experts_init(mp_packed_experts *experts, const mp_pack *pack, size_t layer,
+                           mp_error *err);
 
 /* How tokens, evenly spread over the ranks in order, go to slots. */
 typedef struct mp_packed_dispatch {
@@ -319,7 +309,8 @@ typedef struct mp_packed_dispatch {
  * ids, weights: [tokens, k + shared]: k logical experts, then `shared` ids of shared experts,
  *   as mp_layer_route gives them; shared may be 0.
  * slot_ids, slot_weights: of the same shape.
- * MP_ERR_USAGE for shared choices where none, or another number, are packed. */
+ * MP_ERR_USAGE for shared choices where none, or another number, are packed, MP_ERR_INPUT where
+ * a rank is not open. */
 int mp_packed_route(const mp_packed_experts *experts, const mp_packed_dispatch *how,
                     const int32_t *ids, const float *weights, uint64_t tokens, uint32_t k,
                     uint32_t shared, int32_t *slot_ids, float *slot_weights, mp_error *err);

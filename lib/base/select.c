@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Lists of layers and ranks, as users type them. */
+#include "base/select.h"
+
 #include "base/error.h"
 
 #include <ctype.h>
@@ -129,4 +131,25 @@ int mp_select_ranks(const char *list, uint32_t ep, bool *selected, mp_error *err
     for (uint32_t i = 0; i < ep; i++)
         selected[i] = !list;
     return list ? each_item(list, "rank", mark_ranks, NULL, ep, selected, err) : 0;
+}
+
+int mp_select_layer(const char *name, const char *const *prefixes, size_t count, size_t *index,
+                    mp_error *err)
+{
+    bool *selected = mp_alloc(count, sizeof *selected);
+    unsigned found = 0;
+    int rc =
+        selected ? mp_select_layers(name, prefixes, count, selected, err) : mp_fail_memory(err);
+
+    *index = 0;
+    for (size_t i = 0; rc == 0 && i < count; i++) {
+        if (selected[i]) {
+            *index = i;
+            found++;
+        }
+    }
+    free(selected);
+    if (rc == 0 && found != 1)
+        rc = mp_fail(err, MP_ERR_USAGE, "layer \"%s\": stands for %u layers", name, found);
+    return rc;
 }

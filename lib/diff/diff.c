@@ -22,7 +22,7 @@ typedef struct diff_run {
 /* One side of a pair. */
 typedef struct pair_side {
     diff_matrix first;
-    diff_copy *copies;
+    const mp_place *copies;
     uint32_t num_copies;
 } pair_side;
 
@@ -106,16 +106,14 @@ static int compare_two(const diff_matrix *a, const diff_matrix *b, diff_cut cut,
     return 0;
 }
 
-static int note_copy(const pair_side *side, const diff_copy *copy, mp_diff_pair *pair,
-                     mp_error *err)
+static int note_copy(const pair_side *side, mp_place copy, mp_diff_pair *pair, mp_error *err)
 {
-    const diff_copy *first = &side->copies[0];
+    mp_place first = side->copies[0];
 
     if (pair->note)
         return 0;
     pair->note = mp_format("%s: slot %u of rank %u holds something else than slot %u of rank %u",
-                           side->first.side->path, copy->slot, copy->rank->number, first->slot,
-                           first->rank->number);
+                           side->first.side->path, copy.slot, copy.rank, first.slot, first.rank);
     return pair->note ? 0 : mp_fail_memory(err);
 }
 
@@ -139,7 +137,7 @@ static int compare_copies(const pair_side of[2], unsigned which, diff_cut cut, m
         mp_diff_pair other = {0};
         bool equal;
 
-        copy.copy = of[which].copies[c];
+        copy.slot.place = of[which].copies[c];
         if (mp_diff_stored_equal(&copy, &of[which].first, cut, &equal, err) != 0)
             return err->code;
         if (equal) {
@@ -148,7 +146,7 @@ static int compare_copies(const pair_side of[2], unsigned which, diff_cut cut, m
         }
         if (compare_two(which == 0 ? &copy : &of[0].first, which == 1 ? &copy : &of[1].first, cut,
                         &other, err) != 0 ||
-            note_copy(&of[which], &copy.copy, pair, err) != 0)
+            note_copy(&of[which], copy.slot.place, pair, err) != 0)
             return err->code;
         keep_worse(pair, &other);
         mp_diff_forget(&copy);
@@ -181,12 +179,6 @@ static int resolve_both(const diff_list *list, uint64_t index, pair_side of[2], 
             mp_error_prefix(err, "%s", list->side[s]->path);
     }
     return rc;
-}
-
-static void release_both(pair_side of[2])
-{
-    free(of[0].copies);
-    free(of[1].copies);
 }
 
 /* Bytes that a pair is read from, if all is well once. */
@@ -222,7 +214,6 @@ static int compare_pair(void *user, uint64_t index, void *scratch, mp_error *err
         rc = compare_sides(of, &run->list.report->pairs[index], err);
     if (rc == 0)
         advance(run, bytes_of(of));
-    release_both(of);
     return rc;
 }
 
@@ -240,7 +231,6 @@ static int count_bytes(diff_run *run, mp_error *err)
         rc = resolve_both(&run->list, i, of, err);
         if (rc == 0)
             run->total += bytes_of(of);
-        release_both(of);
     }
     return rc;
 }

@@ -9,45 +9,7 @@
 #include <moepack/model.h>
 #include <moepack/place.h>
 
-#include "forward/packed_set.h"
-
-/* ------------------------------------------------------------------------
- * Packed directories, in diff_pack.c
- */
-
-typedef struct diff_rank {
-    uint32_t number;
-    mp_checkpoint checkpoint;
-    const mp_tensor **held; /* [layers][tensors of a layer]; null: optional, and not there */
-} diff_rank;
-
-typedef struct diff_pack {
-    mp_manifest manifest;
-    mp_placement placement;
-    mp_slots slots;
-    packed_set sets[2];
-    unsigned num_sets;
-    unsigned num_tensors; /* of a layer on a rank */
-    diff_rank *ranks;     /* [manifest.num_ranks] */
-} diff_pack;
-
-int mp_diff_pack_open(diff_pack *pack, const char *dir, const mp_context *context, mp_error *err);
-void mp_diff_pack_release(diff_pack *pack);
-
-/* Shared experts of a rank; one that is as wide as several counts as one. */
-uint32_t mp_diff_pack_shared(const diff_pack *pack);
-
-/* A slot of a rank. */
-typedef struct diff_copy {
-    const packed_set *set;
-    const diff_rank *rank;
-    uint32_t slot; /* among those of the set on this rank */
-} diff_copy;
-
-/* The copies of an expert in the pack, in order of ranks and slots: malloc'ed, *count of
- * them. id: of a routed expert, or of a shared one. */
-int mp_diff_pack_copies(const diff_pack *pack, size_t layer, bool shared, uint32_t id,
-                        diff_copy **copies, uint32_t *count, mp_error *err);
+#include "experts/packed.h"
 
 /* ------------------------------------------------------------------------
  * Sides, in diff_side.c
@@ -60,7 +22,7 @@ typedef struct diff_side {
     diff_kind kind;
     bool whole;         /* a model or a directory: weights go with the scales beside them */
     mp_catalog catalog; /* of DIFF_TENSORS only its checkpoint and config */
-    diff_pack pack;
+    mp_pack pack;
     char *unread; /* why experts that are there were not found; or null */
 } diff_side;
 
@@ -126,17 +88,18 @@ typedef struct diff_matrix {
     /* of a checkpoint */
     mp_matrix matrix;
     mp_storage storage;
-    /* of a packed directory: part `part` of a side of a slot */
-    size_t layer;
-    diff_copy copy;
-    mp_side packed_side;
+    /* of a packed directory: part `part` of a side of a slot; slot.pack is null elsewhere */
+    mp_packed_side slot;
     unsigned part;
 } diff_matrix;
 
 /* The matrix that a ref means. copies: set to those of a packed expert, of which the matrix
- * is the first; malloc'ed, null elsewhere. */
+ * is the first; null elsewhere. */
 int mp_diff_resolve(const diff_side *side, const diff_ref *ref, bool plain, diff_matrix *matrix,
-                    diff_copy **copies, uint32_t *num_copies, mp_error *err);
+                    const mp_place **copies, uint32_t *num_copies, mp_error *err);
+
+/* Shared experts of a packed side; all of them count as one where they are one tensor. */
+uint32_t mp_diff_packed_shared(const diff_side *side);
 
 /* Lets the system drop its pages, unless they are read again. Never fails. */
 void mp_diff_forget(const diff_matrix *matrix);
@@ -164,14 +127,13 @@ typedef struct diff_rows {
 typedef struct diff_reader {
     const diff_matrix *m;
     diff_cut cut;
-    bool at_once;    /* unpacked whole, as its tiles have no rows of their own */
     float global;    /* second scale */
     uint8_t *memory; /* what all these lie in */
-    uint8_t *codes;  /* rows of weights or numbers; at_once: all of them */
-    uint8_t *scale;  /* of these rows; packed: of the side, unpacked */
-    uint8_t *packed; /* a tile of a slot, */
-    uint8_t *tile;   /* and its rectangles */
-    uint8_t *packed_scale;
+    uint8_t *codes;  /* rows of weights or numbers */
+    uint8_t *scale;  /* of these rows */
+    mp_packed_side slot;
+    mp_rows run[2];              /* rows of the slot that are in memory: */
+    uint64_t first_row, end_row; /* these */
 } diff_reader;
 
 /* Reads what is known of the whole matrix: second scales, packed scales. */

@@ -59,14 +59,14 @@ static int each_tile(const diff_matrix *a, const diff_matrix *b, diff_cut cut, l
 /* Scheme and block of scales, of a checkpoint or a slot. */
 static mp_rows form_of(const diff_matrix *m)
 {
-    if (!m->copy.set)
+    if (!m->slot.pack)
         return (mp_rows){.scheme = m->storage.scheme,
                          .block_rows = m->storage.block_rows,
                          .block_cols = m->storage.block_cols,
                          .global_divides = m->global_divides};
-    const mp_scheme_form *form = mp_scheme_form_of(m->copy.set->target->scheme);
+    const mp_scheme_form *form = mp_scheme_form_of(m->slot.set->target->scheme);
 
-    return (mp_rows){.scheme = m->copy.set->target->scheme,
+    return (mp_rows){.scheme = m->slot.set->target->scheme,
                      .block_rows = form->block_rows,
                      .block_cols = form->block_cols,
                      .global_divides = m->global_divides};

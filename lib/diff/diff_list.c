@@ -168,19 +168,16 @@ static int add_matrices(diff_list *list, const char *prefix, const char *expert,
 }
 
 /* Whether a side has an expert at all: a pack may be of some ranks only. */
-static int has_expert(const diff_side *side, const diff_layer *layer, const diff_ref *ref,
-                      bool *has, mp_error *err)
+static bool has_expert(const diff_side *side, const diff_layer *layer, const diff_ref *ref)
 {
-    diff_copy *copies;
     uint32_t count;
 
-    *has = ref->id < layer->num_experts;
-    if (!*has || side->kind != DIFF_PACK)
-        return 0;
-    int rc = mp_diff_pack_copies(&side->pack, ref->layer, false, ref->id, &copies, &count, err);
-    free(copies);
-    *has = count > 0;
-    return rc;
+    if (ref->id >= layer->num_experts)
+        return false;
+    if (side->kind != DIFF_PACK)
+        return true;
+    mp_pack_copies(&side->pack, ref->layer, ref->id, &count);
+    return count > 0;
 }
 
 /* Adds an expert, on either side or on both. */
@@ -208,8 +205,7 @@ static int add_routed(diff_list *list, const diff_layer *const of[2], const size
 
         snprintf(expert, sizeof expert, "%u", id);
         for (unsigned s = 0; s < 2; s++)
-            if (has_expert(list->side[s], of[s], &refs[s], &has[s], err) != 0)
-                return err->code;
+            has[s] = has_expert(list->side[s], of[s], &refs[s]);
         if (add_expert(list, of, expert, refs, has, err) != 0)
             return err->code;
     }
@@ -219,13 +215,13 @@ static int add_routed(diff_list *list, const diff_layer *const of[2], const size
 /* Whether a pack has several shared experts, each by itself. */
 static bool has_parts(const diff_side *side)
 {
-    return side->kind == DIFF_PACK && mp_diff_pack_shared(&side->pack) > 1;
+    return side->kind == DIFF_PACK && mp_diff_packed_shared(side) > 1;
 }
 
 /* Whether a pack has several shared experts as one tensor. */
 static bool has_wide(const diff_side *side)
 {
-    return side->kind == DIFF_PACK && mp_diff_pack_shared(&side->pack) == 1 &&
+    return side->kind == DIFF_PACK && mp_diff_packed_shared(side) == 1 &&
            side->pack.manifest.num_shared_experts > 1;
 }
 
@@ -233,7 +229,7 @@ static bool has_wide(const diff_side *side)
 static uint32_t count_shared(const diff_side *side, size_t layer, bool parts)
 {
     if (side->kind == DIFF_PACK)
-        return mp_diff_pack_shared(&side->pack);
+        return mp_diff_packed_shared(side);
     if (!side->catalog.layers[layer].has_shared)
         return 0;
     return parts ? side->catalog.num_shared_experts : 1;
@@ -242,7 +238,7 @@ static uint32_t count_shared(const diff_side *side, size_t layer, bool parts)
 /* A pack without shared experts says nothing about those of a checkpoint. */
 static bool leaves_shared(const diff_side *a, const diff_side *b)
 {
-    return a->kind == DIFF_PACK && b->kind != DIFF_PACK && mp_diff_pack_shared(&a->pack) == 0;
+    return a->kind == DIFF_PACK && b->kind != DIFF_PACK && mp_diff_packed_shared(a) == 0;
 }
 
 static int add_shared(diff_list *list, const diff_layer *const of[2], const size_t index[2],

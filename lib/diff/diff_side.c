@@ -72,7 +72,7 @@ int mp_diff_side_open(diff_side *side, const char *path, const mp_context *conte
     if (is_directory(path) && mp_is_packed(path)) {
         side->kind = DIFF_PACK;
         side->whole = true;
-        rc = mp_diff_pack_open(&side->pack, path, context, err);
+        rc = mp_pack_open(&side->pack, path, NULL, context, err);
     } else {
         rc = open_checkpoint(side, path, context, err);
     }
@@ -81,7 +81,7 @@ int mp_diff_side_open(diff_side *side, const char *path, const mp_context *conte
 
 void mp_diff_side_release(diff_side *side)
 {
-    mp_diff_pack_release(&side->pack);
+    mp_pack_release(&side->pack);
     mp_catalog_release(&side->catalog);
     free(side->unread);
     *side = (diff_side){0};
@@ -114,7 +114,7 @@ int mp_diff_layer_at(const diff_side *side, size_t index, diff_layer *layer, mp_
 {
     if (side->kind == DIFF_PACK) {
         *layer = (diff_layer){.prefix = side->pack.manifest.layers[index],
-                              .num_experts = side->pack.slots.num_logical};
+                              .num_experts = side->pack.shape.slots.num_logical};
         return parse_prefix(layer, err);
     }
     const mp_moe_layer *moe = &side->catalog.layers[index];

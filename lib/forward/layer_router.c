@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/select.h"
 #include "forward/layer_router.h"
 
 /* ------------------------------------------------------------------------
@@ -330,27 +331,6 @@ void mp_layer_router_release(mp_layer_router *router)
     free(router->by_token);
     free(router->shared_gate);
     *router = (mp_layer_router){0};
-}
-
-int mp_select_layer(const char *name, const char *const *prefixes, size_t count, size_t *index,
-                    mp_error *err)
-{
-    bool *selected = mp_alloc(count, sizeof *selected);
-    unsigned found = 0;
-    int rc =
-        selected ? mp_select_layers(name, prefixes, count, selected, err) : mp_fail_memory(err);
-
-    *index = 0;
-    for (size_t i = 0; rc == 0 && i < count; i++) {
-        if (selected[i]) {
-            *index = i;
-            found++;
-        }
-    }
-    free(selected);
-    if (rc == 0 && found != 1)
-        rc = mp_fail(err, MP_ERR_USAGE, "layer \"%s\": stands for %u layers", name, found);
-    return rc;
 }
 
 int mp_find_layer(const mp_catalog *catalog, const char *name, const mp_moe_layer **layer,

@@ -20,9 +20,4 @@ static inline uint64_t mp_gate_rows(const mp_layer_router *r)
     return mp_round_up(r->router.num_experts, MP_PRODUCT_ROWS);
 }
 
-/* The one of `count` layers that a prefix or a number stands for; MP_ERR_USAGE where that is
- * none, or more. */
-int mp_select_layer(const char *name, const char *const *prefixes, size_t count, size_t *index,
-                    mp_error *err);
-
 #endif

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "forward/packed.h"
+#include <moepack/reference.h>
 
 typedef struct route_job {
     const mp_packed_experts *e;
@@ -25,15 +25,20 @@ typedef struct route_job {
 /* Tokens of a rank begin here; those of the one behind the last one, at the end. */
 static uint64_t first_token(const route_job *job, uint32_t rank)
 {
-    uint64_t ep = job->e->slots.ep;
+    uint64_t ep = job->e->pack->shape.slots.ep;
 
     return job->tokens / ep * rank + job->tokens % ep * rank / ep;
 }
 
 static int check(const route_job *job, mp_error *err)
 {
-    uint32_t packed = job->e->slots.shared + job->e->apart;
+    const mp_pack *pack = job->e->pack;
+    uint32_t packed = job->e->pack->shape.slots.shared + job->e->apart;
 
+    for (uint32_t r = 0; r < pack->shape.slots.ep; r++)
+        if (!pack->open[r])
+            return mp_fail(err, MP_ERR_INPUT, "rank %u is not here: bring all %u ranks", r,
+                           pack->shape.slots.ep);
     if (job->shared == 0 || job->shared == packed)
         return 0;
     return mp_fail(err, MP_ERR_USAGE, "%u shared experts a token, but %u are packed", job->shared,
@@ -42,15 +47,15 @@ static int check(const route_job *job, mp_error *err)
 
 static int make_room(route_job *job, mp_error *err)
 {
-    uint64_t most = job->tokens / job->e->slots.ep + 1;
-    uint32_t columns = job->k + job->e->slots.shared;
+    uint64_t most = job->tokens / job->e->pack->shape.slots.ep + 1;
+    uint32_t columns = job->k + job->e->pack->shape.slots.shared;
 
     job->own_ids = mp_alloc(most * job->k, sizeof *job->own_ids);
     job->own_weights = mp_alloc(most * job->k, sizeof *job->own_weights);
     job->own_slots = mp_alloc(most * columns, sizeof *job->own_slots);
     job->own_slot_weights = mp_alloc(most * columns, sizeof *job->own_slot_weights);
-    job->choices = mp_alloc(job->e->slots.ep, sizeof *job->choices);
-    job->load.ep = job->e->slots.ep;
+    job->choices = mp_alloc(job->e->pack->shape.slots.ep, sizeof *job->choices);
+    job->load.ep = job->e->pack->shape.slots.ep;
     job->load.routed_counts = mp_alloc_zeroed(job->load.ep, sizeof *job->load.routed_counts);
     job->load.tokens = mp_alloc_zeroed(job->load.ep, sizeof *job->load.tokens);
     if (!job->own_ids || !job->own_weights || !job->own_slots || !job->own_slot_weights ||
@@ -98,8 +103,9 @@ static int route_rank(route_job *job, uint32_t rank, const mp_slots *slots,
 static int count_loads(route_job *job, mp_error *err)
 {
     mp_slots routed;
-    int rc = mp_slots_init(&routed, job->e->slots.num_logical, job->e->slots.num_physical,
-                           job->e->slots.ep, 0, false, err);
+    int rc = mp_slots_init(&routed, job->e->pack->shape.slots.num_logical,
+                           job->e->pack->shape.slots.num_physical, job->e->pack->shape.slots.ep, 0,
+                           false, err);
 
     for (uint32_t rank = 0; rc == 0 && rank < job->load.ep; rank++) {
         rc = route_rank(job, rank, &routed, MP_WATERFILL_OFF, err);
@@ -113,7 +119,7 @@ static int count_loads(route_job *job, mp_error *err)
 /* The shared experts of a token keep their weights, wherever they are computed. */
 static void take_token(const route_job *job, uint32_t rank, uint64_t token, uint64_t own)
 {
-    uint32_t fused = job->e->slots.shared, columns = job->k + job->shared;
+    uint32_t fused = job->e->pack->shape.slots.shared, columns = job->k + job->shared;
     const int32_t *slots = job->own_slots + own * (job->k + fused);
     int32_t *to = job->slot_ids + token * columns;
 
@@ -121,7 +127,7 @@ static void take_token(const route_job *job, uint32_t rank, uint64_t token, uint
            columns * sizeof *job->weights);
     memcpy(to, slots, job->k * sizeof *to);
     for (uint32_t s = 0; s < job->shared; s++) {
-        uint32_t apart = mp_slots_total(&job->e->slots) + rank * job->e->apart + s;
+        uint32_t apart = mp_slots_total(&job->e->pack->shape.slots) + rank * job->e->apart + s;
 
         to[job->k + s] = fused ? slots[job->k + s] : (int32_t)apart;
     }
@@ -135,10 +141,10 @@ static int route_all(route_job *job, mp_error *err)
         rc = make_room(job, err);
     if (rc == 0 && job->how->waterfill == MP_WATERFILL_DYNAMIC)
         rc = count_loads(job, err);
-    for (uint32_t rank = 0; rc == 0 && rank < job->e->slots.ep; rank++) {
+    for (uint32_t rank = 0; rc == 0 && rank < job->e->pack->shape.slots.ep; rank++) {
         uint64_t first = first_token(job, rank), end = first_token(job, rank + 1);
 
-        rc = route_rank(job, rank, &job->e->slots, job->how->waterfill, err);
+        rc = route_rank(job, rank, &job->e->pack->shape.slots, job->how->waterfill, err);
         for (uint64_t t = first; rc == 0 && t < end; t++)
             take_token(job, rank, t, t - first);
     }

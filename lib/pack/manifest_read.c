@@ -402,7 +402,7 @@ static int check_seal(const char *text, uint64_t length, mp_error *err)
 
     if (length < seal || memcmp(text + length - seal, MP_SEAL_BEFORE, before) != 0 ||
         memcmp(text + length - after, MP_SEAL_AFTER, after) != 0)
-        return mp_fail(err, MP_ERR_CHECK, "%s: does not end in its digest", MP_MANIFEST_NAME);
+        return mp_fail(err, MP_ERR_INPUT, "%s: does not end in its digest", MP_MANIFEST_NAME);
     memcpy(hex, text + length - after - (MP_DIGEST_TEXT - 1), MP_DIGEST_TEXT - 1);
     hex[MP_DIGEST_TEXT - 1] = '\0';
     body = mp_format("%.*s" MP_SEAL_CUT, (int)(length - seal), text);
@@ -411,7 +411,7 @@ static int check_seal(const char *text, uint64_t length, mp_error *err)
     mp_digest_of(body, strlen(body), &digest);
     free(body);
     if (strcmp(mp_digest_text(&digest, actual), hex) != 0)
-        return mp_fail(err, MP_ERR_CHECK, "%s: changed: its digest is %s, it says %s",
+        return mp_fail(err, MP_ERR_INPUT, "%s: changed: its digest is %s, it says %s",
                        MP_MANIFEST_NAME, actual, hex);
     return 0;
 }

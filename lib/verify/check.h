@@ -12,21 +12,8 @@
 #include <moepack/store.h>
 #include <moepack/verify.h>
 
+#include "pack/pack.h"
 #include "verify/faults.h"
-
-/* Tensors of a layer that have the same slots. */
-typedef struct mp_tensor_set {
-    const mp_target *target;
-    mp_dims dims;
-    const char *block; /* between the layer and the name of a tensor: "experts" */
-    uint32_t slots;    /* of a rank */
-    unsigned first;    /* number of its first tensor among all of a layer */
-    unsigned num_tensors;
-    mp_slot_tensor tensors[MP_TARGET_TENSORS];
-} mp_tensor_set;
-
-/* Routed experts with the shared ones that are fused to them, and shared experts apart. */
-typedef enum mp_set_kind { MP_SET_SLOTS, MP_SET_SHARED, MP_SETS } mp_set_kind;
 
 typedef struct mp_check {
     const char *dir;
@@ -36,14 +23,10 @@ typedef struct mp_check {
     mp_verify_report *report; /* its counts are kept up here */
 
     mp_manifest manifest;
-    const mp_target *target;
-    mp_slots slots;
-    mp_tensor_set sets[MP_SETS];
-    unsigned num_sets;
-    unsigned num_tensors; /* of a layer on a rank, optional ones counted */
-    bool *layers;         /* [manifest.num_layers]: selected for digest and exact */
-    bool *ranks;          /* [ep_size]: selected */
-    size_t num_layers;    /* selected */
+    mp_shape shape;
+    bool *layers;      /* [manifest.num_layers]: selected for digest and exact */
+    bool *ranks;       /* [ep_size]: selected */
+    size_t num_layers; /* selected */
 
     mp_placement placement; /* of placement.json; map is null if that is no use */
 
@@ -56,7 +39,7 @@ int mp_check_open(mp_check *check, bool *usable, mp_error *err);
 void mp_check_release(mp_check *check);
 
 /* The set that tensor number `tensor` of a layer is in. */
-const mp_tensor_set *mp_check_set(const mp_check *check, unsigned tensor);
+const mp_slot_set *mp_check_set(const mp_check *check, unsigned tensor);
 const mp_slot_tensor *mp_check_tensor(const mp_check *check, unsigned tensor);
 
 /* Bytes of the tensor on a rank. */

@@ -58,7 +58,7 @@ static int check_digest(void *user, uint64_t index, void *buffer, mp_error *err)
     char actual[MP_DIGEST_TEXT];
     mp_digest digest;
 
-    spot.layer = (int64_t)(index / check->num_tensors);
+    spot.layer = (int64_t)(index / check->shape.num_tensors);
     if (!held->tensor || !check->layers[spot.layer])
         return 0;
     spot.tensor = held->tensor->name;
@@ -71,7 +71,8 @@ static int check_digest(void *user, uint64_t index, void *buffer, mp_error *err)
     mp_digest_text(&digest, actual);
     if (!held->xxh3 || strcmp(actual, held->xxh3) != 0)
         report_change(job, &spot, actual, held->xxh3);
-    mp_check_advance(check, mp_check_tensor_bytes(check, (unsigned)(index % check->num_tensors)));
+    mp_check_advance(check,
+                     mp_check_tensor_bytes(check, (unsigned)(index % check->shape.num_tensors)));
     return 0;
 }
 
@@ -80,6 +81,6 @@ int mp_check_digests(mp_check *check, const mp_rank *rank, mp_error *err)
     digest_job job = {check, rank};
 
     mp_faults_add_part(&check->faults, rank->packed->rank, MP_VERIFY_DIGEST);
-    return mp_parallel(check->context, check->manifest.num_layers * check->num_tensors,
+    return mp_parallel(check->context, check->manifest.num_layers * check->shape.num_tensors,
                        BUFFER_BYTES, check_digest, &job, err);
 }

@@ -12,21 +12,21 @@
  * Which experts
  */
 
-uint32_t mp_exact_id(const mp_check *check, const mp_tensor_set *set, size_t layer, uint32_t rank,
+uint32_t mp_exact_id(const mp_check *check, const mp_slot_set *set, size_t layer, uint32_t rank,
                      uint32_t slot)
 {
     mp_slot described;
 
-    if (set != &check->sets[MP_SET_SLOTS])
-        return check->slots.num_logical + slot;
-    mp_slots_describe(&check->slots, mp_placement_row(&check->placement, (uint32_t)layer),
+    if (set != &check->shape.sets[MP_SET_SLOTS])
+        return check->shape.slots.num_logical + slot;
+    mp_slots_describe(&check->shape.slots, mp_placement_row(&check->placement, (uint32_t)layer),
                       rank * set->slots + slot, &described);
     return described.checkpoint_id;
 }
 
 bool mp_exact_looks_at(const mp_exact *exact, const mp_check *check, size_t layer, uint32_t id)
 {
-    uint32_t experts = check->slots.num_logical;
+    uint32_t experts = check->shape.slots.num_logical;
 
     return !exact->sample || id >= experts || exact->sample[layer * experts + id];
 }
@@ -46,7 +46,7 @@ static uint64_t next_random(uint64_t *state)
 static int draw_sample(mp_exact *exact, const mp_check *check, mp_error *err)
 {
     const mp_verify_options *options = check->options;
-    uint32_t experts = check->slots.num_logical;
+    uint32_t experts = check->shape.slots.num_logical;
     uint64_t state = options->seed;
 
     if (options->sample == 0 || options->sample >= experts)
@@ -72,7 +72,7 @@ static int draw_sample(mp_exact *exact, const mp_check *check, mp_error *err)
  */
 
 /* Raises the scratch to what a side of an expert takes. */
-static int measure_side(mp_exact *exact, mp_check *check, const mp_tensor_set *set, size_t layer,
+static int measure_side(mp_exact *exact, mp_check *check, const mp_slot_set *set, size_t layer,
                         uint32_t id, mp_side side, mp_error *err)
 {
     mp_slot_side s;
@@ -89,16 +89,16 @@ static int measure_side(mp_exact *exact, mp_check *check, const mp_tensor_set *s
 /* Routed experts of a layer are alike, and so are shared ones. */
 static int measure_scratch(mp_exact *exact, mp_check *check, mp_error *err)
 {
-    uint32_t experts = check->slots.num_logical;
+    uint32_t experts = check->shape.slots.num_logical;
     int rc = 0;
 
     for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
         for (int side = 0; side < MP_SIDES && rc == 0; side++) {
-            const mp_tensor_set *sets = check->sets;
+            const mp_slot_set *sets = check->shape.sets;
 
             rc = measure_side(exact, check, &sets[MP_SET_SLOTS], layer, 0, (mp_side)side, err);
             if (rc == 0 && check->manifest.shared != MP_SHARED_NONE)
-                rc = measure_side(exact, check, &sets[check->num_sets - 1], layer, experts,
+                rc = measure_side(exact, check, &sets[check->shape.num_sets - 1], layer, experts,
                                   (mp_side)side, err);
         }
     }
@@ -125,14 +125,14 @@ void mp_exact_release(mp_exact *exact)
  */
 
 /* How many experts of a set have what an optional tensor holds, of how many. */
-static int count_vectors(const mp_exact *exact, const mp_check *check, const mp_tensor_set *set,
+static int count_vectors(const mp_exact *exact, const mp_check *check, const mp_slot_set *set,
                          size_t layer, const mp_slot_tensor *tensor, uint32_t *have, uint32_t *all,
                          mp_error *err)
 {
-    uint32_t experts = check->slots.num_logical;
-    bool routed = set == &check->sets[MP_SET_SLOTS];
+    uint32_t experts = check->shape.slots.num_logical;
+    bool routed = set == &check->shape.sets[MP_SET_SLOTS];
     uint32_t first = routed ? 0 : experts;
-    uint32_t end = routed ? experts + check->slots.shared : experts + set->slots;
+    uint32_t end = routed ? experts + check->shape.slots.shared : experts + set->slots;
 
     *have = 0;
     *all = end - first;
@@ -169,7 +169,7 @@ static int report_optional(mp_check *check, const mp_rank *rank, size_t layer, u
 static int check_optional(const mp_exact *exact, mp_check *check, const mp_rank *rank, size_t layer,
                           unsigned t, mp_error *err)
 {
-    bool wanted = rank->held[layer * check->num_tensors + t].wanted;
+    bool wanted = rank->held[layer * check->shape.num_tensors + t].wanted;
     const mp_slot_tensor *tensor = mp_check_tensor(check, t);
     uint32_t have, all;
 
@@ -192,7 +192,7 @@ static int check_optionals(const mp_exact *exact, mp_check *check, const mp_rank
 {
     int rc = 0;
 
-    for (unsigned t = 0; t < check->num_tensors && rc == 0; t++)
+    for (unsigned t = 0; t < check->shape.num_tensors && rc == 0; t++)
         if (mp_check_tensor(check, t)->optional)
             rc = check_optional(exact, check, rank, layer, t, err);
     return rc;
@@ -211,14 +211,13 @@ typedef struct exact_job {
 } exact_job;
 
 /* The tensor of a layer where it can be read as the target wants it, or null. */
-static const mp_held *usable_tensor(const exact_job *job, size_t layer, const mp_tensor_set *set,
+static const mp_held *usable_tensor(const exact_job *job, size_t layer, const mp_slot_set *set,
                                     const mp_slot_tensor *tensor)
 {
     if (!tensor)
         return NULL;
-    const mp_held *held =
-        &job->rank
-             ->held[layer * job->check->num_tensors + set->first + (size_t)(tensor - set->tensors)];
+    const mp_held *held = &job->rank->held[layer * job->check->shape.num_tensors + set->first +
+                                           (size_t)(tensor - set->tensors)];
     return held->fits ? held : NULL;
 }
 
@@ -245,7 +244,7 @@ static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
     mp_check *check = job->check;
     uint32_t slot = (uint32_t)(index / MP_SIDES % job->layer_slots);
     size_t layer = job->layers[index / MP_SIDES / job->layer_slots];
-    const mp_tensor_set *set = check->sets;
+    const mp_slot_set *set = check->shape.sets;
     bool any = false;
     mp_slot_side s;
 
@@ -274,9 +273,9 @@ static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
 }
 
 /* True if all tensors that a set has to have in a layer are there. */
-static bool is_whole(const exact_job *job, size_t layer, const mp_tensor_set *set)
+static bool is_whole(const exact_job *job, size_t layer, const mp_slot_set *set)
 {
-    const mp_held *held = &job->rank->held[layer * job->check->num_tensors + set->first];
+    const mp_held *held = &job->rank->held[layer * job->check->shape.num_tensors + set->first];
 
     for (unsigned t = 0; t < set->num_tensors; t++)
         if ((held[t].wanted || !set->tensors[t].optional) && !held[t].fits)
@@ -290,8 +289,8 @@ static uint32_t slots_checked(const exact_job *job, size_t layer)
     const mp_check *check = job->check;
     uint32_t rank = job->rank->packed->rank, count = 0;
 
-    for (unsigned i = 0; i < check->num_sets; i++) {
-        const mp_tensor_set *set = &check->sets[i];
+    for (unsigned i = 0; i < check->shape.num_sets; i++) {
+        const mp_slot_set *set = &check->shape.sets[i];
 
         if (!is_whole(job, layer, set))
             continue;
@@ -310,8 +309,8 @@ int mp_check_exact(const mp_exact *exact, mp_check *check, const mp_rank *rank, 
 
     if (!job.layers)
         return mp_fail_memory(err);
-    for (unsigned i = 0; i < check->num_sets; i++)
-        job.layer_slots += check->sets[i].slots;
+    for (unsigned i = 0; i < check->shape.num_sets; i++)
+        job.layer_slots += check->shape.sets[i].slots;
     mp_faults_add_part(&check->faults, rank->packed->rank, MP_VERIFY_EXACT);
     for (size_t i = 0; i < check->manifest.num_layers && rc == 0; i++) {
         if (!check->layers[i])

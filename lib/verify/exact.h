@@ -20,7 +20,7 @@ int mp_exact_open(mp_exact *exact, mp_check *check, bool *usable, mp_error *err)
 void mp_exact_release(mp_exact *exact);
 
 /* The checkpoint id that belongs into a slot of a rank; num_experts and more: shared experts. */
-uint32_t mp_exact_id(const mp_check *check, const mp_tensor_set *set, size_t layer, uint32_t rank,
+uint32_t mp_exact_id(const mp_check *check, const mp_slot_set *set, size_t layer, uint32_t rank,
                      uint32_t slot);
 
 /* Whether it is looked at: not all routed experts are when there is a sample. */
@@ -38,7 +38,7 @@ typedef struct mp_slot_side {
     const mp_exact *exact;
     mp_check *check;
     const mp_rank *rank;
-    const mp_tensor_set *set;
+    const mp_slot_set *set;
     size_t layer;
     uint32_t slot; /* on the rank, among those of the set */
     uint32_t id;   /* that belongs there */
@@ -61,7 +61,7 @@ typedef struct mp_slot_side {
 
 /* Sets up everything but the buffers: a side of what slot `slot` of a set has to hold. */
 int mp_slot_side_init(mp_slot_side *s, const mp_exact *exact, mp_check *check,
-                      const mp_tensor_set *set, size_t layer, uint32_t id, mp_side side,
+                      const mp_slot_set *set, size_t layer, uint32_t id, mp_side side,
                       mp_error *err);
 
 /* Lays the buffers out in the scratch; returns the bytes that they take. Null only counts. */

@@ -244,7 +244,7 @@ int mp_forms_match(const mp_source *source, mp_check *check, bool *match, mp_err
             .storage = &layer->storage,
             .experts = layer->experts,
             .num_experts = layer->num_experts,
-            .target = check->target,
+            .target = check->shape.sets[MP_SET_SLOTS].target,
         };
 
         rc = match_group(&g, false, match, err);
@@ -255,7 +255,7 @@ int mp_forms_match(const mp_source *source, mp_check *check, bool *match, mp_err
         g.storage = &layer->shared_storage;
         g.experts = &layer->shared;
         g.num_experts = 1;
-        g.target = check->sets[check->num_sets - 1].target;
+        g.target = check->shape.sets[check->shape.num_sets - 1].target;
         rc = match_group(&g, true, match, err);
     }
     return rc;

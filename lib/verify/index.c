@@ -14,7 +14,7 @@ static int rank_bytes(const mp_check *check, const mp_rank *rank, uint64_t *byte
 {
     *bytes = 0;
     for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
-        for (unsigned t = 0; t < check->num_tensors; t++) {
+        for (unsigned t = 0; t < check->shape.num_tensors; t++) {
             bool wants;
 
             if (mp_rank_wants(check, rank->packed, layer, t, &wants, err) != 0)

@@ -10,7 +10,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
-#include "forward/packed.h"
+#include "pack/pack.h"
 
 /* ------------------------------------------------------------------------
  * Kernels
@@ -41,7 +41,7 @@ const mp_numeric_kernel *mp_numeric_kernel_of(const char *target)
 /* What shared experts are packed as. */
 static const mp_target *shared_target(const mp_check *check)
 {
-    return check->sets[check->num_sets - 1].target;
+    return check->shape.sets[check->shape.num_sets - 1].target;
 }
 
 static bool packs_shared(const mp_check *check)
@@ -51,7 +51,7 @@ static bool packs_shared(const mp_check *check)
 
 static bool is_requantized(const mp_check *check, const mp_moe_layer *source)
 {
-    return !mp_passes_through(&source->storage, check->target) ||
+    return !mp_passes_through(&source->storage, check->shape.sets[MP_SET_SLOTS].target) ||
            (packs_shared(check) &&
             (!mp_passes_through(&source->shared_storage, shared_target(check)) ||
              !check->manifest.shared_lossless));
@@ -130,25 +130,21 @@ static int open_layer(mp_numeric_layer *layer, mp_error *err)
     if (rc == 0)
         rc = open_router(layer, err);
     if (rc == 0)
-        rc = mp_packed_experts_open_ranks(&layer->slots, check->dir,
-                                          check->manifest.layers[layer->index], check->ranks,
-                                          check->context, err);
+        rc = mp_packed_experts_init(&layer->slots, layer->pack, layer->index, err);
     layer->shared = packs_shared(check) ? layer->router.shared : 0;
     return rc;
 }
 
 /* What was read does not stay in the page cache. */
-static void forget_packed(const mp_packed_experts *slots)
+static void forget_packed(const mp_numeric_layer *layer)
 {
-    const packed_ranks *ranks = slots->ranks;
+    const mp_pack *pack = layer->pack;
 
-    for (uint32_t r = 0; ranks && r < ranks->open; r++) {
-        const packed_rank *rank = &ranks->ranks[r];
-
-        for (unsigned t = 0; t < 2 * MP_TARGET_TENSORS; t++)
-            if (rank->held[t])
-                mp_tensor_forget(&rank->checkpoint, rank->held[t], 0, rank->held[t]->bytes);
-    }
+    for (uint32_t rank = 0; rank < pack->shape.slots.ep; rank++)
+        for (unsigned s = 0; s < pack->shape.num_sets; s++)
+            for (int side = 0; side < MP_SIDES; side++)
+                mp_pack_forget(pack, layer->index, (mp_place){rank, 0}, pack->shape.sets[s].slots,
+                               &pack->shape.sets[s], (mp_side)side);
 }
 
 static void forget_source(const mp_numeric_layer *layer)
@@ -166,9 +162,8 @@ static void forget_source(const mp_numeric_layer *layer)
 
 static void close_layer(mp_numeric_layer *layer)
 {
-    forget_packed(&layer->slots);
+    forget_packed(layer);
     forget_source(layer);
-    mp_packed_experts_release(&layer->slots);
     mp_layer_router_release(&layer->router);
 }
 
@@ -188,9 +183,9 @@ static uint64_t layer_bytes(const mp_check *check)
 {
     uint64_t bytes = 0, ranks = 0;
 
-    for (uint32_t rank = 0; rank < check->slots.ep; rank++)
+    for (uint32_t rank = 0; rank < check->shape.slots.ep; rank++)
         ranks += check->ranks[rank];
-    for (unsigned t = 0; t < check->num_tensors; t++)
+    for (unsigned t = 0; t < check->shape.num_tensors; t++)
         if (!mp_check_tensor(check, t)->optional)
             bytes += mp_check_tensor_bytes(check, t);
     return ranks * bytes;
@@ -279,7 +274,7 @@ static int forward_source(const desk *d, weights of, mp_emulation emulation, dou
 
     options.quant.ue8m0 = shared_target(check)->ue8m0;
     if (of == OF_SOURCE_PACKED) {
-        options.scheme = check->target->scheme;
+        options.scheme = check->shape.sets[MP_SET_SLOTS].target->scheme;
         options.shared_scheme = shared_target(check)->scheme;
     }
     int rc = mp_catalog_experts_open(&experts, &source->catalog, layer->source, &options,
@@ -445,54 +440,81 @@ static int run_layer(mp_numeric_layer *layer, mp_verify_numeric *figures, mp_err
 }
 
 /* A pack whose structure does not hold may not open; that is known by then. */
-static bool structure_holds(const mp_check *check)
+static int report_unopened(mp_check *check, mp_spot spot, int rc, const mp_error *why,
+                           const char *what, mp_error *err)
 {
+    bool holds = true;
+
     for (size_t i = 0; i < check->faults.num_parts; i++)
-        if (check->faults.parts[i].level == MP_VERIFY_STRUCTURE && check->faults.parts[i].faults)
-            return false;
-    return true;
+        holds &= check->faults.parts[i].level != MP_VERIFY_STRUCTURE ||
+                 check->faults.parts[i].faults == 0;
+    if (rc != MP_ERR_INPUT && (rc != MP_ERR_IO || holds))
+        return mp_fail(err, (mp_code)rc, "%s: %s", what, why->message);
+    mp_fault_add(&check->faults, &spot, "not computed: %s", why->message);
+    return 0;
 }
 
-static int check_layer(mp_check *check, const mp_exact *exact, size_t index,
+/* Figures of a layer that is not computed yet. */
+static int name_layer(const mp_check *check, const mp_exact *exact, size_t index,
+                      mp_verify_numeric *figures, mp_error *err)
+{
+    const mp_numeric_kernel *kernel = mp_numeric_kernel_of(check->manifest.target);
+
+    *figures = (mp_verify_numeric){
+        .layer = strdup(check->manifest.layers[index]),
+        .emulation = mp_emulation_name(kernel->emulation),
+        .tolerance = check->options->tolerance > 0 ? check->options->tolerance : kernel->bound,
+        .rel_l2 = NAN,
+        .cosine_diff = NAN,
+        .max_abs = NAN,
+        .requantized = is_requantized(check, exact->source.layers[index]),
+        .weights_rel_l2 = NAN,
+    };
+    return figures->layer ? 0 : mp_fail_memory(err);
+}
+
+static int check_layer(mp_check *check, const mp_exact *exact, const mp_pack *pack, size_t index,
                        mp_verify_numeric *figures, mp_error *err)
 {
     mp_numeric_layer layer = {.check = check,
                               .exact = exact,
+                              .pack = pack,
                               .index = index,
                               .source = exact->source.layers[index],
+                              .requantized = figures->requantized,
                               .kernel = mp_numeric_kernel_of(check->manifest.target)};
     mp_error why = {0};
+    int rc = open_layer(&layer, &why);
 
-    layer.requantized = is_requantized(check, layer.source);
-    *figures = (mp_verify_numeric){
-        .emulation = mp_emulation_name(layer.kernel->emulation),
-        .tolerance =
-            check->options->tolerance > 0 ? check->options->tolerance : layer.kernel->bound,
-        .rel_l2 = NAN,
-        .cosine_diff = NAN,
-        .max_abs = NAN,
-        .requantized = layer.requantized,
-        .weights_rel_l2 = NAN,
-    };
-    figures->layer = strdup(check->manifest.layers[index]);
-    int rc = figures->layer ? open_layer(&layer, &why) : mp_fail_memory(&why);
-    if (rc == 0) {
+    if (rc == 0)
         rc = run_layer(&layer, figures, err);
-    } else if (rc == MP_ERR_INPUT || (rc == MP_ERR_IO && !structure_holds(check))) {
-        const mp_spot spot = mp_numeric_spot(&layer);
-
-        mp_fault_add(&check->faults, &spot, "not computed: %s", why.message);
-        rc = 0;
-    } else {
-        rc = mp_fail(err, (mp_code)rc, "%s: %s", layer.source->prefix, why.message);
-    }
+    else
+        rc = report_unopened(check, mp_numeric_spot(&layer), rc, &why, layer.source->prefix, err);
     close_layer(&layer);
+    return rc;
+}
+
+/* The selected layers, one after the other, of a pack that is opened once for all of them. */
+static int check_layers(const mp_exact *exact, mp_check *check, const mp_pack *pack, mp_error *err)
+{
+    mp_verify_numeric *figures = check->report->numeric;
+    int rc = 0;
+
+    for (size_t i = 0; i < check->manifest.num_layers && rc == 0; i++) {
+        if (mp_cancelled(check->context))
+            return mp_fail(err, MP_ERR_CANCELLED, "cancelled");
+        if (check->layers[i])
+            rc = check_layer(check, exact, pack, i, figures++, err);
+    }
     return rc;
 }
 
 int mp_check_numeric(const mp_exact *exact, mp_check *check, mp_error *err)
 {
+    const mp_pack_options how = {.ranks = check->options->ranks};
     mp_verify_report *report = check->report;
+    mp_error why = {0};
+    mp_pack pack;
     int rc = 0;
 
     report->numeric = mp_alloc_zeroed(check->num_layers, sizeof *report->numeric);
@@ -502,11 +524,17 @@ int mp_check_numeric(const mp_exact *exact, mp_check *check, mp_error *err)
     for (size_t i = 0; i < check->manifest.num_ranks; i++)
         if (check->ranks[check->manifest.ranks[i].rank])
             mp_faults_add_part(&check->faults, check->manifest.ranks[i].rank, MP_VERIFY_NUMERIC);
-    for (size_t i = 0; i < check->manifest.num_layers && rc == 0; i++) {
-        if (mp_cancelled(check->context))
-            return mp_fail(err, MP_ERR_CANCELLED, "cancelled");
+    for (size_t i = 0; i < check->manifest.num_layers && rc == 0; i++)
         if (check->layers[i])
-            rc = check_layer(check, exact, i, &report->numeric[report->num_numeric++], err);
-    }
+            rc = name_layer(check, exact, i, &report->numeric[report->num_numeric++], err);
+    if (rc != 0)
+        return rc;
+    rc = mp_pack_open(&pack, check->dir, &how, check->context, &why);
+    if (rc == 0)
+        rc = check_layers(exact, check, &pack, err);
+    else
+        rc = report_unopened(check, mp_spot_of_rank(MP_VERIFY_NUMERIC, -1), rc, &why, check->dir,
+                             err);
+    mp_pack_release(&pack);
     return rc;
 }

@@ -36,7 +36,8 @@ typedef struct mp_numeric_layer {
     mp_check *check;
     const mp_exact *exact;
     const mp_numeric_kernel *kernel;
-    size_t index; /* of the manifest's layers */
+    const mp_pack *pack; /* open once for all layers */
+    size_t index;        /* of the manifest's layers */
     const mp_moe_layer *source;
     uint32_t shared;  /* shared experts that are packed */
     bool requantized; /* something was */

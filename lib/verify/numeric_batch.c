@@ -61,28 +61,28 @@ static uint32_t all_slots(const mp_numeric_layer *layer)
 
 uint32_t mp_numeric_rank(const mp_numeric_layer *layer, uint32_t slot)
 {
-    uint32_t total = mp_slots_total(&layer->slots.slots);
+    uint32_t total = mp_slots_total(&layer->pack->shape.slots);
 
-    return slot < total ? mp_slots_rank(&layer->slots.slots, slot)
+    return slot < total ? mp_slots_rank(&layer->pack->shape.slots, slot)
                         : (slot - total) / layer->slots.apart;
 }
 
 /* The checkpoint id that belongs into a slot. */
 static uint32_t expert_of(const mp_numeric_layer *layer, uint32_t slot)
 {
-    uint32_t total = mp_slots_total(&layer->slots.slots);
+    uint32_t total = mp_slots_total(&layer->pack->shape.slots);
     mp_slot described;
 
     if (slot >= total)
-        return layer->slots.slots.num_logical + (slot - total) % layer->slots.apart;
-    mp_slots_describe(&layer->slots.slots, layer->slots.row, slot, &described);
+        return layer->pack->shape.slots.num_logical + (slot - total) % layer->slots.apart;
+    mp_slots_describe(&layer->pack->shape.slots, layer->slots.row, slot, &described);
     return described.checkpoint_id;
 }
 
 /* Whether what goes to a slot is computed. */
 static bool counts(const mp_numeric_layer *layer, uint32_t slot, uint32_t expert)
 {
-    return layer->check->ranks[mp_numeric_rank(layer, slot)] &&
+    return layer->pack->open[mp_numeric_rank(layer, slot)] &&
            mp_exact_looks_at(layer->exact, layer->check, layer->index, expert);
 }
 
@@ -112,7 +112,7 @@ static int make_room(mp_numeric_batch *b, draft *d, const mp_numeric_layer *laye
 {
     const mp_packed_experts *slots = &layer->slots;
     uint64_t model_columns = (uint64_t)d->k + layer->router.shared;
-    uint64_t slot_columns = (uint64_t)d->k + slots->slots.shared;
+    uint64_t slot_columns = (uint64_t)d->k + slots->pack->shape.slots.shared;
     uint64_t all = b->tokens * b->columns;
 
     b->x = mp_alloc(b->tokens * slots->source.hidden_size, sizeof *b->x);
@@ -126,7 +126,7 @@ static int make_room(mp_numeric_batch *b, draft *d, const mp_numeric_layer *laye
     d->all_weights = mp_alloc(d->tokens * model_columns, sizeof *d->all_weights);
     d->slots = mp_alloc(d->tokens * slot_columns, sizeof *d->slots);
     d->slot_weights = mp_alloc(d->tokens * slot_columns, sizeof *d->slot_weights);
-    d->loads = mp_alloc(slots->slots.ep, sizeof *d->loads);
+    d->loads = mp_alloc(slots->pack->shape.slots.ep, sizeof *d->loads);
     if (!b->x || !b->experts || !b->weights || !b->slots || !b->slot_weights || !d->ids ||
         !d->weights || !d->all_ids || !d->all_weights || !d->slots || !d->slot_weights || !d->loads)
         return mp_fail_memory(err);
@@ -198,8 +198,9 @@ static int choose(draft *d, const mp_numeric_layer *layer, mp_error *err)
 static int dispatch(draft *d, const mp_numeric_layer *layer, mp_error *err)
 {
     const mp_packed_experts *slots = &layer->slots;
-    uint64_t ep = slots->slots.ep, columns = (uint64_t)d->k + slots->slots.shared;
-    mp_route_options how = {.slots = slots->slots,
+    uint64_t ep = slots->pack->shape.slots.ep,
+             columns = (uint64_t)d->k + slots->pack->shape.slots.shared;
+    mp_route_options how = {.slots = slots->pack->shape.slots,
                             .routed_scaling_factor = layer->packed_model.factor};
 
     for (uint32_t rank = 0; rank < ep; rank++) {
@@ -223,10 +224,11 @@ static void put_choice(mp_numeric_batch *b, const draft *d, const mp_numeric_lay
     const mp_packed_experts *slots = &layer->slots;
     uint64_t at = (b->alone + token) * b->columns + j;
     uint64_t from = token * (d->k + layer->router.shared) + j;
-    uint64_t slot_from = token * (d->k + slots->slots.shared) + j;
+    uint64_t slot_from = token * (d->k + slots->pack->shape.slots.shared) + j;
     bool shared = j >= d->k, apart = shared && slots->apart > 0;
-    uint32_t slot = apart ? mp_slots_total(&slots->slots) + rank * slots->apart + j - d->k
-                          : (uint32_t)d->slots[slot_from];
+    uint32_t slot = apart
+                        ? mp_slots_total(&slots->pack->shape.slots) + rank * slots->apart + j - d->k
+                        : (uint32_t)d->slots[slot_from];
     float slot_weight =
         apart ? (float)(1 / layer->packed_model.factor) : d->slot_weights[slot_from];
 
@@ -244,7 +246,7 @@ static void put_choice(mp_numeric_batch *b, const draft *d, const mp_numeric_lay
 
 static void put_routed(mp_numeric_batch *b, const draft *d, const mp_numeric_layer *layer)
 {
-    uint32_t ep = layer->slots.slots.ep;
+    uint32_t ep = layer->pack->shape.slots.ep;
 
     for (uint32_t rank = 0; rank < ep; rank++)
         for (uint64_t t = d->tokens * rank / ep; t < d->tokens * (rank + 1) / ep; t++)

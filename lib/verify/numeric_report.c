@@ -21,13 +21,13 @@ static mp_spot spot_of_slot(const mp_numeric_layer *layer, uint32_t slot)
 {
     const mp_packed_experts *slots = &layer->slots;
     const mp_check *check = layer->check;
-    uint32_t total = mp_slots_total(&slots->slots), rank = mp_numeric_rank(layer, slot);
+    uint32_t total = mp_slots_total(&slots->pack->shape.slots), rank = mp_numeric_rank(layer, slot);
     mp_spot spot = mp_numeric_spot(layer);
 
     spot.rank = rank;
     if (slot < total)
-        spot.slot = slot - rank * mp_slots_per_rank(&slots->slots);
-    else if (!check->sets[check->num_sets - 1].target->single)
+        spot.slot = slot - rank * mp_slots_per_rank(&slots->pack->shape.slots);
+    else if (!check->shape.sets[check->shape.num_sets - 1].target->single)
         spot.slot = (slot - total) % slots->apart;
     return spot;
 }
@@ -37,13 +37,13 @@ static mp_spot spot_of_slot(const mp_numeric_layer *layer, uint32_t slot)
 static char *name_choice(const mp_numeric_layer *layer, uint32_t slot, uint32_t expert,
                          char text[NAME_TEXT])
 {
-    uint32_t experts = layer->slots.slots.num_logical;
+    uint32_t experts = layer->pack->shape.slots.num_logical;
 
     if (expert < experts)
         snprintf(text, NAME_TEXT, "expert %u", expert);
     else
         snprintf(text, NAME_TEXT, "shared expert %u%s", expert - experts,
-                 slot < mp_slots_total(&layer->slots.slots) ? "" : " (apart)");
+                 slot < mp_slots_total(&layer->pack->shape.slots) ? "" : " (apart)");
     return text;
 }
 

@@ -172,7 +172,7 @@ static bool tensor_fits(mp_check *check, const mp_spot *spot, unsigned t, const 
 {
     const mp_slot_tensor *slot = mp_check_tensor(check, t);
     uint64_t shape[5];
-    const mp_tensor_set *set = mp_check_set(check, t);
+    const mp_slot_set *set = mp_check_set(check, t);
     uint32_t rank = mp_slots_shape(set->target, slot, set->slots, shape);
     char actual[MP_SHAPE_TEXT], expected[MP_SHAPE_TEXT];
     unsigned element = mp_dtype_bits(slot->dtype) / 8;
@@ -217,7 +217,7 @@ static void find_tensor(const mp_rank *rank, const char *name, mp_held *held, bo
 static void look_for(mp_rank *rank, mp_check *check, size_t layer, unsigned t, const char *name)
 {
     mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, rank->packed->rank);
-    mp_held *held = &rank->held[layer * check->num_tensors + t];
+    mp_held *held = &rank->held[layer * check->shape.num_tensors + t];
     bool lost;
 
     spot.layer = (int64_t)layer;
@@ -231,7 +231,7 @@ static void look_for(mp_rank *rank, mp_check *check, size_t layer, unsigned t, c
 
 static int check_tensor(mp_rank *rank, mp_check *check, size_t layer, unsigned t, mp_error *err)
 {
-    mp_held *held = &rank->held[layer * check->num_tensors + t];
+    mp_held *held = &rank->held[layer * check->shape.num_tensors + t];
 
     int rc = mp_rank_wants(check, rank->packed, layer, t, &held->wanted, err);
     if (rc != 0 || !held->wanted)
@@ -257,8 +257,8 @@ static void check_order(const mp_rank *rank, mp_check *check)
     for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
         const mp_held *highest = last;
 
-        for (unsigned t = 0; t < check->num_tensors; t++) {
-            const mp_held *held = &rank->held[layer * check->num_tensors + t];
+        for (unsigned t = 0; t < check->shape.num_tensors; t++) {
+            const mp_held *held = &rank->held[layer * check->shape.num_tensors + t];
             mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, rank->packed->rank);
 
             if (!held->tensor)
@@ -278,7 +278,7 @@ static void check_order(const mp_rank *rank, mp_check *check)
 /* Tensors of a file that no layer wants. */
 static int check_surplus(const mp_rank *rank, mp_check *check, size_t f, mp_error *err)
 {
-    size_t num_held = check->manifest.num_layers * check->num_tensors;
+    size_t num_held = check->manifest.num_layers * check->shape.num_tensors;
     const mp_checkpoint *file = &rank->files[f];
     bool *wanted = mp_alloc_zeroed(file->num_tensors, sizeof *wanted);
 
@@ -304,7 +304,7 @@ static int check_tensors(mp_rank *rank, mp_check *check, mp_error *err)
     int rc = 0;
 
     for (size_t layer = 0; layer < check->manifest.num_layers; layer++)
-        for (unsigned t = 0; t < check->num_tensors && rc == 0; t++)
+        for (unsigned t = 0; t < check->shape.num_tensors && rc == 0; t++)
             rc = check_tensor(rank, check, layer, t, err);
     if (rc == 0)
         check_order(rank, check);
@@ -351,7 +351,7 @@ int mp_rank_open(mp_rank *rank, mp_check *check, const mp_packed_rank *packed, m
     rank->files = mp_alloc_zeroed(packed->num_files, sizeof *rank->files);
     rank->open = mp_alloc_zeroed(packed->num_files, sizeof *rank->open);
     rank->held =
-        mp_alloc_zeroed(check->manifest.num_layers * check->num_tensors, sizeof *rank->held);
+        mp_alloc_zeroed(check->manifest.num_layers * check->shape.num_tensors, sizeof *rank->held);
     if (!rank->dir || !rank->files || !rank->open || !rank->held)
         return mp_fail_memory(err);
     return check_files(rank, check, err);

@@ -12,16 +12,8 @@
  * Setting up
  */
 
-static const mp_slot_tensor *find_tensor(const mp_tensor_set *set, mp_side side, mp_role role)
-{
-    for (unsigned t = 0; t < set->num_tensors; t++)
-        if (set->tensors[t].side == side && set->tensors[t].role == role)
-            return &set->tensors[t];
-    return NULL;
-}
-
 int mp_slot_side_init(mp_slot_side *s, const mp_exact *exact, mp_check *check,
-                      const mp_tensor_set *set, size_t layer, uint32_t id, mp_side side,
+                      const mp_slot_set *set, size_t layer, uint32_t id, mp_side side,
                       mp_error *err)
 {
     *s = (mp_slot_side){
@@ -33,7 +25,7 @@ int mp_slot_side_init(mp_slot_side *s, const mp_exact *exact, mp_check *check,
         .side = side,
     };
     for (int role = 0; role < MP_ROLES; role++)
-        s->tensor[role] = find_tensor(set, side, (mp_role)role);
+        s->tensor[role] = mp_set_tensor(set, side, (mp_role)role);
     return mp_source_side(&exact->source, set, layer, id, side, &s->view, &s->from, err);
 }
 

@@ -120,7 +120,8 @@ static bool match_quantization(const mp_source *source, mp_check *check)
     bool lossless = true;
 
     for (size_t i = 0; i < m->num_layers; i++) {
-        lossless &= mp_passes_through(&source->layers[i]->storage, check->target);
+        lossless &=
+            mp_passes_through(&source->layers[i]->storage, check->shape.sets[MP_SET_SLOTS].target);
         if (source->layers[i]->storage.scheme != source->layers[0]->storage.scheme)
             scheme = MP_SCHEME_COUNT;
     }
@@ -146,8 +147,8 @@ static bool match_layers(mp_source *source, mp_check *check)
 
 /* Whether a side of shared experts passes through: where the target wants powers of two, only
  * reading its scales tells. */
-static int side_passes(const mp_source *source, const mp_tensor_set *set, size_t layer,
-                       mp_side side, bool *passes, mp_error *err)
+static int side_passes(const mp_source *source, const mp_slot_set *set, size_t layer, mp_side side,
+                       bool *passes, mp_error *err)
 {
     uint32_t id = source->layers[layer]->num_experts;
     mp_side_source from;
@@ -175,7 +176,7 @@ static int side_passes(const mp_source *source, const mp_tensor_set *set, size_t
 static int match_shared(const mp_source *source, mp_check *check, bool *match, mp_error *err)
 {
     const mp_manifest *m = &check->manifest;
-    const mp_tensor_set *set = &check->sets[check->num_sets - 1];
+    const mp_slot_set *set = &check->shape.sets[check->shape.num_sets - 1];
     bool lossless = true;
 
     if (m->shared == MP_SHARED_NONE)
@@ -305,7 +306,7 @@ void mp_source_release(mp_source *source)
     *source = (mp_source){0};
 }
 
-int mp_source_side(const mp_source *source, const mp_tensor_set *set, size_t layer, uint32_t id,
+int mp_source_side(const mp_source *source, const mp_slot_set *set, size_t layer, uint32_t id,
                    mp_side side, mp_expert *view, mp_side_source *from, mp_error *err)
 {
     const mp_moe_layer *moe = source->layers[layer];

@@ -24,7 +24,7 @@ void mp_source_release(mp_source *source);
  * id: a routed expert, or num_experts + s for shared expert s. The only slot of a set without
  *   the dimension of slots holds the whole shared expert, whatever the id.
  * view: its matrices; `from` points into it. */
-int mp_source_side(const mp_source *source, const mp_tensor_set *set, size_t layer, uint32_t id,
+int mp_source_side(const mp_source *source, const mp_slot_set *set, size_t layer, uint32_t id,
                    mp_side side, mp_expert *view, mp_side_source *from, mp_error *err);
 
 /* Makes a fault of every layer whose experts are stored otherwise than the manifest's forms

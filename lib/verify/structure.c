@@ -13,8 +13,6 @@
 #include "base/error.h"
 #include "base/file.h"
 
-#define TEXT_LIMIT (1u << 30)
-
 int mp_check_file(mp_check *check, const mp_spot *spot, const char *dir, const char *name,
                   uint64_t *size, bool *there, mp_error *err)
 {
@@ -38,43 +36,16 @@ int mp_check_file(mp_check *check, const mp_spot *spot, const char *dir, const c
     return 0;
 }
 
-static int read_text(mp_check *check, const mp_spot *spot, const char *dir, const char *name,
-                     char **text, uint64_t *length, mp_error *err)
-{
-    char *path = mp_path_join(dir, name);
-    if (!path)
-        return mp_fail_memory(err);
-
-    int rc = mp_read_text(path, TEXT_LIMIT, text, length, err);
-    free(path);
-    if (rc == MP_ERR_INPUT) {
-        mp_fault_add(&check->faults, spot, "%s", err->message);
-        return 0;
-    }
-    return rc;
-}
-
 int mp_check_text(mp_check *check, const mp_spot *spot, const char *dir, const char *name,
                   const char *xxh3, char **text, uint64_t *length, mp_error *err)
 {
-    char actual[MP_DIGEST_TEXT];
-    mp_digest digest;
-    uint64_t size;
-    bool there;
+    mp_error why = {0};
+    int rc = mp_pack_text(dir, name, xxh3, text, length, &why);
 
-    *text = NULL;
-    int rc = mp_check_file(check, spot, dir, name, &size, &there, err);
-    if (rc == 0 && there)
-        rc = read_text(check, spot, dir, name, text, length, err);
-    if (!*text)
-        return rc;
-    mp_digest_of(*text, *length, &digest);
-    if (strcmp(mp_digest_text(&digest, actual), xxh3) == 0)
-        return 0;
-    mp_fault_add(&check->faults, spot, "%s: changed: its xxh3 is %s, the manifest says %s", name,
-                 actual, xxh3);
-    free(*text);
-    *text = NULL;
+    if (rc == MP_ERR_INPUT)
+        mp_fault_add(&check->faults, spot, "%s", why.message);
+    else if (rc != 0)
+        return mp_fail(err, (mp_code)rc, "%s", why.message);
     return 0;
 }
 
@@ -117,44 +88,16 @@ static bool known_entry(const void *user, const char *name)
     return false;
 }
 
-/* Whether a placement that could be read is one for this pack. */
-static int placement_fits(const mp_check *check, mp_error *err)
-{
-    const mp_manifest *m = &check->manifest;
-    const mp_placement *p = &check->placement;
-
-    if (p->num_physical != m->num_physical)
-        return mp_fail(err, MP_ERR_INPUT, "%u physical experts, the manifest says %" PRIu64,
-                       p->num_physical, m->num_physical);
-    if (p->layers != 1 && p->layers != m->num_layers)
-        return mp_fail(err, MP_ERR_INPUT, "%u rows for %zu layers", p->layers, m->num_layers);
-    return mp_placement_check(p, (uint32_t)m->ep_size, NULL, err);
-}
-
 static int check_placement(mp_check *check, mp_error *err)
 {
     mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, -1);
-    const mp_manifest *m = &check->manifest;
     mp_error why = {0};
-    char *text;
-    uint64_t length;
+    int rc = mp_pack_placement(check->dir, &check->manifest, &check->placement, &why);
 
-    int rc = mp_check_text(check, &spot, check->dir, MP_PLACEMENT_NAME, m->placement_xxh3, &text,
-                           &length, err);
-    if (rc != 0 || !text)
-        return rc;
-    rc = mp_placement_parse(&check->placement, text, length, (uint32_t)m->num_experts, &why);
-    free(text);
-    if (rc == 0)
-        rc = placement_fits(check, &why);
-    if (rc == 0)
-        return 0;
-    mp_placement_release(&check->placement);
-    if (rc != MP_ERR_INPUT && rc != MP_ERR_UNSUPPORTED) {
-        *err = why;
-        return rc;
-    }
-    mp_fault_add(&check->faults, &spot, "%s: %s", MP_PLACEMENT_NAME, why.message);
+    if (rc == MP_ERR_INPUT || rc == MP_ERR_UNSUPPORTED)
+        mp_fault_add(&check->faults, &spot, "%s", why.message);
+    else if (rc != 0)
+        return mp_fail(err, (mp_code)rc, "%s", why.message);
     return 0;
 }
 

@@ -27,8 +27,8 @@ const char *mp_verify_level_name(mp_verify_level level)
 static int layer_bytes(const mp_check *check, const mp_exact *exact, const mp_packed_rank *packed,
                        size_t layer, uint64_t *bytes, mp_error *err)
 {
-    for (unsigned t = 0; t < check->num_tensors; t++) {
-        const mp_tensor_set *set = mp_check_set(check, t);
+    for (unsigned t = 0; t < check->shape.num_tensors; t++) {
+        const mp_slot_set *set = mp_check_set(check, t);
         bool wants;
 
         if (mp_rank_wants(check, packed, layer, t, &wants, err) != 0)
@@ -67,8 +67,8 @@ static void count_tensors(const mp_check *check, const mp_rank *rank)
     bool whole = check->options->level == MP_VERIFY_STRUCTURE;
 
     for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
-        for (unsigned t = 0; t < check->num_tensors; t++) {
-            const mp_held *held = &rank->held[layer * check->num_tensors + t];
+        for (unsigned t = 0; t < check->shape.num_tensors; t++) {
+            const mp_held *held = &rank->held[layer * check->shape.num_tensors + t];
 
             if (!held->tensor || (!whole && !check->layers[layer]))
                 continue;

@@ -139,7 +139,7 @@ int mp_check_layer(const mp_plan *plan, const mp_moe_layer *layer, mp_error *err
     return rc;
 }
 
-int mp_check_shared(const mp_plan *plan, const mp_plan_part *part, const mp_moe_layer *layer,
+int mp_check_shared(const mp_plan *plan, const mp_slot_set *set, const mp_moe_layer *layer,
                     mp_error *err)
 {
     const mp_storage *storage = &layer->shared_storage;
@@ -150,46 +150,45 @@ int mp_check_shared(const mp_plan *plan, const mp_plan_part *part, const mp_moe_
             "%s: no shared expert, other layers have one: leave it out with --layers, or "
             "--shared none",
             layer->prefix);
-    if (!mp_passes_through(storage, part->target) && !plan->options.requantize_shared)
+    if (!mp_passes_through(storage, set->target) && !plan->options.requantize_shared)
         return mp_fail(
             err, MP_ERR_UNSUPPORTED,
             "%s: the shared expert is %s, and %s takes %s%s, which loses precision: allow "
             "that with --requantize-shared, or leave it to the engine with --shared none",
-            layer->prefix, mp_scheme_name(storage->scheme), part->target->name,
-            mp_scheme_name(part->target->scheme), reason(part->target));
-    return check_carried(plan, part->target, storage, &layer->shared, err);
+            layer->prefix, mp_scheme_name(storage->scheme), set->target->name,
+            mp_scheme_name(set->target->scheme), reason(set->target));
+    return check_carried(plan, set->target, storage, &layer->shared, err);
 }
 
 /* ------------------------------------------------------------------------
  * Optional tensors
  */
 
-int mp_check_optional(const mp_plan *plan, const mp_plan_layer *layer, mp_part_kind kind,
+int mp_check_optional(const mp_plan *plan, const mp_plan_layer *layer, const mp_slot_set *set,
                       const mp_slot_tensor *tensor, bool *has, mp_error *err)
 {
-    const mp_target *target = plan->parts[kind].target;
     const mp_moe_layer *source = layer->source;
-    bool fused = plan->options.shared == MP_SHARED_FUSED;
-    uint32_t first = kind == MP_PART_SHARED ? source->num_experts : 0;
-    uint32_t end = kind == MP_PART_SHARED || fused ? layer->num_experts : source->num_experts;
-    uint32_t count = 0;
+    uint32_t all = 0, count = 0;
 
     *has = !tensor->optional;
     if (!tensor->optional || (plan->drop & MP_ROLE_BIT(tensor->role)))
         return 0;
-    for (uint32_t e = first; e < end; e++) {
-        bool routed = e < source->num_experts;
+    for (uint32_t id = 0; id < plan->shape.num_ids; id++) {
+        bool routed = id < source->num_experts;
         const mp_storage *storage = routed ? &source->storage : &source->shared_storage;
         const mp_expert *expert =
-            routed ? &source->experts[e] : &layer->shared[e - source->num_experts];
+            routed ? &source->experts[id] : &layer->shared[id - source->num_experts];
 
-        count += mp_passes_through(storage, target) && mp_has_vector(storage, expert, tensor);
+        if (mp_shape_set(&plan->shape, id) != set)
+            continue;
+        all++;
+        count += mp_passes_through(storage, set->target) && mp_has_vector(storage, expert, tensor);
     }
     *has = count > 0;
-    if (count == 0 || count == end - first)
+    if (count == 0 || count == all)
         return 0;
     return mp_fail(err, MP_ERR_UNSUPPORTED,
                    "%s: %u of %u experts have what %s holds: drop it, or "
                    "leave the layer out with --layers",
-                   source->prefix, count, end - first, tensor->name);
+                   source->prefix, count, all, tensor->name);
 }

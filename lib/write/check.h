@@ -12,13 +12,13 @@ int mp_check_options(mp_plan *plan, mp_error *err);
  * that belongs to them. MP_ERR_UNSUPPORTED naming the option that would do. */
 int mp_check_layer(const mp_plan *plan, const mp_moe_layer *layer, mp_error *err);
 
-/* The same for the layer's shared expert in a part. */
-int mp_check_shared(const mp_plan *plan, const mp_plan_part *part, const mp_moe_layer *layer,
+/* The same for the layer's shared expert in a set. */
+int mp_check_shared(const mp_plan *plan, const mp_slot_set *set, const mp_moe_layer *layer,
                     mp_error *err);
 
-/* Whether a layer has an optional tensor of a part. MP_ERR_UNSUPPORTED where some of its
+/* Whether a layer has an optional tensor of a set. MP_ERR_UNSUPPORTED where some of its
  * experts have it and others do not. */
-int mp_check_optional(const mp_plan *plan, const mp_plan_layer *layer, mp_part_kind kind,
+int mp_check_optional(const mp_plan *plan, const mp_plan_layer *layer, const mp_slot_set *set,
                       const mp_slot_tensor *tensor, bool *has, mp_error *err);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The files of a repack: the tensors of every rank, layer after layer. */
+#include "pack/shape.h"
 #include "write/plan.h"
 
 #include "base/error.h"
@@ -12,15 +13,19 @@
 
 #define NOT_WRITTEN UINT32_MAX
 
-static uint64_t place_of(const mp_plan *plan, uint32_t layer, uint32_t rank, unsigned tensor)
+/* Where the number of an output stands. */
+static uint32_t *number_of(const mp_plan *plan, uint32_t layer, uint32_t rank,
+                           const mp_slot_set *set, const mp_slot_tensor *tensor)
 {
-    return ((uint64_t)layer * plan->options.ep + rank) * plan->num_tensors + tensor;
+    uint64_t row = (uint64_t)layer * plan->options.ep + rank;
+
+    return &plan->output_of[row * plan->shape.num_tensors + mp_set_number(set, tensor)];
 }
 
 const mp_out_tensor *mp_plan_output(const mp_plan *plan, uint32_t layer, uint32_t rank,
-                                    unsigned tensor)
+                                    const mp_slot_set *set, const mp_slot_tensor *tensor)
 {
-    uint32_t output = plan->output_of[place_of(plan, layer, rank, tensor)];
+    uint32_t output = *number_of(plan, layer, rank, set, tensor);
 
     return output == NOT_WRITTEN ? NULL : &plan->work.outputs[output];
 }
@@ -29,7 +34,7 @@ static int reserve(mp_plan *plan, mp_error *err)
 {
     uint64_t all;
 
-    if (!mp_mul_u64((uint64_t)plan->num_layers * plan->num_tensors, plan->options.ep, &all) ||
+    if (!mp_mul_u64((uint64_t)plan->num_layers * plan->shape.num_tensors, plan->options.ep, &all) ||
         all >= NOT_WRITTEN)
         return mp_fail(err, MP_ERR_USAGE, "%u ranks of %zu layers are too many tensors",
                        plan->options.ep, plan->num_layers);
@@ -42,39 +47,33 @@ static int reserve(mp_plan *plan, mp_error *err)
 }
 
 /* Adds one tensor of a layer on a rank: [slots, shape of a slot]. */
-static int add_output(mp_plan *plan, mp_part_kind kind, uint32_t rank, uint32_t layer, unsigned t,
-                      mp_error *err)
+static int add_output(mp_plan *plan, uint32_t rank, uint32_t layer, const mp_slot_set *set,
+                      const mp_slot_tensor *tensor, mp_error *err)
 {
-    const mp_plan_part *part = &plan->parts[kind];
-    const mp_slot_tensor *tensor = &part->tensors[t];
     const char *prefix = plan->layers[layer].source->prefix;
     uint64_t shape[5], bytes;
-    uint32_t dims = mp_slots_shape(part->target, tensor, part->slots, shape);
+    uint32_t dims = mp_slots_shape(set->target, tensor, set->slots, shape);
 
-    if (!mp_mul_u64(tensor->slot_bytes, part->slots, &bytes) || bytes > INT64_MAX / 2)
+    if (!mp_mul_u64(tensor->slot_bytes, set->slots, &bytes) || bytes > INT64_MAX / 2)
         return mp_fail(err, MP_ERR_INPUT, "%s: slots of %llu bytes overflow a file", prefix,
                        (unsigned long long)tensor->slot_bytes);
-    plan->output_of[place_of(plan, layer, rank, part->first + t)] =
-        (uint32_t)plan->work.num_outputs;
-    return mp_work_add(&plan->work,
-                       mp_format("%s.%s.%s", prefix,
-                                 kind == MP_PART_SHARED ? "shared_experts" : "experts",
-                                 tensor->name),
+    *number_of(plan, layer, rank, set, tensor) = (uint32_t)plan->work.num_outputs;
+    return mp_work_add(&plan->work, mp_format("%s.%s.%s", prefix, set->block, tensor->name),
                        tensor->dtype, shape, dims, layer, err);
 }
 
 static int add_layer(mp_plan *plan, uint32_t rank, uint32_t layer, mp_error *err)
 {
-    for (unsigned kind = 0; kind < MP_PARTS; kind++) {
-        const mp_plan_part *part = &plan->parts[kind];
+    for (unsigned s = 0; s < plan->shape.num_sets; s++) {
+        const mp_slot_set *set = &plan->shape.sets[s];
 
-        for (unsigned t = 0; t < part->num_tensors; t++) {
+        for (unsigned t = 0; t < set->num_tensors; t++) {
             bool has;
 
-            if (mp_check_optional(plan, &plan->layers[layer], (mp_part_kind)kind, &part->tensors[t],
-                                  &has, err) != 0)
+            if (mp_check_optional(plan, &plan->layers[layer], set, &set->tensors[t], &has, err) !=
+                0)
                 return err->code;
-            if (has && add_output(plan, (mp_part_kind)kind, rank, layer, t, err) != 0)
+            if (has && add_output(plan, rank, layer, set, &set->tensors[t], err) != 0)
                 return err->code;
         }
     }

@@ -16,7 +16,7 @@
 
 mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index)
 {
-    mp_unit unit = {.layer = plan->layers, .part = &plan->parts[MP_PART_SLOTS]};
+    mp_unit unit = {.layer = plan->layers};
     uint32_t l = 0, routed;
     uint64_t within;
 
@@ -25,37 +25,28 @@ mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index)
     unit.layer = &plan->layers[l];
     unit.layer_index = l;
     within = index - unit.layer->first_unit;
-    unit.expert = (uint32_t)(within / MP_SIDES);
+    unit.id = (uint32_t)(within / MP_SIDES);
     unit.side = (mp_side)(within % MP_SIDES);
     routed = unit.layer->source->num_experts;
-    unit.is_shared = unit.expert >= routed;
-    unit.matrices = unit.is_shared ? &unit.layer->shared[unit.expert - routed]
-                                   : &unit.layer->source->experts[unit.expert];
-    if (unit.is_shared && plan->options.shared == MP_SHARED_SEPARATE)
-        unit.part = &plan->parts[MP_PART_SHARED];
+    unit.is_shared = unit.id >= routed;
+    unit.matrices = unit.is_shared ? &unit.layer->shared[unit.id - routed]
+                                   : &unit.layer->source->experts[unit.id];
+    unit.set = mp_shape_set(&plan->shape, unit.id);
     return unit;
-}
-
-const mp_place *mp_unit_copies(const mp_unit *unit, uint32_t *count)
-{
-    const uint32_t *first = &unit->layer->first_copy[unit->expert];
-
-    *count = first[1] - first[0];
-    return unit->layer->copies + first[0];
 }
 
 mp_side_source mp_unit_source(const mp_plan *plan, const mp_unit *unit)
 {
     const mp_moe_layer *layer = unit->layer->source;
-    const mp_plan_part *part = unit->part;
-    bool cols = part->target->tiling(&part->dims, unit->side).kind == MP_TILES_COLS;
+    const mp_slot_set *set = unit->set;
+    bool cols = set->target->tiling(&set->dims, unit->side).kind == MP_TILES_COLS;
 
     return (mp_side_source){
         .catalog = plan->catalog,
         .storage = unit->is_shared ? &layer->shared_storage : &layer->storage,
-        .matrix = &unit->matrices->matrix[unit->side == MP_L1 ? MP_GATE : MP_DOWN],
-        .target = part->target,
-        .dims = part->dims,
+        .matrix = &unit->matrices->matrix[mp_side_first(unit->side)],
+        .target = set->target,
+        .dims = set->dims,
         .side = unit->side,
         .tile_bytes = cols ? MP_UNIT_COLS_BYTES : MP_UNIT_ROWS_BYTES,
         .quant = &plan->options.quant,
@@ -67,7 +58,7 @@ bool mp_unit_is_lossless(const mp_plan *plan, const mp_unit *unit)
     /* Scales that are no powers of two are seen only when they are read. */
     if (unit->is_shared)
         return unit->layer->shared_lossless &&
-               !(unit->part->target->ue8m0 && plan->options.requantize_shared);
+               !(unit->set->target->ue8m0 && plan->options.requantize_shared);
     return unit->layer->lossless;
 }
 
@@ -83,15 +74,15 @@ static uint64_t unit_bytes_read(const mp_plan *plan, const mp_unit *unit)
 
 uint64_t mp_unit_bytes_written(const mp_plan *plan, const mp_unit *unit)
 {
-    const mp_plan_part *part = unit->part;
+    const mp_slot_set *set = unit->set;
     uint64_t bytes = 0;
     uint32_t count;
-    const mp_place *copies = mp_unit_copies(unit, &count);
+    const mp_place *copies = mp_places_of(&unit->layer->places, unit->id, &count);
 
-    for (unsigned t = 0; count > 0 && t < part->num_tensors; t++)
-        if (part->tensors[t].side == unit->side &&
-            mp_plan_output(plan, unit->layer_index, copies->rank, part->first + t))
-            bytes += part->tensors[t].slot_bytes;
+    for (unsigned t = 0; count > 0 && t < set->num_tensors; t++)
+        if (set->tensors[t].side == unit->side &&
+            mp_plan_output(plan, unit->layer_index, copies->rank, set, &set->tensors[t]))
+            bytes += set->tensors[t].slot_bytes;
     return bytes * count;
 }
 
@@ -123,7 +114,6 @@ static int choose_layers(mp_plan *plan, mp_error *err)
         plan->layers[plan->num_layers++] = (mp_plan_layer){
             .source = layer,
             .lossless = mp_passes_through(&layer->storage, plan->options.target),
-            .num_experts = layer->num_experts,
         };
     }
     return plan->num_layers ? 0 : mp_fail(err, MP_ERR_USAGE, "no layer selected");
@@ -208,13 +198,23 @@ static int settle_placement(mp_plan *plan, mp_error *err)
     else
         rc = mp_placement_trivial(&plan->placement, (uint32_t)plan->num_layers, experts,
                                   options->redundant, err);
-    if (rc == 0)
-        rc = mp_placement_check(&plan->placement, options->ep, &plan->warnings, err);
-    if (rc == 0)
-        rc = mp_slots_init(
-            &plan->slots, experts, plan->placement.num_physical, options->ep,
-            options->shared == MP_SHARED_FUSED ? plan->catalog->num_shared_experts : 0, false, err);
-    return rc;
+    return rc ? rc : mp_placement_check(&plan->placement, options->ep, &plan->warnings, err);
+}
+
+static int settle_shape(mp_plan *plan, mp_error *err)
+{
+    const mp_catalog *catalog = plan->catalog;
+    const mp_shape_terms terms = {
+        .target = plan->options.target,
+        .dims = {catalog->hidden_size, catalog->moe_intermediate_size},
+        .num_experts = plan->placement.num_logical,
+        .num_physical = plan->placement.num_physical,
+        .ep_size = plan->options.ep,
+        .shared = plan->options.shared,
+        .num_shared = catalog->num_shared_experts,
+    };
+
+    return mp_shape_init(&plan->shape, &terms, &plan->warnings, err);
 }
 
 /* ------------------------------------------------------------------------
@@ -224,74 +224,23 @@ static int settle_placement(mp_plan *plan, mp_error *err)
 /* The views of the shared expert that are packed: one a slot, or the whole of it. */
 static int add_shared(const mp_plan *plan, mp_plan_layer *layer, mp_error *err)
 {
-    const mp_plan_part *part =
-        &plan->parts[plan->options.shared == MP_SHARED_SEPARATE ? MP_PART_SHARED : MP_PART_SLOTS];
-    uint32_t routed = layer->source->num_experts;
-    uint32_t count = part->target->single ? 1 : plan->catalog->num_shared_experts;
+    uint32_t routed = layer->source->num_experts, count = plan->shape.num_ids - routed;
+    const mp_slot_set *set = mp_shape_set(&plan->shape, routed);
     const mp_storage *storage = &layer->source->shared_storage;
 
-    if (mp_check_shared(plan, part, layer->source, err) != 0)
+    if (mp_check_shared(plan, set, layer->source, err) != 0)
         return err->code;
     layer->shared = mp_alloc_zeroed(count, sizeof *layer->shared);
     if (!layer->shared)
         return mp_fail_memory(err);
     for (uint32_t s = 0; s < count; s++) {
-        if (part->target->single)
+        if (set->target->single)
             layer->shared[s] = layer->source->shared;
         else if (mp_layer_expert(plan->catalog, layer->source, routed + s, &layer->shared[s],
                                  &storage, err) != 0)
             return err->code;
     }
-    layer->num_experts += count;
-    layer->shared_lossless = mp_passes_through(storage, part->target);
-    return 0;
-}
-
-static bool writes_rank(const mp_plan *plan, uint32_t rank)
-{
-    return !plan->options.ranks || plan->options.ranks[rank];
-}
-
-/* Fills in the copies of every expert, those of expert e from next[e] on. */
-static void fill_copies(const mp_plan *plan, mp_plan_layer *layer, uint32_t *next)
-{
-    uint32_t routed = layer->source->num_experts, per_rank = mp_slots_routed_per_rank(&plan->slots);
-    bool fused = plan->options.shared == MP_SHARED_FUSED;
-
-    for (uint32_t rank = 0; rank < plan->options.ep; rank++) {
-        for (uint32_t slot = 0; writes_rank(plan, rank) && slot < per_rank; slot++)
-            layer->copies[next[layer->placement[rank * per_rank + slot]]++] =
-                (mp_place){rank, slot};
-        for (uint32_t e = routed; writes_rank(plan, rank) && e < layer->num_experts; e++)
-            layer->copies[next[e]++] = (mp_place){rank, e - routed + (fused ? per_rank : 0)};
-    }
-}
-
-/* Groups the slots on written ranks by the expert that they copy. */
-static int group_copies(const mp_plan *plan, mp_plan_layer *layer, mp_error *err)
-{
-    uint32_t experts = layer->num_experts, routed = layer->source->num_experts;
-    uint32_t physical = plan->placement.num_physical, ep = plan->options.ep;
-    uint32_t per_rank = mp_slots_routed_per_rank(&plan->slots), written = 0;
-    uint32_t *next = mp_alloc((uint64_t)experts + 1, sizeof *next);
-
-    layer->copies = mp_alloc(physical + (uint64_t)(experts - routed) * ep, sizeof *layer->copies);
-    layer->first_copy = mp_alloc_zeroed((uint64_t)experts + 1, sizeof *layer->first_copy);
-    if (!next || !layer->copies || !layer->first_copy) {
-        free(next);
-        return mp_fail_memory(err);
-    }
-    for (uint32_t rank = 0; rank < ep; rank++)
-        written += writes_rank(plan, rank);
-    for (uint32_t p = 0; p < physical; p++)
-        layer->first_copy[layer->placement[p] + 1] += writes_rank(plan, p / per_rank);
-    for (uint32_t e = routed; e < experts; e++)
-        layer->first_copy[e + 1] = written;
-    for (uint32_t e = 0; e < experts; e++)
-        layer->first_copy[e + 1] += layer->first_copy[e];
-    memcpy(next, layer->first_copy, (experts + 1) * sizeof *next);
-    fill_copies(plan, layer, next);
-    free(next);
+    layer->shared_lossless = mp_passes_through(storage, set->target);
     return 0;
 }
 
@@ -299,58 +248,20 @@ static int settle_layers(mp_plan *plan, mp_error *err)
 {
     mp_work *work = &plan->work;
 
+    work->stage_units = (uint64_t)plan->shape.num_ids * MP_SIDES;
+    work->num_stages = (uint32_t)plan->num_layers;
     for (size_t i = 0; i < plan->num_layers; i++) {
         mp_plan_layer *layer = &plan->layers[i];
-        uint64_t units;
 
-        layer->placement = mp_placement_row(&plan->placement, (uint32_t)i);
         if (plan->options.shared != MP_SHARED_NONE && add_shared(plan, layer, err) != 0)
             return err->code;
-        if (group_copies(plan, layer, err) != 0)
+        if (mp_places_init(&layer->places, &plan->shape,
+                           mp_placement_row(&plan->placement, (uint32_t)i), plan->options.ranks,
+                           err) != 0)
             return err->code;
-        units = (uint64_t)layer->num_experts * MP_SIDES;
         layer->first_unit = work->num_units;
-        work->num_units += units;
-        work->stage_units = units > work->stage_units ? units : work->stage_units;
+        work->num_units += work->stage_units;
     }
-    work->num_stages = (uint32_t)plan->num_layers;
-    return 0;
-}
-
-/* ------------------------------------------------------------------------
- * Parts
- */
-
-static void settle_part(mp_plan *plan, mp_part_kind kind, const mp_target *target, mp_dims dims,
-                        uint32_t slots)
-{
-    mp_plan_part *part = &plan->parts[kind];
-
-    part->target = target;
-    part->dims = dims;
-    part->slots = slots;
-    part->first = plan->num_tensors;
-    part->num_tensors = target->describe(&dims, part->tensors);
-    plan->num_tensors += part->num_tensors;
-}
-
-static int settle_parts(mp_plan *plan, mp_error *err)
-{
-    const mp_catalog *catalog = plan->catalog;
-    const mp_target *target = plan->options.target, *separate = target->separate;
-    uint32_t shared = catalog->num_shared_experts;
-    mp_dims dims = {catalog->hidden_size, catalog->moe_intermediate_size};
-
-    if (target->check(&dims, &plan->warnings, err) != 0)
-        return err->code;
-    settle_part(plan, MP_PART_SLOTS, target, dims, 0); /* slots follow from the placement */
-    if (plan->options.shared != MP_SHARED_SEPARATE)
-        return 0;
-    if (separate->single)
-        dims.intermediate_size *= shared;
-    if (separate->check(&dims, &plan->warnings, err) != 0)
-        return err->code;
-    settle_part(plan, MP_PART_SHARED, separate, dims, separate->single ? 1 : shared);
     return 0;
 }
 
@@ -393,13 +304,11 @@ int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_optio
     if (rc == 0)
         rc = choose_layers(plan, err);
     if (rc == 0)
-        rc = settle_parts(plan, err);
-    if (rc == 0)
         rc = settle_placement(plan, err);
-    if (rc == 0) {
-        plan->parts[MP_PART_SLOTS].slots = mp_slots_per_rank(&plan->slots);
+    if (rc == 0)
+        rc = settle_shape(plan, err);
+    if (rc == 0)
         rc = settle_layers(plan, err);
-    }
     if (rc == 0)
         rc = mp_plan_files(plan, err);
     if (rc == 0)
@@ -412,8 +321,7 @@ int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_optio
 void mp_plan_release(mp_plan *plan)
 {
     for (size_t i = 0; i < plan->num_layers; i++) {
-        free(plan->layers[i].copies);
-        free(plan->layers[i].first_copy);
+        mp_places_release(&plan->layers[i].places);
         free(plan->layers[i].shared);
     }
     free(plan->layers);

@@ -6,28 +6,26 @@
 #include <moepack/pack.h>
 
 #include "experts/canonical.h"
+#include "pack/shape.h"
 
 /* Wanted size of a tile: of rows, in cache, and worth a system call; of columns, wide enough
  * that the piece of every row is worth one. */
 #define MP_UNIT_ROWS_BYTES (256u << 10)
 #define MP_UNIT_COLS_BYTES (4u << 20)
 
-/* A unit of work: one side of one expert of one layer. */
+/* A unit of work: one side of one expert of one layer, for all of its copies. */
 typedef struct mp_unit {
     const mp_plan_layer *layer;
     uint32_t layer_index;
-    uint32_t expert;
+    uint32_t id; /* as the shape counts */
     bool is_shared;
     const mp_expert *matrices;
-    const mp_plan_part *part; /* whose tensors it fills */
+    const mp_slot_set *set; /* whose tensors it fills */
     mp_side side;
 } mp_unit;
 
 /* The unit of that index, index < plan->work.num_units. */
 mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index);
-
-/* Copies that the unit's expert has on the ranks that are written. */
-const mp_place *mp_unit_copies(const mp_unit *unit, uint32_t *count);
 
 /* Where the unit's matrices come from. */
 mp_side_source mp_unit_source(const mp_plan *plan, const mp_unit *unit);
@@ -38,10 +36,9 @@ bool mp_unit_is_lossless(const mp_plan *plan, const mp_unit *unit);
 /* Bytes that a unit writes. */
 uint64_t mp_unit_bytes_written(const mp_plan *plan, const mp_unit *unit);
 
-/* The output tensor `tensor` (of all parts: part->first + index into part->tensors) of a layer
- * on a rank; null where it is not written. */
+/* The output for a tensor of a layer on a rank; null where it is not written. */
 const mp_out_tensor *mp_plan_output(const mp_plan *plan, uint32_t layer, uint32_t rank,
-                                    unsigned tensor);
+                                    const mp_slot_set *set, const mp_slot_tensor *tensor);
 
 /* Fills plan->work's outputs and files once everything else is settled. */
 int mp_plan_files(mp_plan *plan, mp_error *err);

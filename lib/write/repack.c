@@ -46,42 +46,31 @@ static uint64_t unit_of(const mp_plan_layer *layer, uint32_t expert, int side)
     return layer->first_unit + (uint64_t)expert * MP_SIDES + (uint64_t)side;
 }
 
-static bool has_copies(const mp_plan_layer *layer, uint32_t expert)
-{
-    return layer->first_copy[expert + 1] > layer->first_copy[expert];
-}
-
-/* Whether the first copy of the expert in a row of the placement is that of number p. */
-static bool is_first_copy(const mp_plan *plan, const mp_plan_layer *layer, uint32_t p)
-{
-    uint32_t expert = (uint32_t)layer->placement[p];
-    uint32_t slot = mp_slots_of_physical(&plan->slots, p);
-    uint32_t per_rank = mp_slots_per_rank(&plan->slots);
-    const mp_place *first = &layer->copies[layer->first_copy[expert]];
-
-    return has_copies(layer, expert) && first->rank == slot / per_rank &&
-           first->slot == slot % per_rank;
-}
-
 /* Neighbours are on different ranks as far as can be: threads then write to different files,
  * which do not wait for each other. An expert is done once, when its first copy comes up. */
 static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
 {
     const mp_plan *plan = user;
     const mp_plan_layer *layer = &plan->layers[stage];
-    uint32_t per_rank = mp_slots_routed_per_rank(&plan->slots);
+    const int32_t *row = mp_placement_row(&plan->placement, stage);
+    uint32_t per_rank = mp_slots_routed_per_rank(&plan->shape.slots), copies;
     size_t count = 0;
 
-    for (int side = 0; side < MP_SIDES; side++)
-        for (uint32_t slot = 0; slot < per_rank; slot++)
-            for (uint32_t rank = 0; rank < plan->options.ep; rank++)
-                if (is_first_copy(plan, layer, rank * per_rank + slot))
-                    units[count++] =
-                        unit_of(layer, (uint32_t)layer->placement[rank * per_rank + slot], side);
-    for (uint32_t e = layer->source->num_experts; e < layer->num_experts; e++)
+    for (int side = 0; side < MP_SIDES; side++) {
+        for (uint32_t slot = 0; slot < per_rank; slot++) {
+            for (uint32_t rank = 0; rank < plan->options.ep; rank++) {
+                uint32_t id = (uint32_t)row[rank * per_rank + slot];
+                const mp_place *first = mp_places_of(&layer->places, id, &copies);
+
+                if (copies > 0 && first->rank == rank && first->slot == slot)
+                    units[count++] = unit_of(layer, id, side);
+            }
+        }
+    }
+    for (uint32_t id = layer->source->num_experts; id < plan->shape.num_ids; id++)
         for (int side = 0; side < MP_SIDES; side++)
-            if (has_copies(layer, e))
-                units[count++] = unit_of(layer, e, side);
+            if (mp_places_of(&layer->places, id, &copies) && copies > 0)
+                units[count++] = unit_of(layer, id, side);
     return count;
 }
 

@@ -207,8 +207,8 @@ static int form_of(const mp_plan *plan, const mp_plan_layer *layer, bool shared,
                    mp_error *err)
 {
     const mp_moe_layer *source = layer->source;
-    bool apart = shared && plan->options.shared == MP_SHARED_SEPARATE;
-    const mp_target *target = apart ? plan->parts[MP_PART_SHARED].target : plan->options.target;
+    uint32_t id = shared ? source->num_experts : 0;
+    const mp_target *target = mp_shape_set(&plan->shape, id)->target;
     uint64_t width = plan->catalog->moe_intermediate_size;
     mp_naming naming = *source->naming;
 
@@ -310,7 +310,7 @@ static int describe_errors(const description *d, mp_error *err)
         return mp_fail_memory(err);
     for (size_t i = 0; i < plan->num_layers; i++) {
         const mp_plan_layer *layer = &plan->layers[i];
-        uint32_t routed = layer->source->num_experts, all = layer->num_experts;
+        uint32_t routed = layer->source->num_experts, all = plan->shape.num_ids;
 
         if (!layer->lossless && (add_error(d, layer, 0, routed, MP_L1, "w13", err) != 0 ||
                                  add_error(d, layer, 0, routed, MP_L2, "w2", err) != 0))
@@ -337,7 +337,7 @@ static void describe_quantization(const description *d)
 
         m->lossless &= layer->lossless;
         m->shared_lossless &=
-            !requantized(d, layer, layer->source->num_experts, layer->num_experts);
+            !requantized(d, layer, layer->source->num_experts, plan->shape.num_ids);
         mixed |= layer->source->storage.scheme != source;
     }
     m->source_scheme = mixed ? MP_SCHEME_COUNT : source;
@@ -365,11 +365,11 @@ static int describe_run(const description *d, mp_error *err)
     m->family = strdup(catalog->family);
     m->hidden_size = catalog->hidden_size;
     m->moe_intermediate_size = catalog->moe_intermediate_size;
-    m->num_experts = plan->slots.num_logical;
+    m->num_experts = plan->shape.slots.num_logical;
     m->num_shared_experts = catalog->num_shared_experts;
     m->model_layers = catalog->num_layers;
     m->ep_size = options->ep;
-    m->num_physical = plan->slots.num_physical;
+    m->num_physical = plan->shape.slots.num_physical;
     m->shared = options->shared;
     m->command = options->command ? strdup(options->command) : NULL;
     m->dropped = plan->drop;

@@ -20,14 +20,14 @@ static uint64_t larger(uint64_t a, uint64_t b)
 }
 
 /* Bytes of the largest piece that is packed at once. */
-static uint64_t packed_bytes(const mp_side_source *from, const mp_plan_part *part)
+static uint64_t packed_bytes(const mp_side_source *from, const mp_slot_set *set)
 {
     mp_tile tile = mp_tile_at(from->target, &from->dims, from->side, from->tile_bytes, 0);
     uint64_t bytes = tile.bytes;
 
-    for (unsigned t = 0; t < part->num_tensors; t++)
-        if (part->tensors[t].side == from->side && part->tensors[t].role != MP_ROLE_WEIGHT)
-            bytes = larger(bytes, part->tensors[t].slot_bytes);
+    for (unsigned t = 0; t < set->num_tensors; t++)
+        if (set->tensors[t].side == from->side && set->tensors[t].role != MP_ROLE_WEIGHT)
+            bytes = larger(bytes, set->tensors[t].slot_bytes);
     return mp_round_up(bytes, 64);
 }
 
@@ -40,12 +40,12 @@ uint64_t mp_plan_scratch(const mp_plan *plan)
         uint32_t routed = layer->source->num_experts;
 
         /* Routed experts are alike, and so are shared ones. */
-        for (uint32_t e = 0; e < layer->num_experts; e += e == 0 && routed > 1 ? routed : 1) {
+        for (uint32_t e = 0; e < plan->shape.num_ids; e += e == 0 && routed > 1 ? routed : 1) {
             for (uint32_t side = 0; side < MP_SIDES; side++) {
                 mp_unit unit = mp_plan_unit(plan, layer->first_unit + e * MP_SIDES + side);
                 mp_side_source from = mp_unit_source(plan, &unit);
 
-                most = larger(most, packed_bytes(&from, unit.part) + mp_canonical_scratch(&from));
+                most = larger(most, packed_bytes(&from, unit.set) + mp_canonical_scratch(&from));
             }
         }
     }
@@ -56,14 +56,13 @@ uint64_t mp_plan_scratch(const mp_plan *plan)
 static int write_copies(const work_unit *w, const mp_slot_tensor *tensor, uint64_t offset,
                         const void *data, uint64_t n, mp_error *err)
 {
-    const mp_plan_part *part = w->unit->part;
-    unsigned number = part->first + (unsigned)(tensor - part->tensors);
+    const mp_slot_set *set = w->unit->set;
     uint32_t count;
-    const mp_place *copies = mp_unit_copies(w->unit, &count);
+    const mp_place *copies = mp_places_of(&w->unit->layer->places, w->unit->id, &count);
 
     for (uint32_t c = 0; c < count; c++) {
         const mp_out_tensor *out =
-            mp_plan_output(w->plan, w->unit->layer_index, copies[c].rank, number);
+            mp_plan_output(w->plan, w->unit->layer_index, copies[c].rank, set, tensor);
 
         if (mp_outputs_write(w->outputs, out, copies[c].slot * tensor->slot_bytes + offset, data, n,
                              err) != 0)
@@ -105,10 +104,10 @@ static int write_vector(work_unit *w, const mp_slot_tensor *tensor, mp_error *er
 {
     void *numbers = w->packed;
     uint32_t count;
-    const mp_place *copies = mp_unit_copies(w->unit, &count);
-    unsigned number = w->unit->part->first + (unsigned)(tensor - w->unit->part->tensors);
+    const mp_place *copies = mp_places_of(&w->unit->layer->places, w->unit->id, &count);
 
-    if (count == 0 || !mp_plan_output(w->plan, w->unit->layer_index, copies->rank, number))
+    if (count == 0 ||
+        !mp_plan_output(w->plan, w->unit->layer_index, copies->rank, w->unit->set, tensor))
         return 0; /* the layer does not have it */
     if (mp_canonical_vector(&w->canonical, tensor, numbers, err) != 0)
         return err->code;
@@ -118,11 +117,11 @@ static int write_vector(work_unit *w, const mp_slot_tensor *tensor, mp_error *er
 /* Tensors of a side come in the order of roles: scales are whole after the weight's tiles. */
 static int write_tensors(work_unit *w, mp_quant_stats *stats, mp_error *err)
 {
-    const mp_plan_part *part = w->unit->part;
+    const mp_slot_set *set = w->unit->set;
     int rc = 0;
 
-    for (unsigned t = 0; t < part->num_tensors && rc == 0; t++) {
-        const mp_slot_tensor *tensor = &part->tensors[t];
+    for (unsigned t = 0; t < set->num_tensors && rc == 0; t++) {
+        const mp_slot_tensor *tensor = &set->tensors[t];
 
         if (tensor->side != w->unit->side)
             continue;
@@ -147,7 +146,7 @@ int mp_unit_run(const mp_plan *plan, const mp_unit *unit, mp_outputs *outputs, v
         .packed = scratch,
     };
 
-    mp_canonical_init(&w.canonical, &w.from, w.packed + packed_bytes(&w.from, unit->part));
+    mp_canonical_init(&w.canonical, &w.from, w.packed + packed_bytes(&w.from, unit->set));
     if (mp_canonical_begin(&w.canonical, err) != 0 || write_tensors(&w, stats, err) != 0)
         return err->code;
     for (unsigned part = 0; part < mp_side_parts(unit->side); part++)

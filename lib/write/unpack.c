@@ -21,8 +21,8 @@ static int print_terms(const void *user, FILE *f, mp_error *err)
     mp_hex_digest text;
 
     (void)err;
-    fprintf(f, "unpack %s\nlayers %s\nmax-shard-size %" PRIu64 "\n", plan->source->manifest_xxh3,
-            mp_selection_term(plan->options.layers, plan->manifest.num_layers, text),
+    fprintf(f, "unpack %s\nlayers %s\nmax-shard-size %" PRIu64 "\n", plan->pack.xxh3,
+            mp_selection_term(plan->options.layers, plan->pack.manifest.num_layers, text),
             plan->options.max_shard_size);
     return 0;
 }
@@ -31,7 +31,7 @@ static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
 {
     const mp_unpack_plan *plan = user;
     const mp_unpack_layer *layer = &plan->source->layers[stage];
-    size_t count = (plan->manifest.num_experts + (layer->shared.form ? 1 : 0)) * MP_SIDES;
+    size_t count = (plan->pack.manifest.num_experts + (layer->shared.form ? 1 : 0)) * MP_SIDES;
 
     for (size_t i = 0; i < count; i++)
         units[i] = layer->first_unit + i;
@@ -61,9 +61,9 @@ static json_t *report_json(const mp_unpack_plan *plan)
         return NULL;
     }
     return json_pack("{s:s, s:s, s:s, s:b, s:b, s:o, s:o}", "tool_version", mp_version(),
-                     "pack_xxh3", plan->source->manifest_xxh3, "target", plan->manifest.target,
-                     "lossless", plan->manifest.lossless, "shared_lossless",
-                     plan->manifest.shared_lossless, "layers", layers, "files", files);
+                     "pack_xxh3", plan->pack.xxh3, "target", plan->pack.manifest.target, "lossless",
+                     plan->pack.manifest.lossless, "shared_lossless",
+                     plan->pack.manifest.shared_lossless, "layers", layers, "files", files);
 }
 
 static int report_text(const mp_unpack_plan *plan, char **text, mp_error *err)

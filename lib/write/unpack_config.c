@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* config.json of what a pack becomes: as it was, or saying what requantized experts are now. */
+#include "pack/pack.h"
 #include "write/unpack.h"
 
 #include "base/error.h"
@@ -11,29 +12,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CONFIG_LIMIT (16u << 20)
-
-static int load_config(struct mp_unpack_source *source, mp_error *err)
+static int load_config(mp_unpack_plan *plan, mp_error *err)
 {
-    const mp_manifest *m = source->manifest;
-    char *path;
-    mp_hex_digest hex;
+    const mp_manifest *m = &plan->pack.manifest;
     uint64_t length;
-    int rc;
 
     if (!m->config_xxh3[0])
         return 0;
-    path = mp_path_join(source->dir, MP_CONFIG_NAME);
-    rc = path ? mp_read_text(path, CONFIG_LIMIT, &source->config, &length, err)
-              : mp_fail_memory(err);
-    free(path);
-    if (rc != 0)
-        return rc;
-    mp_hex_digest_of(source->config, length, hex);
-    if (strcmp(hex, m->config_xxh3) != 0)
-        return mp_fail(err, MP_ERR_INPUT, "%s: digest %s, %s says %s", MP_CONFIG_NAME, hex,
-                       MP_MANIFEST_NAME, m->config_xxh3);
-    return 0;
+    return mp_pack_text(plan->pack.dir, MP_CONFIG_NAME, m->config_xxh3, &plan->source->config,
+                        &length, err);
 }
 
 /* The usual style of the experts of a form, as its names begin: "ffn.experts...". */
@@ -74,7 +61,7 @@ static int change_config(mp_unpack_plan *plan, bool shared, mp_error *err)
 {
     struct mp_unpack_source *source = plan->source;
     const mp_unpack_form *first = shared ? &source->layers->shared : &source->layers->routed;
-    const mp_target *target = first->part->target;
+    const mp_target *target = first->set->target;
     char **modules = mp_alloc(source->num_layers, MP_PROJECTIONS * sizeof *modules);
     mp_config_change change = {
         .style = style_of(first->form, target->scheme),
@@ -112,8 +99,8 @@ static int change_config(mp_unpack_plan *plan, bool shared, mp_error *err)
 
 int mp_unpack_config(mp_unpack_plan *plan, mp_error *err)
 {
-    const mp_manifest *m = &plan->manifest;
-    int rc = load_config(plan->source, err);
+    const mp_manifest *m = &plan->pack.manifest;
+    int rc = load_config(plan, err);
 
     if (rc == 0 && plan->source->config && m->shared_form && !m->shared_lossless)
         rc = change_config(plan, true, err);

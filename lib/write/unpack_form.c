@@ -28,7 +28,7 @@ typedef struct extent {
 static int find_extent(const mp_unpack_form *f, const mp_form_tensor *tensor, const char *prefix,
                        uint32_t experts, extent *x, mp_error *err)
 {
-    const mp_dims *dims = &f->part->dims;
+    const mp_dims *dims = &f->set->dims;
     bool fused = f->form->fusion != MP_FUSION_NONE, down = tensor->matrix == MP_DOWN;
 
     if (!down && fused != (tensor->matrix == MP_GATE_UP))
@@ -45,10 +45,10 @@ static int find_extent(const mp_unpack_form *f, const mp_form_tensor *tensor, co
 /* Scales of a matrix that is put together from slots: bytes in the tensor's type. */
 static uint64_t scale_bytes(const mp_unpack_form *f, const mp_form_tensor *tensor, const extent *x)
 {
-    const mp_plan_part *part = f->part;
-    const mp_scheme_form *canonical = mp_scheme_form_of(part->target->scheme);
-    uint64_t rows = mp_target_scale_rows(part->target, &part->dims, x->side);
-    uint64_t row = mp_target_scale_row_bytes(part->target, &part->dims, x->side) * 8 /
+    const mp_slot_set *set = f->set;
+    const mp_scheme_form *canonical = mp_scheme_form_of(set->target->scheme);
+    uint64_t rows = mp_target_scale_rows(set->target, &set->dims, x->side);
+    uint64_t row = mp_target_scale_row_bytes(set->target, &set->dims, x->side) * 8 /
                    mp_dtype_bits(canonical->scale_dtype);
     bool whole = canonical->block_cols == UINT32_MAX;
     uint64_t slots = x->side == MP_L2 && whole ? 1 : f->slots;
@@ -62,7 +62,7 @@ static uint64_t wanted_bytes(const mp_unpack_form *f, const mp_form_tensor *tens
 {
     switch (role) {
     case MP_ROLE_WEIGHT:
-        return x->matrices * x->rows * mp_scheme_row_bytes(f->part->target->scheme, x->cols);
+        return x->matrices * x->rows * mp_scheme_row_bytes(f->set->target->scheme, x->cols);
     case MP_ROLE_SCALE:
         return scale_bytes(f, tensor, x);
     case MP_ROLE_OFFSET:
@@ -110,16 +110,16 @@ static int check_tensor(const mp_unpack_form *f, const mp_form_tensor *tensor, c
         return err->code;
     if (role == MP_ROLE_SHAPE)
         return check_shape_tensor(f, tensor, prefix, err);
-    if (!mp_part_tensor(f->part, x.side, role) ||
+    if (!mp_set_tensor(f->set, x.side, role) ||
         (role == MP_ROLE_OFFSET && f->form->fusion != MP_FUSION_NONE))
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s.%s: %s holds no %s of such experts",
-                       MP_MANIFEST_NAME, prefix, tensor->name, f->part->target->name,
+                       MP_MANIFEST_NAME, prefix, tensor->name, f->set->target->name,
                        mp_role_name(tensor->role));
     if (role > MP_ROLE_SCALE && tensor->dtype != MP_F32)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s.%s: %s, only F32 can be written",
                        MP_MANIFEST_NAME, prefix, tensor->name, mp_dtype_name(tensor->dtype));
     if (role == MP_ROLE_WEIGHT && mp_fusion_is_transposed(f->form->fusion) &&
-        mp_dtype_bits(tensor->dtype) != mp_scheme_bits(f->part->target->scheme))
+        mp_dtype_bits(tensor->dtype) != mp_scheme_bits(f->set->target->scheme))
         return mp_fail(err, MP_ERR_UNSUPPORTED,
                        "%s: %s.%s: several weights to a %s cannot be written transposed",
                        MP_MANIFEST_NAME, prefix, tensor->name, mp_dtype_name(tensor->dtype));
@@ -130,10 +130,10 @@ static int check_tensor(const mp_unpack_form *f, const mp_form_tensor *tensor, c
 static int check_blocks(const mp_unpack_form *f, const char *prefix, mp_error *err)
 {
     const mp_form *form = f->form;
-    const mp_scheme_form *canonical = mp_scheme_form_of(f->part->target->scheme);
-    const char *scheme = mp_scheme_name(f->part->target->scheme);
+    const mp_scheme_form *canonical = mp_scheme_form_of(f->set->target->scheme);
+    const char *scheme = mp_scheme_name(f->set->target->scheme);
 
-    if (form->scheme != f->part->target->scheme)
+    if (form->scheme != f->set->target->scheme)
         return mp_fail(err, MP_ERR_INPUT, "%s: %s: experts of %s in a form of %s", MP_MANIFEST_NAME,
                        prefix, scheme, mp_scheme_name(form->scheme));
     if (canonical->has_scale &&
@@ -147,7 +147,7 @@ static int check_blocks(const mp_unpack_form *f, const char *prefix, mp_error *e
 /* A matrix is nothing without its weight and the scales that its scheme has. */
 static int check_whole(const mp_unpack_form *f, const char *prefix, mp_error *err)
 {
-    const mp_scheme_form *canonical = mp_scheme_form_of(f->part->target->scheme);
+    const mp_scheme_form *canonical = mp_scheme_form_of(f->set->target->scheme);
     const bool wanted[] = {[MP_ROLE_WEIGHT] = true,
                            [MP_ROLE_SCALE] = canonical->has_scale,
                            [MP_ROLE_GLOBAL_SCALE] = canonical->has_global};

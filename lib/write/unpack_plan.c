@@ -13,33 +13,24 @@
  * Where experts are
  */
 
-/* A copy of each expert on the first rank that is here and has one. */
-static int locate_experts(const struct mp_unpack_source *source, mp_unpack_layer *layer,
-                          mp_error *err)
+const mp_place *mp_unpack_place(const mp_unpack_plan *plan, const mp_unpack_layer *layer,
+                                uint32_t id)
 {
-    const int32_t *row = mp_placement_row(&source->placement, layer->number);
-    uint32_t experts = (uint32_t)source->manifest->num_experts;
-    uint32_t per_rank = mp_slots_routed_per_rank(&source->slots);
+    uint32_t count;
+    const mp_place *places = mp_pack_copies(&plan->pack, layer->number, id, &count);
 
-    layer->where = mp_alloc(experts, sizeof *layer->where);
-    if (!layer->where)
-        return mp_fail_memory(err);
-    for (uint32_t e = 0; e < experts; e++)
-        layer->where[e].rank = UINT32_MAX;
-    for (uint32_t r = 0; r < source->num_ranks; r++) {
-        for (uint32_t slot = 0; slot < per_rank; slot++) {
-            mp_place *where = &layer->where[row[source->ranks[r].number * per_rank + slot]];
+    return count ? places : NULL;
+}
 
-            if (where->rank == UINT32_MAX)
-                *where = (mp_place){r, slot};
-        }
-    }
-    for (uint32_t e = 0; e < experts; e++)
-        if (layer->where[e].rank == UINT32_MAX)
+/* Ranks may be missing: every expert is on another, or it cannot be unpacked. */
+static int check_places(const mp_unpack_plan *plan, const mp_unpack_layer *layer, mp_error *err)
+{
+    for (uint32_t id = 0; id < plan->pack.shape.num_ids; id++)
+        if (!mp_unpack_place(plan, layer, id))
             return mp_fail(err, MP_ERR_INPUT,
-                           "%s: expert %u is on none of the %zu ranks that are here, of %u: "
+                           "%s: expert %u is on none of the %u ranks that are here, of %u: "
                            "bring the others",
-                           layer->prefix, e, source->num_ranks, source->slots.ep);
+                           layer->prefix, id, plan->pack.num_open, plan->pack.shape.slots.ep);
     return 0;
 }
 
@@ -48,59 +39,51 @@ static int locate_experts(const struct mp_unpack_source *source, mp_unpack_layer
  */
 
 /* The tensors of a pack that a form is filled from are there on every rank. */
-static int check_packed(const struct mp_unpack_source *source, const mp_unpack_layer *layer,
-                        const mp_unpack_form *f, mp_error *err)
+static int check_packed(const mp_pack *pack, const mp_unpack_layer *layer, const mp_unpack_form *f,
+                        mp_error *err)
 {
     for (size_t i = 0; i < f->form->num_tensors; i++) {
         const mp_form_tensor *tensor = &f->form->tensors[i];
         mp_side side = tensor->matrix == MP_DOWN ? MP_L2 : MP_L1;
-        const mp_slot_tensor *packed;
+        const mp_slot_tensor *packed =
+            mp_set_tensor(f->set, side, mp_unpack_role(f->form, tensor->role));
 
-        if (tensor->role == MP_ROLE_SHAPE)
-            continue;
-        packed = mp_part_tensor(f->part, side, mp_unpack_role(f->form, tensor->role));
-        for (uint32_t r = 0; r < source->num_ranks; r++)
-            if (!mp_unpack_packed(source, layer->number, r,
-                                  f->part->first + (unsigned)(packed - f->part->tensors)))
+        for (uint32_t r = 0; packed && r < pack->shape.slots.ep; r++)
+            if (pack->open[r] && !mp_pack_tensor(pack, layer->number, r, f->set, packed))
                 return mp_fail(err, MP_ERR_INPUT, "%s.%s: rank %u has no %s to take it from",
-                               layer->prefix, tensor->name, source->ranks[r].number, packed->name);
+                               layer->prefix, tensor->name, r, packed->name);
     }
     return 0;
 }
 
-static int settle_form(const struct mp_unpack_source *source, const mp_unpack_layer *layer,
-                       uint32_t number, mp_part_kind kind, uint32_t slots, mp_unpack_form *f,
-                       mp_error *err)
+static int settle_form(const mp_pack *pack, const mp_unpack_layer *layer, uint32_t number,
+                       uint32_t id, uint32_t slots, mp_unpack_form *f, mp_error *err)
 {
-    const mp_manifest *m = source->manifest;
+    const mp_manifest *m = &pack->manifest;
 
     f->form = &m->forms[number];
-    f->part = &source->parts[kind];
+    f->set = mp_shape_set(&pack->shape, id);
     f->slots = slots;
     if (mp_unpack_check_form(f, layer->prefix, (uint32_t)m->num_experts, err) != 0)
         return err->code;
-    return check_packed(source, layer, f, err);
+    return check_packed(pack, layer, f, err);
 }
 
-static int settle_layer(const struct mp_unpack_source *source, uint32_t number,
-                        mp_unpack_layer *layer, mp_error *err)
+static int settle_layer(const mp_unpack_plan *plan, uint32_t number, mp_unpack_layer *layer,
+                        mp_error *err)
 {
-    const mp_manifest *m = source->manifest;
-    bool apart = source->parts[MP_PART_SHARED].num_tensors > 0;
-    const mp_plan_part *part = &source->parts[apart ? MP_PART_SHARED : MP_PART_SLOTS];
+    const mp_pack *pack = &plan->pack;
+    const mp_manifest *m = &pack->manifest;
+    uint32_t experts = pack->shape.slots.num_logical;
 
     *layer = (mp_unpack_layer){.prefix = m->layers[number], .number = number};
-    if (locate_experts(source, layer, err) != 0 ||
-        settle_form(source, layer, m->layer_form[number], MP_PART_SLOTS, 1, &layer->routed, err) !=
-            0)
+    if (check_places(plan, layer, err) != 0 ||
+        settle_form(pack, layer, m->layer_form[number], 0, 1, &layer->routed, err) != 0)
         return err->code;
-    if (!m->shared_form)
+    if (m->shared == MP_SHARED_NONE)
         return 0;
-    if (!apart)
-        layer->where_shared.slot = mp_slots_routed_per_rank(&source->slots);
-    if (settle_form(source, layer, m->shared_form[number], apart ? MP_PART_SHARED : MP_PART_SLOTS,
-                    apart ? part->slots : (uint32_t)m->num_shared_experts, &layer->shared,
-                    err) != 0)
+    if (settle_form(pack, layer, m->shared_form[number], experts, pack->shape.num_ids - experts,
+                    &layer->shared, err) != 0)
         return err->code;
     if (layer->shared.form->fusion != MP_FUSION_NONE)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s: a shared expert that is fused",
@@ -111,7 +94,7 @@ static int settle_layer(const struct mp_unpack_source *source, uint32_t number,
 static int settle_layers(mp_unpack_plan *plan, mp_error *err)
 {
     struct mp_unpack_source *source = plan->source;
-    const mp_manifest *m = &plan->manifest;
+    const mp_manifest *m = &plan->pack.manifest;
     mp_work *work = &plan->work;
 
     source->layers = mp_alloc_zeroed(m->num_layers, sizeof *source->layers);
@@ -123,7 +106,7 @@ static int settle_layers(mp_unpack_plan *plan, mp_error *err)
         if (plan->options.layers && !plan->options.layers[l])
             continue;
         source->num_layers++;
-        if (settle_layer(source, l, layer, err) != 0)
+        if (settle_layer(plan, l, layer, err) != 0)
             return err->code;
         layer->first_unit = work->num_units;
         work->stage_units = (m->num_experts + (layer->shared.form ? 1 : 0)) * MP_SIDES;
@@ -168,17 +151,17 @@ static void list_form(mp_unpack_form *f, const mp_unpack_layer *layer, uint32_t 
         };
 }
 
-static void list_tensors(struct mp_unpack_source *source, listed *list)
+static void list_tensors(const mp_unpack_plan *plan, listed *list)
 {
+    struct mp_unpack_source *source = plan->source;
+    const mp_manifest *m = &plan->pack.manifest;
     uint64_t n = 0;
 
     for (uint32_t l = 0; l < source->num_layers; l++) {
         mp_unpack_layer *layer = &source->layers[l];
 
-        list_form(&layer->routed, layer, l, count_tensors(source->manifest, &layer->routed, false),
-                  list, &n);
-        list_form(&layer->shared, layer, l, count_tensors(source->manifest, &layer->shared, true),
-                  list, &n);
+        list_form(&layer->routed, layer, l, count_tensors(m, &layer->routed, false), list, &n);
+        list_form(&layer->shared, layer, l, count_tensors(m, &layer->shared, true), list, &n);
     }
 }
 
@@ -238,8 +221,8 @@ static int settle_tensors(mp_unpack_plan *plan, mp_error *err)
     int rc;
 
     for (size_t l = 0; l < source->num_layers; l++)
-        count += count_tensors(&plan->manifest, &source->layers[l].routed, false) +
-                 count_tensors(&plan->manifest, &source->layers[l].shared, true);
+        count += count_tensors(&plan->pack.manifest, &source->layers[l].routed, false) +
+                 count_tensors(&plan->pack.manifest, &source->layers[l].shared, true);
     rc = mp_work_reserve(&plan->work, count, err);
     if (rc != 0)
         return rc;
@@ -248,7 +231,7 @@ static int settle_tensors(mp_unpack_plan *plan, mp_error *err)
     if (!list || !source->order) {
         rc = mp_fail_memory(err);
     } else {
-        list_tensors(source, list);
+        list_tensors(plan, list);
         if (!all_aligned(list, count))
             qsort(list, count, sizeof *list, by_width);
         rc = add_tensors(plan, list, count, err);
@@ -266,14 +249,14 @@ static void count_bytes(mp_unpack_plan *plan)
     mp_work *work = &plan->work;
 
     work->lossless = true; /* whatever happened before */
-    work->scratch_bytes = mp_unpack_scratch(plan->source);
+    work->scratch_bytes = mp_unpack_scratch(plan);
     for (uint64_t u = 0; u < work->num_units; u++) {
         mp_unpack_unit unit = mp_unpack_unit_at(plan, u);
-        const mp_plan_part *part = unit.form->part;
+        const mp_slot_set *set = unit.form->set;
 
-        for (unsigned t = 0; t < part->num_tensors; t++)
-            if (part->tensors[t].side == unit.side)
-                work->bytes_read += part->tensors[t].slot_bytes * unit.form->slots;
+        for (unsigned t = 0; t < set->num_tensors; t++)
+            if (set->tensors[t].side == unit.side)
+                work->bytes_read += set->tensors[t].slot_bytes * unit.form->slots;
     }
 }
 
@@ -281,7 +264,7 @@ static void count_bytes(mp_unpack_plan *plan)
 static void warn_absent(mp_unpack_plan *plan)
 {
     char dropped[MP_ROLE_SET_TEXT];
-    const mp_manifest *m = &plan->manifest;
+    const mp_manifest *m = &plan->pack.manifest;
 
     if (plan->source->num_layers < m->model_layers)
         mp_problem(&plan->warnings, "%zu of the model's %llu MoE layers are unpacked",
@@ -296,12 +279,13 @@ static void warn_absent(mp_unpack_plan *plan)
 int mp_unpack_plan_init(mp_unpack_plan *plan, const char *dir, const mp_unpack_options *options,
                         const mp_context *context, mp_error *err)
 {
-    err = MP_NEVER_NULL(err);
+    const mp_pack_options how = {.partial = true};
     int rc;
 
-    memset(plan, 0, sizeof *plan);
-    plan->options = *options;
-    rc = mp_unpack_open(plan, dir, context, err);
+    err = MP_NEVER_NULL(err);
+    *plan =
+        (mp_unpack_plan){.options = *options, .source = mp_alloc_zeroed(1, sizeof *plan->source)};
+    rc = plan->source ? mp_pack_open(&plan->pack, dir, &how, context, err) : mp_fail_memory(err);
     if (rc == 0)
         rc = settle_layers(plan, err);
     if (rc == 0)
@@ -319,9 +303,17 @@ int mp_unpack_plan_init(mp_unpack_plan *plan, const char *dir, const mp_unpack_o
 
 void mp_unpack_plan_release(mp_unpack_plan *plan)
 {
+    struct mp_unpack_source *source = plan->source;
+
+    if (source) {
+        free(source->layers);
+        free(source->order);
+        free(source->config);
+        free(source->hf_quant_config);
+    }
+    free(source);
     mp_work_release(&plan->work);
-    mp_unpack_close(plan->source);
-    mp_manifest_release(&plan->manifest);
+    mp_pack_release(&plan->pack);
     mp_problems_release(&plan->warnings);
     memset(plan, 0, sizeof *plan);
 }

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One unit of unpacking: a side of an expert out of its slot, tile by tile, into the tensors
  * that a checkpoint has for it. */
+#include "pack/pack.h"
 #include "write/unpack.h"
 
 #include "base/error.h"
+#include "experts/packed.h"
 #include "write/plan.h"
 
 #include <string.h>
@@ -11,12 +13,13 @@
 /* What a unit's functions share. */
 typedef struct work_unit {
     const mp_unpack_plan *plan;
-    const struct mp_unpack_source *source;
     mp_unpack_unit unit;
     mp_outputs *outputs;
-    uint8_t *packed, *first; /* bytes of a slot, and of the first slot */
-    uint8_t *matrix[2];      /* a tile of each part, or scales */
-    uint8_t *stage;          /* room for both */
+    mp_packed_side slot; /* the unit's side, of one of its slots */
+    uint8_t *first;      /* what the first slot has, where all have to have the same */
+    uint8_t *vector;     /* a tensor of a slot that is neither weight nor scale */
+    uint8_t *scale[2];   /* of each part, in the type that is written */
+    uint8_t *stage;      /* room for a tile of both parts */
 } work_unit;
 
 static uint64_t larger(uint64_t a, uint64_t b)
@@ -25,129 +28,88 @@ static uint64_t larger(uint64_t a, uint64_t b)
 }
 
 /* ------------------------------------------------------------------------
- * Tiles
+ * Scratch
  */
 
-/* Where columns are written in pieces, tiles are so large that a piece is worth a call. */
-static uint64_t tile_bytes(const mp_unpack_form *f, mp_side side)
+/* A side of a slot of a form. Where columns are written in pieces, tiles are so large that a
+ * piece is worth a call. */
+static mp_packed_side side_of(const mp_unpack_plan *plan, const mp_unpack_layer *layer,
+                              const mp_unpack_form *f, mp_place place, mp_side side)
 {
-    bool cols = f->part->target->tiling(&f->part->dims, side).kind == MP_TILES_COLS;
+    bool cols = f->set->target->tiling(&f->set->dims, side).kind == MP_TILES_COLS;
 
-    return cols || mp_fusion_is_transposed(f->form->fusion) ? MP_UNIT_COLS_BYTES
-                                                            : MP_UNIT_ROWS_BYTES;
+    return (mp_packed_side){
+        .pack = &plan->pack,
+        .layer = layer->number,
+        .set = f->set,
+        .place = place,
+        .side = side,
+        .tile_bytes = cols || mp_fusion_is_transposed(f->form->fusion) ? MP_UNIT_COLS_BYTES
+                                                                       : MP_UNIT_ROWS_BYTES,
+    };
 }
 
-/* Tiles that stand for the same rows of gate and of up: one with both parts, or one a part. */
-static unsigned tiles_together(const mp_unpack_form *f, mp_side side)
+/* Bytes of a part's scales: canonical ones, and as floats, which no type is wider than. */
+static uint64_t scale_bytes(const mp_slot_set *set, mp_side side)
 {
-    bool apart = f->part->target->tiling(&f->part->dims, side).kind == MP_TILES_ROWS;
-
-    return apart ? mp_side_parts(side) : 1;
+    return mp_target_scale_rows(set->target, &set->dims, side) *
+           mp_target_scale_row_bytes(set->target, &set->dims, side);
 }
 
-static mp_tile tile_at(const mp_unpack_form *f, mp_side side, uint64_t index)
+static uint64_t scale_floats(const mp_slot_set *set, mp_side side)
 {
-    return mp_tile_at(f->part->target, &f->part->dims, side, tile_bytes(f, side), index);
-}
+    const mp_scheme_form *form = mp_scheme_form_of(set->target->scheme);
 
-/* Floats that scales of a part are in any type, at most. */
-static uint64_t scale_bytes(const mp_plan_part *part, mp_side side)
-{
-    const mp_scheme_form *form = mp_scheme_form_of(part->target->scheme);
-    uint64_t bytes = mp_target_scale_rows(part->target, &part->dims, side) *
-                     mp_target_scale_row_bytes(part->target, &part->dims, side);
-
-    return bytes * 8 / mp_dtype_bits(form->scale_dtype) * sizeof(float);
+    return scale_bytes(set, side) * 8 / mp_dtype_bits(form->scale_dtype) * sizeof(float);
 }
 
 /* Makes room for a side of a form. */
-static void measure(struct mp_unpack_source *source, const mp_unpack_form *f, mp_side side)
+static void measure(mp_unpack_plan *plan, const mp_unpack_layer *layer, const mp_unpack_form *f,
+                    mp_side side)
 {
-    const mp_plan_part *part = f->part;
-    mp_tile tile = tile_at(f, side, 0);
-    uint64_t matrix = tile.rows * mp_scheme_row_bytes(part->target->scheme, tile.cols);
+    struct mp_unpack_source *source = plan->source;
+    const mp_packed_side slot = side_of(plan, layer, f, (mp_place){0}, side);
+    mp_tile tile = mp_tile_at(f->set->target, &f->set->dims, side, slot.tile_bytes, 0);
+    uint64_t matrix = tile.rows * mp_scheme_row_bytes(f->set->target->scheme, tile.cols);
 
-    for (unsigned t = 0; t < part->num_tensors; t++)
-        if (part->tensors[t].side == side && part->tensors[t].role != MP_ROLE_WEIGHT)
-            source->read_bytes = larger(source->read_bytes, part->tensors[t].slot_bytes);
-    source->read_bytes = larger(source->read_bytes, tile.bytes);
-    source->matrix_bytes = larger(source->matrix_bytes, larger(matrix, scale_bytes(part, side)));
+    for (unsigned t = 0; t < f->set->num_tensors; t++)
+        if (f->set->tensors[t].side == side && f->set->tensors[t].role != MP_ROLE_WEIGHT)
+            source->vector_bytes = larger(source->vector_bytes, f->set->tensors[t].slot_bytes);
+    source->vector_bytes = larger(source->vector_bytes, scale_bytes(f->set, side));
+    source->slot_bytes = larger(source->slot_bytes, mp_packed_scratch(&slot));
+    source->matrix_bytes = larger(source->matrix_bytes, larger(matrix, scale_floats(f->set, side)));
 }
 
-uint64_t mp_unpack_scratch(struct mp_unpack_source *source)
+uint64_t mp_unpack_scratch(mp_unpack_plan *plan)
 {
-    source->read_bytes = source->matrix_bytes = 0;
+    struct mp_unpack_source *source = plan->source;
+
     for (size_t l = 0; l < source->num_layers; l++) {
         const mp_unpack_layer *layer = &source->layers[l];
 
         for (unsigned side = 0; side < MP_SIDES; side++) {
-            measure(source, &layer->routed, (mp_side)side);
+            measure(plan, layer, &layer->routed, (mp_side)side);
             if (layer->shared.form)
-                measure(source, &layer->shared, (mp_side)side);
+                measure(plan, layer, &layer->shared, (mp_side)side);
         }
     }
-    source->read_bytes = mp_round_up(source->read_bytes, 64);
+    source->slot_bytes = mp_round_up(source->slot_bytes, 64);
+    source->vector_bytes = mp_round_up(source->vector_bytes, 64);
     source->matrix_bytes = mp_round_up(source->matrix_bytes, 64);
-    return 2 * source->read_bytes + 4 * source->matrix_bytes;
+    return source->slot_bytes + 2 * source->vector_bytes + 4 * source->matrix_bytes;
 }
 
 static void lay_buffers(work_unit *w, uint8_t *scratch)
 {
-    const struct mp_unpack_source *source = w->source;
+    const struct mp_unpack_source *source = w->plan->source;
 
-    w->packed = scratch;
-    w->first = w->packed + source->read_bytes;
-    w->matrix[0] = w->first + source->read_bytes;
-    w->matrix[1] = w->matrix[0] + source->matrix_bytes;
-    w->stage = w->matrix[1] + source->matrix_bytes;
-}
-
-/* ------------------------------------------------------------------------
- * In
- */
-
-static const mp_slot_tensor *tensor_of(const work_unit *w, mp_role role)
-{
-    return mp_part_tensor(w->unit.form->part, w->unit.side, role);
-}
-
-static const mp_tensor *packed_tensor(const work_unit *w, const mp_slot_tensor *tensor)
-{
-    const mp_plan_part *part = w->unit.form->part;
-
-    return mp_unpack_packed(w->source, w->unit.layer->number, w->unit.from.rank,
-                            part->first + (unsigned)(tensor - part->tensors));
-}
-
-/* Bytes of a tensor in slot `slot` of those that the unit's expert has. */
-static int read_slot(const work_unit *w, const mp_slot_tensor *tensor, uint32_t slot,
-                     uint64_t offset, uint64_t n, uint8_t *out, mp_error *err)
-{
-    const mp_unpack_rank *rank = &w->source->ranks[w->unit.from.rank];
-    uint64_t at = (uint64_t)(w->unit.from.slot + slot) * tensor->slot_bytes + offset;
-
-    if (mp_tensor_read(&rank->tensors, packed_tensor(w, tensor), at, n, out, err) != 0)
-        return mp_error_prefix(err, "rank %u", rank->number);
-    return 0;
-}
-
-/* Reads what one matrix has once into w->packed: all slots of a shared expert have to agree. */
-static int read_common(const work_unit *w, const mp_slot_tensor *tensor, mp_error *err)
-{
-    uint64_t n = tensor->slot_bytes;
-
-    if (read_slot(w, tensor, 0, 0, n, w->packed, err) != 0)
-        return err->code;
-    for (uint32_t s = 1; s < w->unit.form->slots; s++) {
-        if (read_slot(w, tensor, s, 0, n, w->first, err) != 0)
-            return err->code;
-        if (memcmp(w->packed, w->first, n) != 0)
-            return mp_fail(err, MP_ERR_UNSUPPORTED,
-                           "%s: slots 0 and %u of the shared expert differ: they are no "
-                           "longer one matrix",
-                           packed_tensor(w, tensor)->name, s);
-    }
-    return 0;
+    w->slot = side_of(w->plan, w->unit.layer, w->unit.form, w->unit.from, w->unit.side);
+    mp_packed_side_init(&w->slot, scratch);
+    w->first = scratch + source->slot_bytes;
+    w->vector = w->first + source->vector_bytes;
+    w->scale[0] = w->vector + source->vector_bytes;
+    w->scale[1] = w->scale[0] + source->matrix_bytes;
+    w->stage = w->scale[1] + source->matrix_bytes;
 }
 
 /* ------------------------------------------------------------------------
@@ -161,7 +123,7 @@ static const mp_out_tensor *output_of(const work_unit *w, const mp_form_tensor *
 
     if (f->form->fusion == MP_FUSION_NONE)
         number += (uint64_t)w->unit.expert * f->form->num_tensors;
-    return &w->plan->work.outputs[w->source->order[number]];
+    return &w->plan->work.outputs[w->plan->source->order[number]];
 }
 
 /* The tensors of a role for the unit's side, as a matrix of `rows` rows of row_bytes. */
@@ -182,63 +144,36 @@ static mp_stored stored_as(const work_unit *w, mp_role role, uint64_t rows, uint
     return to;
 }
 
-/* ------------------------------------------------------------------------
- * Weights
- */
-
-/* Reads a tile, or one a part, into w->matrix; returns the last of them in *tile. */
-static int read_tiles(const work_unit *w, uint32_t slot, uint64_t index, uint64_t count,
-                      mp_tile *tile, mp_error *err)
+/* Gate and up of the slots of a shared expert stand below each other, down side by side. */
+static bool stands_below(const work_unit *w)
 {
-    const mp_unpack_form *f = w->unit.form;
-    const mp_slot_tensor *tensor = tensor_of(w, MP_ROLE_WEIGHT);
-    unsigned together = tiles_together(f, w->unit.side);
-
-    for (unsigned i = 0; i < together; i++) {
-        *tile = tile_at(f, w->unit.side, index + i * count);
-        if (read_slot(w, tensor, slot, tile->offset, tile->bytes, w->packed, err) != 0)
-            return err->code;
-        f->part->target->unpack_weight(
-            &f->part->dims, w->unit.side, tile, w->packed,
-            (uint8_t *const[2]){w->matrix[tile->part], w->matrix[1 - tile->part]});
-    }
-    return 0;
+    return w->unit.side == MP_L1;
 }
 
-/* Gate and up of the slots of a shared expert stand below each other, down side by side. */
-static int write_weights(const work_unit *w, mp_error *err)
+static int write_weights(work_unit *w, uint32_t slot, mp_error *err)
 {
     const mp_unpack_form *f = w->unit.form;
-    const mp_dims *dims = &f->part->dims;
-    const mp_target *target = f->part->target;
-    mp_side side = w->unit.side;
-    uint64_t rows = mp_side_rows(dims, side), bytes = tile_bytes(f, side);
-    uint64_t row_bytes = mp_scheme_row_bytes(target->scheme, mp_side_cols(dims, side));
-    uint64_t count = mp_tile_count(target, dims, side, bytes) / tiles_together(f, side);
-    bool below = side == MP_L1;
+    mp_scheme scheme = f->set->target->scheme;
+    uint64_t rows = mp_side_rows(&f->set->dims, w->unit.side);
+    uint64_t row_bytes = mp_scheme_row_bytes(scheme, mp_side_cols(&f->set->dims, w->unit.side));
+    uint64_t count = mp_packed_tiles(&w->slot);
+    bool below = stands_below(w);
     const mp_stored to = stored_as(w, MP_ROLE_WEIGHT, below ? f->slots * rows : rows,
                                    below ? row_bytes : f->slots * row_bytes);
-    mp_tile tile = {0};
 
-    for (uint32_t s = 0; s < f->slots; s++) {
-        for (uint64_t i = 0; i < count; i++) {
-            uint64_t at;
+    for (uint64_t i = 0; i < count; i++) {
+        mp_tile tile;
 
-            if (read_tiles(w, s, i, count, &tile, err) != 0)
-                return err->code;
-            at = mp_scheme_row_bytes(target->scheme, tile.col0) + (below ? 0 : s * row_bytes);
-            if (mp_stored_write(&to, w->outputs, tile.row0 + (below ? s * rows : 0), tile.rows, at,
-                                mp_scheme_row_bytes(target->scheme, tile.cols), w->matrix, w->stage,
-                                err) != 0)
-                return err->code;
-        }
+        if (mp_packed_tile(&w->slot, i, &tile, err) != 0)
+            return err->code;
+        uint64_t at = mp_scheme_row_bytes(scheme, tile.col0) + (below ? 0 : slot * row_bytes);
+        if (mp_stored_write(&to, w->outputs, tile.row0 + (below ? slot * rows : 0), tile.rows, at,
+                            mp_scheme_row_bytes(scheme, tile.cols), w->slot.part, w->stage,
+                            err) != 0)
+            return err->code;
     }
     return 0;
 }
-
-/* ------------------------------------------------------------------------
- * Scales
- */
 
 /* Scales are rows of their own, also of a matrix that is stored transposed. */
 static mp_fusion fusion_of_scales(mp_fusion fusion)
@@ -248,53 +183,68 @@ static mp_fusion fusion_of_scales(mp_fusion fusion)
     return fusion == MP_FUSION_COLS_PAIRED ? MP_FUSION_ROWS_PAIRED : fusion;
 }
 
-/* The scales in w->packed, in the type of a checkpoint, into w->matrix. */
-static int convert_scales(const work_unit *w, const mp_out_tensor *out, mp_error *err)
+/* The name of the packed tensor of a role, for messages. */
+static const char *packed_name(const work_unit *w, mp_role role)
 {
-    const mp_plan_part *part = w->unit.form->part;
-    mp_dtype canonical = mp_scheme_form_of(part->target->scheme)->scale_dtype;
-    uint64_t bytes = mp_target_scale_rows(part->target, &part->dims, w->unit.side) *
-                     mp_target_scale_row_bytes(part->target, &part->dims, w->unit.side);
+    const mp_packed_side *s = &w->slot;
 
-    part->target->unpack_scale(&part->dims, w->unit.side, w->packed, w->stage);
+    return mp_pack_tensor(s->pack, s->layer, s->place.rank, s->set,
+                          mp_set_tensor(s->set, s->side, role))
+        ->name;
+}
+
+/* What one matrix has once: all slots of a shared expert have to agree. */
+static int check_common(const work_unit *w, uint32_t slot, mp_role role, const void *have,
+                        uint64_t n, mp_error *err)
+{
+    if (slot == 0)
+        memcpy(w->first, have, n);
+    if (memcmp(w->first, have, n) == 0)
+        return 0;
+    return mp_fail(err, MP_ERR_UNSUPPORTED,
+                   "%s: slots 0 and %u of the shared expert differ: they are no longer one matrix",
+                   packed_name(w, role), slot);
+}
+
+/* The slot's scales in the type of a checkpoint. */
+static int convert_scales(const work_unit *w, mp_dtype dtype, mp_error *err)
+{
+    mp_dtype canonical = mp_scheme_form_of(w->slot.set->target->scheme)->scale_dtype;
+    uint64_t bytes = scale_bytes(w->slot.set, w->unit.side);
+
     for (unsigned p = 0; p < mp_side_parts(w->unit.side); p++)
-        if (!mp_scales_convert(canonical, w->stage + p * bytes,
-                               bytes * 8 / mp_dtype_bits(canonical), out->dtype, w->matrix[p]))
+        if (!mp_scales_convert(canonical, w->slot.scale + p * bytes,
+                               bytes * 8 / mp_dtype_bits(canonical), dtype, w->scale[p]))
             return mp_fail(err, MP_ERR_INPUT, "%s: a scale in slot %u that %s cannot hold",
-                           packed_tensor(w, tensor_of(w, MP_ROLE_SCALE))->name, w->unit.from.slot,
-                           mp_dtype_name(out->dtype));
+                           packed_name(w, MP_ROLE_SCALE), w->slot.place.slot, mp_dtype_name(dtype));
     return 0;
 }
 
-static int write_scales(const work_unit *w, mp_error *err)
+static int write_scales(work_unit *w, uint32_t slot, mp_error *err)
 {
     const mp_unpack_form *f = w->unit.form;
-    const mp_plan_part *part = f->part;
-    const mp_slot_tensor *tensor = tensor_of(w, MP_ROLE_SCALE);
-    mp_side side = w->unit.side;
-    const mp_scheme_form *scheme = mp_scheme_form_of(part->target->scheme);
-    uint64_t rows = mp_target_scale_rows(part->target, &part->dims, side), row_bytes;
-    bool below = side == MP_L1, common = !below && scheme->block_cols == UINT32_MAX;
+    const mp_scheme_form *scheme = mp_scheme_form_of(f->set->target->scheme);
+    uint64_t rows = mp_target_scale_rows(f->set->target, &f->set->dims, w->unit.side), row_bytes;
+    bool below = stands_below(w), common = !below && scheme->block_cols == UINT32_MAX;
     uint32_t slots = common ? 1 : f->slots;
     mp_stored to;
 
-    if (!tensor)
+    if (!scheme->has_scale)
+        return 0;
+    if (common && check_common(w, slot, MP_ROLE_SCALE, w->slot.scale,
+                               scale_bytes(f->set, w->unit.side), err) != 0)
+        return err->code;
+    if (common && slot > 0)
         return 0;
     to = stored_as(w, MP_ROLE_SCALE, below ? slots * rows : rows, 0);
     to.fusion = fusion_of_scales(to.fusion);
-    row_bytes = mp_target_scale_row_bytes(part->target, &part->dims, side) * 8 /
+    row_bytes = mp_target_scale_row_bytes(f->set->target, &f->set->dims, w->unit.side) * 8 /
                 mp_dtype_bits(scheme->scale_dtype) * to.width;
     to.row_bytes = below ? row_bytes : slots * row_bytes;
-    for (uint32_t s = 0; s < slots; s++) {
-        int rc = common ? read_common(w, tensor, err)
-                        : read_slot(w, tensor, s, 0, tensor->slot_bytes, w->packed, err);
-
-        if (rc != 0 || convert_scales(w, to.out[0], err) != 0 ||
-            mp_stored_write(&to, w->outputs, below ? s * rows : 0, rows, below ? 0 : s * row_bytes,
-                            row_bytes, w->matrix, w->stage, err) != 0)
-            return err->code;
-    }
-    return 0;
+    if (convert_scales(w, to.out[0]->dtype, err) != 0)
+        return err->code;
+    return mp_stored_write(&to, w->outputs, below ? slot * rows : 0, rows,
+                           below ? 0 : slot * row_bytes, row_bytes, w->scale, w->stage, err);
 }
 
 /* ------------------------------------------------------------------------
@@ -318,31 +268,14 @@ static int write_number(const work_unit *w, const mp_form_tensor *tensor, const 
                             err);
 }
 
-/* Zero points, one a row. */
-static int write_offset(const work_unit *w, const mp_form_tensor *tensor,
-                        const mp_slot_tensor *packed, unsigned p, mp_error *err)
-{
-    uint64_t bytes = packed->slot_bytes / mp_side_parts(w->unit.side);
-    uint32_t slots = w->unit.side == MP_L1 ? w->unit.form->slots : 1;
-
-    for (uint32_t s = 0; s < slots; s++) {
-        if (slots > 1 && read_slot(w, packed, s, 0, packed->slot_bytes, w->packed, err) != 0)
-            return err->code;
-        if (mp_outputs_write(w->outputs, output_of(w, tensor), s * bytes, w->packed + p * bytes,
-                             bytes, err) != 0)
-            return err->code;
-    }
-    return 0;
-}
-
 /* [N, K] of a packed weight. */
 static int write_shape(const work_unit *w, const mp_form_tensor *tensor, mp_error *err)
 {
     const mp_unpack_form *f = w->unit.form;
     bool below = w->unit.side == MP_L1;
     int64_t wide[2] = {
-        (int64_t)(mp_side_rows(&f->part->dims, w->unit.side) * (below ? f->slots : 1)),
-        (int64_t)(mp_side_cols(&f->part->dims, w->unit.side) * (below ? 1 : f->slots)),
+        (int64_t)(mp_side_rows(&f->set->dims, w->unit.side) * (below ? f->slots : 1)),
+        (int64_t)(mp_side_cols(&f->set->dims, w->unit.side) * (below ? 1 : f->slots)),
     };
     int32_t narrow[2] = {(int32_t)wide[0], (int32_t)wide[1]};
     bool is_wide = tensor->dtype == MP_I64;
@@ -352,29 +285,35 @@ static int write_shape(const work_unit *w, const mp_form_tensor *tensor, mp_erro
                             is_wide ? sizeof wide : sizeof narrow, err);
 }
 
-/* A tensor of a form that is neither weight nor scale. */
-static int write_other(const work_unit *w, const mp_form_tensor *tensor, unsigned p, mp_error *err)
+/* A tensor of a form that is neither weight nor scale, out of each slot. Zero points of L1 are
+ * those of its rows, which slots do not share; all else is one for the whole matrix. */
+static int write_other(work_unit *w, const mp_form_tensor *tensor, unsigned p, mp_error *err)
 {
     mp_role role = mp_unpack_role(w->unit.form->form, tensor->role);
-    const mp_slot_tensor *packed;
+    const mp_slot_tensor *packed = mp_set_tensor(w->slot.set, w->unit.side, role);
+    bool own_rows = role == MP_ROLE_OFFSET && w->unit.side == MP_L1;
+    uint64_t bytes;
 
     if (role == MP_ROLE_SHAPE)
         return write_shape(w, tensor, err);
-    packed = tensor_of(w, role);
-    /* Zero points of L1 are those of its rows, which slots do not share. */
-    if (role == MP_ROLE_OFFSET && w->unit.side == MP_L1) {
-        if (read_slot(w, packed, 0, 0, packed->slot_bytes, w->packed, err) != 0)
+    bytes = packed->slot_bytes / mp_side_parts(w->unit.side);
+    for (uint32_t slot = 0; slot < w->unit.form->slots; slot++) {
+        w->slot.place.slot = w->unit.from.slot + slot;
+        if (mp_packed_vector(&w->slot, role, w->vector, err) != 0 ||
+            (!own_rows && check_common(w, slot, role, w->vector, packed->slot_bytes, err) != 0))
             return err->code;
-    } else if (read_common(w, packed, err) != 0) {
-        return err->code;
+        if (role == MP_ROLE_OFFSET && (own_rows || slot == 0) &&
+            mp_outputs_write(w->outputs, output_of(w, tensor), slot * bytes, w->vector + p * bytes,
+                             bytes, err) != 0)
+            return err->code;
     }
     if (role == MP_ROLE_OFFSET)
-        return write_offset(w, tensor, packed, p, err);
-    return write_number(w, tensor, (const float *)(const void *)w->packed,
+        return 0;
+    return write_number(w, tensor, (const float *)(const void *)w->vector,
                         role == MP_ROLE_INPUT_SCALE ? 0 : p, err);
 }
 
-static int write_others(const work_unit *w, mp_error *err)
+static int write_others(work_unit *w, mp_error *err)
 {
     const mp_unpack_form *f = w->unit.form;
     unsigned parts = f->form->fusion == MP_FUSION_NONE ? mp_side_parts(w->unit.side) : 1;
@@ -385,9 +324,8 @@ static int write_others(const work_unit *w, mp_error *err)
         for (size_t t = 0; t < f->form->num_tensors; t++) {
             const mp_form_tensor *tensor = &f->form->tensors[t];
 
-            if (tensor->matrix != matrix || tensor->role <= MP_ROLE_SCALE)
-                continue;
-            if (write_other(w, tensor, p, err) != 0)
+            if (tensor->matrix == matrix && tensor->role > MP_ROLE_SCALE &&
+                write_other(w, tensor, p, err) != 0)
                 return err->code;
         }
     }
@@ -403,69 +341,53 @@ mp_unpack_unit mp_unpack_unit_at(const mp_unpack_plan *plan, uint64_t index)
     const struct mp_unpack_source *source = plan->source;
     const mp_unpack_layer *layer = source->layers;
     const mp_unpack_layer *last = layer + source->num_layers - 1;
-    mp_unpack_unit unit;
-    uint64_t expert;
+    uint32_t experts = plan->pack.shape.slots.num_logical, id;
+    bool shared;
 
     while (layer < last && layer[1].first_unit <= index)
         layer++;
-    expert = (index - layer->first_unit) / MP_SIDES;
-    unit = (mp_unpack_unit){.layer = layer, .side = (mp_side)(index % MP_SIDES)};
-    if (expert < plan->manifest.num_experts) {
-        unit.form = &layer->routed;
-        unit.expert = (uint32_t)expert;
-        unit.from = layer->where[expert];
-    } else {
-        unit.form = &layer->shared;
-        unit.from = layer->where_shared;
-    }
-    return unit;
+    id = (uint32_t)((index - layer->first_unit) / MP_SIDES);
+    shared = id >= experts;
+    return (mp_unpack_unit){
+        .layer = layer,
+        .form = shared ? &layer->shared : &layer->routed,
+        .expert = shared ? 0 : id,
+        .side = (mp_side)(index % MP_SIDES),
+        .from = *mp_unpack_place(plan, layer, id),
+    };
 }
 
 uint64_t mp_unpack_unit_bytes(const void *user, uint64_t index)
 {
     const mp_unpack_plan *plan = user;
     mp_unpack_unit unit = mp_unpack_unit_at(plan, index);
-    const mp_unpack_form *f = unit.form;
-    const work_unit w = {.plan = plan, .source = plan->source, .unit = unit};
-    bool fused = f->form->fusion != MP_FUSION_NONE;
+    const mp_form *form = unit.form->form;
+    const work_unit w = {.plan = plan, .unit = unit};
     uint64_t bytes = 0;
 
-    for (size_t t = 0; t < f->form->num_tensors; t++) {
-        if ((f->form->tensors[t].matrix == MP_DOWN) == (unit.side == MP_L2))
-            bytes += output_of(&w, &f->form->tensors[t])->bytes;
-    }
-    return fused ? bytes / plan->manifest.num_experts : bytes;
-}
-
-static void forget_slots(const work_unit *w)
-{
-    const mp_plan_part *part = w->unit.form->part;
-
-    for (unsigned t = 0; t < part->num_tensors; t++) {
-        const mp_tensor *tensor = packed_tensor(w, &part->tensors[t]);
-        uint64_t bytes = part->tensors[t].slot_bytes;
-
-        if (tensor && part->tensors[t].side == w->unit.side)
-            mp_tensor_forget(&w->source->ranks[w->unit.from.rank].tensors, tensor,
-                             w->unit.from.slot * bytes, w->unit.form->slots * bytes);
-    }
+    for (size_t t = 0; t < form->num_tensors; t++)
+        if ((form->tensors[t].matrix == MP_DOWN) == (unit.side == MP_L2))
+            bytes += output_of(&w, &form->tensors[t])->bytes;
+    return form->fusion == MP_FUSION_NONE ? bytes : bytes / plan->pack.shape.slots.num_logical;
 }
 
 int mp_unpack_unit_run(const void *user, uint64_t index, mp_outputs *outputs, void *scratch,
                        mp_quant_stats *stats, mp_error *err)
 {
     const mp_unpack_plan *plan = user;
-    work_unit w = {
-        .plan = plan,
-        .source = plan->source,
-        .unit = mp_unpack_unit_at(plan, index),
-        .outputs = outputs,
-    };
+    work_unit w = {.plan = plan, .unit = mp_unpack_unit_at(plan, index), .outputs = outputs};
 
     (void)stats;
     lay_buffers(&w, scratch);
-    if (write_weights(&w, err) != 0 || write_scales(&w, err) != 0 || write_others(&w, err) != 0)
+    for (uint32_t slot = 0; slot < w.unit.form->slots; slot++) {
+        w.slot.place.slot = w.unit.from.slot + slot;
+        if (mp_packed_begin(&w.slot, err) != 0 || write_weights(&w, slot, err) != 0 ||
+            write_scales(&w, slot, err) != 0)
+            return err->code;
+    }
+    if (write_others(&w, err) != 0)
         return err->code;
-    forget_slots(&w);
+    mp_pack_forget(&plan->pack, w.slot.layer, w.unit.from, w.unit.form->slots, w.slot.set,
+                   w.unit.side);
     return 0;
 }

@@ -181,7 +181,8 @@ pack megamoe-w4a8 2 0 none ''
 forward source.st "$source" --layer 0 --emulate w4a8 --no-shared
 jq -c '.physical_to_logical_map[0] |= (.[0:1] as $a | .[1:2] + $a + .[2:])' "$packed/placement.json" \
     >swapped.json
-cp swapped.json "$packed/placement.json"
+moepack repack -q "$source" -t megamoe-w4a8 --ep 2 --placement swapped.json -o swapped
+cp swapped/rank-000/*.safetensors "$packed/rank-000"
 forward packed.st "$packed" --source "$source" --layer 0 --emulate w4a8 --no-shared
 cmp -s source.st packed.st
 assert_equal $? 1

@@ -250,9 +250,9 @@ assert_status 0
 assert_stdout ''
 assert_equal "$(sed 's/ in .*//' "$stderr")" "$(
     cat <<'LINES'
+moepack: repack: warning: placement: row 1: 1 copy on a rank that has the expert already, first expert 1
 moepack: repack: warning: megamoe-w4a8: hidden size is 384, SGLang takes multiples of 512 only
 moepack: repack: warning: megamoe-w4a8: expert intermediate size is 256, SGLang takes multiples of 512 only
-moepack: repack: warning: placement: row 1: 1 copy on a rank that has the expert already, first expert 1
 moepack: repack: out: 2 files, 1.89 MB
 LINES
 )"

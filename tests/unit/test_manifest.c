@@ -430,14 +430,14 @@ Test(manifest, every_changed_character_is_found)
             if (was == *c)
                 continue;
             text[i] = *c;
-            cr_assert_eq(parse(text, length), MP_ERR_CHECK, "byte %zu as '%c': %s", i, *c,
+            cr_assert_eq(parse(text, length), MP_ERR_INPUT, "byte %zu as '%c': %s", i, *c,
                          err.message);
             text[i] = was;
         }
         text[i] ^= 1;
-        cr_assert_eq(parse(text, length), MP_ERR_CHECK, "bit 0 of byte %zu", i);
+        cr_assert_eq(parse(text, length), MP_ERR_INPUT, "bit 0 of byte %zu", i);
         text[i] ^= 1 ^ 0x80;
-        cr_assert_eq(parse(text, length), MP_ERR_CHECK, "bit 7 of byte %zu", i);
+        cr_assert_eq(parse(text, length), MP_ERR_INPUT, "bit 7 of byte %zu", i);
         text[i] ^= 0x80;
     }
     cr_assert_eq(parse(text, length), 0);
@@ -455,8 +455,8 @@ Test(manifest, every_lost_character_is_found)
     for (size_t i = 0; i < length; i++) {
         memcpy(shorter, text, i);
         memcpy(shorter + i, text + i + 1, length - i - 1);
-        cr_assert_eq(parse(shorter, length - 1), MP_ERR_CHECK, "without byte %zu", i);
-        cr_assert_eq(parse(text, i), MP_ERR_CHECK, "the first %zu bytes", i);
+        cr_assert_eq(parse(shorter, length - 1), MP_ERR_INPUT, "without byte %zu", i);
+        cr_assert_eq(parse(text, i), MP_ERR_INPUT, "the first %zu bytes", i);
     }
     free(shorter);
 }
@@ -468,12 +468,12 @@ Test(manifest, says_which_digest)
     fill(&manifest);
     make_text();
     *strstr(text, "7168") = '8';
-    cr_assert_eq(parse(text, strlen(text)), MP_ERR_CHECK);
+    cr_assert_eq(parse(text, strlen(text)), MP_ERR_INPUT);
     snprintf(message, sizeof message, ", it says %.32s", text + strlen(text) - 36);
     cr_assert_eq(strncmp(err.message, "moepack.json: changed: its digest is ", 37), 0, "%s",
                  err.message);
     cr_assert_str_eq(err.message + 37 + 32, message);
-    cr_assert_eq(parse("{}\n", 3), MP_ERR_CHECK);
+    cr_assert_eq(parse("{}\n", 3), MP_ERR_INPUT);
     cr_assert_str_eq(err.message, "moepack.json: does not end in its digest");
 }
 

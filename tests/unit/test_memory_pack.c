@@ -107,7 +107,7 @@ static int make_plan(mp_error *e)
         cr_assert_eq(plan.work.num_units, 12);
         cr_assert_eq(plan.work.num_outputs, 16);
         cr_assert_eq(plan.work.num_files, 4);
-        cr_assert_eq(plan.layers[1].first_copy[3], 4);
+        cr_assert_eq(plan.layers[1].places.first[3], 4);
         for (size_t f = 0; f < plan.work.num_files; f++)
             cr_assert(plan.work.files[f].path && plan.work.files[f].header);
     }

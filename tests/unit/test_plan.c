@@ -79,7 +79,7 @@ Test(plan, units_are_sides_of_experts)
 
         cr_assert_eq(unit.layer_index, u / 10);
         cr_assert_eq(unit.layer, &plan.layers[u / 10]);
-        cr_assert_eq(unit.expert, u % 10 / 2);
+        cr_assert_eq(unit.id, u % 10 / 2);
         cr_assert_eq(unit.side, u % 2);
     }
     cr_assert_str_eq(plan.layers[2].source->prefix, "mtp.0");
@@ -91,7 +91,7 @@ static void expect_copies(uint64_t index, const char *want)
 {
     mp_unit unit = mp_plan_unit(&plan, index);
     uint32_t count;
-    const mp_place *copies = mp_unit_copies(&unit, &count);
+    const mp_place *copies = mp_places_of(&unit.layer->places, unit.id, &count);
     char have[128] = "";
     int n = 0;
 
@@ -166,7 +166,7 @@ Test(plan, bytes_of_units)
     expect_plan();
     for (uint64_t u = 0; u < plan.work.num_units; u++) {
         mp_unit unit = mp_plan_unit(&plan, u);
-        uint64_t copies = unit.expert == 0 ? 2 : 1, side = unit.side == MP_L1 ? 0 : 2;
+        uint64_t copies = unit.id == 0 ? 2 : 1, side = unit.side == MP_L1 ? 0 : 2;
         uint64_t slot = slot_bytes[side] + slot_bytes[side + 1];
 
         cr_assert_eq(mp_unit_bytes_written(&plan, &unit), copies * slot);
@@ -224,14 +224,15 @@ static void expect_sound_files(void)
 /* output_of leads to the tensor of that layer, rank and kind, or to none. */
 static void expect_sound_outputs(void)
 {
-    uint64_t slots = plan.slots.num_physical / plan.slots.ep;
+    uint64_t slots = plan.shape.slots.num_physical / plan.shape.slots.ep;
     size_t found = 0;
 
     for (uint32_t l = 0; l < plan.num_layers; l++) {
         for (uint32_t r = 0; r < plan.options.ep; r++) {
-            for (unsigned t = 0; t < plan.num_tensors; t++) {
-                const mp_out_tensor *out = mp_plan_output(&plan, l, r, t);
-                const mp_slot_tensor *tensor = &plan.parts[MP_PART_SLOTS].tensors[t];
+            for (unsigned t = 0; t < plan.shape.num_tensors; t++) {
+                const mp_slot_set *set = &plan.shape.sets[MP_SET_SLOTS];
+                const mp_slot_tensor *tensor = &set->tensors[t];
+                const mp_out_tensor *out = mp_plan_output(&plan, l, r, set, tensor);
                 char name[128];
 
                 if (!out)
@@ -382,7 +383,7 @@ Test(plan, some_ranks)
     expect_copies(4, ""); /* experts 2 and 3 are on rank 1 only */
     expect_copies(6, "");
     cr_assert_eq(plan.work.bytes_read, whole / 5 * 3);
-    cr_assert_null(mp_plan_output(&plan, 0, 1, 0));
+    cr_assert_null(mp_plan_output(&plan, 0, 1, plan.shape.sets, plan.shape.sets[0].tensors));
     expect_sound_files();
     expect_sound_outputs();
 }

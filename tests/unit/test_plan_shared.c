@@ -85,15 +85,19 @@ static void make_bf16(unsigned shared)
 static void expect_output(uint32_t rank, const char *name, mp_dtype dtype, uint32_t dims,
                           const uint64_t *shape)
 {
-    for (unsigned t = 0; t < plan.num_tensors; t++) {
-        const mp_out_tensor *out = mp_plan_output(&plan, 0, rank, t);
+    for (unsigned s = 0; s < plan.shape.num_sets; s++) {
+        const mp_slot_set *set = &plan.shape.sets[s];
 
-        if (!out || strcmp(out->name, name) != 0)
-            continue;
-        cr_assert_eq(out->dtype, dtype, "%s", name);
-        cr_assert_eq(out->dims, dims, "%s", name);
-        cr_assert_arr_eq(out->shape, shape, dims * sizeof *shape, "%s", name);
-        return;
+        for (unsigned t = 0; t < set->num_tensors; t++) {
+            const mp_out_tensor *out = mp_plan_output(&plan, 0, rank, set, &set->tensors[t]);
+
+            if (!out || strcmp(out->name, name) != 0)
+                continue;
+            cr_assert_eq(out->dtype, dtype, "%s", name);
+            cr_assert_eq(out->dims, dims, "%s", name);
+            cr_assert_arr_eq(out->shape, shape, dims * sizeof *shape, "%s", name);
+            return;
+        }
     }
     cr_assert_fail("no %s", name);
 }
@@ -107,10 +111,10 @@ static void expect_everywhere(uint32_t expert, uint32_t slot)
 {
     mp_unit unit = mp_plan_unit(&plan, (uint64_t)expert * MP_SIDES);
     uint32_t count;
-    const mp_place *copies = mp_unit_copies(&unit, &count);
+    const mp_place *copies = mp_places_of(&unit.layer->places, unit.id, &count);
 
     cr_assert(unit.is_shared);
-    cr_assert_eq(unit.expert, expert);
+    cr_assert_eq(unit.id, expert);
     cr_assert_eq(count, plan.options.ep);
     for (uint32_t r = 0; r < count; r++) {
         cr_assert_eq(copies[r].rank, r);
@@ -177,7 +181,7 @@ Test(plan_shared, apart_in_fp8)
     options.shared = MP_SHARED_SEPARATE;
     expect_plan();
     cr_assert(plan.work.lossless);
-    cr_assert_eq(plan.num_tensors, 8);
+    cr_assert_eq(plan.shape.num_tensors, 8);
     expect_everywhere(4, 0);
     EXPECT(1, "layers.0.experts.l1_weight", MP_I8, 2, 2 * INTER, HIDDEN / 2);
     for (uint32_t rank = 0; rank < 2; rank++) {
@@ -220,7 +224,7 @@ Test(plan_shared, on_some_ranks)
     options.ranks = ranks;
     expect_plan();
     unit = mp_plan_unit(&plan, 8);
-    cr_assert_eq(mp_unit_copies(&unit, &count)->rank, 1);
+    cr_assert_eq(mp_places_of(&unit.layer->places, unit.id, &count)->rank, 1);
     cr_assert_eq(count, 1);
 }
 

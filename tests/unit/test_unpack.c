@@ -231,7 +231,7 @@ Test(unpack, fused_rows)
     add_fused(192, 160, false);
     make_source("qwen3_5_moe");
     expect_back("megamoe-bf16", NOTHING_ELSE, NULL);
-    cr_assert_eq(unpacking.manifest.forms[0].fusion, MP_FUSION_ROWS);
+    cr_assert_eq(unpacking.pack.manifest.forms[0].fusion, MP_FUSION_ROWS);
 }
 
 Test(unpack, fused_columns)
@@ -239,7 +239,7 @@ Test(unpack, fused_columns)
     add_fused(160, 192, true);
     make_source("qwen3_vl_moe");
     expect_back("deepep-bf16", NOTHING_ELSE, NULL);
-    cr_assert_eq(unpacking.manifest.forms[0].fusion, MP_FUSION_COLS);
+    cr_assert_eq(unpacking.pack.manifest.forms[0].fusion, MP_FUSION_COLS);
 }
 
 /* Tiles are smaller than a matrix. */
@@ -248,7 +248,7 @@ Test(unpack, wide_fused_columns)
     add_fused(4160, 144, true);
     make_source("gpt_oss");
     expect_back("deepep-bf16", (mp_repack_options){.ep = 1}, NULL);
-    cr_assert_eq(unpacking.manifest.forms[0].fusion, MP_FUSION_COLS_PAIRED);
+    cr_assert_eq(unpacking.pack.manifest.forms[0].fusion, MP_FUSION_COLS_PAIRED);
 }
 
 Test(unpack, gpt_oss)
@@ -256,7 +256,7 @@ Test(unpack, gpt_oss)
     add_gpt_oss(384, 256);
     make_source("gpt_oss");
     expect_back("megamoe-w4a8", (mp_repack_options){.drop = "bias"}, "bias");
-    cr_assert_eq(unpacking.manifest.forms[0].fusion, MP_FUSION_ROWS_PAIRED);
+    cr_assert_eq(unpacking.pack.manifest.forms[0].fusion, MP_FUSION_ROWS_PAIRED);
 }
 
 /* ------------------------------------------------------------------------
@@ -342,7 +342,7 @@ Test(unpack, requantized_shared_experts)
     add_layers("model.layers", bf16, bf16, 384, 256, 1);
     make_source("deepseek_v3");
     expect_packs_again("megamoe-w4a8", MP_SCHEME_MXFP4, options);
-    cr_assert_not(unpacking.manifest.shared_lossless);
+    cr_assert_not(unpacking.pack.manifest.shared_lossless);
     cr_assert_eq(result.layers[0].shared_storage.scheme, MP_SCHEME_FP8_BLOCK);
 }
 

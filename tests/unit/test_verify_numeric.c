@@ -544,20 +544,28 @@ Test(verify_numeric, refuses_two_shared_experts_in_one_tensor, .fini = remove_pa
 
 Test(verify_numeric, slots_of_ranks_that_are_not_open_cannot_be_computed, .fini = remove_pack)
 {
-    const bool ranks[EP] = {false, true};
+    const mp_pack_options only = {.ranks = "1"};
     const mp_forward_options how = {.emulation = MP_EMULATE_W4A8};
     const int32_t ids[] = {ROUTED, ROUTED - 1};
     const float weights[] = {1, 1};
     static float x[256] = {1};
     static double y[256];
     mp_packed_experts experts;
+    mp_pack pack;
+    int32_t slot_ids[2];
+    float slot_weights[2];
 
     make_w4a8();
-    succeed(mp_packed_experts_open_ranks(&experts, out, "0", ranks, NULL, &err));
+    succeed(mp_pack_open(&pack, out, &only, NULL, &err));
+    succeed(mp_packed_experts_init(&experts, &pack, 0, &err));
     succeed(mp_forward(&experts.source, &how, &(mp_batch){1, 1, x, ids, weights}, NULL, y, &err));
     cr_assert_eq(
         mp_forward(&experts.source, &how, &(mp_batch){1, 2, x, ids, weights}, NULL, y, &err),
-        MP_ERR_USAGE);
-    cr_expect_str_eq(err.message, "expert 5: slot 5 is on rank 0, which is not open");
-    mp_packed_experts_release(&experts);
+        MP_ERR_INPUT);
+    cr_expect_str_eq(err.message, "expert 5: rank 0: layers.0 has no l1_weight_sf to read");
+    cr_assert_eq(mp_packed_route(&experts, &(mp_packed_dispatch){0}, ids, weights, 1, 2, 0,
+                                 slot_ids, slot_weights, &err),
+                 MP_ERR_INPUT);
+    cr_expect_str_eq(err.message, "rank 0 is not here: bring all 2 ranks");
+    mp_pack_release(&pack);
 }

@@ -75,9 +75,11 @@ Test(verify_structure, refuses_what_it_does_not_know)
     m.target_version--;
     m.nz = true;
     save_manifest(&m);
-    expect_unsupported("moepack.json: this version knows no FRACTAL_NZ form of megamoe-w4a8");
+    expect_unsupported("moepack.json: this version does not know target megamoe-w4a8/1 in "
+                       "FRACTAL_NZ form");
 
     load_manifest(&m);
+    m.nz = false;
     m.target[0] = 'M';
     save_manifest(&m);
     expect_unsupported("moepack.json: this version does not know target Megamoe-w4a8/1");
