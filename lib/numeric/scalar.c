@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The scalar kernels: the definition of every format, one element at a time.
- * Pointers may be unaligned, hence the loads and stores through memcpy. */
+ *
+ * They are read before they are run: what a code means and how a value rounds stands here in
+ * the plainest form, and every other kernel has to give the same bits. The wide kernels also
+ * call them for the ends of rows. Pointers may be unaligned, hence the loads and stores through
+ * memcpy. Nothing is kept between calls, so that any number of threads may run them. */
 #include <math.h>
 
 #include "numeric/kernels.h"

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Holds every kernel table that this processor can run against the scalar one,
- * bit for bit: all lengths 0..130, and up to 20 blocks of 32, at all byte offsets 0..63.
+ * bit for bit: all lengths 0..130, up to 20 blocks of 32, and some lengths up to 1696 where
+ * kernels take many blocks together, at all byte offsets 0..63.
  * Needs nothing but the C library, so that it also runs under an emulator. */
 #include <float.h>
 #include <stdio.h>
@@ -156,6 +157,15 @@ static void run_amax_blocks(const mp_kernels *k, const uint8_t *in, uint8_t *out
         k->amax_blocks((const void *)in, widths[i], (void *)(out + 4 * n * i), n);
 }
 
+/* So many blocks that kernels take them together. */
+static void run_amax_groups(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
+{
+    static const size_t some[] = {16, 32, 48};
+
+    for (size_t i = 0; i < sizeof(some) / sizeof(some[0]); i++)
+        k->amax_blocks((const void *)in, some[i], (void *)(out + n * i), n);
+}
+
 /* n elements of 16 bits, as bytes and words too, under limits that some of them reach. */
 static void run_reaches(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
 {
@@ -278,6 +288,7 @@ static const struct trial trials[] = {
     {"divide", (const uint8_t *)finite_bits, 1, 130, 32, run_divide},
     {"scale_blocks", (const uint8_t *)finite_bits, 1, 130, 32, run_scale_blocks},
     {"amax_blocks", (const uint8_t *)any_bits, 1, 130, 32, run_amax_blocks},
+    {"amax_blocks, groups", (const uint8_t *)any_bits, 53, 1696, 32, run_amax_groups},
     {"reaches", (const uint8_t *)close_bf16, 1, 130, 16, run_reaches},
     {"amax_bits", (const uint8_t *)any_bits, 1, 130, 32, run_amax_bits},
     {"amax_bits, finite", (const uint8_t *)finite_bits, 1, 130, 32, run_amax_bits},
@@ -395,7 +406,8 @@ static int compare_sweep(const mp_kernels *k)
             in[i] = from_bits((uint32_t)(first + i * STRIDE));
         for (size_t i = 0; i < sizeof(trials) / sizeof(trials[0]); i++) {
             if (trials[i].patterns != (const uint8_t *)any_bits || trials[i].in_bits != 32 ||
-                trials[i].run == run_scale || trials[i].run == run_amax_blocks)
+                trials[i].run == run_scale || trials[i].run == run_amax_blocks ||
+                trials[i].run == run_amax_groups)
                 continue;
             memset(expected, CANARY, sizeof(expected));
             memset(got, CANARY, sizeof(got));

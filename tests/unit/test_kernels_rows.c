@@ -95,13 +95,15 @@ Test(kernels_rows, int8_rounds_quotients)
     }
 }
 
+/* Those of vectors of every level and those beside them; kernels take many blocks together. */
 Test(kernels_rows, blocks_of_any_width)
 {
-    enum { N = 141 };
-    float in[N];
-    float factors[N];
-    float out[N + 1];
-    uint32_t amax[N + 1];
+    static const size_t widths[] = {1, 2, 3, 5, 8, 12, 16, 17, 24, 32, 39, 48, 64, 100, 128, 1142};
+    enum { N = 1141 };
+    static float in[N];
+    static float factors[N];
+    static float out[N + 1];
+    static uint32_t amax[N + 1];
 
     for (int i = 0; i < N; i++) {
         in[i] = sinf((float)i * 7) * ldexpf(1, i * 11 % 19);
@@ -109,8 +111,10 @@ Test(kernels_rows, blocks_of_any_width)
     }
     EACH_LEVEL(k)
     {
-        for (size_t width = 1; width <= N + 1; width += 1 + width / 9) {
-            for (size_t n = 0; n <= N; n += 3) {
+        for (size_t w = 0; w < sizeof(widths) / sizeof(widths[0]); w++) {
+            size_t width = widths[w];
+
+            for (size_t n = 0; n <= N; n += 3 + n / 16) {
                 size_t blocks = (n + width - 1) / width;
 
                 out[n] = 99;
