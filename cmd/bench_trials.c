@@ -71,6 +71,11 @@ static void e4m3_encode(const mp_kernels *k, bench_data *d)
     k->e4m3_encode(d->floats, d->out.weight, ELEMENTS);
 }
 
+static void e4m3_encode_blocks(const mp_kernels *k, bench_data *d)
+{
+    k->e4m3_encode_blocks(d->floats, d->more_floats, 32, d->out.weight, ELEMENTS);
+}
+
 static void e2m1_decode(const mp_kernels *k, bench_data *d)
 {
     k->e2m1_decode(d->bytes, d->out_floats, ELEMENTS);
@@ -131,6 +136,11 @@ static void amax_blocks(const mp_kernels *k, bench_data *d)
     k->amax_blocks(d->floats, 32, (uint32_t *)(void *)d->out.weight, ELEMENTS);
 }
 
+static void amax_blocks_bf16(const mp_kernels *k, bench_data *d)
+{
+    k->amax_blocks_bf16(halves(d), 32, (uint32_t *)(void *)d->out.weight, ELEMENTS);
+}
+
 static void reaches(const mp_kernels *k, bench_data *d)
 {
     d->sink = k->reaches(d->bytes, ELEMENTS, 16, true, 0x7f80);
@@ -161,6 +171,16 @@ static void mxfp4_loss_bf16(const mp_kernels *k, bench_data *d)
     d->sink = sums[0] > sums[1];
 }
 
+static void nvfp4_encode(const mp_kernels *k, bench_data *d)
+{
+    k->nvfp4_encode(d->floats, 0x1p-12f, d->out.weight, d->out.scale, ELEMENTS);
+}
+
+static void nvfp4_encode_bf16(const mp_kernels *k, bench_data *d)
+{
+    d->sink = k->nvfp4_encode_bf16(halves(d), 0x1p-12f, d->out.weight, d->out.scale, ELEMENTS) != 0;
+}
+
 static void error_sums(const mp_kernels *k, bench_data *d)
 {
     double sums[2] = {0};
@@ -169,12 +189,12 @@ static void error_sums(const mp_kernels *k, bench_data *d)
     d->sink = sums[0] > sums[1];
 }
 
-static void count_lost(const mp_kernels *k, bench_data *d)
+static void loss(const mp_kernels *k, bench_data *d)
 {
-    uint64_t counts[2] = {0};
+    mp_loss loss = {0};
 
-    k->count_lost(d->floats, d->more_floats, ELEMENTS, d->limits, 32, counts);
-    d->sink = counts[0] > counts[1];
+    k->loss(d->floats, d->more_floats, d->limits, 1.5f, d->limits, 32, ELEMENTS, &loss);
+    d->sink = loss.saturated > loss.flushed;
 }
 
 /* Bytes of 32 elements. */
@@ -188,6 +208,7 @@ static const struct {
     {"f16_decode", 64, 128, f16_decode},
     {"e4m3_decode", 32, 128, e4m3_decode},
     {"e4m3_encode", 128, 32, e4m3_encode},
+    {"e4m3_encode_blocks", 132, 32, e4m3_encode_blocks},
     {"e2m1_decode", 16, 128, e2m1_decode},
     {"e2m1_encode", 128, 16, e2m1_encode},
     {"ue8m0_decode", 32, 128, ue8m0_decode},
@@ -200,13 +221,16 @@ static const struct {
     {"divide", 128, 128, divide},
     {"amax_bits", 128, 0, amax_bits},
     {"amax_blocks", 128, 4, amax_blocks},
+    {"amax_blocks_bf16", 64, 4, amax_blocks_bf16},
     {"reaches", 64, 0, reaches},
     {"mxfp4_decode", 17, 128, mxfp4_decode},
     {"mxfp4_encode", 128, 17, mxfp4_encode},
     {"mxfp4_encode_bf16", 64, 17, mxfp4_encode_bf16},
     {"mxfp4_loss_bf16", 81, 0, mxfp4_loss_bf16},
+    {"nvfp4_encode", 128, 18, nvfp4_encode},
+    {"nvfp4_encode_bf16", 64, 18, nvfp4_encode_bf16},
     {"error_sums", 256, 0, error_sums},
-    {"count_lost", 260, 0, count_lost},
+    {"loss", 264, 0, loss},
 };
 
 static void run_kernel(const bench_trial *trial, bench_data *d)

@@ -50,6 +50,14 @@ typedef struct mp_quant_options {
  *
  * "codes" of E2M1 are packed: element 2j in the low nibble of byte j. n is
  * then even. */
+/* What is added up about a loss; lanes of sums are added in the end as those of error_sums. */
+typedef struct mp_loss {
+    double error[8];
+    double signal[8];
+    uint64_t saturated;
+    uint64_t flushed;
+} mp_loss;
+
 typedef struct mp_kernels {
     const char *level; /* "scalar", "avx2", "avx512" or "neon" */
 
@@ -58,6 +66,9 @@ typedef struct mp_kernels {
     void (*f16_decode)(const uint16_t *in, float *out, size_t n);
     void (*e4m3_decode)(const uint8_t *in, float *out, size_t n);
     void (*e4m3_encode)(const float *in, uint8_t *out, size_t n);
+    /* E4M3 of in[i] * factors[i / width]; width > 0 */
+    void (*e4m3_encode_blocks)(const float *in, const float *factors, size_t width, uint8_t *out,
+                               size_t n);
     void (*e2m1_decode)(const uint8_t *codes, float *out, size_t n);
     void (*e2m1_encode)(const float *in, uint8_t *codes, size_t n, mp_rounding rounding);
     void (*ue8m0_decode)(const uint8_t *in, float *out, size_t n);
@@ -80,6 +91,9 @@ typedef struct mp_kernels {
     uint32_t (*amax_bits)(const float *in, size_t n);
     /* The same of every block of `width` elements, the last of which may be shorter. */
     void (*amax_blocks)(const float *in, size_t width, uint32_t *amax, size_t n);
+
+    /* amax_blocks of BF16. */
+    void (*amax_blocks_bf16)(const uint16_t *in, size_t width, uint32_t *amax, size_t n);
 
     /* Whether any of n elements of 8, 16 or 32 bits has a magnitude of at least `limit`: of
      * signed elements without the top bit, of others with it, and limit has it too. */
@@ -112,15 +126,28 @@ typedef struct mp_kernels {
     void (*mxfp4_loss_bf16)(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
                             size_t n, double sums[2], uint64_t counts[2]);
 
+    /* nvfp4, blocks of 16 elements along K; n is a multiple of 16, global > 0 unless all
+     * elements are 0. codes: n/2 bytes; scales: n/16 bytes of E4M3. The scale of a block is
+     * amax / 6 / global, but never 0 where amax is not; elements are multiplied by the
+     * reciprocal of scale * global, or divided by it where that is beyond float32, and are 0
+     * under a product of 0. Ties go to even. The first wants finite input, the second is to
+     * it as mxfp4_encode_bf16 is to mxfp4_encode, block by block of 16. */
+    void (*nvfp4_encode)(const float *in, float global, uint8_t *codes, uint8_t *scales, size_t n);
+    size_t (*nvfp4_encode_bf16)(const uint16_t *in, float global, uint8_t *codes, uint8_t *scales,
+                                size_t n);
+
     /* sums[0] += sum of (a-b)^2, sums[1] += sum of b^2, in float64: element i
      * goes to lane i % 8 of either sum, lanes are added as
      * ((0+4)+(2+6)) + ((1+5)+(3+7)), then to sums[]. */
     void (*error_sums)(const float *a, const float *b, size_t n, double sums[2]);
 
-    /* counts[0] += number of elements i with |original| > limits[i / width], all >= 0;
-     * counts[1] += number of nonzero originals that were decoded to zero. */
-    void (*count_lost)(const float *original, const float *decoded, size_t n, const float *limits,
-                       size_t width, uint64_t counts[2]);
+    /* What scaled codes lost. decoded[i] * scales[i / width] * global, rounded after each
+     * product, is compared with original[i]: sums as those of error_sums, but into the lanes
+     * of `loss`, element i into lane i % 8; loss->saturated += number of elements with
+     * |original| > limits[i / width], all >= 0; loss->flushed += number of nonzero originals
+     * that became zero. */
+    void (*loss)(const float *original, const float *decoded, const float *scales, float global,
+                 const float *limits, size_t width, size_t n, mp_loss *loss);
 } mp_kernels;
 
 /* The kernels of the best level that this processor and its operating system

@@ -29,6 +29,11 @@ INLINE mask above(bits a, bits b)
     return (mask)_mm256_cmpgt_epi32((__m256i)a, (__m256i)b);
 }
 
+INLINE mask above_where(mask where, bits a, bits b)
+{
+    return where & above(a, b);
+}
+
 INLINE mask equal(bits a, bits b)
 {
     return (mask)_mm256_cmpeq_epi32((__m256i)a, (__m256i)b);
@@ -77,6 +82,11 @@ INLINE bits to_ints(floats v)
 INLINE floats fma_f(floats a, floats b, floats c)
 {
     return (floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+
+INLINE doubles fma_d(doubles a, doubles b, doubles c)
+{
+    return (doubles)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 }
 
 INLINE uint32_t largest_lane(bits v)
@@ -156,6 +166,12 @@ INLINE floats load_f16(const uint16_t *in)
 INLINE doubles load_doubles(const float *in)
 {
     return (doubles)_mm256_cvtps_pd(_mm_loadu_ps(in));
+}
+
+INLINE void to_doubles(floats v, doubles out[2])
+{
+    out[0] = (doubles)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+    out[1] = (doubles)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
 }
 
 INLINE bits in_order(__m256i packed)
@@ -260,16 +276,13 @@ INLINE void store_nibbles(__m256i codes, uint8_t *out)
     _mm_storeu_si128((void *)out, _mm_packus_epi16(low, high));
 }
 
-INLINE void e2m1_encode32(const float *in, float factor, uint8_t *codes, mp_rounding rounding)
+INLINE void e2m1_encode32(const floats v[4], uint8_t *codes, mp_rounding rounding)
 {
-    bits v[4];
     bits quarters[4];
 
     UNROLL
-    for (int i = 0; i < 4; i++) {
-        v[i] = (bits)(load_floats(in + i * LANES) * factor);
-        quarters[i] = e2m1_quarters(v[i], rounding);
-    }
+    for (int i = 0; i < 4; i++)
+        quarters[i] = e2m1_quarters((bits)v[i], rounding);
     __m256i code = e2m1_magnitudes((__m256i)pack_bytes(quarters));
     /* Saturation keeps signs. */
     __m256i low = _mm256_packs_epi32((__m256i)v[0], (__m256i)v[1]);

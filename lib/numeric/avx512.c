@@ -31,6 +31,11 @@ INLINE mask above(bits a, bits b)
     return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b);
 }
 
+INLINE mask above_where(mask where, bits a, bits b)
+{
+    return _mm512_mask_cmpgt_epi32_mask(where, (__m512i)a, (__m512i)b);
+}
+
 INLINE mask equal(bits a, bits b)
 {
     return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
@@ -79,6 +84,11 @@ INLINE bits to_ints(floats v)
 INLINE floats fma_f(floats a, floats b, floats c)
 {
     return (floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+
+INLINE doubles fma_d(doubles a, doubles b, doubles c)
+{
+    return (doubles)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 }
 
 INLINE uint32_t largest_lane(bits v)
@@ -146,6 +156,12 @@ INLINE floats load_f16(const uint16_t *in)
 INLINE doubles load_doubles(const float *in)
 {
     return (doubles)_mm512_cvtps_pd(_mm256_loadu_ps(in));
+}
+
+INLINE void to_doubles(floats v, doubles out[2])
+{
+    out[0] = (doubles)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    out[1] = (doubles)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
 }
 
 INLINE void store_u8(uint8_t *out, const bits v[NARROW])
@@ -230,10 +246,10 @@ INLINE void e2m1_encode16(floats in, uint8_t *codes, mp_rounding rounding)
     _mm_storel_epi64((void *)codes, _mm512_cvtepi64_epi8(code));
 }
 
-INLINE void e2m1_encode32(const float *in, float factor, uint8_t *codes, mp_rounding rounding)
+INLINE void e2m1_encode32(const floats v[2], uint8_t *codes, mp_rounding rounding)
 {
-    e2m1_encode16(load_floats(in) * factor, codes, rounding);
-    e2m1_encode16(load_floats(in + LANES) * factor, codes + LANES / 2, rounding);
+    e2m1_encode16(v[0], codes, rounding);
+    e2m1_encode16(v[1], codes + LANES / 2, rounding);
 }
 
 /* ------------------------------------------------------------------------

@@ -120,10 +120,15 @@ uint64_t mp_rows_scale_count(const mp_rows *in)
     return mp_rows_first_scale(in, in->rows - 1) + mp_ceil_div(in->cols, block.cols);
 }
 
-/* Codes as float32, not yet scaled. */
-static void decode_codes(const mp_rows *in, const uint8_t *codes, float *out)
+static const uint8_t *codes_of(const mp_rows *in, uint64_t row)
+{
+    return (const uint8_t *)in->weight + row * mp_scheme_row_bytes(in->scheme, in->cols);
+}
+
+void mp_decode_codes(const mp_rows *in, uint64_t row, float *out)
 {
     const mp_kernels *kernels = mp_kernels_best();
+    const uint8_t *codes = codes_of(in, row);
 
     switch (in->scheme) {
     case MP_SCHEME_BF16:
@@ -204,8 +209,7 @@ static int scale_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan
 }
 
 /* A row of whole mxfp4 blocks in one go. */
-static int decode_mxfp4(const mp_rows *in, uint64_t row, const uint8_t *codes, float *out,
-                        bool allow_nan, mp_error *err)
+static int decode_mxfp4(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err)
 {
     uint64_t blocks = in->cols / MP_MX_BLOCK;
     const uint8_t *scales = (const uint8_t *)in->scale + row * blocks;
@@ -213,18 +217,15 @@ static int decode_mxfp4(const mp_rows *in, uint64_t row, const uint8_t *codes, f
 
     if (nan)
         return fail_scale(in, row, (uint64_t)(nan - scales) * MP_MX_BLOCK, err);
-    mp_kernels_best()->mxfp4_decode(codes, scales, out, in->cols);
+    mp_kernels_best()->mxfp4_decode(codes_of(in, row), scales, out, in->cols);
     return 0;
 }
 
 int mp_decode_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err)
 {
-    const uint8_t *codes =
-        (const uint8_t *)in->weight + row * mp_scheme_row_bytes(in->scheme, in->cols);
-
     if (in->scheme == MP_SCHEME_MXFP4 && in->cols % MP_MX_BLOCK == 0)
-        return decode_mxfp4(in, row, codes, out, allow_nan, err);
-    decode_codes(in, codes, out);
+        return decode_mxfp4(in, row, out, allow_nan, err);
+    mp_decode_codes(in, row, out);
     return mp_scheme_has_scales(in->scheme) ? scale_row(in, row, out, allow_nan, err) : 0;
 }
 

@@ -9,39 +9,39 @@
 
 #define RUN 1024 /* elements at a time through the stack */
 
-_Static_assert(RUN % MP_FP8_BLOCK == 0 && RUN % MP_NVFP4_BLOCK == 0, "whole blocks in a run");
+_Static_assert(RUN % MP_FP8_BLOCK == 0, "whole blocks in a run");
 
 static uint64_t width_at(uint64_t cols, uint64_t col, uint64_t width)
 {
     return cols - col < width ? cols - col : width;
 }
 
-/* The reciprocal of this scale is beyond float32: it is a small subnormal, or 0. */
-static void divide_block(const float *in, float scale, float *out, uint64_t n)
+/* E4M3 of in * (1/scale) for blocks of `width` elements in a run, or of in / scale where that
+ * reciprocal is beyond float32, since the scale is a small subnormal; 0 under a scale of 0. */
+static void encode_e4m3(const float *in, const float *scales, uint64_t width, uint8_t *codes,
+                        uint64_t n)
 {
-    if (scale == 0)
-        memset(out, 0, n * sizeof(*out));
-    else
-        mp_kernels_best()->divide(in, scale, out, n);
-}
-
-/* out = in * (1/scale) for blocks of `width` elements in a run, or in / scale where that
- * reciprocal is beyond float32, and 0 under a scale of 0. */
-static void divide_blocks(const float *in, const float *scales, uint64_t width, float *out,
-                          uint64_t n)
-{
-    float inverses[RUN / MP_NVFP4_BLOCK];
+    const mp_kernels *kernels = mp_kernels_best();
+    float inverses[RUN / MP_FP8_BLOCK];
+    float values[RUN];
     uint64_t blocks = (n + width - 1) / width;
-    bool finite = true;
 
-    for (uint64_t i = 0; i < blocks; i++) {
+    for (uint64_t i = 0; i < blocks; i++)
         inverses[i] = 1.0f / scales[i];
-        finite = finite && isfinite(inverses[i]);
+    kernels->e4m3_encode_blocks(in, inverses, width, codes, n);
+    for (uint64_t i = 0; i < blocks; i++) {
+        uint64_t at = i * width;
+        uint64_t block = width_at(n, at, width);
+
+        if (isfinite(inverses[i]))
+            continue;
+        if (scales[i] == 0) {
+            memset(codes + at, 0, block);
+        } else {
+            kernels->divide(in + at, scales[i], values, block);
+            kernels->e4m3_encode(values, codes + at, block);
+        }
     }
-    mp_kernels_best()->scale_blocks(in, inverses, width, out, n);
-    for (uint64_t i = 0; i < blocks && !finite; i++)
-        if (!isfinite(inverses[i]))
-            divide_block(in + i * width, scales[i], out + i * width, width_at(n, i * width, width));
 }
 
 void mp_fp8_block_amax(const float *row, uint64_t cols, uint32_t *amax_bits)
@@ -55,6 +55,23 @@ void mp_fp8_block_amax(const float *row, uint64_t cols, uint32_t *amax_bits)
         for (uint64_t i = 0; i * MP_FP8_BLOCK < n; i++, amax_bits++)
             *amax_bits = amax[i] > *amax_bits ? amax[i] : *amax_bits;
     }
+}
+
+bool mp_fp8_block_amax_bf16(const uint16_t *row, uint64_t cols, uint32_t *amax_bits)
+{
+    uint32_t amax[RUN / MP_FP8_BLOCK];
+    uint32_t largest = 0;
+
+    for (uint64_t col = 0; col < cols; col += RUN) {
+        uint64_t n = width_at(cols, col, RUN);
+
+        mp_kernels_best()->amax_blocks_bf16(row + col, MP_FP8_BLOCK, amax, n);
+        for (uint64_t i = 0; i * MP_FP8_BLOCK < n; i++, amax_bits++) {
+            *amax_bits = amax[i] > *amax_bits ? amax[i] : *amax_bits;
+            largest = *amax_bits > largest ? *amax_bits : largest;
+        }
+    }
+    return largest < MP_F32_INF;
 }
 
 static float fp8_scale(uint32_t amax_bits, float floor, bool ue8m0)
@@ -77,7 +94,6 @@ void mp_fp8_scales(const uint32_t *amax_bits, uint64_t n, const mp_quant_options
 
 void mp_fp8_encode(const float *row, uint64_t cols, const uint8_t *scales, uint8_t *codes)
 {
-    float values[RUN];
     float run_scales[RUN / MP_FP8_BLOCK];
 
     for (uint64_t col = 0; col < cols; col += RUN) {
@@ -85,8 +101,7 @@ void mp_fp8_encode(const float *row, uint64_t cols, const uint8_t *scales, uint8
         uint64_t blocks = (n + MP_FP8_BLOCK - 1) / MP_FP8_BLOCK;
 
         memcpy(run_scales, scales + col / MP_FP8_BLOCK * sizeof(float), blocks * sizeof(float));
-        divide_blocks(row + col, run_scales, MP_FP8_BLOCK, values, n);
-        mp_kernels_best()->e4m3_encode(values, codes + col, n);
+        encode_e4m3(row + col, run_scales, MP_FP8_BLOCK, codes + col, n);
     }
 }
 
@@ -104,59 +119,11 @@ static void encode_fp8_group(const float *row, uint64_t cols, const mp_quant_opt
     }
 }
 
-/* Codes of block scales. A live block never gets the scale 0: code 1 is 2^-9. */
-static void nvfp4_scales(const uint32_t *amax_bits, uint64_t blocks, float global_scale,
-                         uint8_t *scales)
-{
-    float wanted[RUN / MP_NVFP4_BLOCK];
-
-    for (uint64_t i = 0; i < blocks; i++)
-        wanted[i] = mp_f32_from_bits(amax_bits[i]) / MP_E2M1_MAX / global_scale;
-    mp_kernels_best()->e4m3_encode(wanted, scales, blocks);
-    for (uint64_t i = 0; i < blocks; i++) {
-        if (amax_bits[i] == 0)
-            scales[i] = 0;
-        else if (scales[i] == 0)
-            scales[i] = 1;
-    }
-}
-
-static void nvfp4_encode_run(const float *in, uint64_t n, float global_scale, uint8_t *codes,
-                             uint8_t *scales)
-{
-    const mp_kernels *kernels = mp_kernels_best();
-    uint64_t blocks = n / MP_NVFP4_BLOCK;
-    uint32_t amax[RUN / MP_NVFP4_BLOCK];
-    float both_scales[RUN / MP_NVFP4_BLOCK];
-    float values[RUN];
-
-    kernels->amax_blocks(in, MP_NVFP4_BLOCK, amax, n);
-    nvfp4_scales(amax, blocks, global_scale, scales);
-    kernels->e4m3_decode(scales, both_scales, blocks);
-    kernels->scale(both_scales, global_scale, both_scales, blocks);
-    divide_blocks(in, both_scales, MP_NVFP4_BLOCK, values, n);
-    kernels->e2m1_encode(values, codes, n, MP_ROUND_OCP);
-}
-
-void mp_nvfp4_encode(const float *in, uint64_t n, float global_scale, uint8_t *codes,
-                     uint8_t *scales)
-{
-    for (uint64_t i = 0; i < n; i += RUN)
-        nvfp4_encode_run(in + i, width_at(n, i, RUN), global_scale, codes + i / 2,
-                         scales + i / MP_NVFP4_BLOCK);
-}
-
 /* A whole row under one scale. */
 static void encode_fp8_channel(const float *row, uint64_t cols, float scale, uint8_t *codes)
 {
-    float values[RUN];
-
-    for (uint64_t col = 0; col < cols; col += RUN) {
-        uint64_t n = width_at(cols, col, RUN);
-
-        divide_blocks(row + col, &scale, RUN, values, n);
-        mp_kernels_best()->e4m3_encode(values, codes + col, n);
-    }
+    for (uint64_t col = 0; col < cols; col += RUN)
+        encode_e4m3(row + col, &scale, RUN, codes + col, width_at(cols, col, RUN));
 }
 
 static void encode_int8(const float *row, uint64_t cols, float scale, uint8_t *codes)
@@ -201,7 +168,7 @@ void mp_encode_row(mp_scheme to, const mp_quant_options *options, const float *r
         encode_fp8_group(row, cols, options, codes, scales);
         break;
     default: /* nvfp4: no other target of this kind exists */
-        mp_nvfp4_encode(row, cols, options->global_scale, codes, scales);
+        kernels->nvfp4_encode(row, options->global_scale, codes, scales, cols);
         break;
     }
 }

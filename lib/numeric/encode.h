@@ -4,10 +4,7 @@
 #ifndef MP_NUMERIC_ENCODE_H
 #define MP_NUMERIC_ENCODE_H
 
-#include <moepack/numeric.h>
-
-#define MP_FP8_BLOCK   128 /* columns, and for fp8_block rows, of one scale */
-#define MP_NVFP4_BLOCK 16
+#include "numeric/kernels.h"
 
 /* Any target but fp8_block, whose scales depend on other rows as well, and those with one
  * scale a row. */
@@ -21,15 +18,14 @@ void mp_channel_encode(mp_scheme to, const float *row, uint64_t cols, float scal
 /* amax_bits[i] = the larger of itself and the amax of columns 128*i .. 128*i+127. */
 void mp_fp8_block_amax(const float *row, uint64_t cols, uint32_t *amax_bits);
 
+/* The same of a row of BF16; false where it is not finite. */
+bool mp_fp8_block_amax_bf16(const uint16_t *row, uint64_t cols, uint32_t *amax_bits);
+
 /* Scales of n blocks, as float32. */
 void mp_fp8_scales(const uint32_t *amax_bits, uint64_t n, const mp_quant_options *options,
                    uint8_t *scales);
 
 /* A row under given float32 scales of 128 columns each. */
 void mp_fp8_encode(const float *row, uint64_t cols, const uint8_t *scales, uint8_t *codes);
-
-/* n elements, whole blocks, under a global scale above 0, or zeros. */
-void mp_nvfp4_encode(const float *in, uint64_t n, float global_scale, uint8_t *codes,
-                     uint8_t *scales);
 
 #endif

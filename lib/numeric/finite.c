@@ -113,7 +113,7 @@ static int check_rows(const mp_rows *in, float *work, mp_error *err)
     int rc = 0;
 
     for (uint64_t row = 0; rc == 0 && row < in->rows; row++)
-        rc = mp_job_read_row(&job, row);
+        rc = mp_job_read_row(&job, row, NULL);
     return rc;
 }
 

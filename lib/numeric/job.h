@@ -20,8 +20,9 @@ typedef struct mp_requantize_job {
     mp_error *err;
 } mp_requantize_job;
 
-/* Decodes a row of the source into job->row. */
-int mp_job_read_row(const mp_requantize_job *job, uint64_t row);
+/* Decodes a row of the source into job->row. amax, which may be null: amax_bits of what is
+ * not NaN in it. */
+int mp_job_read_row(const mp_requantize_job *job, uint64_t row, uint32_t *amax);
 
 /* Where a row's codes and scales go. */
 uint8_t *mp_job_codes(const mp_requantize_job *job, uint64_t row);

@@ -15,7 +15,9 @@ extern const mp_kernels mp_kernels_avx512; /* F, BW, DQ, VL */
 extern const mp_kernels mp_kernels_neon;
 #endif
 
-#define MP_MX_BLOCK 32 /* elements along K that share an exponent */
+#define MP_MX_BLOCK    32  /* elements along K that share an exponent */
+#define MP_NVFP4_BLOCK 16  /* elements along K that share a scale */
+#define MP_FP8_BLOCK   128 /* columns, and for fp8_block rows, of one scale */
 
 #define MP_E2M1_MAX 6.0f
 #define MP_E4M3_MAX 448.0f
@@ -137,14 +139,6 @@ static inline void mp_mx_exponents(const uint32_t *amax_bits, size_t blocks, flo
 
 /* Blocks that share a multiplier in mxfp4_loss_bf16. */
 #define MP_LOSS_GROUP 16
-
-/* What mxfp4_loss_bf16 counts and, in its eight lanes, adds up. */
-typedef struct mp_loss {
-    double error[8];
-    double signal[8];
-    uint64_t saturated;
-    uint64_t flushed;
-} mp_loss;
 
 /* The largest exponent of a group, whose multiplier the group takes. */
 static inline uint8_t mp_loss_exponent(const uint8_t *scales, size_t blocks)

@@ -12,6 +12,7 @@
  *      mask        what a comparison gives
  *
  *      above(a, b), equal(a, b)        lanes compared, signed
+ *      above_where(mask, a, b)         above, and the mask is set
  *      choose(mask, yes, no)           yes where the mask is set
  *      count(counts, mask)             counts + 1 where the mask is set
  *      smaller(a, b), larger(a, b)     lanes, signed
@@ -20,16 +21,17 @@
  *      largest_lane(v)                 of lanes >= 0
  *      sum_of_lanes(v)
  *      largest_lanes(v)                lane i: the largest of v[i], which is >= 0
- *      fma_f(a, b, c)                  a * b + c, rounded once
+ *      fma_f(a, b, c), fma_d           a * b + c, rounded once, of float32 and float64
  *
  *      load_u8, load_i8, load_u16      LANES elements, one a lane
  *      load_f16                        as float32; a NaN becomes quiet
  *      load_doubles                    LANES/2 float32 as float64
+ *      to_doubles(v, out)              a vector of float32 as two of float64
  *      store_u8, store_u16             the low parts of NARROW vectors; values fit
  *      unpack_nibbles                  16 bytes as 32 lanes, in order
  *
  *      e2m1_decode32(codes, factor, out)             32 values times a factor
- *      e2m1_encode32(in, factor, codes, rounding)    32 elements times a factor
+ *      e2m1_encode32(v, codes, rounding)             32 elements
  *
  * Pointers may be unaligned. */
 #ifndef MP_NUMERIC_LANES_H

@@ -107,15 +107,13 @@ size_t mp_mxfp4_encode_bf16_mse(const mp_kernels *kernels, const uint16_t *in, u
 static void mxfp8_encode_group(const mp_kernels *kernels, const float *in, uint8_t *codes,
                                uint8_t *scales, size_t blocks, const mp_quant_options *options)
 {
-    float values[MP_MX_GROUP * MP_MX_BLOCK];
     uint32_t amax[MP_MX_GROUP];
     float multipliers[MP_MX_GROUP];
     size_t n = blocks * MP_MX_BLOCK;
 
     mp_amax_blocks_but_nan(kernels, in, MP_MX_BLOCK, amax, n);
     mp_mx_exponents(amax, blocks, options->amax_floor, MP_E4M3_MAX, scales, multipliers);
-    kernels->scale_blocks(in, multipliers, MP_MX_BLOCK, values, n);
-    kernels->e4m3_encode(values, codes, n);
+    kernels->e4m3_encode_blocks(in, multipliers, MP_MX_BLOCK, codes, n);
 }
 
 void mp_mxfp8_encode(const mp_kernels *kernels, const float *in, uint8_t *codes, uint8_t *scales,

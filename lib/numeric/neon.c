@@ -30,6 +30,11 @@ INLINE mask above(bits a, bits b)
     return (mask)vcgtq_s32(as_signed(a), as_signed(b));
 }
 
+INLINE mask above_where(mask where, bits a, bits b)
+{
+    return where & above(a, b);
+}
+
 INLINE mask equal(bits a, bits b)
 {
     return (mask)vceqq_u32((uint32x4_t)a, (uint32x4_t)b);
@@ -78,6 +83,11 @@ INLINE bits to_ints(floats v)
 INLINE floats fma_f(floats a, floats b, floats c)
 {
     return (floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+
+INLINE doubles fma_d(doubles a, doubles b, doubles c)
+{
+    return (doubles)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
 
 INLINE uint32_t largest_lane(bits v)
@@ -131,6 +141,12 @@ INLINE floats load_f16(const uint16_t *in)
 INLINE doubles load_doubles(const float *in)
 {
     return (doubles)vcvt_f64_f32(vreinterpret_f32_u8(vld1_u8((const uint8_t *)in)));
+}
+
+INLINE void to_doubles(floats v, doubles out[2])
+{
+    out[0] = (doubles)vcvt_f64_f32(vget_low_f32((float32x4_t)v));
+    out[1] = (doubles)vcvt_high_f64_f32((float32x4_t)v);
 }
 
 INLINE uint16x8_t narrow(bits low, bits high)
@@ -226,19 +242,21 @@ INLINE bits e2m1_codes(bits in, mp_rounding rounding)
     return code | sign;
 }
 
-INLINE void e2m1_encode32(const float *in, float factor, uint8_t *codes, mp_rounding rounding)
+INLINE void e2m1_encode32(const floats v[8], uint8_t *codes, mp_rounding rounding)
 {
-    uint8x16_t v[2];
+    uint8x16_t bytes[2];
 
     for (int half = 0; half < 2; half++) {
         bits lanes[4];
 
         UNROLL
         for (int i = 0; i < 4; i++)
-            lanes[i] = e2m1_codes((bits)(load_floats(in + 16 * half + 4 * i) * factor), rounding);
-        v[half] = pack_bytes(lanes);
+            lanes[i] = e2m1_codes((bits)v[4 * half + i], rounding);
+        bytes[half] = pack_bytes(lanes);
     }
-    vst1q_u8(codes, vorrq_u8(vuzp1q_u8(v[0], v[1]), vshlq_n_u8(vuzp2q_u8(v[0], v[1]), 4)));
+    uint8x16_t even = vuzp1q_u8(bytes[0], bytes[1]);
+    uint8x16_t odd = vuzp2q_u8(bytes[0], bytes[1]);
+    vst1q_u8(codes, vorrq_u8(even, vshlq_n_u8(odd, 4)));
 }
 
 #include "numeric/wide.h"

@@ -91,7 +91,7 @@ static uint64_t convert_run(const run *r, double multiplier, float global_scale)
     uint64_t exact = exact_scales(r, multiplier, global_scale, scales, passes);
 
     if (exact < r->blocks)
-        mp_nvfp4_encode(r->values, r->n, global_scale, r->out, r->scales);
+        mp_kernels_best()->nvfp4_encode(r->values, global_scale, r->out, r->scales, r->n);
     for (uint64_t i = 0; i < r->blocks; i++) {
         uint64_t at = i * r->width;
         uint64_t width = block_width(r, i);

@@ -116,49 +116,50 @@ static int settle_nonfinite(const mp_requantize_job *job, uint64_t row)
     return 0;
 }
 
-int mp_job_read_row(const mp_requantize_job *job, uint64_t row)
+int mp_job_read_row(const mp_requantize_job *job, uint64_t row, uint32_t *amax)
 {
     bool allow = job->options->allow_nonfinite;
     int rc = mp_decode_row(job->in, row, job->row, allow, job->err);
 
-    if (rc != 0 || job->kernels->amax_bits(job->row, job->in->cols) < MP_F32_INF)
+    if (rc != 0)
         return rc;
-    return allow && job->same_codes ? 0 : settle_nonfinite(job, row);
+    uint32_t largest = job->kernels->amax_bits(job->row, job->in->cols);
+    if (largest >= MP_F32_INF && !(allow && job->same_codes)) {
+        rc = settle_nonfinite(job, row);
+        largest = mp_amax_but_nan(job->kernels, job->row, job->in->cols);
+    }
+    if (amax)
+        *amax = largest;
+    return rc;
 }
 
 /* A global scale of 0 belongs to a matrix of zeros. */
-static int check_global_scale(const mp_requantize_job *job, uint64_t row)
+static int check_global_scale(const mp_requantize_job *job, uint64_t row, uint32_t amax)
 {
-    if (job->out.scheme != MP_SCHEME_NVFP4 || job->options->global_scale != 0 ||
-        job->kernels->amax_bits(job->row, job->in->cols) == 0)
+    if (job->out.scheme != MP_SCHEME_NVFP4 || job->options->global_scale != 0 || amax == 0)
         return 0;
     return mp_fail(job->err, MP_ERR_USAGE, "weights of row %" PRIu64 " under a global scale of 0",
                    job->in->row0 + row);
 }
 
-static uint32_t row_amax(const mp_requantize_job *job)
-{
-    return mp_amax_but_nan(job->kernels, job->row, job->in->cols);
-}
-
-static void encode_channel(const mp_requantize_job *job, uint64_t row)
+static void encode_channel(const mp_requantize_job *job, uint64_t row, uint32_t amax)
 {
     const float *given = job->options->row_scales;
     mp_scheme to = job->out.scheme;
-    float scale = given ? given[row] : mp_channel_scale(to, row_amax(job), job->options);
+    float scale = given ? given[row] : mp_channel_scale(to, amax, job->options);
 
     if (job->scales)
         memcpy(job->scales + row * sizeof(scale), &scale, sizeof(scale));
     mp_channel_encode(to, job->row, job->in->cols, scale, mp_job_codes(job, row));
 }
 
-static void encode_row(const mp_requantize_job *job, uint64_t row)
+static void encode_row(const mp_requantize_job *job, uint64_t row, uint32_t amax)
 {
     mp_scheme from = job->in->scheme;
     mp_scheme to = job->out.scheme;
 
     if (is_channel(to))
-        encode_channel(job, row);
+        encode_channel(job, row, amax);
     else if (to == MP_SCHEME_NVFP4 && (from == MP_SCHEME_MXFP4 || from == MP_SCHEME_NVFP4))
         mp_job_fp4_to_nvfp4(job, row);
     else
@@ -169,57 +170,107 @@ static void encode_row(const mp_requantize_job *job, uint64_t row)
 /* A row that needs no other row. */
 static int convert_row(const mp_requantize_job *job, uint64_t row)
 {
-    int rc = mp_job_read_row(job, row);
+    uint32_t amax;
+    int rc = mp_job_read_row(job, row, &amax);
 
     if (rc == 0)
-        rc = check_global_scale(job, row);
+        rc = check_global_scale(job, row, amax);
     if (rc != 0)
         return rc;
-    encode_row(job, row);
+    encode_row(job, row, amax);
     return mp_job_measure(job, row);
 }
 
-/* The same, by the kernels that need no float32 in memory, if they can. */
-static int convert_bf16_row_to_mxfp4(const mp_requantize_job *job, uint64_t row)
+/* Targets with kernels that take BF16 and need no float32 in memory. */
+static bool takes_bf16(const mp_requantize_job *job)
 {
+    return job->in->scheme == MP_SCHEME_BF16 &&
+           (job->out.scheme == MP_SCHEME_MXFP4 ||
+            (job->out.scheme == MP_SCHEME_NVFP4 && job->options->global_scale > 0));
+}
+
+static const uint16_t *bf16_row(const mp_requantize_job *job, uint64_t row)
+{
+    return (const uint16_t *)job->in->weight + row * job->in->cols;
+}
+
+/* By such a kernel, if the row is finite. */
+static int convert_bf16_row(const mp_requantize_job *job, uint64_t row)
+{
+    const mp_kernels *kernels = job->kernels;
+    bool to_mxfp4 = job->out.scheme == MP_SCHEME_MXFP4;
     uint64_t cols = job->in->cols;
-    const uint16_t *in = (const uint16_t *)job->in->weight + row * cols;
+    const uint16_t *in = bf16_row(job, row);
     uint8_t *codes = mp_job_codes(job, row);
     uint8_t *scales = mp_job_scales(job, row);
+    uint64_t finite =
+        to_mxfp4 ? kernels->mxfp4_encode_bf16(in, codes, scales, cols, job->options)
+                 : kernels->nvfp4_encode_bf16(in, job->options->global_scale, codes, scales, cols);
 
-    if (job->kernels->mxfp4_encode_bf16(in, codes, scales, cols, job->options) < cols)
+    if (finite < cols)
         return convert_row(job, row);
-    mp_job_measure_bf16_as_mxfp4(job, in, codes, scales);
-    return 0;
+    if (to_mxfp4) {
+        mp_job_measure_bf16_as_mxfp4(job, in, codes, scales);
+        return 0;
+    }
+    if (job->stats)
+        kernels->bf16_decode(in, job->row, cols);
+    return mp_job_measure(job, row);
 }
 
 static int convert_rows(const mp_requantize_job *job)
 {
-    bool bf16_to_mxfp4 = job->in->scheme == MP_SCHEME_BF16 && job->out.scheme == MP_SCHEME_MXFP4;
+    bool bf16 = takes_bf16(job);
     int rc = 0;
 
     for (uint64_t row = 0; rc == 0 && row < job->in->rows; row++)
-        rc = bf16_to_mxfp4 ? convert_bf16_row_to_mxfp4(job, row) : convert_row(job, row);
+        rc = bf16 ? convert_bf16_row(job, row) : convert_row(job, row);
     return rc;
 }
 
-/* Up to 128 rows that share scales, read twice: for their amax, and to encode. */
+/* The amax of BF16 without a detour by float32; false unless all is BF16 and finite. */
+static bool bf16_amax_of_tiles(const mp_requantize_job *job, uint64_t first, uint64_t rows)
+{
+    bool finite = job->in->scheme == MP_SCHEME_BF16;
+
+    for (uint64_t row = first; finite && row < first + rows; row++)
+        finite = mp_fp8_block_amax_bf16(bf16_row(job, row), job->in->cols, job->tile_amax);
+    return finite;
+}
+
+/* The amax of up to 128 rows that share scales. finite: rows need not be looked at again. */
+static int amax_of_tiles(const mp_requantize_job *job, uint64_t first, uint64_t rows, bool *finite)
+{
+    uint64_t bytes = mp_ceil_div(job->in->cols, MP_FP8_BLOCK) * sizeof(*job->tile_amax);
+    int rc = 0;
+
+    memset(job->tile_amax, 0, bytes);
+    *finite = true;
+    if (bf16_amax_of_tiles(job, first, rows))
+        return 0;
+    memset(job->tile_amax, 0, bytes);
+    *finite = !job->options->allow_nonfinite;
+    for (uint64_t row = first; rc == 0 && row < first + rows; row++) {
+        rc = mp_job_read_row(job, row, NULL);
+        if (rc == 0)
+            mp_fp8_block_amax(job->row, job->in->cols, job->tile_amax);
+    }
+    return rc;
+}
+
+/* Rows are read twice: for their amax, and to encode. */
 static int convert_tiles(const mp_requantize_job *job, uint64_t first, uint64_t rows)
 {
     uint64_t tiles = mp_ceil_div(job->in->cols, MP_FP8_BLOCK);
     uint8_t *scales = mp_job_scales(job, first);
-    int rc = 0;
+    bool finite;
+    int rc = amax_of_tiles(job, first, rows, &finite);
 
-    memset(job->tile_amax, 0, tiles * sizeof(*job->tile_amax));
-    for (uint64_t row = first; rc == 0 && row < first + rows; row++) {
-        rc = mp_job_read_row(job, row);
-        if (rc == 0)
-            mp_fp8_block_amax(job->row, job->in->cols, job->tile_amax);
-    }
     if (rc == 0)
         mp_fp8_scales(job->tile_amax, tiles, job->options, scales);
     for (uint64_t row = first; rc == 0 && row < first + rows; row++) {
-        rc = mp_job_read_row(job, row);
+        rc = finite ? mp_decode_row(job->in, row, job->row, false, job->err)
+                    : mp_job_read_row(job, row, NULL);
         if (rc != 0)
             break;
         mp_fp8_encode(job->row, job->in->cols, scales, mp_job_codes(job, row));
@@ -296,7 +347,7 @@ static int pass_through(const mp_requantize_job *job)
     if (!job->stats)
         return job->options->allow_nonfinite ? 0 : mp_rows_check_finite(in, job->err);
     for (uint64_t row = 0; rc == 0 && row < in->rows; row++) {
-        rc = mp_job_read_row(job, row);
+        rc = mp_job_read_row(job, row, NULL);
         if (rc == 0)
             rc = mp_job_measure(job, row);
     }
@@ -380,10 +431,12 @@ int mp_rows_channel_scales(const mp_rows *in, mp_scheme to, const mp_quant_optio
     if (rc == 0 && !is_channel(to))
         rc = mp_fail(err, MP_ERR_USAGE, "%s has no scale for each row", mp_scheme_name(to));
     for (uint64_t row = 0; rc == 0 && row < in->rows; row++) {
-        rc = mp_job_read_row(&job, row);
+        uint32_t amax;
+
+        rc = mp_job_read_row(&job, row, &amax);
         if (rc == 0)
-            scales[row] = job.same_codes ? mp_rows_scale_at(in, row)
-                                         : mp_channel_scale(to, row_amax(&job), &own);
+            scales[row] =
+                job.same_codes ? mp_rows_scale_at(in, row) : mp_channel_scale(to, amax, &own);
     }
     return rc;
 }
@@ -403,12 +456,11 @@ int mp_rows_amax(const mp_rows *in, bool allow_nonfinite, void *work, float *ama
     int rc = mp_rows_check(in, err);
 
     for (uint64_t row = 0; rc == 0 && row < in->rows; row++) {
-        rc = mp_job_read_row(&job, row);
-        if (rc == 0) {
-            uint32_t one = job.kernels->amax_bits(job.row, in->cols);
+        uint32_t one;
 
-            largest = one > largest ? one : largest;
-        }
+        rc = mp_job_read_row(&job, row, &one);
+        if (rc == 0 && one > largest)
+            largest = one;
     }
     *amax = mp_f32_from_bits(largest);
     return rc;

@@ -26,6 +26,9 @@ float mp_rows_scale_at(const mp_rows *in, uint64_t i);
 uint64_t mp_rows_first_scale(const mp_rows *in, uint64_t row);
 uint64_t mp_rows_scale_count(const mp_rows *in);
 
+/* Codes of one row as float32, not yet scaled. */
+void mp_decode_codes(const mp_rows *in, uint64_t row, float *out);
+
 /* Decodes one row of rows that passed the check. MP_ERR_INPUT on a NaN scale
  * unless allow_nan. */
 int mp_decode_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err);

@@ -138,6 +138,16 @@ static void e4m3_encode(const float *in, uint8_t *out, size_t n)
         out[i] = e4m3_code(load_bits(in, i));
 }
 
+static void e4m3_encode_blocks(const float *in, const float *factors, size_t width, uint8_t *out,
+                               size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float x = load_f32(in, i) * load_f32(factors, i / width);
+
+        out[i] = e4m3_code(mp_f32_bits(x));
+    }
+}
+
 static float e2m1_value(unsigned code)
 {
     static const float values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
@@ -269,6 +279,21 @@ static void amax_blocks(const float *in, size_t width, uint32_t *amax, size_t n)
     }
 }
 
+static void amax_blocks_bf16(const uint16_t *in, size_t width, uint32_t *amax, size_t n)
+{
+    for (size_t i = 0; i < n; amax++) {
+        size_t end = n - i < width ? n : i + width;
+        uint32_t largest = 0;
+
+        for (; i < end; i++) {
+            uint32_t magnitude = (uint32_t)(load_u16(in, i) & MP_BF16_ABS) << 16;
+
+            largest = magnitude > largest ? magnitude : largest;
+        }
+        memcpy(amax, &largest, sizeof(largest));
+    }
+}
+
 static bool reaches(const void *in, size_t n, unsigned bits, bool is_signed, uint32_t limit)
 {
     const mp_lane_test test = mp_lane_test_of(bits, is_signed, limit);
@@ -333,6 +358,53 @@ static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8_t *sca
     return n;
 }
 
+/* A live block never gets the scale 0: code 1 is 2^-9. */
+static uint8_t nvfp4_scale(uint32_t amax_bits, float global)
+{
+    uint8_t code = e4m3_code(mp_f32_bits(mp_f32_from_bits(amax_bits) / MP_E2M1_MAX / global));
+
+    if (amax_bits == 0)
+        return 0;
+    return code == 0 ? 1 : code;
+}
+
+static void nvfp4_encode_block(const float *in, float global, uint8_t *codes, uint8_t *block_scale)
+{
+    float values[MP_NVFP4_BLOCK];
+
+    *block_scale = nvfp4_scale(amax_bits(in, MP_NVFP4_BLOCK), global);
+    float both = e4m3_value(*block_scale) * global;
+    float inverse = 1 / both;
+
+    if (both == 0)
+        memset(values, 0, sizeof(values));
+    else if (isfinite(inverse))
+        scale(in, inverse, values, MP_NVFP4_BLOCK);
+    else /* both is a small subnormal */
+        divide(in, both, values, MP_NVFP4_BLOCK);
+    e2m1_encode(values, codes, MP_NVFP4_BLOCK, MP_ROUND_OCP);
+}
+
+static void nvfp4_encode(const float *in, float global, uint8_t *codes, uint8_t *scales, size_t n)
+{
+    for (size_t i = 0; i < n; i += MP_NVFP4_BLOCK)
+        nvfp4_encode_block(in + i, global, codes + i / 2, scales + i / MP_NVFP4_BLOCK);
+}
+
+static size_t nvfp4_encode_bf16(const uint16_t *in, float global, uint8_t *codes, uint8_t *scales,
+                                size_t n)
+{
+    for (size_t i = 0; i < n; i += MP_NVFP4_BLOCK) {
+        float values[MP_NVFP4_BLOCK];
+
+        bf16_decode(in + i, values, MP_NVFP4_BLOCK);
+        if (amax_bits(values, MP_NVFP4_BLOCK) >= MP_F32_INF)
+            return i;
+        nvfp4_encode_block(values, global, codes + i / 2, scales + i / MP_NVFP4_BLOCK);
+    }
+    return n;
+}
+
 /* One block of a group, under the multiplier of the group's largest exponent. */
 static void add_block_loss(const uint16_t *in, const uint8_t *codes, uint8_t e, uint8_t largest,
                            float error[MP_MX_BLOCK], float signal[MP_MX_BLOCK], mp_loss *loss)
@@ -392,31 +464,18 @@ static void error_sums(const float *a, const float *b, size_t n, double sums[2])
     sums[1] += mp_sum_lanes(signal);
 }
 
-static void count_lost_block(const float *original, const float *decoded, size_t n, uint32_t limit,
-                             uint64_t counts[2])
+static void loss(const float *original, const float *decoded, const float *scales, float global,
+                 const float *limits, size_t width, size_t n, mp_loss *sum)
 {
-    uint64_t saturated = 0;
-    uint64_t flushed = 0;
-
     for (size_t i = 0; i < n; i++) {
-        uint32_t before = load_bits(original, i) & MP_F32_ABS;
-        uint32_t after = load_bits(decoded, i) & MP_F32_ABS;
+        float x = load_f32(original, i);
+        float value = load_f32(decoded, i) * load_f32(scales, i / width) * global;
+        double difference = (double)value - x;
 
-        saturated += before > limit;
-        flushed += before != 0 && after == 0;
-    }
-    counts[0] += saturated;
-    counts[1] += flushed;
-}
-
-static void count_lost(const float *original, const float *decoded, size_t n, const float *limits,
-                       size_t width, uint64_t counts[2])
-{
-    for (size_t i = 0; i < n;) {
-        size_t block = n - i < width ? n - i : width;
-
-        count_lost_block(original + i, decoded + i, block, load_bits(limits++, 0), counts);
-        i += block;
+        sum->error[i % 8] += difference * difference;
+        sum->signal[i % 8] += (double)x * x;
+        sum->saturated += fabsf(x) > load_f32(limits, i / width);
+        sum->flushed += x != 0 && value == 0;
     }
 }
 
@@ -427,6 +486,7 @@ const mp_kernels mp_kernels_scalar = {
     .f16_decode = f16_decode,
     .e4m3_decode = e4m3_decode,
     .e4m3_encode = e4m3_encode,
+    .e4m3_encode_blocks = e4m3_encode_blocks,
     .e2m1_decode = e2m1_decode,
     .e2m1_encode = e2m1_encode,
     .ue8m0_decode = ue8m0_decode,
@@ -439,11 +499,14 @@ const mp_kernels mp_kernels_scalar = {
     .divide = divide,
     .amax_bits = amax_bits,
     .amax_blocks = amax_blocks,
+    .amax_blocks_bf16 = amax_blocks_bf16,
     .reaches = reaches,
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
     .mxfp4_loss_bf16 = mxfp4_loss_bf16,
+    .nvfp4_encode = nvfp4_encode,
+    .nvfp4_encode_bf16 = nvfp4_encode_bf16,
     .error_sums = error_sums,
-    .count_lost = count_lost,
+    .loss = loss,
 };

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "numeric/job.h"
+#include "numeric/kernels.h"
 #include "numeric/rows.h"
 #include "numeric/scales.h"
 
@@ -48,19 +49,21 @@ static float round_down(double limit)
 
 #define RUN 64 /* scales at a time */
 
-/* What codes can say under scales number first .. first+n-1 of a row that was written. A
- * scale times the global scale of nvfp4 is exact in float64. */
-static void code_limits(const mp_rows *out, uint64_t first, uint64_t n, float limits[RUN])
+/* Scales number first .. first+n-1 of a row that was written, and what codes can say under
+ * them. A scale times the global scale of nvfp4 is exact in float64. */
+static void scales_and_limits(const mp_rows *out, uint64_t first, uint64_t n, float scales[RUN],
+                              float limits[RUN])
 {
     double unit = code_limit(out->scheme);
 
     if (!mp_scheme_has_scales(out->scheme)) {
+        scales[0] = 1;
         limits[0] = round_down(unit);
         return;
     }
-    mp_scale_values(out->scale_dtype, out->scale, first, n, limits);
+    mp_scale_values(out->scale_dtype, out->scale, first, n, scales);
     for (uint64_t i = 0; i < n; i++) {
-        double scale = fabsf(limits[i]);
+        double scale = fabsf(scales[i]);
 
         if (out->scheme == MP_SCHEME_NVFP4)
             scale *= out->global_scale;
@@ -68,46 +71,55 @@ static void code_limits(const mp_rows *out, uint64_t first, uint64_t n, float li
     }
 }
 
-/* Each block of a row against what the codes can say under its scale. */
-static void count_lost(const mp_requantize_job *job, uint64_t row)
+/* Adds up the loss of a row, whose codes are in job->decoded: not yet scaled, or scaled
+ * already. */
+static void add_loss(const mp_requantize_job *job, uint64_t row, bool scaled, mp_loss *loss)
 {
     const mp_rows *out = &job->out;
     mp_scale_block block = mp_rows_block(out);
     uint64_t width = block.cols < out->cols ? block.cols : out->cols;
     uint64_t first = mp_rows_first_scale(out, row);
-    uint64_t counts[2] = {0};
+    float global = out->scheme == MP_SCHEME_NVFP4 && !scaled ? out->global_scale : 1;
 
     for (uint64_t col = 0; col < out->cols; col += RUN * width, first += RUN) {
         uint64_t left = out->cols - col;
         uint64_t n = left < RUN * width ? left : RUN * width;
+        float scales[RUN];
         float limits[RUN];
 
-        code_limits(out, first, mp_ceil_div(n, width), limits);
-        job->kernels->count_lost(job->row + col, job->decoded + col, n, limits, width, counts);
+        scales_and_limits(out, first, mp_ceil_div(n, width), scales, limits);
+        for (int i = 0; i < RUN && scaled; i++)
+            scales[i] = 1;
+        job->kernels->loss(job->row + col, job->decoded + col, scales, global, limits, width, n,
+                           loss);
     }
-    job->stats->saturated += counts[0];
-    job->stats->flushed += counts[1];
 }
 
 int mp_job_measure(const mp_requantize_job *job, uint64_t row)
 {
     mp_quant_stats *stats = job->stats;
-    uint64_t cols = job->out.cols;
-    double sums[2] = {0};
+    bool allow = job->options->allow_nonfinite;
+    mp_loss loss = {0};
 
     if (!stats)
         return 0;
-    int rc = mp_decode_row(&job->out, row, job->decoded, true, job->err);
-    if (rc != 0)
-        return rc;
-    stats->elements += cols;
-    if (job->options->allow_nonfinite)
-        stats->elements -= drop_nonfinite(job->row, job->decoded, cols);
-    job->kernels->error_sums(job->decoded, job->row, cols, sums);
-    stats->error_sq += sums[0];
-    stats->signal_sq += sums[1];
-    if (!job->same_codes)
-        count_lost(job, row);
+    stats->elements += job->out.cols;
+    if (allow) {
+        int rc = mp_decode_row(&job->out, row, job->decoded, true, job->err);
+
+        if (rc != 0)
+            return rc;
+        stats->elements -= drop_nonfinite(job->row, job->decoded, job->out.cols);
+    } else {
+        mp_decode_codes(&job->out, row, job->decoded);
+    }
+    add_loss(job, row, allow, &loss);
+    stats->error_sq += mp_sum_lanes(loss.error);
+    stats->signal_sq += mp_sum_lanes(loss.signal);
+    if (!job->same_codes) {
+        stats->saturated += loss.saturated;
+        stats->flushed += loss.flushed;
+    }
     return 0;
 }
 

@@ -105,6 +105,28 @@ TARGET static void e4m3_encode(const float *in, uint8_t *out, size_t n)
     mp_kernels_scalar.e4m3_encode(in + i, out + i, n - i);
 }
 
+TARGET static void e4m3_encode_blocks(const float *in, const float *factors, size_t width,
+                                      uint8_t *out, size_t n)
+{
+    for (size_t i = 0; i < n; factors++) {
+        size_t end = n - i < width ? n : i + width;
+        float factor;
+
+        memcpy(&factor, factors, sizeof(factor));
+        for (; i + STEP <= end; i += STEP) {
+            bits codes[NARROW];
+
+            UNROLL
+            for (int j = 0; j < NARROW; j++)
+                codes[j] = e4m3_codes((bits)(load_floats(in + i + j * LANES) * factor));
+            store_u8(out + i, codes);
+        }
+        if (i < end)
+            mp_kernels_scalar.e4m3_encode_blocks(in + i, factors, width, out + i, end - i);
+        i = end;
+    }
+}
+
 TARGET static void e2m1_decode(const uint8_t *codes, float *out, size_t n)
 {
     size_t i = 0;
@@ -118,8 +140,14 @@ TARGET static void e2m1_encode(const float *in, uint8_t *codes, size_t n, mp_rou
 {
     size_t i = 0;
 
-    for (; i + MP_MX_BLOCK <= n; i += MP_MX_BLOCK)
-        e2m1_encode32(in + i, 1.0f, codes + i / 2, rounding);
+    for (; i + 32 <= n; i += 32) {
+        floats v[32 / LANES];
+
+        UNROLL
+        for (int j = 0; j < 32 / LANES; j++)
+            v[j] = load_floats(in + i + j * LANES);
+        e2m1_encode32(v, codes + i / 2, rounding);
+    }
     mp_kernels_scalar.e2m1_encode(in + i, codes + i / 2, n - i, rounding);
 }
 
@@ -171,23 +199,44 @@ TARGET static void int8_decode(const int8_t *in, float *out, size_t n)
     mp_kernels_scalar.int8_decode(in + i, out + i, n - i);
 }
 
-INLINE bits int8_codes(floats quotient)
+/* A division takes as long as the rest of the kernel. Where neither the reciprocal nor a
+ * remainder leaves the normal numbers, x times the reciprocal is off by a few units in the
+ * last place, and what remains of x, times the reciprocal, mends that: the integer next to it
+ * is that of the quotient. It was held against the division for every mantissa of the factor
+ * and every x within three units of where two integers are equally near. */
+INLINE bits int8_codes(floats x, float factor, float inverse)
 {
-    floats x = larger_f(smaller_f(quotient, splat_f(127)), splat_f(-127));
+    floats q = x * inverse;
 
-    return to_ints(x) & 0xff;
+    q = fma_f(fma_f(-q, splat_f(factor), x), splat_f(inverse), q);
+    return to_ints(q) & 0xff;
+}
+
+INLINE bits int8_codes_divided(floats x, float factor)
+{
+    floats q = x / factor;
+
+    return to_ints(larger_f(smaller_f(q, splat_f(127)), splat_f(-127))) & 0xff;
 }
 
 TARGET static void int8_encode(const float *in, float factor, int8_t *out, size_t n)
 {
+    const bool normal = factor > 0x1p-100f && factor < 0x1p100f;
+    const floats largest = splat_f(127 * factor);
+    const float inverse = 1 / factor;
     size_t i = 0;
 
     for (; i + STEP <= n; i += STEP) {
         bits codes[NARROW];
 
         UNROLL
-        for (int j = 0; j < NARROW; j++)
-            codes[j] = int8_codes(load_floats(in + i + j * LANES) / factor);
+        for (int j = 0; j < NARROW; j++) {
+            floats x = load_floats(in + i + j * LANES);
+
+            codes[j] = normal
+                           ? int8_codes(larger_f(smaller_f(x, largest), -largest), factor, inverse)
+                           : int8_codes_divided(x, factor);
+        }
         store_u8((uint8_t *)out + i, codes);
     }
     mp_kernels_scalar.int8_encode(in + i, factor, out + i, n - i);
@@ -290,6 +339,27 @@ TARGET static void amax_blocks(const float *in, size_t width, uint32_t *amax, si
     }
 }
 
+TARGET static void amax_blocks_bf16(const uint16_t *in, size_t width, uint32_t *amax, size_t n)
+{
+    for (size_t i = 0; i < n; amax++) {
+        size_t end = n - i < width ? n : i + width;
+        bits v = splat(0);
+        uint32_t largest;
+
+        for (; i + LANES <= end; i += LANES)
+            v = larger(v, load_u16(in + i) & MP_BF16_ABS);
+        largest = largest_lane(v) << 16;
+        if (i < end) {
+            uint32_t rest;
+
+            mp_kernels_scalar.amax_blocks_bf16(in + i, end - i, &rest, end - i);
+            largest = rest > largest ? rest : largest;
+        }
+        memcpy(amax, &largest, sizeof(largest));
+        i = end;
+    }
+}
+
 TARGET static bool reaches(const void *in, size_t n, unsigned width, bool is_signed, uint32_t limit)
 {
     const mp_lane_test test = mp_lane_test_of(width, is_signed, limit);
@@ -326,8 +396,14 @@ INLINE void encode_group(const float *in, uint8_t *codes, uint8_t *scales, size_
 
     amax_blocks(in, MP_MX_BLOCK, amax, blocks * MP_MX_BLOCK);
     mp_mx_exponents(amax, blocks, options->amax_floor, MP_E2M1_MAX, scales, multipliers);
-    for (size_t i = 0; i < blocks; i++)
-        e2m1_encode32(in + i * MP_MX_BLOCK, multipliers[i], codes + i * PACKED, options->rounding);
+    for (size_t i = 0; i < blocks; i++) {
+        floats v[MP_MX_BLOCK / LANES];
+
+        UNROLL
+        for (int j = 0; j < MP_MX_BLOCK / LANES; j++)
+            v[j] = load_floats(in + i * MP_MX_BLOCK + j * LANES) * multipliers[i];
+        e2m1_encode32(v, codes + i * PACKED, options->rounding);
+    }
 }
 
 TARGET static void mxfp4_encode(const float *in, uint8_t *codes, uint8_t *scales, size_t n,
@@ -342,6 +418,135 @@ TARGET static void mxfp4_encode(const float *in, uint8_t *codes, uint8_t *scales
     for (size_t i = 0; i < blocks; i += MP_MX_GROUP)
         encode_group(in + i * MP_MX_BLOCK, codes + i * PACKED, scales + i,
                      blocks - i < MP_MX_GROUP ? blocks - i : MP_MX_GROUP, options);
+}
+
+/* Blocks of nvfp4 that are taken together. */
+#define NVFP4_GROUP 32
+
+/* LANES elements of float32, or of BF16. */
+INLINE floats load_source(const void *in, size_t i, bool is_bf16)
+{
+    return is_bf16 ? (floats)(load_u16((const uint16_t *)in + i) << 16)
+                   : load_floats((const float *)in + i);
+}
+
+/* The scales of a group from the amax of its blocks, and what elements are multiplied by: 0
+ * where they all become 0. False if a block has to be divided instead. */
+INLINE bool nvfp4_scales(const bits amax[NVFP4_GROUP / LANES], float global, uint8_t *scales,
+                         float multipliers[NVFP4_GROUP])
+{
+    const bits zero = splat(0);
+    bits codes[NVFP4_GROUP / LANES];
+    bits beyond = zero;
+
+    UNROLL
+    for (int j = 0; j < NVFP4_GROUP / LANES; j++) {
+        bits code = e4m3_codes((bits)((floats)amax[j] / MP_E2M1_MAX / global));
+        floats both;
+        bits inverse;
+
+        code = choose(equal(code, zero), splat(1), code);
+        code = choose(equal(amax[j], zero), zero, code);
+        codes[j] = code;
+        both = (floats)e4m3_values(code) * global;
+        inverse = (bits)(splat_f(1) / both);
+        inverse = choose(equal((bits)both, zero), zero, inverse);
+        beyond = count(beyond, above(inverse, splat(MP_F32_INF - 1)));
+        store(multipliers + j * LANES, inverse);
+    }
+    UNROLL
+    for (int j = 0; j < NVFP4_GROUP / LANES; j += NARROW)
+        store_u8(scales + j * LANES, codes + j);
+    return largest_lane(beyond) == 0;
+}
+
+/* A group; false, with nothing that counts written, where one block is not finite or has to be
+ * divided. */
+INLINE bool nvfp4_encode_group(const void *in, bool is_bf16, float global, uint8_t *codes,
+                               uint8_t *scales)
+{
+    bits amax[NVFP4_GROUP / LANES];
+    bits largest = splat(0);
+    float multipliers[NVFP4_GROUP];
+
+    for (int j = 0; j < NVFP4_GROUP / LANES; j++) {
+        bits v[LANES];
+
+        UNROLL
+        for (int block = 0; block < LANES; block++) {
+            size_t at = (size_t)(j * LANES + block) * MP_NVFP4_BLOCK;
+
+            v[block] = magnitude_of((bits)load_source(in, at, is_bf16));
+            UNROLL
+            for (int i = LANES; i < MP_NVFP4_BLOCK; i += LANES)
+                v[block] = larger(v[block], magnitude_of((bits)load_source(in, at + i, is_bf16)));
+        }
+        amax[j] = largest_lanes(v);
+        largest = larger(largest, amax[j]);
+    }
+    if (largest_lane(largest) >= MP_F32_INF || !nvfp4_scales(amax, global, scales, multipliers))
+        return false;
+    for (size_t block = 0; block < NVFP4_GROUP; block += 2) {
+        const float *factors = multipliers + block;
+        floats v[32 / LANES];
+
+        UNROLL
+        for (int j = 0; j < 32 / LANES; j++)
+            v[j] = load_source(in, block * MP_NVFP4_BLOCK + j * LANES, is_bf16) *
+                   factors[j * LANES / MP_NVFP4_BLOCK];
+        e2m1_encode32(v, codes + block * (MP_NVFP4_BLOCK / 2), MP_ROUND_OCP);
+        for (int half = 0; half < 2; half++) /* no sign under a scale of 0 */
+            if (factors[half] == 0)
+                memset(codes + (block + half) * (MP_NVFP4_BLOCK / 2), 0, MP_NVFP4_BLOCK / 2);
+    }
+    return true;
+}
+
+TARGET static void nvfp4_encode(const float *in, float global, uint8_t *codes, uint8_t *scales,
+                                size_t n)
+{
+    const size_t group = NVFP4_GROUP * MP_NVFP4_BLOCK;
+    size_t i = 0;
+
+    for (; i + group <= n; i += group)
+        if (!nvfp4_encode_group(in + i, false, global, codes + i / 2, scales + i / MP_NVFP4_BLOCK))
+            mp_kernels_scalar.nvfp4_encode(in + i, global, codes + i / 2,
+                                           scales + i / MP_NVFP4_BLOCK, group);
+    if (i < n) {
+        float rest[NVFP4_GROUP * MP_NVFP4_BLOCK] = {0};
+        uint8_t rest_codes[NVFP4_GROUP * MP_NVFP4_BLOCK / 2];
+        uint8_t rest_scales[NVFP4_GROUP];
+
+        memcpy(rest, in + i, (n - i) * sizeof(*in));
+        if (!nvfp4_encode_group(rest, false, global, rest_codes, rest_scales))
+            mp_kernels_scalar.nvfp4_encode(rest, global, rest_codes, rest_scales, n - i);
+        memcpy(codes + i / 2, rest_codes, (n - i) / 2);
+        memcpy(scales + i / MP_NVFP4_BLOCK, rest_scales, (n - i) / MP_NVFP4_BLOCK);
+    }
+}
+
+TARGET static size_t nvfp4_encode_bf16(const uint16_t *in, float global, uint8_t *codes,
+                                       uint8_t *scales, size_t n)
+{
+    const size_t group = NVFP4_GROUP * MP_NVFP4_BLOCK;
+    float values[NVFP4_GROUP * MP_NVFP4_BLOCK];
+    size_t i = 0;
+
+    for (; i + group <= n; i += group) {
+        if (!nvfp4_encode_group(in + i, true, global, codes + i / 2, scales + i / MP_NVFP4_BLOCK)) {
+            size_t finite = mp_kernels_scalar.nvfp4_encode_bf16(in + i, global, codes + i / 2,
+                                                                scales + i / MP_NVFP4_BLOCK, group);
+
+            if (finite < group)
+                return i + finite;
+        }
+    }
+    size_t finite = 0;
+    bf16_decode(in + i, values, n - i);
+    while (finite < n - i && amax_bits(values + finite, MP_NVFP4_BLOCK) < MP_F32_INF)
+        finite += MP_NVFP4_BLOCK;
+    nvfp4_encode(values, global, codes + i / 2, scales + i / MP_NVFP4_BLOCK, finite);
+    return i + finite;
 }
 
 #if !defined(OWN_ENCODE_BF16)
@@ -405,7 +610,7 @@ TARGET static void add_group_loss(const uint16_t *in, const uint8_t *codes, cons
             add_squared(error + at, (floats)value * ratio - x);
             add_squared(signal + at, x);
             saturated = count(saturated, above(magnitude, limit));
-            flushed = count(flushed, above(choose(no_code, magnitude, zero), zero));
+            flushed = count(flushed, above_where(no_code, magnitude, zero));
         }
     }
     loss->saturated += sum_of_lanes(saturated);
@@ -421,8 +626,10 @@ TARGET static void mxfp4_loss_bf16(const uint16_t *in, const uint8_t *codes, con
     mp_mxfp4_loss(add_group_loss, in, codes, scales, n, sums, counts);
 }
 
-/* Vectors of the eight lanes of a sum. */
+/* Vectors of the eight lanes of a sum, and the elements that go round them once, or fill one
+ * vector of float32. */
 #define SUM_VECTORS (16 / LANES)
+#define SPAN        (LANES > 8 ? LANES : 8)
 
 TARGET static void error_sums(const float *a, const float *b, size_t n, double sums[2])
 {
@@ -449,31 +656,67 @@ TARGET static void error_sums(const float *a, const float *b, size_t n, double s
     sums[1] += mp_sum_lanes(signal_lanes);
 }
 
-TARGET static void count_lost(const float *original, const float *decoded, size_t n,
-                              const float *limits, size_t width, uint64_t counts[2])
+/* The square of a float32 is exact in float64, so that its sum is rounded once either way. */
+INLINE void add_to_sums(doubles error[SUM_VECTORS], doubles signal[SUM_VECTORS], floats value,
+                        const float *original)
+{
+    doubles decoded[2];
+
+    to_doubles(value, decoded);
+    UNROLL
+    for (int j = 0; j < 2; j++) {
+        doubles x = load_doubles(original + j * (LANES / 2));
+        doubles difference = decoded[j] - x;
+
+        error[j % SUM_VECTORS] += difference * difference;
+        signal[j % SUM_VECTORS] = fma_d(x, x, signal[j % SUM_VECTORS]);
+    }
+}
+
+/* Whole vectors lie in one block and begin at lane 0 of the sums. */
+TARGET static void loss(const float *original, const float *decoded, const float *scales,
+                        float global, const float *limits, size_t width, size_t n, mp_loss *sum)
 {
     const bits zero = splat(0);
+    doubles error[SUM_VECTORS];
+    doubles signal[SUM_VECTORS];
     bits saturated = zero;
     bits flushed = zero;
+    size_t whole = n - n % SPAN;
+    size_t i = 0;
 
-    for (size_t i = 0; i < n; limits++) {
-        size_t end = n - i < width ? n : i + width;
+    if (width % SPAN != 0 && width < n)
+        whole = 0;
+    memcpy(error, sum->error, sizeof(error));
+    memcpy(signal, sum->signal, sizeof(signal));
+    for (size_t block = 0; i < whole; block++) {
+        size_t end = whole - i < width ? whole : i + width;
+        float scale_of_block;
         uint32_t limit;
 
-        memcpy(&limit, limits, sizeof(limit));
-        for (; i + LANES <= end; i += LANES) {
-            bits before = magnitude_of(load(original + i));
-            mask no_value = equal(magnitude_of(load(decoded + i)), zero);
+        memcpy(&scale_of_block, scales + block, sizeof(scale_of_block));
+        memcpy(&limit, limits + block, sizeof(limit));
+        for (; i < end; i += SPAN) {
+            UNROLL
+            for (int j = 0; j < SPAN; j += LANES) {
+                floats value = load_floats(decoded + i + j) * scale_of_block * global;
+                bits magnitude = magnitude_of(load(original + i + j));
+                mask no_value = equal(magnitude_of((bits)value), zero);
 
-            saturated = count(saturated, above(before, splat(limit)));
-            flushed = count(flushed, above(choose(no_value, before, zero), zero));
+                add_to_sums(error + 2 * j / LANES % SUM_VECTORS,
+                            signal + 2 * j / LANES % SUM_VECTORS, value, original + i + j);
+                saturated = count(saturated, above(magnitude, splat(limit)));
+                flushed = count(flushed, above_where(no_value, magnitude, zero));
+            }
         }
-        if (i < end)
-            mp_kernels_scalar.count_lost(original + i, decoded + i, end - i, limits, width, counts);
-        i = end;
     }
-    counts[0] += sum_of_lanes(saturated);
-    counts[1] += sum_of_lanes(flushed);
+    memcpy(sum->error, error, sizeof(error));
+    memcpy(sum->signal, signal, sizeof(signal));
+    sum->saturated += sum_of_lanes(saturated);
+    sum->flushed += sum_of_lanes(flushed);
+    if (i < n)
+        mp_kernels_scalar.loss(original + i, decoded + i, scales + i / width, global,
+                               limits + i / width, width, n - i, sum);
 }
 
 const mp_kernels KERNELS = {
@@ -483,6 +726,7 @@ const mp_kernels KERNELS = {
     .f16_decode = f16_decode,
     .e4m3_decode = e4m3_decode,
     .e4m3_encode = e4m3_encode,
+    .e4m3_encode_blocks = e4m3_encode_blocks,
     .e2m1_decode = e2m1_decode,
     .e2m1_encode = e2m1_encode,
     .ue8m0_decode = ue8m0_decode,
@@ -495,11 +739,14 @@ const mp_kernels KERNELS = {
     .divide = divide,
     .amax_bits = amax_bits,
     .amax_blocks = amax_blocks,
+    .amax_blocks_bf16 = amax_blocks_bf16,
     .reaches = reaches,
     .mxfp4_decode = mxfp4_decode,
     .mxfp4_encode = mxfp4_encode,
     .mxfp4_encode_bf16 = mxfp4_encode_bf16,
     .mxfp4_loss_bf16 = mxfp4_loss_bf16,
+    .nvfp4_encode = nvfp4_encode,
+    .nvfp4_encode_bf16 = nvfp4_encode_bf16,
     .error_sums = error_sums,
-    .count_lost = count_lost,
+    .loss = loss,
 };

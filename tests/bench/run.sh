@@ -126,26 +126,33 @@ section_copy()
     rm -rf "$work/v4"
 }
 
-# What a level makes of BF16, in memory and without files.
+# quantize_row LEVEL THREADS FROM TO: what a level makes of rows in memory, without files.
 quantize_row()
 {
-    local level=$1 n=$2 plain measured copied
+    local plain measured copied
 
-    read -r plain measured copied < <(MOEPACK_CPU=$level "$build/bench/quantize" "$n")
-    printf '   %-8s %7d %10.2f %9.2f %9.2f %10.2f\n' "$level" "$n" "$plain" "$measured" \
-        "$copied" "$(calc %.4f "$plain / $copied")"
+    read -r plain measured copied < <(MOEPACK_CPU=$1 "$build/bench/quantize" "$2" "$3" "$4")
+    printf '   %-8s %7d %6s %-12s %9.2f %9.2f %9.2f %10.2f %10.2f\n' "$1" "$2" "$3" "$4" \
+        "$plain" "$measured" "$copied" "$(calc %.4f "$plain / $copied")" \
+        "$(calc %.4f "1 - $measured / $plain")"
 }
 
 section_quantize()
 {
-    local level n walls=() seconds bytes
+    local level pair n walls=() seconds bytes
 
-    title "BF16 to mxfp4 in memory, GB/s of input"
-    show "MOEPACK_CPU=LEVEL $build/bench/quantize THREADS"
-    printf '   %-8s %7s %10s %9s %9s %10s\n' level threads quantize measured memcpy of-memcpy
+    title "conversions in memory, GB/s of input; what measuring their loss costs"
+    show "MOEPACK_CPU=LEVEL $build/bench/quantize THREADS FROM TO"
+    printf '   %-8s %7s %6s %-12s %9s %9s %9s %10s %10s\n' level threads from to quantize \
+        measured memcpy of-memcpy measuring
     for level in $("$moepack" bench --kernel scale --seconds 0.001 --json | jq -r '.[].level'); do
         for n in 1 "$threads"; do
-            quantize_row "$level" "$n"
+            quantize_row "$level" "$n" bf16 mxfp4
+        done
+        [ "$level" != scalar ] || continue
+        for pair in bf16:nvfp4 bf16:fp8_block bf16:int8_channel mxfp4:fp8_block \
+            mxfp4:int8_channel; do
+            quantize_row "$level" "$threads" "${pair%:*}" "${pair#*:}"
         done
     done
     title "repack --quantize mxfp4 of BF16 experts, GB/s of input"

@@ -200,15 +200,56 @@ static void run_error_sums(const mp_kernels *k, const uint8_t *in, uint8_t *out,
     memcpy(out, sums, sizeof(sums));
 }
 
-static void run_count_lost(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
+static void run_loss(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
 {
-    uint64_t counts[2] = {3, 5};
-
+    mp_loss loss = {.error = {0.5, 0.25}, .saturated = 3, .flushed = 5};
+    const float scales[9] = {1.25f, 1e-20f, 1e-10f, 0, 0.7f, 3, 1e-3f, 1e-38f, 7};
     const float limits[9] = {1.25f, 1e-20f, 1e20f, 0, FLT_MAX, 3, 1e-3f, 1e-38f, 7};
 
     for (size_t width = 16; width <= 130; width += 57)
-        k->count_lost((const void *)in, (const void *)(in + 4 * n), n, limits, width, counts);
-    memcpy(out, counts, sizeof(counts));
+        k->loss((const void *)in, (const void *)(in + 4 * n), scales, 0.3f, limits, width, n,
+                &loss);
+    memcpy(out, &loss, sizeof(loss));
+}
+
+static void run_e4m3_encode_blocks(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
+{
+    float factors[130];
+
+    for (size_t i = 0; i < 130; i++)
+        factors[i] = divisors[i % DIVISORS] * (1 + (float)i / 256);
+    for (size_t i = 0; i < WIDTHS; i++)
+        k->e4m3_encode_blocks((const void *)in, factors, widths[i], out + n * i, n);
+}
+
+static void run_amax_blocks_bf16(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
+{
+    for (size_t i = 0; i < WIDTHS; i++)
+        k->amax_blocks_bf16((const void *)in, widths[i], (void *)(out + 4 * n * i), n);
+}
+
+static const float globals[] = {1, 0x1p-12f, 0x1.7p-60f, 0x1p-140f, FLT_MAX};
+
+#define GLOBALS (sizeof(globals) / sizeof(globals[0]))
+
+static void run_nvfp4_encode(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
+{
+    for (size_t i = 0; i < GLOBALS; i++) {
+        k->nvfp4_encode((const void *)in, globals[i], out, out + n / 2, n);
+        out += n / 2 + n / 16;
+    }
+}
+
+static void run_nvfp4_encode_bf16(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
+{
+    for (size_t i = 0; i < GLOBALS; i++) {
+        size_t finite = k->nvfp4_encode_bf16((const void *)in, globals[i], out, out + n / 2, n);
+
+        memset(out + finite / 2, CANARY, (n - finite) / 2);
+        memset(out + n / 2 + finite / 16, CANARY, (n - finite) / 16);
+        out += n / 2 + n / 16;
+        *out++ = (uint8_t)(finite / 16);
+    }
 }
 
 static const mp_quant_options encodings[] = {
@@ -300,7 +341,12 @@ static const struct trial trials[] = {
     {"mxfp4_loss_bf16, close", (const uint8_t *)close_bf16, 32, 640, 16, run_mxfp4_loss},
     {"mxfp4_loss_bf16, encoded", (const uint8_t *)close_bf16, 32, 640, 16, run_mxfp4_encode_loss},
     {"error_sums", (const uint8_t *)finite_bits, 1, 130, 64, run_error_sums},
-    {"count_lost", (const uint8_t *)any_bits, 1, 130, 64, run_count_lost},
+    {"loss", (const uint8_t *)finite_bits, 1, 130, 64, run_loss},
+    {"e4m3_encode_blocks", (const uint8_t *)any_bits, 1, 130, 32, run_e4m3_encode_blocks},
+    {"amax_blocks_bf16", (const uint8_t *)any_bf16, 1, 130, 16, run_amax_blocks_bf16},
+    {"nvfp4_encode", (const uint8_t *)finite_bits, 16, 1104, 32, run_nvfp4_encode},
+    {"nvfp4_encode_bf16", (const uint8_t *)finite_bf16, 16, 1104, 16, run_nvfp4_encode_bf16},
+    {"nvfp4_encode_bf16, any", (const uint8_t *)any_bf16, 16, 1104, 16, run_nvfp4_encode_bf16},
 };
 
 /* Values at which some format rounds, saturates or changes its step. */
@@ -406,8 +452,8 @@ static int compare_sweep(const mp_kernels *k)
             in[i] = from_bits((uint32_t)(first + i * STRIDE));
         for (size_t i = 0; i < sizeof(trials) / sizeof(trials[0]); i++) {
             if (trials[i].patterns != (const uint8_t *)any_bits || trials[i].in_bits != 32 ||
-                trials[i].run == run_scale || trials[i].run == run_amax_blocks ||
-                trials[i].run == run_amax_groups)
+                trials[i].run == run_e4m3_encode_blocks || trials[i].run == run_scale ||
+                trials[i].run == run_amax_blocks || trials[i].run == run_amax_groups)
                 continue;
             memset(expected, CANARY, sizeof(expected));
             memset(got, CANARY, sizeof(got));

@@ -145,34 +145,162 @@ Test(kernels_rows, blocks_of_any_width)
     }
 }
 
-/* Limits that differ from block to block. */
-Test(kernels_rows, lost_under_limits_of_blocks)
+/* Scales and limits that differ from block to block, and sums that were begun before. */
+Test(kernels_rows, loss_in_blocks_of_any_width)
 {
     enum { N = 141 };
     float original[N];
     float decoded[N];
+    float scales[N];
     float limits[N];
 
     for (int i = 0; i < N; i++) {
-        original[i] = (float)(i * 29 % N - 70);
-        decoded[i] = i % 5 ? original[i] : 0;
-        limits[i] = (float)(i * 31 % 67);
+        original[i] = (float)(i * 29 % N - 70) * 0.3f;
+        decoded[i] = i % 5 ? (float)(i * 31 % N - 70) : 0;
+        scales[i] = 0.25f + (float)(i * 11 % 17) / 19;
+        limits[i] = (float)(i * 31 % 67) * 0.3f;
     }
     EACH_LEVEL(k)
     {
         for (size_t width = 1; width <= N + 1; width += 1 + width / 9) {
             for (size_t n = 0; n <= N; n += 3) {
-                uint64_t expected[2] = {7, 9};
-                uint64_t counts[2] = {7, 9};
+                mp_loss expected = {{1, 2, 3, 4, 5, 6, 7, 8}, {.5, .25}, 7, 9};
+                mp_loss loss = expected;
 
                 for (size_t i = 0; i < n; i++) {
-                    expected[0] += fabsf(original[i]) > limits[i / width];
-                    expected[1] += original[i] != 0 && decoded[i] == 0;
+                    float value = decoded[i] * scales[i / width];
+                    double difference;
+
+                    value *= 0.7f;
+                    difference = (double)value - original[i];
+                    expected.error[i % 8] += difference * difference;
+                    expected.signal[i % 8] += (double)original[i] * original[i];
+                    expected.saturated += fabsf(original[i]) > limits[i / width];
+                    expected.flushed += original[i] != 0 && value == 0;
                 }
-                k->count_lost(original, decoded, n, limits, width, counts);
-                cr_assert(counts[0] == expected[0] && counts[1] == expected[1], "%s: %zu in %zu",
-                          k->level, n, width);
+                k->loss(original, decoded, scales, 0.7f, limits, width, n, &loss);
+                cr_assert_eq(memcmp(&loss, &expected, sizeof(loss)), 0, "%s: %zu in %zu", k->level,
+                             n, width);
             }
+        }
+    }
+}
+
+/* Scales, codes and lengths as encoding a scaled row and scanning floats give them. */
+Test(kernels_rows, blocks_of_e4m3_and_bf16)
+{
+    enum { N = 341 };
+    static float in[N];
+    static float factors[N];
+    static float scaled[N];
+    static uint16_t halves[N];
+    static uint8_t codes[N + 1];
+    static uint8_t expected[N];
+    static uint32_t amax[N + 1];
+    static uint32_t expected_amax[N];
+    const mp_kernels *scalar = mp_kernels_for("scalar");
+
+    for (int i = 0; i < N; i++) {
+        in[i] = sinf((float)i * 7) * ldexpf(1, i * 11 % 19);
+        factors[i] = 1 + (float)(i * 29 % N) / 64;
+    }
+    scalar->bf16_encode(in, halves, N);
+    EACH_LEVEL(k)
+    {
+        for (size_t width = 1; width <= N + 1; width += 1 + width / 5) {
+            for (size_t n = 0; n <= N; n += 3 + n / 9) {
+                size_t blocks = (n + width - 1) / width;
+
+                scalar->scale_blocks(in, factors, width, scaled, n);
+                scalar->e4m3_encode(scaled, expected, n);
+                codes[n] = 99;
+                k->e4m3_encode_blocks(in, factors, width, codes, n);
+                cr_assert(memcmp(codes, expected, n) == 0 && codes[n] == 99, "%s: %zu in %zu",
+                          k->level, n, width);
+                scalar->bf16_decode(halves, scaled, n);
+                scalar->amax_blocks(scaled, width, expected_amax, n);
+                amax[blocks] = 99;
+                k->amax_blocks_bf16(halves, width, amax, n);
+                cr_assert(memcmp(amax, expected_amax, 4 * blocks) == 0 && amax[blocks] == 99);
+            }
+        }
+    }
+}
+
+/* The product of both scales: normal, subnormal without a reciprocal, 0 for a live block; and
+ * blocks of zeros of either sign. What a code says is at most half a step off. */
+Test(kernels_rows, nvfp4_blocks)
+{
+    enum { BLOCKS = 75, N = 16 * BLOCKS };
+    static const float values[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    static const float globals[] = {0x1.3p-10f, 0x1p-140f, 0x1p-149f, 3e30f};
+    static float in[N];
+    static uint8_t codes[N / 2 + 1];
+    static uint8_t scales[BLOCKS + 1];
+    static float scale[BLOCKS];
+
+    for (size_t g = 0; g < sizeof(globals) / sizeof(globals[0]); g++) {
+        for (int i = 0; i < N; i++) {
+            in[i] = sinf((float)i * 7) * ldexpf(1, i / 16 % 7) * globals[g] * 3;
+            if (i / 16 % 13 == 5)
+                in[i] = i % 2 ? -0.0f : 0.0f;
+        }
+        EACH_LEVEL(k)
+        {
+            for (size_t n = N; n > 0; n -= n > 560 ? 48 : 16) {
+                codes[n / 2] = scales[n / 16] = 99;
+                k->nvfp4_encode(in, globals[g], codes, scales, n);
+                cr_assert(codes[n / 2] == 99 && scales[n / 16] == 99);
+                k->e4m3_decode(scales, scale, n / 16);
+                for (size_t i = 0; i < n; i++) {
+                    unsigned code = codes[i / 2] >> i % 2 * 4 & 15;
+                    double both = (double)(float)(scale[i / 16] * globals[g]);
+                    double value = values[code & 7] * both * (code & 8 ? -1 : 1);
+
+                    if (i / 16 % 13 == 5)
+                        cr_assert(code == 0 && scales[i / 16] == 0);
+                    else if (fabs(in[i]) <= 6 * both)
+                        cr_assert_leq(fabs(value - (double)in[i]), 1.0001 * both, "%s: %a, %zu",
+                                      k->level, (double)globals[g], i);
+                    else
+                        cr_assert_eq(code & 7, both > 0 ? 7 : 0);
+                }
+            }
+        }
+    }
+}
+
+/* A NaN or an infinity in any place. */
+Test(kernels_rows, nvfp4_of_finite_bf16_only)
+{
+    enum { N = 16 * 75 };
+    static uint16_t in[N];
+    static float floats[N];
+    static uint8_t codes[N / 2];
+    static uint8_t scales[N / 16];
+    static uint8_t expected_codes[N / 2];
+    static uint8_t expected_scales[N / 16];
+
+    for (int i = 0; i < N; i++)
+        in[i] = (uint16_t)(i * 40503 >> 3 & 0x83ff) + 0x3c00;
+    EACH_LEVEL(k)
+    {
+        k->bf16_decode(in, floats, N);
+        k->nvfp4_encode(floats, 0.01f, expected_codes, expected_scales, N);
+        cr_assert_eq(k->nvfp4_encode_bf16(in, 0.01f, codes, scales, N), N);
+        cr_assert_arr_eq(codes, expected_codes, sizeof(codes));
+        cr_assert_arr_eq(scales, expected_scales, sizeof(scales));
+        for (size_t i = 0; i < N; i += 7) {
+            uint16_t before = in[i];
+
+            in[i] = i % 2 ? 0xff80 : 0x7fc1;
+            memset(codes, 0, sizeof(codes));
+            memset(scales, 0, sizeof(scales));
+            cr_assert_eq(k->nvfp4_encode_bf16(in, 0.01f, codes, scales, N), i - i % 16, "%s: %zu",
+                         k->level, i);
+            cr_assert_arr_eq(codes, expected_codes, (i - i % 16) / 2);
+            cr_assert_arr_eq(scales, expected_scales, i / 16);
+            in[i] = before;
         }
     }
 }

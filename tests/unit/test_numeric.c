@@ -464,16 +464,18 @@ Test(kernels, error_sums_in_lane_order)
     }
 }
 
-Test(kernels, count_lost)
+/* Codes under a scale of 0.5 and a global one of 2, beyond a limit of 4, flushed by thirds. */
+Test(kernels, loss_of_scaled_codes)
 {
     enum { N = 107 };
     float original[N];
     float decoded[N];
+    const float scales[7] = {0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0.5f};
     const float limits[7] = {4, 4, 4, 4, 4, 4, 4};
 
     for (int i = 0; i < N; i++) {
         original[i] = (float)(i % 13 - 6); /* -6..6 */
-        decoded[i] = i % 3 ? original[i] : -0.0f;
+        decoded[i] = i % 3 ? original[i] + 0.25f : -0.0f;
     }
     EACH_LEVEL(k)
     {
@@ -481,11 +483,16 @@ Test(kernels, count_lost)
         uint64_t flushed = 0;
 
         for (size_t n = 0; n <= N; n++) {
-            uint64_t counts[2] = {7, 9};
+            mp_loss loss = {.saturated = 7, .flushed = 9};
+            double sums[2] = {0};
 
-            k->count_lost(original, decoded, n, limits, n % 2 ? SIZE_MAX : 16, counts);
-            cr_assert(counts[0] == 7 + above && counts[1] == 9 + flushed, "%s: n = %zu", k->level,
-                      n);
+            sums_in_lane_order(decoded, original, n, sums);
+            k->loss(original, decoded, scales, 2, limits, n % 2 ? SIZE_MAX : 16, n, &loss);
+            cr_assert(loss.saturated == 7 + above && loss.flushed == 9 + flushed, "%s: n = %zu",
+                      k->level, n);
+            for (int i = 1; i < 8; i++)
+                loss.error[0] += loss.error[i]; /* exact */
+            cr_assert_eq(loss.error[0], sums[0], "%s: n = %zu", k->level, n);
             if (n < N) {
                 above += fabsf(original[n]) > 4;
                 flushed += original[n] != 0 && decoded[n] == 0;
