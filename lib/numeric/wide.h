@@ -626,10 +626,9 @@ TARGET static void mxfp4_loss_bf16(const uint16_t *in, const uint8_t *codes, con
     mp_mxfp4_loss(add_group_loss, in, codes, scales, n, sums, counts);
 }
 
-/* Vectors of the eight lanes of a sum, and the elements that go round them once, or fill one
- * vector of float32. */
+/* Vectors of the eight lanes of a sum, and elements that whole vectors take at a time. */
 #define SUM_VECTORS (16 / LANES)
-#define SPAN        (LANES > 8 ? LANES : 8)
+#define SPAN        16
 
 TARGET static void error_sums(const float *a, const float *b, size_t n, double sums[2])
 {
