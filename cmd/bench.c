@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack bench: how fast kernels and conversions are at every SIMD level, beside memcpy. */
+/* moepack bench: how fast kernels and conversions are at every SIMD level, beside memcpy.
+ *
+ * The library chooses its kernels once in a process. So each level is measured by a child of
+ * its own, which sends the seconds of its trials through a pipe; the parent prints them. */
 #include "bench_trials.h"
 #include "commands.h"
 #include "output.h"

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The trials of `moepack bench`: what each runs, on which data, and how long it takes. */
+/* The trials of `moepack bench`: what each runs, on which data, and how long it takes.
+ *
+ * A trial is a row of a table, a function that runs it once, and the bytes that it reads and
+ * writes. All work on one bench_data, of which each uses what fits the caches, filled alike in
+ * every process, so that what is compared is instructions. One thread. */
 #include "bench_trials.h"
 
 #include <math.h>

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reading a stored matrix: which scale belongs to which block of a scheme, and
- * rows of codes and scales as float32. */
+ * rows of codes and scales as float32.
+ *
+ * mp_rows_check holds the description of a matrix against the table of schemes; all else counts
+ * on that. A row is decoded by kernels, codes first and then scales in place. Nothing is
+ * written but the caller's row: threads may read one matrix at the same time. */
 #include <inttypes.h>
 #include <math.h>
 

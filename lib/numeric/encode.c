@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The quantizers: how each scheme chooses its scales, and codes under them. */
+/* The quantizers: how each scheme chooses its scales, and codes under them.
+ *
+ * Rows go through the kernels in runs that stay in the first-level cache, whole blocks in each,
+ * so that a run knows nothing of its neighbours. What is written depends on the row and on the
+ * options only; there is no state, and any number of threads may encode. */
 #include <math.h>
 
 #include "numeric/encode.h"

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the MX formats share beyond kernels: the scale rule MP_SCALE_MSE, which
  * encodes each block under two exponents and keeps the better, mxfp8, and the
- * frame of the kernels that measure the loss of mxfp4. */
+ * frame of the kernels that measure the loss of mxfp4.
+ *
+ * Every function takes the table of kernels that it is to use, since a table's own encoders
+ * call it, and keeps nothing between calls: any number of threads may run it. */
 #include "numeric/kernels.h"
 
 /* The elements of an MX format. */

