@@ -12,20 +12,122 @@ bool mp_json_out_of_memory(const json_error_t *where)
     return where->text[0] == '\0' || json_error_code(where) == json_error_out_of_memory;
 }
 
+static json_t *decode(const char *text, uint64_t length, json_error_t *where)
+{
+    json_object_seed(0); /* before jansson meets a second thread; later calls do nothing */
+    return json_loadb(text, (size_t)length, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, where);
+}
+
+static int fail_where(const json_error_t *where, int column, const char *what, mp_error *err)
+{
+    if (mp_json_out_of_memory(where))
+        return mp_fail_memory(err);
+    return mp_fail(err, MP_ERR_INPUT, "%s: line %d, column %d: %s", what, where->line, column,
+                   where->text);
+}
+
 int mp_json_parse(const char *text, uint64_t length, const char *what, json_t **json, mp_error *err)
 {
     json_error_t where;
-    json_object_seed(0); /* before jansson meets a second thread; later calls do nothing */
-    *json = json_loadb(text, (size_t)length, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &where);
-    if (*json)
-        return 0;
-    if (mp_json_out_of_memory(&where))
-        return mp_fail_memory(err);
-    return mp_fail(err, MP_ERR_INPUT, "%s: line %d, column %d: %s", what, where.line, where.column,
-                   where.text);
+
+    *json = decode(text, length, &where);
+    return *json ? 0 : fail_where(&where, where.column, what, err);
 }
 
-int mp_json_load(const char *path, uint64_t limit, json_t **json, mp_error *err)
+/* ------------------------------------------------------------------------
+ * As Python reads and writes it
+ */
+
+/* Length of the word at p that Python's json takes for a number, or 0. */
+static size_t number_word(const char *p, const char *end)
+{
+    static const char *const words[] = {"NaN", "Infinity", "-Infinity"};
+
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        size_t n = strlen(words[i]);
+
+        if ((size_t)(end - p) >= n && memcmp(p, words[i], n) == 0)
+            return n;
+    }
+    return 0;
+}
+
+/* Whether what follows makes a word at this place the name of a member, which it cannot be. */
+static bool is_key(const char *p, const char *end)
+{
+    while (p < end && (*p == ' ' || *p == '\t' || *p == '\r' || *p == '\n'))
+        p++;
+    return p < end && *p == ':';
+}
+
+/* Writes the text with its number words in quotes, and stops where `limit` bytes are reached.
+ * Whatever else is wrong with the text stays wrong: quotes inside of what is no value do not make
+ * it one. Returns the bytes written; *words: of the last line. out: may be null, to count. */
+static size_t quote_words(const char *text, size_t length, size_t limit, char *out, size_t *words)
+{
+    const char *end = text + length;
+    bool in_string = false;
+    size_t n = 0;
+
+    *words = 0;
+    for (const char *p = text; p < end && n < limit;) {
+        size_t word = in_string ? 0 : number_word(p, end);
+        bool quoted = word > 0 && !is_key(p + word, end);
+        size_t take = word > 0 ? word : in_string && *p == '\\' && p + 1 < end ? 2 : 1;
+
+        if (out && quoted)
+            out[n] = out[n + take + 1] = '"';
+        if (out)
+            memcpy(out + n + quoted, p, take);
+        in_string ^= *p == '"';
+        *words = *p == '\n' ? 0 : *words + quoted;
+        n += take + 2 * (size_t)quoted;
+        p += take;
+    }
+    return n;
+}
+
+const char *mp_json_skip_mark(const char *text)
+{
+    static const char mark[] = "\xEF\xBB\xBF";
+
+    return strncmp(text, mark, sizeof mark - 1) == 0 ? text + sizeof mark - 1 : text;
+}
+
+int mp_json_parse_python(const char *text, uint64_t length, const char *what, json_t **json,
+                         mp_error *err)
+{
+    const char *body = mp_json_skip_mark(text);
+    size_t n = (size_t)length - (size_t)(body - text), words, quoted;
+    json_error_t where;
+    char *copy;
+    int rc = 0;
+
+    quoted = quote_words(body, n, SIZE_MAX, NULL, &words);
+    copy = mp_alloc((uint64_t)quoted + 1, 1);
+    *json = NULL;
+    if (!copy)
+        return mp_fail_memory(err);
+    quote_words(body, n, SIZE_MAX, copy, &words);
+    *json = decode(copy, quoted, &where);
+    if (!*json) {
+        /* The column is to be that of the file, which has no such quotes. */
+        quote_words(body, n, where.position > 0 ? (size_t)where.position : 0, NULL, &words);
+        rc = fail_where(&where, where.column - 2 * (int)words, what, err);
+    }
+    free(copy);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Files
+ */
+
+typedef int parse_function(const char *text, uint64_t length, const char *what, json_t **json,
+                           mp_error *err);
+
+static int load(const char *path, uint64_t limit, parse_function *parse, json_t **json,
+                mp_error *err)
 {
     char *text;
     uint64_t length;
@@ -33,10 +135,19 @@ int mp_json_load(const char *path, uint64_t limit, json_t **json, mp_error *err)
     int rc = mp_read_text(path, limit, &text, &length, err);
     if (rc != 0)
         return rc;
-    const char *what = strcmp(path, "-") == 0 ? "standard input" : path;
-    rc = mp_json_parse(text, length, what, json, err);
+    rc = parse(text, length, strcmp(path, "-") == 0 ? "standard input" : path, json, err);
     free(text);
     return rc;
+}
+
+int mp_json_load(const char *path, uint64_t limit, json_t **json, mp_error *err)
+{
+    return load(path, limit, mp_json_parse, json, err);
+}
+
+int mp_json_load_python(const char *path, uint64_t limit, json_t **json, mp_error *err)
+{
+    return load(path, limit, mp_json_parse_python, json, err);
 }
 
 char *mp_json_text(const json_t *json)

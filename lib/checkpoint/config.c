@@ -306,7 +306,7 @@ int mp_config_load(mp_config *config, const char *dir, mp_error *err)
         return mp_fail_memory(err);
     config->present = mp_path_exists(path);
     if (config->present) {
-        rc = mp_json_load(path, CONFIG_LIMIT, &root, err);
+        rc = mp_json_load_python(path, CONFIG_LIMIT, &root, err);
     } else {
         root = json_object();
         rc = root ? 0 : mp_fail_memory(err);

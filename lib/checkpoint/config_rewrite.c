@@ -453,7 +453,7 @@ static int add_dtype(rewrite *r, mp_error *err)
 
 static int parse(const char *text, json_t **root, mp_error *err)
 {
-    int rc = mp_json_parse(text, strlen(text), "config.json", root, err);
+    int rc = mp_json_parse_python(text, strlen(text), "config.json", root, err);
 
     if (rc == 0 && !json_is_object(*root))
         rc = mp_fail(err, MP_ERR_INPUT, "config.json: not a JSON object");
@@ -469,7 +469,7 @@ int mp_config_requantized(const char *config_text, const mp_config_change *chang
 
     *text = NULL;
     if (rc == 0) {
-        r.text = strdup(config_text);
+        r.text = strdup(mp_json_skip_mark(config_text));
         rc = r.text ? change_configs(&r, err) : mp_fail_memory(err);
     }
     json_decref(r.root);
@@ -493,7 +493,7 @@ bool mp_config_says_ue8m0(const char *config_text)
     json_t *root;
     bool says = false;
 
-    if (mp_json_parse(config_text, strlen(config_text), "config.json", &root, NULL) != 0)
+    if (mp_json_parse_python(config_text, strlen(config_text), "config.json", &root, NULL) != 0)
         return false;
     for (size_t i = 0; i < COUNT(places); i++) {
         const json_t *object = object_at(root, places[i]);

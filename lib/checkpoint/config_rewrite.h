@@ -4,7 +4,7 @@
  *
  * What engines read: quantization_config, at the root and inside text_config where the source
  * has it there; expert_dtype of DeepSeek V4; hf_quant_config.json of Model Optimizer. All else
- * stays byte for byte.
+ * stays byte for byte, but for a byte order mark, which Python's json does not take and is dropped.
  */
 #ifndef MP_CHECKPOINT_CONFIG_REWRITE_H
 #define MP_CHECKPOINT_CONFIG_REWRITE_H

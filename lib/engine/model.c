@@ -75,7 +75,7 @@ static int load_config(mp_backend_model *model, const char *dir, mp_error *err)
     if (rc == 0 && !config.present)
         rc = mp_fail(err, MP_ERR_IO, "cannot open \"%s\": %s", path, strerror(ENOENT));
     if (rc == 0)
-        rc = mp_json_load(path, CONFIG_LIMIT, &root, err);
+        rc = mp_json_load_python(path, CONFIG_LIMIT, &root, err);
     if (rc == 0)
         take_config(model, &config, root);
     json_decref(root);

@@ -94,6 +94,22 @@ assert_json "$sizes" '["deepseek_v3",192,160,4,1,null]'
 assert_json .problems '[]'
 assert_json '.reason | test("no model_type in config.json")' true
 
+it "reads config.json as Python does: NaN, Infinity, a byte order mark"
+cp -r "$ROOT/testdata/fixtures/qwen3-bf16" ckpt && chmod -R u+w ckpt
+for member in '[0.0, Infinity]' -Infinity '{"deep": [1, NaN]}' '{"__float__": "Infinity"}'; do
+    sed "1s/{/{ \"time_step_limit\": $member,/" "$ROOT/testdata/fixtures/qwen3-bf16/config.json" >ckpt/config.json
+    run moepack inspect ckpt
+    assert_status 0
+done
+{ printf '\357\273\277' && cat "$ROOT/testdata/fixtures/qwen3-bf16/config.json"; } >ckpt/config.json
+run moepack inspect ckpt
+assert_status 0
+sed 's/"moe_intermediate_size": [0-9]*/"moe_intermediate_size": NaN/' "$ROOT/testdata/fixtures/qwen3-bf16/config.json" \
+    >ckpt/config.json
+run moepack inspect ckpt
+assert_status 3
+assert_stderr_is 'moepack: inspect: config.json: "moe_intermediate_size" is "NaN", expected an integer of 0 or more'
+
 it "prints what it found also where there are problems"
 make_lacking
 run moepack inspect lacking

@@ -152,6 +152,16 @@ assert_equal "$(diff "$fixtures/v4-fp4/config.json" out/config.json | grep '^[<>
     '<  "expert_dtype": "fp4",
 >  "expert_dtype": "fp8",'
 
+it "keeps NaN and Infinity of config.json, not its byte order mark"
+cp -r "$ROOT/testdata/fixtures/qwen3-bf16" source && chmod -R u+w source
+{ printf '\357\273\277' && sed '1s/{/{"limit": [0.0, Infinity], "z": -Infinity, "n": NaN,/' \
+    "$ROOT/testdata/fixtures/qwen3-bf16/config.json"; } >source/config.json
+run moepack quantize source -f int8_channel -q -o out
+assert_status 0
+assert_equal "$(head -c 52 out/config.json)" '{"limit": [0.0, Infinity], "z": -Infinity, "n": NaN,'
+run moepack inspect out --json
+assert_json '.layers[0].format' '"int8_channel"'
+
 it "copies tokenizers, templates and code"
 cp -r "$fixtures/qwen3-bf16" source
 echo '{"x": 1.0}' >source/tokenizer.json

@@ -46,11 +46,26 @@ static void check_members(const json_t *json)
             "object");
 }
 
+/* What is JSON is the same as Python reads it; both refuse with a message. */
+static void check_python(const char *text, size_t size, const json_t *json)
+{
+    mp_error err = {0};
+    json_t *python;
+    int rc = mp_json_parse_python(text, size, "fuzz", &python, &err);
+    require(!json || (rc == 0 && json_equal(json, python)), "JSON");
+    require(rc == 0 || (rc == MP_ERR_INPUT && !strchr(err.message, '\n')), "error of Python's");
+    json_decref(python);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     mp_error err = {0};
     json_t *json;
     int rc = mp_json_parse((const char *)data, size, "fuzz", &json, &err);
+    char *text = strndup((const char *)data, size);
+    require(text != NULL, "memory");
+    check_python(text, strlen(text), strlen(text) == size ? json : NULL);
+    free(text);
     if (rc == 0) {
         check_text(json);
         check_members(json);

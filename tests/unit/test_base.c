@@ -482,6 +482,65 @@ Test(base, json_faults_say_where)
     cr_assert_null(json);
 }
 
+static json_t *parsed_python(const char *text)
+{
+    json_t *json;
+
+    cr_assert_eq(mp_json_parse_python(text, strlen(text), "t", &json, &err), 0, "%s: %s", text,
+                 err.message);
+    return json;
+}
+
+Test(base, json_of_python_has_numbers_that_json_has_not)
+{
+    static const struct {
+        const char *text, *same;
+    } cases[] = {
+        {"NaN", "\"NaN\""},
+        {"[NaN,Infinity , -Infinity]", "[\"NaN\",\"Infinity\",\"-Infinity\"]"},
+        {"{\"a\": {\"deep\": [1, NaN\n]}}", "{\"a\":{\"deep\":[1,\"NaN\"]}}"},
+        {"{\"NaN\": \"Infinity, NaN\", \"b\": \"\\\"NaN\"}",
+         "{\"NaN\":\"Infinity, NaN\",\"b\":\"\\\"NaN\"}"},
+        {"[\"\\\\\",NaN]", "[\"\\\\\",\"NaN\"]"},
+        {"\xEF\xBB\xBF{\"a\": 1}", "{\"a\":1}"},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        json_t *json = parsed_python(cases[i].text), *same = parsed(cases[i].same);
+
+        cr_assert(json_equal(json, same), "%s", cases[i].text);
+        json_decref(json);
+        json_decref(same);
+    }
+}
+
+Test(base, json_of_python_is_not_anything)
+{
+    static const struct {
+        const char *text, *message;
+    } cases[] = {
+        {"{NaN: 1}", "t: line 1, column 4: string or '}' expected near 'NaN'"},
+        {"[-NaN]", "t: line 1, column 2: invalid token near '-'"},
+        {"[nan]", "t: line 1, column 4: invalid token near 'nan'"},
+        {"[NaNs]", "t: line 1, column 5: ']' expected near 's'"},
+        {"[Infinit]", "t: line 1, column 8: invalid token near 'Infinit'"},
+        {"[NaN]\xEF\xBB\xBF", "t: line 1, column 6: end of file expected near '\xEF\xBB\xBF'"},
+        /* Quotes of words on the line before do not count, on the line itself they are taken off.
+         */
+        {"[NaN, Infinity,\n -Infinity, NaN, x]", "t: line 2, column 18: invalid token near 'x'"},
+    };
+    json_t *json;
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        cr_assert_eq(mp_json_parse_python(cases[i].text, strlen(cases[i].text), "t", &json, &err),
+                     MP_ERR_INPUT);
+        cr_assert_str_eq(err.message, cases[i].message);
+        cr_assert_null(json);
+    }
+    cr_assert_eq(mp_json_parse("[NaN]", 5, "t", &json, &err), MP_ERR_INPUT,
+                 "files of ours are JSON, and nothing else");
+}
+
 Test(base, json_text_keeps_the_order)
 {
     json_t *json = parsed("{\"z\":1,\"a\":[true,null]}");
