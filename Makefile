@@ -45,14 +45,23 @@ LIB_SOURCES := \
 	lib/diff/diff_side.c \
 	lib/engine/consistency.c \
 	lib/engine/deepep.c \
+	lib/engine/engines.c \
 	lib/engine/environment.c \
 	lib/engine/format.c \
 	lib/engine/fuseep.c \
-	lib/engine/megamoe.c \
+	lib/engine/layer_forms.c \
+	lib/engine/megamoe_0_5_15.c \
 	lib/engine/memory.c \
 	lib/engine/model.c \
 	lib/engine/names.c \
+	lib/engine/pattern.c \
 	lib/engine/resolve.c \
+	lib/engine/sglang_backend.c \
+	lib/engine/sglang_budget.c \
+	lib/engine/sglang_megamoe.c \
+	lib/engine/sglang_runner.c \
+	lib/engine/trtllm.c \
+	lib/engine/vllm.c \
 	lib/experts/canonical.c \
 	lib/experts/packed.c \
 	lib/experts/stored.c \
@@ -187,6 +196,7 @@ CMD_SOURCES := \
 	cmd/options.c \
 	cmd/output.c \
 	cmd/plan.c \
+	cmd/plan_json.c \
 	cmd/plan_print.c \
 	cmd/progress.c \
 	cmd/quantize.c \

@@ -23,6 +23,140 @@ typedef struct plan_job {
 } plan_job;
 
 /* ------------------------------------------------------------------------
+ * Options
+ */
+
+static const char *scheme_name(size_t index)
+{
+    return index < MP_SCHEME_COUNT ? mp_scheme_name((mp_scheme)index) : NULL;
+}
+
+static const cmd_choice formats[] = {{"text", PLAN_TEXT}, {"env", PLAN_ENV}, {NULL, 0}};
+
+static const char *shared_mode_name(size_t index)
+{
+    return index < MP_SHARED_MODES ? mp_shared_mode_name((mp_shared_mode)index) : NULL;
+}
+
+static const cmd_option options[] = {
+    OPT_STRING(0, "model", "PATH", plan_options, model,
+               "checkpoint, packed directory or config.json", .flags = OPT_REQUIRED),
+    OPT_STRING(0, "engine", "NAME", plan_options, engine, "engine and version whose rules hold",
+               .choice_name = mp_engine_name),
+    OPT_STRING(0, "backend", "NAME", plan_options, backend,
+               "its --moe-a2a-backend, or what it calls its MoE backend",
+               .choice_name = mp_a2a_name),
+    OPT_STRING(0, "runner", "NAME", plan_options, runner, "its --moe-runner-backend",
+               .choice_name = mp_runner_name),
+    OPT_STRING(0, "deepep-mode", "MODE", plan_options, deepep_mode, "its --deepep-mode",
+               .choice_name = mp_deepep_mode_name),
+    OPT_STRING(0, "deepep-dtype", "TYPE", plan_options, deepep_dtype,
+               "its --deepep-dispatcher-output-dtype", .choice_name = mp_dispatch_dtype_name),
+    OPT_STRING(0, "platform", "NAME", plan_options, platform, "what it runs on",
+               .choice_name = mp_platform_name),
+    OPT_STRING(0, "role", "ROLE", plan_options, role, "its --disaggregation-mode",
+               .choice_name = mp_serving_name),
+    OPT_STRING(0, "overlap", "WHICH", plan_options, overlap,
+               "its --enable-two-batch-overlap or --enable-single-batch-overlap",
+               .choice_name = mp_overlap_name),
+    OPT_U64(0, "tp", "N", plan_options, tp, 1, 65536, "its --tp-size"),
+    OPT_U64(0, "ep", "N", plan_options, ep, 1, 65536, "its --ep-size"),
+    OPT_U64(0, "dp", "N", plan_options, dp, 1, 65536, "ranks of attention data parallelism"),
+    OPT_U64(0, "pp", "N", plan_options, pp, 1, 65536, "its --pp-size"),
+    OPT_U64(0, "attn-cp", "N", plan_options, attn_cp, 1, 65536,
+            "ranks of attention context parallelism"),
+    OPT_FLAG(0, "prefill-cp", plan_options, prefill_cp, "its --enable-prefill-cp"),
+    OPT_FLAG(0, "dynamic-chunking", plan_options, dynamic_chunking,
+             "its --enable-dynamic-chunking"),
+    OPT_INT(0, "chunked-prefill", "N", plan_options, chunked_prefill, -1, INT32_MAX,
+            "its --chunked-prefill-size, -1 for none",
+            .given = offsetof(plan_options, chunked_prefill_given)),
+    OPT_U64(0, "graph-bs", "N", plan_options, graph_bs, 0, INT32_MAX,
+            "its --cuda-graph-max-bs-decode, 0 for no graphs",
+            .given = offsetof(plan_options, graph_bs_given)),
+    OPT_U64(0, "draft-tokens", "N", plan_options, draft_tokens, 1, 65536,
+            "its --speculative-num-draft-tokens"),
+    OPT_FLAG(0, "w4a4", plan_options, w4a4, "its --enable-w4a4-mxfp4-megamoe"),
+    OPT_FLAG(0, "waterfill", plan_options, waterfill, "its --enable-waterfill"),
+    OPT_FLAG(0, "eplb", plan_options, eplb, "its --enable-eplb"),
+    OPT_U64(0, "fuseep-mode", "N", plan_options, fuseep_mode, 1, 2, "its --fuseep-mode"),
+    OPT_INT(0, "flashinfer-max-tokens", "N", plan_options, flashinfer_tokens, -1, INT32_MAX,
+            "its --flashinfer-megamoe-max-num-tokens",
+            .given = offsetof(plan_options, flashinfer_tokens_given)),
+    OPT_U64(0, "tokens", "N", plan_options, tokens, 0, INT32_MAX,
+            "tokens of this rank in a forward pass", .given = offsetof(plan_options, tokens_given)),
+    OPT_LIST(0, "dp-tokens", "LIST", plan_options, dp_tokens, 0, INT32_MAX,
+             "tokens of each data-parallel rank, as in 800,1200"),
+    OPT_FLAG(0, "capture", plan_options, capture, "the forward pass is captured as a graph"),
+    OPT_STRING(0, "quantize", "SCHEME", plan_options, quantize,
+               "plan for experts that are requantized", .choice_name = scheme_name),
+    OPT_U64(0, "redundant", "R", plan_options, redundant, 0, 65536, "redundant experts",
+            .given = offsetof(plan_options, redundant_given)),
+    OPT_STRING(0, "shared", "MODE", plan_options, shared, "how shared experts are packed",
+               .choice_name = shared_mode_name),
+    OPT_STRING(0, "placement", "FILE", plan_options, placement,
+               "placement that the engine is given, - for standard input"),
+    OPT_STRING(0, "pack", "OUT", plan_options, pack,
+               "check that the packed directory OUT is what the engine wants"),
+    OPT_FLAG(0, "env", plan_options, env, "read variables from the environment"),
+    OPT_STRING(0, "env-file", "FILE", plan_options, env_file,
+               "read variables from NAME=VALUE lines, - for standard input"),
+    OPT_SIZE(0, "gpu-memory", "SIZE", plan_options, gpu_memory, 1, INT64_MAX,
+             "check that the experts and their buffers fit"),
+    OPT_CHOICE(0, "format", "FORM", plan_options, format, formats, "what to print"),
+    OPT_JSON(plan_options),
+    OPT_END,
+};
+static const plan_options defaults = {
+    .engine = "sglang-2026-09",
+    .runner = "auto",
+    .deepep_mode = "auto",
+    .platform = "cuda-sm100",
+    .tp = 1,
+    /* no numbers that could be given */
+    .graph_bs = UINT64_MAX,
+    .tokens = UINT64_MAX,
+    .chunked_prefill = INT32_MIN,
+    .flashinfer_tokens = INT32_MIN,
+};
+
+/* Bytes of an option's value. */
+static size_t value_size_of(const cmd_option *o)
+{
+    switch (o->type) {
+    case TYPE_FLAG:
+        return sizeof(bool);
+    case TYPE_INT:
+    case TYPE_CHOICE:
+        return sizeof(int);
+    case TYPE_STRING:
+        return sizeof(const char *);
+    case TYPE_LIST:
+        return sizeof(cmd_list);
+    default:
+        return sizeof(uint64_t);
+    }
+}
+
+/* A flag that is given has a value that is not the default, not even by its address. */
+static int check_flags(const plan_job *job, mp_error *err)
+{
+    const char *values = (const char *)job->o, *unset = (const char *)&defaults;
+    mp_engine engine = job->flags.engine;
+    char flag[32];
+
+    for (const cmd_option *o = options; o->type != TYPE_END; o++) {
+        if (memcmp(values + o->offset, unset + o->offset, value_size_of(o)) == 0)
+            continue;
+        snprintf(flag, sizeof flag, "--%s", o->name);
+        if (!mp_engine_takes(engine, flag))
+            return cmd_fail(err, MP_ERR_USAGE, "there are no rules for %s of %s", flag,
+                            mp_engine_name(engine));
+    }
+    return mp_backend_check_flags(&job->flags, err);
+}
+
+/* ------------------------------------------------------------------------
  * Input
  */
 
@@ -102,8 +236,7 @@ static int open_model(plan_job *job, const mp_context *context, mp_error *err)
     return rc;
 }
 
-/* Names have been held against the library's when they were parsed. What is not given of a
- * packed directory's making is as it says itself, where it is the model. */
+/* Names have been held against the library's when they were parsed. */
 static void take_flags(plan_job *job)
 {
     const plan_options *o = job->o;
@@ -113,26 +246,56 @@ static void take_flags(plan_job *job)
         .backend_given = o->backend != NULL,
         .tp = o->tp,
         .ep = o->ep,
+        .dp = o->dp,
+        .pp = o->pp,
+        .attn_cp = o->attn_cp,
+        .draft_tokens = o->draft_tokens,
+        .prefill_cp = o->prefill_cp,
+        .dynamic_chunking = o->dynamic_chunking,
+        .w4a4 = o->w4a4,
+        .waterfill = o->waterfill,
+        .eplb = o->eplb,
+        .fuseep_mode = (unsigned)o->fuseep_mode,
         .redundant = o->redundant,
+        .graph_bs_given = o->graph_bs_given,
+        .graph_bs = o->graph_bs_given ? o->graph_bs : 0,
+        .chunked_prefill_given = o->chunked_prefill_given,
+        .chunked_prefill = o->chunked_prefill,
+        .flashinfer_tokens_given = o->flashinfer_tokens_given,
+        .flashinfer_tokens = o->flashinfer_tokens,
         .capture = o->capture,
         .tokens_given = o->tokens_given,
         .tokens = o->tokens_given ? o->tokens : 0,
         .dp_tokens = o->dp_tokens.items,
         .num_dp_tokens = o->dp_tokens.count,
     };
+    mp_engine_parse(o->engine, &flags->engine);
     if (o->backend)
         mp_a2a_parse(o->backend, &flags->backend);
+    if (o->role)
+        mp_serving_parse(o->role, &flags->serving);
+    if (o->overlap)
+        mp_overlap_parse(o->overlap, &flags->overlap);
+    if (o->deepep_dtype)
+        mp_dispatch_dtype_parse(o->deepep_dtype, &flags->deepep_dtype);
     mp_runner_parse(o->runner, &flags->runner);
     mp_deepep_mode_parse(o->deepep_mode, &flags->deepep_mode);
     mp_platform_parse(o->platform, &flags->platform);
     if (o->shared)
         mp_shared_mode_parse(o->shared, &flags->shared);
-    if (job->has_manifest) {
-        if (!o->shared)
-            flags->shared = job->manifest.shared;
-        if (!o->redundant_given && !o->placement)
-            flags->redundant = job->manifest.num_physical - job->manifest.num_experts;
-    }
+}
+
+/* What is not given of a packed directory's making is as it says itself, where it is the model. */
+static void take_flags_of_pack(plan_job *job)
+{
+    const plan_options *o = job->o;
+
+    if (!job->has_manifest)
+        return;
+    if (!o->shared)
+        job->flags.shared = job->manifest.shared;
+    if (!o->redundant_given && !o->placement)
+        job->flags.redundant = job->manifest.num_physical - job->manifest.num_experts;
 }
 
 /* A placement says how many redundant experts there are. */
@@ -173,20 +336,25 @@ static int check_pack(plan_job *job, mp_error *err)
     if (!job->has_manifest)
         return 0;
     return mp_backend_check_pack(&r->backend, &r->model, &pack,
-                                 job->o->placement ? &job->placement : NULL, &r->mismatches, err);
+                                 job->o->placement ? &job->placement : NULL, &r->checks,
+                                 &r->mismatches, err);
 }
 
 static int work_out(plan_job *job, const mp_context *context, mp_error *err)
 {
     const plan_options *o = job->o;
     plan_result *r = &job->result;
-    int rc = read_env(job, err);
+    int rc;
 
+    take_flags(job);
+    rc = check_flags(job, err);
+    if (rc == 0)
+        rc = read_env(job, err);
     if (rc == 0)
         rc = open_model(job, context, err);
     if (rc != 0)
         return rc;
-    take_flags(job);
+    take_flags_of_pack(job);
     rc = read_placement(job, err);
     if (rc == 0 && o->pack) {
         mp_manifest_release(&job->manifest);
@@ -199,18 +367,23 @@ static int work_out(plan_job *job, const mp_context *context, mp_error *err)
     return rc ? rc : check_pack(job, err);
 }
 
-/* The exit status says whether it fits and the pack is right. */
+/* The exit status says whether it starts, fits, and the pack is right. */
 static int judge(const plan_job *job, mp_error *err)
 {
     const plan_result *r = &job->result;
+    const mp_problems *refusals = &r->backend.refusals;
     bool wrong = r->mismatches.count > 0, large = r->memory.has_verdict && !r->memory.fits;
     char needed[SIZE_TEXT], there[SIZE_TEXT];
+    const char *and = large ? ", and it does not fit" : "";
 
-    if (wrong) {
-        print_problems(stderr, "moepack: plan", &r->mismatches);
-        return cmd_fail(err, MP_ERR_CHECK, "%s: not what the engine wants%s", r->pack,
-                        large ? ", and it does not fit" : "");
-    }
+    print_problems(stderr, "moepack: plan: refused", refusals);
+    print_problems(stderr, "moepack: plan", &r->mismatches);
+    if (refusals->count > 0)
+        return cmd_fail(err, MP_ERR_CHECK, "%s would not start%s%s",
+                        mp_engine_name(r->backend.engine),
+                        wrong ? ", and the packed directory is not what it wants" : "", and);
+    if (wrong)
+        return cmd_fail(err, MP_ERR_CHECK, "%s: not what the engine wants%s", r->pack, and);
     if (large)
         return cmd_fail(err, MP_ERR_CHECK, "%s a rank do not fit %s",
                         size_text(r->memory.total, needed), size_text(job->o->gpu_memory, there));
@@ -240,73 +413,16 @@ static int run_plan(const void *values, mp_error *err)
     if (rc == 0 && !o->common.quiet)
         print_problems(stderr, "moepack: plan: warning", &job.result.backend.warnings);
     if (rc == 0 && o->common.json)
-        rc = plan_print_json(o, &job.result, err);
-    else if (rc == 0 && o->format == PLAN_ENV)
-        plan_print_env(&job.result);
-    else if (rc == 0)
+        rc = plan_print_json(&job.result, err);
+    else if (rc == 0 && o->format == PLAN_TEXT)
         plan_print_text(o, &job.result);
     if (rc == 0)
         rc = judge(&job, err);
+    if (rc == 0 && o->format == PLAN_ENV) /* nothing for a start that would fail */
+        rc = plan_print_env(o, &job.result, err);
     release(&job);
     return rc;
 }
-
-static const char *scheme_name(size_t index)
-{
-    return index < MP_SCHEME_COUNT ? mp_scheme_name((mp_scheme)index) : NULL;
-}
-
-static const cmd_choice formats[] = {{"text", PLAN_TEXT}, {"env", PLAN_ENV}, {NULL, 0}};
-
-static const char *shared_mode_name(size_t index)
-{
-    return index < MP_SHARED_MODES ? mp_shared_mode_name((mp_shared_mode)index) : NULL;
-}
-
-static const cmd_option options[] = {
-    OPT_STRING(0, "model", "PATH", plan_options, model,
-               "checkpoint, packed directory or config.json", .flags = OPT_REQUIRED),
-    OPT_STRING(0, "backend", "NAME", plan_options, backend, "the engine's --moe-a2a-backend",
-               .choice_name = mp_a2a_name),
-    OPT_STRING(0, "runner", "NAME", plan_options, runner, "its --moe-runner-backend",
-               .choice_name = mp_runner_name),
-    OPT_STRING(0, "deepep-mode", "MODE", plan_options, deepep_mode, "its --deepep-mode",
-               .choice_name = mp_deepep_mode_name),
-    OPT_STRING(0, "platform", "NAME", plan_options, platform, "what it runs on",
-               .choice_name = mp_platform_name),
-    OPT_U64(0, "tp", "N", plan_options, tp, 1, 65536, "its --tp-size"),
-    OPT_U64(0, "ep", "N", plan_options, ep, 1, 65536, "its --ep-size"),
-    OPT_U64(0, "tokens", "N", plan_options, tokens, 0, INT32_MAX,
-            "tokens of this rank in a forward pass", .given = offsetof(plan_options, tokens_given)),
-    OPT_LIST(0, "dp-tokens", "LIST", plan_options, dp_tokens, 0, INT32_MAX,
-             "tokens of each data-parallel rank, as in 800,1200"),
-    OPT_FLAG(0, "capture", plan_options, capture, "the forward pass is captured as a graph"),
-    OPT_STRING(0, "quantize", "SCHEME", plan_options, quantize,
-               "plan for experts that are requantized", .choice_name = scheme_name),
-    OPT_U64(0, "redundant", "R", plan_options, redundant, 0, 65536, "redundant experts",
-            .given = offsetof(plan_options, redundant_given)),
-    OPT_STRING(0, "shared", "MODE", plan_options, shared, "how shared experts are packed",
-               .choice_name = shared_mode_name),
-    OPT_STRING(0, "placement", "FILE", plan_options, placement,
-               "placement that the engine is given, - for standard input"),
-    OPT_STRING(0, "pack", "OUT", plan_options, pack,
-               "check that the packed directory OUT is what the engine wants"),
-    OPT_FLAG(0, "env", plan_options, env, "read variables from the environment"),
-    OPT_STRING(0, "env-file", "FILE", plan_options, env_file,
-               "read variables from NAME=VALUE lines, - for standard input"),
-    OPT_SIZE(0, "gpu-memory", "SIZE", plan_options, gpu_memory, 1, INT64_MAX,
-             "check that the experts and their buffers fit"),
-    OPT_CHOICE(0, "format", "FORM", plan_options, format, formats, "what to print"),
-    OPT_JSON(plan_options),
-    OPT_END,
-};
-static const plan_options defaults = {
-    .runner = "auto",
-    .deepep_mode = "auto",
-    .platform = "cuda-sm100",
-    .tp = 1,
-    .tokens = UINT64_MAX, /* no number that could be given */
-};
 
 const command command_plan = {
     .name = "plan",

@@ -259,13 +259,33 @@ static int read_dense_list(const json_t *list, mp_config *config, mp_error *err)
     return 0;
 }
 
+/* hybrid_override_pattern: a character a layer, E where it has experts. */
+static int read_hybrid_pattern(const json_t *pattern, mp_config *config, mp_error *err)
+{
+    const char *text = json_string_value(pattern);
+
+    if (!text)
+        return mp_fail(err, MP_ERR_INPUT,
+                       "config.json: \"hybrid_override_pattern\" is not a string");
+    config->num_dense_layers = strlen(text);
+    config->dense_layers = mp_alloc_zeroed(config->num_dense_layers, 1);
+    if (!config->dense_layers)
+        return mp_fail_memory(err);
+    for (size_t i = 0; text[i]; i++)
+        config->dense_layers[i] = text[i] != 'E';
+    return 0;
+}
+
 /* Which layers are dense stands in a list, or follows from a step. */
 static int read_dense_layers(const json_t *root, mp_config *config, mp_error *err)
 {
+    const json_t *pattern = find(root, "hybrid_override_pattern");
     const json_t *freq = find(root, "moe_layer_freq");
     const json_t *dense = find(root, "mlp_only_layers");
 
     config->moe_layer_freq = MP_CONFIG_ABSENT;
+    if (pattern)
+        return read_hybrid_pattern(pattern, config, err);
     if (json_is_array(freq))
         return read_layer_flags(freq, config, err);
     if (freq && read_number(freq, "moe_layer_freq", &config->moe_layer_freq, err) != 0)

@@ -2,24 +2,48 @@
 /* Whether a packed directory is what the engine wants. */
 #include <moepack/backend.h>
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/digest.h"
 #include "base/error.h"
 
-static void expect_text(const char *what, const char *pack, const char *engine,
-                        mp_problems *mismatches)
+/* What is compared, and what is found. */
+typedef struct comparison {
+    mp_pack_checks checks;
+    mp_problems *mismatches;
+} comparison;
+
+static void expect_text(comparison *c, const char *what, const char *pack, const char *engine)
 {
-    if (strcmp(pack, engine) != 0)
-        mp_problem(mismatches, "%s: the pack has %s, the engine wants %s", what, pack, engine);
+    mp_pack_check *check = &c->checks.items[c->checks.count++];
+
+    *check = (mp_pack_check){.what = what, .ok = strcmp(pack, engine) == 0};
+    snprintf(check->pack, sizeof check->pack, "%s", pack);
+    snprintf(check->engine, sizeof check->engine, "%s", engine);
+    if (!check->ok)
+        mp_problem(c->mismatches, "%s: the pack has %s, the engine wants %s", what, pack, engine);
 }
 
-static void expect_number(const char *what, uint64_t pack, uint64_t engine, mp_problems *mismatches)
+static void expect_number(comparison *c, const char *what, uint64_t pack, uint64_t engine)
 {
-    if (pack != engine)
-        mp_problem(mismatches, "%s: the pack has %llu, the engine wants %llu", what,
-                   (unsigned long long)pack, (unsigned long long)engine);
+    char packed[24], wanted[24];
+
+    snprintf(packed, sizeof packed, "%" PRIu64, pack);
+    snprintf(wanted, sizeof wanted, "%" PRIu64, engine);
+    expect_text(c, what, packed, wanted);
+}
+
+/* MTP blocks that config.json names may be in a pack. */
+static void expect_layers(comparison *c, uint64_t pack, const mp_backend_model *model)
+{
+    uint64_t most = model->num_layers + model->num_mtp_blocks;
+    bool config = strcmp(model->source, "config.json") == 0;
+
+    expect_number(c, "layers", pack,
+                  config && pack > model->num_layers && pack <= most ? pack : model->num_layers);
 }
 
 /* One row serves all layers; repack writes it once for each. */
@@ -59,37 +83,45 @@ static int digest_placement(const mp_placement *given, const mp_backend_pack *pa
     return rc;
 }
 
-static int check_placement(const mp_placement *placement, const mp_backend_pack *pack,
-                           mp_problems *mismatches, mp_error *err)
+static int check_placement(comparison *c, const mp_placement *placement,
+                           const mp_backend_pack *pack, mp_error *err)
 {
     char digest[MP_DIGEST_TEXT];
     int rc;
 
     if (placement->layers != 1 && placement->layers != pack->num_layers) {
-        mp_problem(mismatches, "placement: the pack has %llu layers, the placement %u rows",
-                   (unsigned long long)pack->num_layers, placement->layers);
+        mp_problem(c->mismatches,
+                   "placement: the pack has %" PRIu64 " layers, the placement %u rows",
+                   pack->num_layers, placement->layers);
         return 0;
     }
     rc = digest_placement(placement, pack, digest, err);
     if (rc == 0)
-        expect_text("placement", pack->placement_xxh3, digest, mismatches);
+        expect_text(c, "placement", pack->placement_xxh3, digest);
     return rc;
 }
 
 int mp_backend_check_pack(const mp_backend *backend, const mp_backend_model *model,
                           const mp_backend_pack *pack, const mp_placement *placement,
-                          mp_problems *mismatches, mp_error *err)
+                          mp_pack_checks *checks, mp_problems *mismatches, mp_error *err)
 {
+    comparison c = {.mismatches = mismatches};
+    int rc;
+
     err = MP_NEVER_NULL(err);
-    expect_text("target", pack->target, backend->target ? backend->target : "no packed experts",
-                mismatches);
-    expect_number("ep_size", pack->ep_size, backend->slots.ep, mismatches);
-    expect_number("num_physical", pack->num_physical, backend->slots.num_physical, mismatches);
-    expect_text("shared", mp_shared_mode_name(pack->shared), mp_shared_mode_name(backend->shared),
-                mismatches);
-    expect_number("hidden_size", pack->hidden_size, model->hidden_size, mismatches);
-    expect_number("moe_intermediate_size", pack->moe_intermediate_size,
-                  model->moe_intermediate_size, mismatches);
-    expect_number("num_experts", pack->num_experts, model->num_experts, mismatches);
-    return placement ? check_placement(placement, pack, mismatches, err) : 0;
+    expect_text(&c, "target", pack->target,
+                backend->target ? backend->target : "no packed experts");
+    expect_number(&c, "ep_size", pack->ep_size, backend->slots.ep);
+    expect_number(&c, "num_physical", pack->num_physical, backend->slots.num_physical);
+    expect_text(&c, "shared", mp_shared_mode_name(pack->shared),
+                mp_shared_mode_name(backend->shared));
+    expect_number(&c, "hidden_size", pack->hidden_size, model->hidden_size);
+    expect_number(&c, "moe_intermediate_size", pack->moe_intermediate_size,
+                  model->moe_intermediate_size);
+    expect_number(&c, "num_experts", pack->num_experts, model->num_experts);
+    expect_layers(&c, pack->num_layers, model);
+    rc = placement ? check_placement(&c, placement, pack, err) : 0;
+    if (checks)
+        *checks = c.checks;
+    return rc;
 }

@@ -162,32 +162,49 @@ int mp_env_parse(mp_env *env, const char *text, uint64_t length, const char *wha
  * The variables that decide
  */
 
+enum { OLD = 1, NEW = 2, BOTH = OLD | NEW }; /* sglang-0.5.15, sglang-2026-09 */
+
+#define AT(member) offsetof(mp_engine_env, member)
+
+/* clang-format off */
 static const struct {
     size_t field;
     const char *name;
     bool value; /* by default */
+    int engines;
 } flags[] = {
-    {offsetof(mp_engine_env, use_mega_moe), "SGLANG_OPT_USE_DEEPGEMM_MEGA_MOE", false},
-    {offsetof(mp_engine_env, fix_memory), "SGLANG_OPT_FIX_MEGA_MOE_MEMORY", false},
-    {offsetof(mp_engine_env, use_fp4_acts), "SGLANG_OPT_DEEPGEMM_MEGA_MOE_USE_FP4_ACTS", false},
-    {offsetof(mp_engine_env, use_mxf4_kind), "SGLANG_OPT_DEEPGEMM_MEGA_MOE_USE_MXF4_KIND", false},
-    {offsetof(mp_engine_env, dg_fp4_acts), "DG_USE_FP4_ACTS", false},
-    {offsetof(mp_engine_env, dg_mxf4_kind), "DG_USE_MXF4_KIND", false},
-    {offsetof(mp_engine_env, dg_fp8_combine), "DG_USE_FP8_COMBINE", false},
-    {offsetof(mp_engine_env, jit_deepgemm), "SGLANG_ENABLE_JIT_DEEPGEMM", true},
+    {AT(use_mega_moe), "SGLANG_OPT_USE_DEEPGEMM_MEGA_MOE", false, OLD},
+    {AT(fix_memory), "SGLANG_OPT_FIX_MEGA_MOE_MEMORY", false, OLD},
+    {AT(use_fp4_acts), "SGLANG_OPT_DEEPGEMM_MEGA_MOE_USE_FP4_ACTS", false, OLD},
+    {AT(use_mxf4_kind), "SGLANG_OPT_DEEPGEMM_MEGA_MOE_USE_MXF4_KIND", false, OLD},
+    {AT(dg_fp4_acts), "DG_USE_FP4_ACTS", false, OLD},
+    {AT(dg_mxf4_kind), "DG_USE_MXF4_KIND", false, OLD},
+    {AT(dg_fp8_combine), "DG_USE_FP8_COMBINE", false, OLD},
+    {AT(jit_deepgemm), "SGLANG_ENABLE_JIT_DEEPGEMM", true, BOTH},
+    {AT(fuse_shared), "SGLANG_OPT_DEEPGEMM_MEGA_MOE_FUSE_SHARED_EXPERTS", true, NEW},
+    {AT(fp4_dequant), "SGLANG_DSV4_FP4_DEQUANT", false, NEW},
+    {AT(bf16_dispatch), "SGLANG_DEEPEP_BF16_DISPATCH", false, NEW},
+    {AT(fc2_reduce), "SGLANG_FLASHINFER_MEGAMOE_IN_KERNEL_FC2_REDUCE", false, NEW},
+    {AT(flydsl), "SGLANG_AMD_USE_FLYDSL_MEGA_MOE", false, NEW},
 };
 
 static const struct {
     size_t field;
     const char *name;
-    uint64_t value; /* by default */
+    int64_t value; /* by default */
+    int engines;
 } numbers[] = {
-    {offsetof(mp_engine_env, mega_tokens), "SGLANG_OPT_DEEPGEMM_MEGA_MOE_NUM_MAX_TOKENS_PER_RANK",
-     1024},
-    {offsetof(mp_engine_env, fuse_mode), "SGLANG_NPU_FUSED_MOE_MODE", 1},
-    {offsetof(mp_engine_env, dispatch_tokens), "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK",
-     128},
+    {AT(mega_tokens), "SGLANG_OPT_DEEPGEMM_MEGA_MOE_NUM_MAX_TOKENS_PER_RANK", 1024, BOTH},
+    {AT(fuse_mode), "SGLANG_NPU_FUSED_MOE_MODE", 1, OLD},
+    {AT(dispatch_tokens), "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK", 128, BOTH},
+    {AT(flydsl_tokens), "SGLANG_AMD_FLYDSL_MEGA_MOE_MTPR", 8192, NEW},
+    {AT(mori_tokens), "SGLANG_MORI_NUM_MAX_DISPATCH_TOKENS_PER_RANK", 4096, NEW},
+    {AT(pplx_tokens), "SGLANG_PPLX_NUM_MAX_DISPATCH_TOKENS_PER_RANK", 128, NEW},
+    {AT(deepep_v2_tokens), "SGLANG_DEEPEP_V2_NUM_MAX_DISPATCH_TOKENS_PER_RANK", 128, NEW},
+    {AT(deepep_hccl), "DEEPEP_HCCL_BUFFSIZE", 200, NEW},
+    {AT(hccl), "HCCL_BUFFSIZE", 200, NEW},
 };
+/* clang-format on */
 
 static bool is_one_of(const char *const *words, const char *text)
 {
@@ -197,44 +214,91 @@ static bool is_one_of(const char *const *words, const char *text)
 }
 
 /* True or false in the engine's words. */
-static bool read_flag(const char *text, bool *value)
+static bool read_flag(const char *text, int engine, bool *value)
 {
-    static const char *const yes[] = {"1", "true", "yes", "y", "on", NULL};
-    static const char *const no[] = {"0", "false", "no", "n", "off", "", NULL};
+    static const char *const yes[] = {"1", "true", "yes", "y", NULL};
+    static const char *const no[] = {"0", "false", "no", "n", NULL};
+    static const char *const old_yes[] = {"on", NULL};
+    static const char *const old_no[] = {"off", "", NULL};
+    bool is_yes = is_one_of(yes, text) || (engine == OLD && is_one_of(old_yes, text));
 
-    *value = is_one_of(yes, text);
-    return *value || is_one_of(no, text);
-}
-
-static bool read_number(const char *text, uint64_t *value)
-{
-    if (text[0] == '\0' || strspn(text, "0123456789") != strlen(text) || strlen(text) > 18)
+    if (!is_yes && !is_one_of(no, text) && !(engine == OLD && is_one_of(old_no, text)))
         return false;
-    *value = strtoull(text, NULL, 10);
+    *value = is_yes;
     return true;
 }
 
-int mp_engine_env_read(mp_engine_env *engine, const mp_env *env, mp_error *err)
+/* Digits, behind a sign in later versions. */
+static bool read_number(const char *text, int engine, int64_t *value)
 {
-    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
-        mp_env_flag *flag = (mp_env_flag *)(void *)((char *)engine + flags[i].field);
-        const char *text = mp_env_get(env, flags[i].name);
+    const char *digits = text + (engine == NEW && (text[0] == '-' || text[0] == '+'));
+
+    if (digits[0] == '\0' || strspn(digits, "0123456789") != strlen(digits) || strlen(digits) > 18)
+        return false;
+    *value = strtoll(text, NULL, 10);
+    return true;
+}
+
+/* What the engine does with a value that it cannot read. */
+static int fail_value(int engine, const char *name, const char *text, const char *expected,
+                      mp_problems *warnings, mp_error *err)
+{
+    if (engine == OLD)
+        return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is %s", name, text, expected);
+    mp_problem(warnings, "%s: \"%s\" is %s: the engine takes the default", name, text, expected);
+    return 0;
+}
+
+static int read_flags(mp_engine_env *values, int engine, const mp_env *env, mp_problems *warnings,
+                      mp_error *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < sizeof flags / sizeof flags[0]; i++) {
+        mp_env_flag *flag = (mp_env_flag *)(void *)((char *)values + flags[i].field);
+        const char *text = flags[i].engines & engine ? mp_env_get(env, flags[i].name) : NULL;
 
         *flag = (mp_env_flag){flags[i].name, text != NULL, flags[i].value};
-        if (text && !read_flag(text, &flag->value))
-            return mp_fail(err, MP_ERR_INPUT,
-                           "%s: \"%s\" is neither true (1, true, yes, y, on) nor false (0, false, "
-                           "no, n, off, empty)",
-                           flag->name, text);
+        if (text && !read_flag(text, engine, &flag->value)) {
+            flag->set = false;
+            rc = fail_value(engine, flag->name, text,
+                            engine == OLD ? "neither true (1, true, yes, y, on) nor false (0, "
+                                            "false, no, n, off, empty)"
+                                          : "neither true (1, true, yes, y) nor false (0, false, "
+                                            "no, n)",
+                            warnings, err);
+        }
     }
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
-        mp_env_number *number = (mp_env_number *)(void *)((char *)engine + numbers[i].field);
-        const char *text = mp_env_get(env, numbers[i].name);
+    return rc;
+}
+
+static int read_numbers(mp_engine_env *values, int engine, const mp_env *env, mp_problems *warnings,
+                        mp_error *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < sizeof numbers / sizeof numbers[0]; i++) {
+        mp_env_number *number = (mp_env_number *)(void *)((char *)values + numbers[i].field);
+        const char *text = numbers[i].engines & engine ? mp_env_get(env, numbers[i].name) : NULL;
 
         *number = (mp_env_number){numbers[i].name, text != NULL, numbers[i].value};
-        if (text && !read_number(text, &number->value))
-            return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is not a number of 0 or more",
-                           number->name, text);
+        if (text && !read_number(text, engine, &number->value)) {
+            number->set = false;
+            rc = fail_value(engine, number->name, text,
+                            engine == OLD ? "not a number of 0 or more" : "not a number", warnings,
+                            err);
+        }
     }
-    return 0;
+    return rc;
+}
+
+int mp_engine_env_read(mp_engine_env *values, mp_engine engine, const mp_env *env,
+                       mp_problems *warnings, mp_error *err)
+{
+    int kind = engine == MP_ENGINE_SGLANG_0_5_15    ? OLD
+               : engine == MP_ENGINE_SGLANG_2026_09 ? NEW
+                                                    : 0;
+    int rc = read_flags(values, kind, env, warnings, err);
+
+    return rc ? rc : read_numbers(values, kind, env, warnings, err);
 }

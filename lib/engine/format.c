@@ -1,12 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The scheme of routed experts, as config.json tells it without the tensors. */
+/*
+ * The scheme of routed experts, as config.json tells it without the tensors.
+ *
+ * What says it, the first that holds: moe_quant_algo; quant_algo, in config.json or in
+ * hf_quant_config.json; quantized_layers of MIXED_PRECISION; expert_dtype; the groups of
+ * compressed-tensors; quant_method; dtype. Most of them list modules that are otherwise, so that a
+ * form is found for each layer (layer_forms.c); layers that differ are not recognized, both named.
+ */
 #include "engine/format.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
+#include "engine/layer_forms.h"
+
 /* Objects that may hold the language model's facts, outermost first. */
-static const char *const nested_keys[] = {"text_config", "language_config", "llm_config"};
+static const char *const nested_keys[] = {"text_config", "language_config", "llm_config",
+                                          "thinker_config"};
 
 static const json_t *member(const json_t *object, const char *key)
 {
@@ -24,8 +36,7 @@ const json_t *mp_config_find(const json_t *root, const char *key)
     return value;
 }
 
-/* A string member, or "". */
-static const char *text_of(const json_t *object, const char *key)
+const char *mp_config_text(const json_t *object, const char *key)
 {
     const char *text = json_string_value(member(object, key));
 
@@ -36,6 +47,10 @@ static bool is(const char *text, const char *word)
 {
     return strcmp(text, word) == 0;
 }
+
+/* ------------------------------------------------------------------------
+ * Words and what they stand for
+ */
 
 /* Scales a block of `rows` by `cols`, as "weight_block_size" has it. */
 static bool block_is(const json_t *object, json_int_t rows, json_int_t cols)
@@ -56,81 +71,18 @@ static mp_scheme fp8_scheme(const json_t *quantization)
     return block_is(quantization, 1, 128) ? MP_SCHEME_FP8_GROUP : MP_SCHEME_FP8_BLOCK;
 }
 
-/* A rule for the weights of a compressed-tensors group: type, bits and strategy. */
-static const struct {
-    const char *type;
-    json_int_t bits;
-    const char *strategy;
-    json_int_t group_size; /* 0: none */
-    mp_scheme scheme;
-} compressed[] = {
-    {"float", 4, "tensor_group", 16, MP_SCHEME_NVFP4},
-    {"float", 4, "group", 32, MP_SCHEME_MXFP4},
-    {"float", 8, "group", 32, MP_SCHEME_MXFP8},
-    {"float", 8, "group", 128, MP_SCHEME_FP8_GROUP},
-    {"float", 8, "block", 0, MP_SCHEME_FP8_BLOCK},
-    {"float", 8, "channel", 0, MP_SCHEME_FP8_CHANNEL},
-    {"float", 8, "tensor", 0, MP_SCHEME_FP8_TENSOR},
-    {"int", 8, "channel", 0, MP_SCHEME_INT8_CHANNEL},
-    {"int", 4, "group", 32, MP_SCHEME_INT4_GROUP},
-};
-
-/* Weights of the first group; where there are several, tensors have to tell which is whose. */
-static bool compressed_scheme(const json_t *quantization, mp_scheme *scheme)
+static mp_form_word form_of_method(const json_t *quantization)
 {
-    json_t *groups = json_object_get(quantization, "config_groups");
-    const json_t *group = json_object_iter_value(json_object_iter(groups));
-    const json_t *weights = member(group, "weights");
+    const char *method = mp_config_text(quantization, "quant_method");
 
-    for (size_t i = 0; i < sizeof compressed / sizeof compressed[0]; i++) {
-        if (is(text_of(weights, "type"), compressed[i].type) &&
-            json_integer_value(member(weights, "num_bits")) == compressed[i].bits &&
-            is(text_of(weights, "strategy"), compressed[i].strategy) &&
-            json_integer_value(member(weights, "group_size")) == compressed[i].group_size) {
-            *scheme = compressed[i].scheme;
-            return json_object_size(groups) == 1;
-        }
-    }
-    return false;
-}
-
-static bool modelopt_scheme(const json_t *quantization, mp_scheme *scheme)
-{
-    static const struct {
-        const char *algorithm;
-        mp_scheme scheme;
-    } algorithms[] = {
-        {"NVFP4", MP_SCHEME_NVFP4},
-        {"MXFP8", MP_SCHEME_MXFP8},
-        {"FP8", MP_SCHEME_FP8_TENSOR},
-    };
-
-    for (size_t i = 0; i < sizeof algorithms / sizeof algorithms[0]; i++) {
-        if (is(text_of(quantization, "quant_algo"), algorithms[i].algorithm)) {
-            *scheme = algorithms[i].scheme;
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool quantized_scheme(const json_t *quantization, mp_scheme *scheme)
-{
-    const char *method = text_of(quantization, "quant_method");
-
-    if (is(method, "compressed-tensors"))
-        return compressed_scheme(quantization, scheme);
-    if (is(method, "modelopt") || is(method, "modelopt_fp4"))
-        return modelopt_scheme(quantization, scheme);
     if (is(method, "mxfp4"))
-        *scheme = MP_SCHEME_MXFP4;
-    else if (is(method, "mxfp8"))
-        *scheme = MP_SCHEME_MXFP8;
-    else if (is(method, "fp8"))
-        *scheme = fp8_scheme(quantization);
-    else
-        return false;
-    return true;
+        return mp_form_known(MP_SCHEME_MXFP4);
+    if (is(method, "mxfp8"))
+        return mp_form_known(MP_SCHEME_MXFP8);
+    if (is(method, "fp8"))
+        return mp_form_known(fp8_scheme(quantization));
+    return method[0] ? mp_form_unknown("quant_method %s", method)
+                     : mp_form_unknown("no quant_method");
 }
 
 /* DeepSeek V4 says apart from quantization_config what its experts are; where it is silent
@@ -138,13 +90,14 @@ static bool quantized_scheme(const json_t *quantization, mp_scheme *scheme)
 static const char *expert_dtype(const json_t *root, const json_t *quantization)
 {
     const json_t *value = mp_config_find(root, "expert_dtype");
-    const char *type = text_of(root, "model_type");
+    const char *type = mp_config_text(root, "model_type");
 
     if (!value)
         value = member(quantization, "expert_dtype");
     if (json_is_string(value))
         return json_string_value(value);
-    return is(type, "deepseek_v4") && is(text_of(quantization, "scale_fmt"), "ue8m0") ? "fp4" : "";
+    return is(type, "deepseek_v4") && is(mp_config_text(quantization, "scale_fmt"), "ue8m0") ? "fp4"
+                                                                                             : "";
 }
 
 /* What expert_dtype says by itself: the scales of "fp8" stand in quantization_config. */
@@ -161,27 +114,116 @@ static mp_scheme plain_scheme(const char *dtype)
     return is(dtype, "float32") ? MP_SCHEME_F32 : MP_SCHEME_BF16;
 }
 
-void mp_format_of_config(const json_t *root, mp_backend_model *model)
+/* ------------------------------------------------------------------------
+ * The engine's name of the quantization
+ */
+
+static void name_quantization(mp_backend_model *model, const json_t *quantization, bool modelopt)
 {
-    const json_t *quantization = mp_config_find(root, "quantization_config");
-    const json_t *dtype = mp_config_find(root, "torch_dtype");
+    static const char *const algorithms[][2] = {
+        {"NVFP4", "modelopt_fp4"},
+        {"FP8", "modelopt_fp8"},
+        {"MIXED_PRECISION", "modelopt_mixed"},
+    };
+    const char *method = modelopt ? "modelopt" : mp_config_text(quantization, "quant_method");
 
-    if (!dtype)
-        dtype = mp_config_find(root, "dtype");
-    const char *plain = json_is_string(dtype) ? json_string_value(dtype) : "";
+    snprintf(model->quant_method, sizeof model->quant_method, "%s", method);
+    snprintf(model->quant_algo, sizeof model->quant_algo, "%s",
+             mp_config_text(quantization, "quant_algo"));
+    snprintf(model->moe_quant_algo, sizeof model->moe_quant_algo, "%s",
+             mp_config_text(quantization, "moe_quant_algo"));
+    for (size_t i = 0; is(method, "modelopt") && i < 3; i++)
+        if (is(model->quant_algo, algorithms[i][0]))
+            method = algorithms[i][1];
+    snprintf(model->quantization, sizeof model->quantization, "%s", method);
+}
 
-    model->quant_config = quantization != NULL;
-    snprintf(model->quant_method, sizeof model->quant_method, "%s",
-             text_of(quantization, "quant_method"));
-    model->float16 = is(plain, "float16");
-    model->has_scheme = true;
-    if (expert_scheme(expert_dtype(root, quantization), &model->scheme)) {
-        model->scheme_from = "expert_dtype";
-    } else if (quantization) {
-        model->scheme_from = "quantization_config";
-        model->has_scheme = quantized_scheme(quantization, &model->scheme);
-    } else {
-        model->scheme_from = "torch_dtype";
-        model->scheme = plain_scheme(plain);
+/* ------------------------------------------------------------------------
+ * What decides
+ */
+
+static void set(mp_backend_model *model, const mp_form_word *word, const char *from)
+{
+    model->weight_only = is(word->name, "W4A16_NVFP4");
+    model->has_scheme = word->known;
+    model->scheme = word->scheme;
+    model->scheme_from = from;
+    if (!word->known)
+        snprintf(model->unrecognized, sizeof model->unrecognized,
+                 "of a format that is not recognized: %s", word->name);
+}
+
+/* By lists of modules: a form for each layer, which has to be the same. */
+static int set_by_layers(const mp_format_files *files, const json_t *quantization, const char *from,
+                         const mp_form_word *plain, mp_backend_model *model, mp_error *err)
+{
+    mp_layer_forms forms;
+    mp_form_word word;
+    int rc = mp_layer_forms_init(&forms, files->facts, plain, err);
+
+    if (rc != 0)
+        return rc;
+    mp_layer_forms_read(&forms, quantization);
+    mp_layer_forms_same(&forms, &word);
+    set(model, &word, word.plain && forms.plain_from ? forms.plain_from : from);
+    mp_layer_forms_release(&forms);
+    return 0;
+}
+
+static int find_format(const mp_format_files *files, const json_t *quantization, bool beside,
+                       const mp_form_word *plain, const char *plain_from, mp_backend_model *model,
+                       mp_error *err)
+{
+    const char *algorithm = mp_config_text(quantization, "quant_algo");
+    bool mixed = is(algorithm, "MIXED_PRECISION");
+    mp_form_word word;
+    mp_scheme scheme;
+
+    if (model->moe_quant_algo[0]) {
+        word = mp_form_of_algorithm(model->moe_quant_algo);
+        set(model, &word, "moe_quant_algo");
+        return 0;
     }
+    if (algorithm[0])
+        return set_by_layers(files, quantization,
+                             beside  ? "hf_quant_config.json"
+                             : mixed ? "quantized_layers"
+                                     : "quant_algo",
+                             plain, model, err);
+    if (expert_scheme(expert_dtype(files->config, quantization), &scheme)) {
+        word = mp_form_known(scheme);
+        set(model, &word, "expert_dtype");
+        return 0;
+    }
+    if (is(model->quant_method, "compressed-tensors"))
+        return set_by_layers(files, quantization, "config_groups", plain, model, err);
+    word = quantization ? form_of_method(quantization) : *plain;
+    set(model, &word, quantization ? "quantization_config" : plain_from);
+    return 0;
+}
+
+int mp_format_of_config(const mp_format_files *files, mp_backend_model *model, mp_error *err)
+{
+    const json_t *quantization = mp_config_find(files->config, "quantization_config");
+    const json_t *dtype = mp_config_find(files->config, "torch_dtype");
+    const char *plain_from = "torch_dtype";
+    mp_form_word plain;
+    bool beside;
+
+    if (!quantization)
+        quantization = mp_config_find(files->config, "compression_config");
+    beside = !quantization && files->hf_quant;
+    if (beside)
+        quantization = member(files->hf_quant, "quantization");
+    if (!dtype && mp_config_find(files->config, "dtype")) {
+        dtype = mp_config_find(files->config, "dtype");
+        plain_from = "dtype";
+    }
+    plain = mp_form_known(plain_scheme(json_is_string(dtype) ? json_string_value(dtype) : ""));
+    plain.plain = true;
+    model->float16 = plain.scheme == MP_SCHEME_F16;
+    model->quant_config = quantization != NULL;
+    name_quantization(model, quantization, beside);
+    model->shared_fp8_blocks = is(model->quant_method, "fp8") && block_is(quantization, 128, 128);
+    return find_format(files, quantization, beside, &plain, plain_from, model, err);
 }

@@ -170,7 +170,7 @@ static void judge(mp_backend_memory *m, const mp_backend *b, const mp_backend_mo
 
     m->fits = m->total <= gpu_memory;
     /* Without its buffer, megamoe's total is only what it takes at least. */
-    m->has_verdict = !b->megamoe || m->has_symm_buffer || !m->fits;
+    m->has_verdict = (m->has_total && (!b->megamoe || m->has_symm_buffer)) || !m->fits;
     m->has_max_tokens = m->has_symm_buffer;
     if (m->has_symm_buffer && others <= gpu_memory)
         m->max_tokens = largest_cap(b, model, gpu_memory - others);
@@ -183,15 +183,16 @@ int mp_backend_estimate(mp_backend_memory *m, const mp_backend *b, const mp_back
     const mp_target *target = b->target ? mp_target_find(b->target) : NULL;
 
     memset(m, 0, sizeof *m);
-    if (!target)
+    if (!target || b->sizes_refused)
         return 0;
     m->known = true;
     add_layer(m, b, model, target);
     m->weights = mul(m->layer_weights, model->num_layers);
     m->scales = mul(m->layer_scales, model->num_layers);
-    m->has_second_scales = b->megamoe && b->fix_mega_moe_memory;
+    m->has_second_scales = b->second_scales;
     m->second_scales = m->has_second_scales ? m->scales : 0;
-    m->has_symm_buffer = b->megamoe && model->scheme == MP_SCHEME_MXFP4;
+    m->has_symm_buffer = b->buffer_known;
+    m->has_total = !b->buffers_unknown;
     if (m->has_symm_buffer) {
         m->symm_buffer_fp8 = buffer_bytes(b, model, b->token_cap, false);
         m->symm_buffer_fp4 = buffer_bytes(b, model, b->token_cap, true);

@@ -2,6 +2,7 @@
 /* The model's sizes and format: from its tensors, or from config.json alone. */
 #include <dirent.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -12,6 +13,7 @@
 #include "engine/format.h"
 
 #define CONFIG_NAME  "config.json"
+#define HF_NAME      "hf_quant_config.json"
 #define CONFIG_LIMIT (16u << 20)
 
 /* Beyond these no size is a model's, and products of them might not fit 64 bits. */
@@ -31,7 +33,7 @@ static bool absent(uint64_t number)
 static uint64_t mtp_blocks(const json_t *root)
 {
     static const char *const keys[] = {"num_nextn_predict_layers", "num_mtp_modules",
-                                       "n_mtp_layers"};
+                                       "n_mtp_layers", "mtp_num_hidden_layers"};
 
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         json_int_t blocks = json_integer_value(mp_config_find(root, keys[i]));
@@ -51,8 +53,65 @@ static uint64_t moe_layers(const mp_config *config)
     return absent(all) || all > LAYERS_MAX_SANE ? all : layers;
 }
 
-static void take_config(mp_backend_model *model, const mp_config *config, const json_t *root)
+/* The class that the engine runs: the first of architectures; where there are none, that of the
+ * model_type, as far as a rule goes by it. */
+static void find_architecture(mp_backend_model *model, const json_t *root)
 {
+    static const char *const classes[][2] = {
+        {"deepseek_v2", "DeepseekV2ForCausalLM"},
+        {"deepseek_v3", "DeepseekV3ForCausalLM"},
+        {"deepseek_v32", "DeepseekV32ForCausalLM"},
+        {"deepseek_v4", "DeepseekV4ForCausalLM"},
+        {"glm4_moe", "Glm4MoeForCausalLM"},
+        {"nemotron_h", "NemotronHForCausalLM"},
+        {"qwen2_moe", "Qwen2MoeForCausalLM"},
+        {"qwen3_moe", "Qwen3MoeForCausalLM"},
+        {"qwen3_next", "Qwen3NextForCausalLM"},
+        {"qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"},
+        {"qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"},
+    };
+    const char *name = json_string_value(json_array_get(json_object_get(root, "architectures"), 0));
+
+    for (size_t i = 0; !name && i < sizeof classes / sizeof classes[0]; i++)
+        if (strcmp(model->model_type, classes[i][0]) == 0)
+            name = classes[i][1];
+    snprintf(model->architecture, sizeof model->architecture, "%s", name ? name : "");
+}
+
+/* What the experts compute between their matrices. Some families compute their own, whatever a
+ * key says that others read. */
+static void find_activation(mp_backend_model *model, const json_t *root)
+{
+    static const char *const keys[] = {"mlp_hidden_act", "hidden_activation", "hidden_act"};
+    static const char *const own[][2] = {
+        {"gpt_oss", "swigluoai"},
+        {"minimax_m3", "swigluoai"},
+        {"minimax_m3_vl", "swigluoai"},
+        {"minimax_m3_vl_text", "swigluoai"},
+        {"kimi_k3", "situ"},
+    };
+    const char *name = NULL;
+
+    model->activation_from = "model_type";
+    for (size_t i = 0; !name && i < sizeof own / sizeof own[0]; i++)
+        if (strcmp(model->model_type, own[i][0]) == 0)
+            name = own[i][1];
+    for (size_t i = 0; !name && i < sizeof keys / sizeof keys[0]; i++) {
+        name = json_string_value(mp_config_find(root, keys[i]));
+        if (name)
+            model->activation_from = keys[i];
+    }
+    if (!name && strcmp(model->model_type, "nemotron_h") == 0)
+        name = "relu2";
+    if (!name && strncmp(model->model_type, "gemma4", 6) == 0)
+        name = "gelu_pytorch_tanh";
+    snprintf(model->activation, sizeof model->activation, "%s", name ? name : "silu");
+}
+
+static int take_config(mp_backend_model *model, const mp_format_files *files, mp_error *err)
+{
+    const mp_config *config = files->facts;
+
     model->source = CONFIG_NAME;
     model->hidden_size = absent(config->latent_size) ? config->hidden_size : config->latent_size;
     model->moe_intermediate_size = config->moe_intermediate_size;
@@ -60,16 +119,32 @@ static void take_config(mp_backend_model *model, const mp_config *config, const 
     model->num_shared_experts = absent(config->num_shared_experts) ? 0 : config->num_shared_experts;
     model->experts_per_token = absent(config->experts_per_token) ? 0 : config->experts_per_token;
     model->num_layers = moe_layers(config);
-    if (model->num_layers <= LAYERS_MAX_SANE)
-        model->num_layers += mtp_blocks(root);
-    mp_format_of_config(root, model);
+    model->num_mtp_blocks = mtp_blocks(files->config);
+    snprintf(model->model_type, sizeof model->model_type, "%s",
+             mp_config_text(files->config, "model_type"));
+    find_architecture(model, files->config);
+    find_activation(model, files->config);
+    return mp_format_of_config(files, model, err);
+}
+
+/* hf_quant_config.json, where there is one; engines read it where config.json is silent. */
+static int load_beside(const char *dir, json_t **root, mp_error *err)
+{
+    char *path = mp_path_join(dir, HF_NAME);
+    int rc = path ? 0 : mp_fail_memory(err);
+
+    *root = NULL;
+    if (rc == 0 && mp_path_exists(path))
+        rc = mp_json_load_python(path, CONFIG_LIMIT, root, err);
+    free(path);
+    return rc;
 }
 
 static int load_config(mp_backend_model *model, const char *dir, mp_error *err)
 {
     char *path = mp_path_join(dir, CONFIG_NAME);
     mp_config config = {0};
-    json_t *root = NULL;
+    json_t *root = NULL, *beside = NULL;
     int rc = path ? mp_config_load(&config, dir, err) : mp_fail_memory(err);
 
     if (rc == 0 && !config.present)
@@ -77,8 +152,11 @@ static int load_config(mp_backend_model *model, const char *dir, mp_error *err)
     if (rc == 0)
         rc = mp_json_load_python(path, CONFIG_LIMIT, &root, err);
     if (rc == 0)
-        take_config(model, &config, root);
+        rc = load_beside(dir, &beside, err);
+    if (rc == 0)
+        rc = take_config(model, &(mp_format_files){root, beside, &config}, err);
     json_decref(root);
+    json_decref(beside);
     mp_config_release(&config);
     free(path);
     return rc;
@@ -109,6 +187,12 @@ static int take_catalog(mp_backend_model *model, const mp_catalog *catalog, mp_e
     model->scheme = catalog->layers[0].storage.scheme;
     model->scheme_from = "tensors";
     model->quant_config |= is_quantized(model->scheme);
+    if (catalog->layers[0].has_shared) {
+        const mp_storage *shared = &catalog->layers[0].shared_storage;
+
+        model->shared_fp8_blocks = shared->scheme == MP_SCHEME_FP8_BLOCK &&
+                                   shared->block_rows == 128 && shared->block_cols == 128;
+    }
     return 0;
 }
 
@@ -216,11 +300,38 @@ int mp_backend_model_open(mp_backend_model *model, const char *path, const mp_co
     return rc ? rc : check_sizes(model, err);
 }
 
+/* What the engine calls a quantization that moepack quantize has written. */
+static const char *quantization_of(mp_scheme scheme)
+{
+    switch (scheme) {
+    case MP_SCHEME_NVFP4:
+        return "modelopt_fp4";
+    case MP_SCHEME_MXFP4:
+        return "mxfp4";
+    case MP_SCHEME_MXFP8:
+        return "mxfp8";
+    case MP_SCHEME_FP8_BLOCK:
+    case MP_SCHEME_FP8_TENSOR:
+        return "fp8";
+    default:
+        return is_quantized(scheme) ? "compressed-tensors" : "";
+    }
+}
+
 void mp_backend_model_quantize(mp_backend_model *model, mp_scheme scheme)
 {
     model->has_scheme = true;
     model->scheme = scheme;
     model->scheme_from = "--quantize";
+    model->weight_only = false;
     model->quant_config = is_quantized(scheme);
-    model->quant_method[0] = '\0';
+    model->quant_method[0] = model->quant_algo[0] = model->moe_quant_algo[0] = '\0';
+    snprintf(model->quantization, sizeof model->quantization, "%s", quantization_of(scheme));
+}
+
+const char *mp_backend_model_scheme(const mp_backend_model *model)
+{
+    if (model->has_scheme)
+        return mp_scheme_name(model->scheme);
+    return model->unrecognized[0] ? model->unrecognized : "of a format that is not recognized";
 }

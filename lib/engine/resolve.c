@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The rules in their order, and those that hold for every backend: which it is, how many
- * ranks, which dispatcher, waterfill. */
-#include "engine/rules.h"
+/* Resolving by an engine's rules, and the rules that several engines share: how many ranks, which
+ * dispatcher, waterfill. */
+#include "engine/engines.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,7 +64,7 @@ void mp_decide_number(mp_resolution *r, const char *what, uint64_t value, const 
     char number[24];
     va_list args;
 
-    snprintf(number, sizeof number, "%llu", (unsigned long long)value);
+    snprintf(number, sizeof number, "%" PRIu64, value);
     va_start(args, why);
     add_decision(r, what, number, decided_by, why, args);
     va_end(args);
@@ -87,11 +88,6 @@ bool mp_max_tokens(const mp_backend_flags *flags, uint64_t *tokens, const char *
     return true;
 }
 
-const char *mp_model_scheme_name(const mp_backend_model *model)
-{
-    return model->has_scheme ? mp_scheme_name(model->scheme) : "of a format that is not recognized";
-}
-
 int mp_need_topk(const mp_backend_model *model, mp_error *err)
 {
     if (model->experts_per_token > 0)
@@ -100,12 +96,42 @@ int mp_need_topk(const mp_backend_model *model, mp_error *err)
                    "config.json: no number of experts a token (num_experts_per_tok)");
 }
 
+bool mp_text_is(const char *text, const char *word)
+{
+    return strcmp(text, word) == 0;
+}
+
+bool mp_text_among(const char *text, const char *const *list)
+{
+    while (*list && strcmp(*list, text) != 0)
+        list++;
+    return *list != NULL;
+}
+
+bool mp_activation_fits(mp_resolution *r)
+{
+    static const char *const gated[] = {"", "silu", "swish", "swiglu", NULL};
+    static const char *const with_parameters[] = {"swigluoai", "situ", NULL};
+    const mp_backend_model *model = r->model;
+
+    if (mp_text_among(model->activation, gated))
+        return true;
+    if (mp_text_among(model->activation, with_parameters)) {
+        mp_warn(r, "activation %s: whether the engine hands its parameters on is not known",
+                model->activation);
+        return true;
+    }
+    mp_warn(r, "activation %s (%s): the kernel does not compute it", model->activation,
+            model->activation_from);
+    return false;
+}
+
 /* ------------------------------------------------------------------------
- * Rules for every backend
+ * Rules that several engines share
  */
 
 /* 1. A variable selects megamoe whatever was asked for. */
-static int rule_a2a(mp_resolution *r, mp_error *err)
+int mp_rule_a2a(mp_resolution *r, mp_error *err)
 {
     const mp_backend_flags *flags = r->flags;
     const mp_env_flag *mega = &r->env.use_mega_moe;
@@ -113,8 +139,7 @@ static int rule_a2a(mp_resolution *r, mp_error *err)
     mp_backend *b = r->backend;
 
     (void)err;
-    b->backend = flags->backend;
-    r->backend_by = flags->backend_given ? "--backend" : "default";
+    b->use_known = b->has_fix_memory = true;
     if (mega->value && flags->backend != MP_A2A_MEGAMOE) {
         if (flags->backend_given)
             mp_problem(&b->warnings, "--backend %s is overridden: %s selects megamoe",
@@ -154,8 +179,18 @@ static int divide_experts(mp_resolution *r, uint64_t ep, const char *decided_by,
                          (uint32_t)fused, !is_deepep_class(b->backend) && !b->megamoe, err);
 }
 
+/* For engines whose experts are spread over all ranks unless they are told otherwise. */
+int mp_rule_ep_of_ranks(mp_resolution *r, mp_error *err)
+{
+    const char *decided_by = r->flags->ep ? "--ep" : "--tp";
+    uint64_t ep = r->flags->ep ? r->flags->ep : r->flags->tp;
+
+    mp_decide_number(r, "ep_size", ep, decided_by, "ranks that share the experts");
+    return divide_experts(r, ep, decided_by, err);
+}
+
 /* 2. Backends that exchange tokens do so among all ranks. */
-static int rule_ep_size(mp_resolution *r, mp_error *err)
+int mp_rule_ep_size(mp_resolution *r, mp_error *err)
 {
     const mp_backend_flags *flags = r->flags;
     mp_a2a backend = r->backend->backend;
@@ -177,7 +212,7 @@ static int rule_ep_size(mp_resolution *r, mp_error *err)
 }
 
 /* 4. megamoe and ascend_fuseep move tokens inside their kernels. */
-static int rule_dispatcher(mp_resolution *r, mp_error *err)
+int mp_rule_dispatcher(mp_resolution *r, mp_error *err)
 {
     mp_a2a backend = r->backend->backend;
     const char *name = mp_a2a_name(backend);
@@ -187,6 +222,9 @@ static int rule_dispatcher(mp_resolution *r, mp_error *err)
     case MP_A2A_NONE:
         r->backend->dispatcher = "standard";
         mp_decide(r, "dispatcher", "standard", r->backend_by, "none moves no tokens between ranks");
+        break;
+    case MP_A2A_FLASHINFER_MEGAMOE:
+        mp_decide(r, "dispatcher", "not known", r->backend_by, "not known for this version");
         break;
     case MP_A2A_MEGAMOE:
     case MP_A2A_ASCEND_FUSEEP:
@@ -202,7 +240,7 @@ static int rule_dispatcher(mp_resolution *r, mp_error *err)
 }
 
 /* Where no rule has found a layout, the loader takes the checkpoint as it is. */
-static int rule_target(mp_resolution *r, mp_error *err)
+int mp_rule_target(mp_resolution *r, mp_error *err)
 {
     const mp_dims dims = {r->model->hidden_size, r->model->moe_intermediate_size};
     mp_backend *b = r->backend;
@@ -212,63 +250,104 @@ static int rule_target(mp_resolution *r, mp_error *err)
         if (!b->megamoe)
             mp_decide(r, "target", "none", r->backend_by,
                       "%s with experts that are %s takes none of the packed layouts",
-                      mp_a2a_name(b->backend), mp_model_scheme_name(r->model));
+                      mp_a2a_name(b->backend), mp_backend_model_scheme(r->model));
         return 0;
     }
+    /* Later engines have rules of their own for the sizes of megamoe. */
+    if (b->megamoe && b->engine != MP_ENGINE_SGLANG_0_5_15)
+        return 0;
     target = mp_target_find(b->target);
     if (!target)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "there is no target %s", b->target);
     return target->check(&dims, &b->warnings, err);
 }
 
-/* 9. Waterfill counts what it sends away by physical experts. */
-static int rule_waterfill(mp_resolution *r, mp_error *err)
+/* Who reads packed directories, and which placement files. */
+int mp_rule_loader(mp_resolution *r, mp_error *err)
 {
+    const mp_engine_table *engine = mp_engine_table_of(r->flags->engine);
     mp_backend *b = r->backend;
 
     (void)err;
-    if (!is_deepep_class(b->backend)) {
-        mp_decide(r, "waterfill", "off", r->backend_by,
-                  "needs a deepep-class backend (deepep, mooncake, mori), not %s",
-                  mp_a2a_name(b->backend));
-    } else if (b->slots.shared != 1) {
-        mp_decide(r, "waterfill", "off", "--shared", "needs one fused shared expert, there are %u",
-                  b->slots.shared);
-    } else {
+    b->placement = engine->placement;
+    b->loader = engine->loader;
+    if (r->flags->engine == MP_ENGINE_SGLANG_2026_09)
+        mp_decide(r, "placement", "sglang", "--engine",
+                  "--init-expert-location reads .json as --placement-format sglang has it, or .pt");
+    else if (r->flags->engine == MP_ENGINE_VLLM_2026_09)
+        mp_decide(r, "placement", "none", "--engine",
+                  "no file is read: slot i holds expert i mod %" PRIu64, r->model->num_experts);
+    else
+        mp_decide(r, "placement", "trtllm", "--engine",
+                  "num_slots and initial_global_assignments {layer: [expert per slot]}");
+    mp_decide(r, "loader", b->loader, "--engine", "what hands packed experts to the engine");
+    return 0;
+}
+
+/* 9. Waterfill counts what it sends away by physical experts. */
+int mp_rule_waterfill(mp_resolution *r, mp_error *err)
+{
+    bool old = r->flags->engine == MP_ENGINE_SGLANG_0_5_15;
+    mp_backend *b = r->backend;
+    bool can = old ? is_deepep_class(b->backend) : b->backend == MP_A2A_DEEPEP || b->megamoe;
+
+    (void)err;
+    if (can && b->slots.shared == 1) {
         b->waterfill_routed_experts = b->slots.num_physical;
         mp_decide_number(r, "waterfill", b->waterfill_routed_experts, "--shared",
                          "possible, with the physical routed count: %u and %u redundant",
                          b->slots.num_logical, b->slots.num_physical - b->slots.num_logical);
+        return 0;
     }
+    if (can)
+        mp_decide(r, "waterfill", "off", "--shared", "needs one fused shared expert, there are %u",
+                  b->slots.shared);
+    else
+        mp_decide(r, "waterfill", "off", r->backend_by, "needs %s, not %s",
+                  old ? "a deepep-class backend (deepep, mooncake, mori)" : "deepep or megamoe",
+                  mp_a2a_name(b->backend));
+    if (r->flags->waterfill)
+        mp_warn(r, "--waterfill has no effect: %s",
+                can ? "it needs one fused shared expert, see --shared fused"
+                    : "it needs deepep or megamoe");
     return 0;
 }
 
-/* The layout (6) comes before the forward pass (5), which asks whether weights are built. */
-static int (*const rules[])(mp_resolution *r, mp_error *err) = {
-    rule_a2a,               /* 1 */
-    rule_ep_size,           /* 2 */
-    rule_dispatcher,        /* 4 */
-    mp_rule_fix_memory,     /* 3 */
-    mp_rule_megamoe_layout, /* 6 */
-    mp_rule_use_mega_moe,   /* 5 */
-    mp_rule_deepep_bf16,    /* 7 */
-    mp_rule_fuseep,         /* 8 */
-    mp_rule_deepep_npu,     /* 8 */
-    rule_target,
-    rule_waterfill, /* 9 */
-};
+/* What is so before any rule: what was asked for. */
+static void start(mp_resolution *r)
+{
+    const mp_engine_table *engine = mp_engine_table_of(r->flags->engine);
+    const mp_backend_flags *flags = r->flags;
+
+    *r->backend = (mp_backend){
+        .engine = flags->engine,
+        .backend = flags->backend_given ? flags->backend : engine->backend,
+        .runner = flags->runner,
+        .deepep_mode = flags->deepep_mode,
+        .platform = flags->platform,
+        .shared = flags->shared,
+    };
+    if (r->backend->backend == MP_A2A_MEGAMOE)
+        r->backend->backend = engine->megamoe;
+    r->backend_by = flags->backend_given ? "--backend" : "default";
+    r->backend_why = flags->backend_given ? "asked for" : "nothing asks for another one";
+    r->runner_by = flags->runner == MP_RUNNER_AUTO ? "default" : "--runner";
+    r->runner_why =
+        flags->runner == MP_RUNNER_AUTO ? "chosen when the model is loaded" : "asked for";
+}
 
 int mp_backend_resolve(mp_backend *backend, const mp_backend_flags *flags, const mp_env *env,
                        const mp_backend_model *model, mp_error *err)
 {
-    mp_resolution r = {.backend = backend, .flags = flags, .model = model};
-    int rc = mp_engine_env_read(&r.env, env, err);
+    mp_resolution r = {.backend = backend, .flags = flags, .model = model, .variables = env};
+    int rc = mp_backend_check_flags(flags, err);
 
-    memset(backend, 0, sizeof *backend);
-    backend->platform = flags->platform;
-    backend->shared = flags->shared;
-    for (size_t i = 0; rc == 0 && i < sizeof rules / sizeof rules[0]; i++)
-        rc = rules[i](&r, err);
+    if (rc != 0)
+        return rc;
+    start(&r);
+    rc = mp_engine_env_read(&r.env, flags->engine, env, &backend->warnings, err);
+    for (mp_rule *const *rule = mp_engine_table_of(flags->engine)->rules; rc == 0 && *rule; rule++)
+        rc = (*rule)(&r, err);
     if (rc == 0 && r.out_of_memory)
         rc = mp_fail_memory(err);
     return rc;
@@ -282,6 +361,7 @@ void mp_backend_release(mp_backend *backend)
     }
     free(backend->decisions);
     mp_env_release(&backend->forward);
+    mp_problems_release(&backend->refusals);
     mp_problems_release(&backend->warnings);
     memset(backend, 0, sizeof *backend);
 }

@@ -427,7 +427,7 @@ CALL(mp_backend_check_pack)
     const mp_backend backend = {.target = "megamoe-w4a8", .slots = slots};
     const mp_backend_pack pack = {
         .target = "megamoe-w4a8", .shared = MP_SHARED_NONE, .num_layers = 1, .placement_xxh3 = "0"};
-    WITHOUT_MEMORY(mp_backend_check_pack(&backend, &model, &pack, &wrong, &mismatches, err));
+    WITHOUT_MEMORY(mp_backend_check_pack(&backend, &model, &pack, &wrong, NULL, &mismatches, err));
 }
 
 /* ------------------------------------------------------------------------

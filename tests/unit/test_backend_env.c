@@ -110,7 +110,8 @@ static bool read_as(const char *text)
     mp_engine_env engine;
 
     set_env("SGLANG_OPT_FIX_MEGA_MOE_MEMORY", text);
-    cr_assert_eq(mp_engine_env_read(&engine, &env, &err), 0, "\"%s\": %s", text, err.message);
+    cr_assert_eq(mp_engine_env_read(&engine, MP_ENGINE_SGLANG_0_5_15, &env, NULL, &err), 0,
+                 "\"%s\": %s", text, err.message);
     cr_assert(engine.fix_memory.set);
     return engine.fix_memory.value;
 }
@@ -165,7 +166,7 @@ Test(backend_env, knows_the_defaults)
 {
     mp_engine_env engine;
 
-    cr_assert_eq(mp_engine_env_read(&engine, &env, &err), 0);
+    cr_assert_eq(mp_engine_env_read(&engine, MP_ENGINE_SGLANG_0_5_15, &env, NULL, &err), 0);
     cr_assert_not(engine.use_mega_moe.set || engine.use_mega_moe.value);
     cr_assert_not(engine.fix_memory.set || engine.fix_memory.value);
     cr_assert_not(engine.use_fp4_acts.value || engine.use_mxf4_kind.value);

@@ -297,8 +297,8 @@ static void start_pack(void)
 
 static void expect_mismatch(const mp_placement *placement, const char *text)
 {
-    cr_assert_eq(mp_backend_check_pack(&backend, &model, &pack, placement, &mismatches, &err), 0,
-                 "%s", err.message);
+    cr_assert_eq(mp_backend_check_pack(&backend, &model, &pack, placement, NULL, &mismatches, &err),
+                 0, "%s", err.message);
     cr_assert_eq(mismatches.count, text ? 1 : 0, "%llu mismatches",
                  (unsigned long long)mismatches.count);
     if (text)
@@ -347,7 +347,7 @@ Test(backend_memory, several_differences_are_all_named)
     pack.target = "fuseep-1";
     pack.ep_size = 4;
     pack.shared = MP_SHARED_FUSED;
-    cr_assert_eq(mp_backend_check_pack(&backend, &model, &pack, NULL, &mismatches, &err), 0);
+    cr_assert_eq(mp_backend_check_pack(&backend, &model, &pack, NULL, NULL, &mismatches, &err), 0);
     cr_assert_eq(mismatches.count, 3);
     mp_problems_release(&mismatches);
 }
@@ -380,7 +380,8 @@ Test(backend_memory, a_placement_is_held_against_the_packs_digest)
     expect_mismatch(&placement, NULL);
     placement.map[0] = 1;
     placement.map[1] = 0;
-    cr_assert_eq(mp_backend_check_pack(&backend, &model, &pack, &placement, &mismatches, &err), 0);
+    cr_assert_eq(
+        mp_backend_check_pack(&backend, &model, &pack, &placement, NULL, &mismatches, &err), 0);
     snprintf(message, sizeof message, "placement: the pack has %s, the engine wants ", digest);
     cr_assert_eq(mismatches.count, 1);
     cr_assert_eq(strncmp(mismatches.text[0], message, strlen(message)), 0);

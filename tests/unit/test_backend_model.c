@@ -50,7 +50,8 @@ Test(backend_model, sizes_of_a_config)
     cr_assert_eq(model.num_experts, 60);
     cr_assert_eq(model.num_shared_experts, 2);
     cr_assert_eq(model.experts_per_token, 4);
-    cr_assert_eq(model.num_layers, 4, "two MoE layers and two MTP blocks");
+    cr_assert_eq(model.num_layers, 2, "MTP blocks that have no tensors do not count");
+    cr_assert_eq(model.num_mtp_blocks, 2);
     cr_assert(model.float16);
     cr_assert_not(model.quant_config);
     cr_assert_eq(open_config("{" SIZES ",\"routed_expert_hidden_size\":3584}"), 0, "%s",
@@ -73,7 +74,7 @@ Test(backend_model, formats_of_a_config)
     } cases[] = {
         {"", "bf16", "torch_dtype"},
         {"\"torch_dtype\":\"bfloat16\"", "bf16", "torch_dtype"},
-        {"\"dtype\":\"float16\"", "f16", "torch_dtype"},
+        {"\"dtype\":\"float16\"", "f16", "dtype"},
         {"\"torch_dtype\":\"float32\"", "f32", "torch_dtype"},
         {"\"expert_dtype\":\"fp4\"," QUANT "{" METHOD "\"fp8\"}", "mxfp4", "expert_dtype"},
         {"\"expert_dtype\":\"bf16\"", "bf16", "expert_dtype"},
@@ -94,30 +95,28 @@ Test(backend_model, formats_of_a_config)
         {QUANT "{" METHOD "\"fp8\",\"weight_block_size\":[1,32]}", "mxfp8", "quantization_config"},
         {QUANT "{" METHOD "\"mxfp8\"}", "mxfp8", "quantization_config"},
         {QUANT "{" METHOD "\"mxfp4\"}", "mxfp4", "quantization_config"},
-        {QUANT "{" METHOD "\"modelopt\",\"quant_algo\":\"NVFP4\"}", "nvfp4", "quantization_config"},
-        {QUANT "{" METHOD "\"modelopt\",\"quant_algo\":\"FP8\"}", "fp8_tensor",
-         "quantization_config"},
-        {QUANT "{" METHOD "\"modelopt_fp4\",\"quant_algo\":\"W4A8\"}", "unknown",
-         "quantization_config"},
+        {QUANT "{" METHOD "\"modelopt\",\"quant_algo\":\"NVFP4\"}", "nvfp4", "quant_algo"},
+        {QUANT "{" METHOD "\"modelopt\",\"quant_algo\":\"FP8\"}", "fp8_tensor", "quant_algo"},
+        {QUANT "{" METHOD "\"modelopt_fp4\",\"quant_algo\":\"W4A8\"}", "unknown", "quant_algo"},
         {QUANT "{" METHOD "\"awq\"}", "unknown", "quantization_config"},
         {QUANT "{}", "unknown", "quantization_config"},
         {QUANT "{" GROUP "{\"type\":\"int\",\"num_bits\":8,\"strategy\":\"channel\"}}}}",
-         "int8_channel", "quantization_config"},
+         "int8_channel", "config_groups"},
         {QUANT "{" GROUP "{\"type\":\"int\",\"num_bits\":4,\"strategy\":\"group\","
                "\"group_size\":32}}}}",
-         "int4_group", "quantization_config"},
+         "int4_group", "config_groups"},
         {QUANT "{" GROUP "{\"type\":\"int\",\"num_bits\":4,\"strategy\":\"group\","
                "\"group_size\":128}}}}",
-         "unknown", "quantization_config"},
+         "unknown", "config_groups"},
         {QUANT "{" GROUP "{\"type\":\"float\",\"num_bits\":4,\"strategy\":\"tensor_group\","
                "\"group_size\":16}}}}",
-         "nvfp4", "quantization_config"},
+         "nvfp4", "config_groups"},
         {QUANT "{" GROUP "{\"type\":\"float\",\"num_bits\":8,\"strategy\":\"channel\","
                "\"group_size\":null}}}}",
-         "fp8_channel", "quantization_config"},
+         "fp8_channel", "config_groups"},
         {QUANT "{" GROUP "{\"type\":\"float\",\"num_bits\":8,\"strategy\":\"channel\"}},"
                "\"group_1\":{}}}",
-         "unknown", "quantization_config"},
+         "unknown", "config_groups"},
         {"\"text_config\":{\"dtype\":\"float16\"," QUANT "{" METHOD "\"mxfp4\"}}", "mxfp4",
          "quantization_config"},
         {QUANT "null", "bf16", "torch_dtype"},
@@ -235,7 +234,9 @@ Test(backend_model, tensors_and_config_agree)
         cr_assert_eq(model.num_experts, alone.num_experts);
         cr_assert_eq(model.num_shared_experts, alone.num_shared_experts);
         cr_assert_eq(model.experts_per_token, alone.experts_per_token);
-        cr_assert_eq(model.num_layers, alone.num_layers, "%s", path);
+        /* Tensors of MTP blocks count, promises of config.json do not. */
+        cr_assert_geq(model.num_layers, alone.num_layers, "%s", path);
+        cr_assert_leq(model.num_layers, alone.num_layers + alone.num_mtp_blocks, "%s", path);
         model = alone;
         cr_assert_str_eq(mp_scheme_name(model.scheme), cases[i].by_config, "%s", path);
     }
@@ -296,8 +297,8 @@ Test(backend_model, presets_are_planned_from_their_config)
         cr_assert_eq(model.num_experts, o->num_experts);
         cr_assert_eq(model.num_shared_experts, o->num_shared_experts);
         cr_assert_eq(model.experts_per_token, o->top_k);
-        cr_assert_eq(model.num_layers, o->num_layers - o->num_dense + o->num_mtp, "%s",
-                     presets[i].name);
+        cr_assert_eq(model.num_layers, o->num_layers - o->num_dense, "%s", presets[i].name);
+        cr_assert_eq(model.num_mtp_blocks, o->num_mtp, "%s", presets[i].name);
     }
 }
 

@@ -523,7 +523,7 @@ Test(base, json_of_python_is_not_anything)
         {"[-NaN]", "t: line 1, column 2: invalid token near '-'"},
         {"[nan]", "t: line 1, column 4: invalid token near 'nan'"},
         {"[NaNs]", "t: line 1, column 5: ']' expected near 's'"},
-        {"[Infinit]", "t: line 1, column 8: invalid token near 'Infinit'"},
+        {"[Inf]", "t: line 1, column 4: invalid token near 'Inf'"},
         {"[NaN]\xEF\xBB\xBF", "t: line 1, column 6: end of file expected near '\xEF\xBB\xBF'"},
         /* Quotes of words on the line before do not count, on the line itself they are taken off.
          */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* MegaMoE: which layout its kernels want, with which activations, and when they are used. */
+/* MegaMoE of sglang-0.5.15: which layout its kernels want, with which activations, and when they
+ * are used. */
 #include "engine/rules.h"
 
 #include "base/error.h"
@@ -33,6 +34,7 @@ int mp_rule_fix_memory(mp_resolution *r, mp_error *err)
     if (!b->megamoe)
         return 0;
     b->fix_mega_moe_memory = flag->value || !flag->set;
+    b->second_scales = b->fix_mega_moe_memory;
     mp_decide(r, "fix_mega_moe_memory", b->fix_mega_moe_memory ? "true" : "false",
               flag->set ? flag->name : r->backend_by,
               !flag->set ? "megamoe sets it: decode and prefill share the weights, scales twice"
@@ -124,17 +126,26 @@ int mp_rule_megamoe_layout(mp_resolution *r, mp_error *err)
             b->acts = layouts[i].acts;
         }
     }
+    if (b->target && !mp_activation_fits(r)) {
+        b->target = b->acts = NULL;
+        r->unbuilt_by = model->activation_from;
+        mp_decide(r, "target", "none", model->activation_from,
+                  "MegaMoE does not compute activation %s", model->activation);
+        return 0;
+    }
     if (!b->target) {
+        r->unbuilt_by = model->scheme_from;
         mp_decide(r, "target", "none", model->scheme_from,
                   "MegaMoE has no kernel for experts that are %s on %s",
-                  mp_model_scheme_name(model), mp_platform_name(b->platform));
+                  mp_backend_model_scheme(model), mp_platform_name(b->platform));
         mp_problem(&b->warnings,
                    "experts are %s: MegaMoE takes mxfp4, nvfp4 and bf16 on cuda-sm100, fp8_block "
                    "on cuda-sm90; see --quantize",
-                   mp_model_scheme_name(model));
+                   mp_backend_model_scheme(model));
         return 0;
     }
     b->fp8_combine = r->env.dg_fp8_combine.value;
+    b->buffer_known = model->scheme == MP_SCHEME_MXFP4;
     if (model->scheme == MP_SCHEME_MXFP4)
         rc = choose_acts(r, err);
     if (rc == 0)
@@ -185,11 +196,11 @@ int mp_rule_use_mega_moe(mp_resolution *r, mp_error *err)
     (void)err;
     if (!b->megamoe)
         return 0;
-    b->token_cap = cap->value;
-    mp_decide_number(r, "token_cap", cap->value, cap_by, "the buffer's tokens a rank%s%s",
+    b->token_cap = (uint64_t)cap->value;
+    mp_decide_number(r, "token_cap", b->token_cap, cap_by, "the buffer's tokens a rank%s%s",
                      cap->set ? "" : ", ", cap->set ? "" : cap->name);
     if (!b->target) {
-        mp_decide(r, "use_mega_moe", "false", r->model->scheme_from,
+        mp_decide(r, "use_mega_moe", "false", r->unbuilt_by,
                   "its weights are not built: no kernel takes them");
     } else if (r->flags->capture) {
         decide_for_capture(r, tokens);
@@ -198,7 +209,7 @@ int mp_rule_use_mega_moe(mp_resolution *r, mp_error *err)
     } else {
         b->use_mega_moe = true;
         mp_decide(r, "use_mega_moe", "true", cap_by, "up to %llu tokens a rank",
-                  (unsigned long long)cap->value);
+                  (unsigned long long)b->token_cap);
     }
     return 0;
 }
