@@ -284,6 +284,7 @@ UNIT_SOURCES := \
 FUZZ_SOURCES := \
 	tests/fuzz/fuzz_catalog.c \
 	tests/fuzz/fuzz_config.c \
+	tests/fuzz/fuzz_env.c \
 	tests/fuzz/fuzz_index.c \
 	tests/fuzz/fuzz_journal.c \
 	tests/fuzz/fuzz_json.c \
