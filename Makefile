@@ -215,7 +215,9 @@ UNIT_SOURCES := \
 	tests/unit/layout_slot.c \
 	tests/unit/null_error_calls.c \
 	tests/unit/test_backend.c \
+	tests/unit/test_backend_engines.c \
 	tests/unit/test_backend_env.c \
+	tests/unit/test_backend_format.c \
 	tests/unit/test_backend_memory.c \
 	tests/unit/test_backend_model.c \
 	tests/unit/test_base.c \
