@@ -210,7 +210,8 @@ static int open_packed(plan_job *job, const char *dir, const mp_context *context
     free(path);
     if (rc != 0)
         return rc;
-    mp_backend_model_quantize(model, m->target_scheme);
+    if (!model->has_scheme || model->scheme != m->target_scheme)
+        mp_backend_model_quantize(model, m->target_scheme);
     model->source = MP_MANIFEST_NAME;
     model->scheme_from = MP_MANIFEST_NAME;
     model->hidden_size = m->hidden_size;

@@ -340,8 +340,10 @@ int mp_backend_resolve(mp_backend *backend, const mp_backend_flags *flags, const
                        const mp_backend_model *model, mp_error *err)
 {
     mp_resolution r = {.backend = backend, .flags = flags, .model = model, .variables = env};
-    int rc = mp_backend_check_flags(flags, err);
+    int rc;
 
+    err = MP_NEVER_NULL(err);
+    rc = mp_backend_check_flags(flags, err);
     if (rc != 0)
         return rc;
     start(&r);

@@ -72,6 +72,11 @@ int mp_sglang_layout(mp_resolution *r, mp_error *err)
     (void)err;
     if (!b->megamoe || has_own_layout(r))
         return 0;
+    if (!mp_activation_fits(r)) {
+        no_layout(r, model->activation_from, "MegaMoE does not compute activation %s on %s",
+                  model->activation);
+        return 0;
+    }
     while (i < COUNT(layouts) &&
            (layouts[i].platform != b->platform || !mp_has_scheme(model, layouts[i].scheme) ||
             (layouts[i].w4a4 && !r->flags->w4a4)))
@@ -83,11 +88,6 @@ int mp_sglang_layout(mp_resolution *r, mp_error *err)
                 "experts are %s: MegaMoE takes mxfp4 and nvfp4 on cuda-sm100, fp8_block on "
                 "cuda-sm90; see --quantize",
                 mp_backend_model_scheme(model));
-        return 0;
-    }
-    if (!mp_activation_fits(r)) {
-        no_layout(r, model->activation_from, "MegaMoE does not compute activation %s on %s",
-                  model->activation);
         return 0;
     }
     r->mma = layouts[i].mma;
@@ -179,11 +179,11 @@ static bool find_tokens(const mp_resolution *r, uint64_t *tokens, const char **f
     static const char *const sparse[] = {"deepseek_v32", "glm_moe_dsa", NULL};
     const mp_backend_flags *flags = r->flags;
 
-    if (!flags->prefill_cp || !flags->tokens_given || !mp_text_among(r->model->model_type, sparse))
+    if (!flags->prefill_cp || !mp_text_among(r->model->model_type, sparse))
         return mp_max_tokens(flags, tokens, flag);
     *tokens = flags->tokens;
     *flag = "--tokens";
-    return true;
+    return flags->tokens_given;
 }
 
 static void decide_by_tokens(mp_resolution *r, uint64_t tokens, const char *flag)

@@ -250,6 +250,9 @@ run moepack plan --model v3 --json
 assert_json '[.model.scheme, .model.scheme_from]' '["bf16","exclude_modules"]'
 jq -n "{model_type: \"nemotron_h\", n_routed_experts: 64, $sizes, mlp_hidden_act: \"relu2\",
     num_hidden_layers: 12, hybrid_override_pattern: \"MEMEM*EMEM*E\"}" | put_config nemotron
+run moepack plan --model nemotron --backend megamoe
+assert_status 0
+assert_stdout_has 'target                 none: MegaMoE does not compute activation relu2 on cuda-sm100 (mlp_hidden_act)'
 run moepack plan --model nemotron --backend megamoe --quantize nvfp4 --json
 assert_status 0
 assert_json '[.model.num_layers, .target, .use_mega_moe, .warnings[0]]' \
@@ -360,14 +363,25 @@ plan15 --model "it's" --backend megamoe --tp 2 --format env -q
 assert_stdout <<'END'
 export SGLANG_OPT_FIX_MEGA_MOE_MEMORY='1'
 END
-# Sizes of 384 and 256 are for no GPU: the pack is held against the layout of an engine that
-# takes them.
+# Sizes of 384 and 256 are vLLM's only, which reads no placement.
 run moepack plan --model "it's" --backend megamoe --tp 2 --engine vllm --format env -q
 assert_status 0
-eval "$(cat "$stdout")"
-assert_equal "$MOEPACK_DIR" "$PWD/it's"
-assert_equal "${MOEPACK_PLACEMENT-none}" none
-unset MOEPACK_DIR
+assert_equal "$(eval "$(cat "$stdout")" && echo "$MOEPACK_DIR ${MOEPACK_PLACEMENT-none}")" \
+    "$PWD/it's none"
+run moepack synth --family deepseek_v4 --hidden 512 --intermediate 512 --experts 4 --layers 1 \
+    --top-k 2 -q -o ckpt
+assert_status 0
+run moepack repack ckpt --target megamoe-w4a8 --ep 2 --redundant 2 -q -o pack
+assert_status 0
+run moepack plan --model ckpt --pack pack --backend megamoe --tp 2 --redundant 2 --format env
+assert_status 0
+assert_equal "$(eval "$(cat "$stdout")" && echo "$MOEPACK_DIR $MOEPACK_PLACEMENT")" \
+    "$PWD/pack $PWD/pack/placement.json"
+run moepack plan --model ckpt --pack pack --backend megamoe --tp 2 --redundant 2
+assert_stdout_has 'num_physical           6'
+run moepack plan --model ckpt --pack pack --backend megamoe --tp 2 --redundant 4
+assert_status 1
+assert_stdout_has 'num_physical           6, the engine wants 8'
 
 it "says that it does not fit, and which token cap would"
 put_flash

@@ -402,8 +402,11 @@ CALL(mp_backend_model_open)
     return mp_backend_model_open(&model, MISSING, NULL, err);
 }
 
-static const mp_backend_model model = {
-    .hidden_size = 384, .moe_intermediate_size = 256, .num_experts = 5, .num_layers = UINT64_MAX};
+static const mp_backend_model model = {.source = "config.json",
+                                       .hidden_size = 384,
+                                       .moe_intermediate_size = 256,
+                                       .num_experts = 5,
+                                       .num_layers = UINT64_MAX};
 
 CALL(mp_backend_resolve)
 {
@@ -419,6 +422,13 @@ CALL(mp_backend_estimate)
     mp_backend_memory memory;
     const mp_backend backend = {.target = "megamoe-w4a8", .slots = slots};
     return mp_backend_estimate(&memory, &backend, &model, 0, err);
+}
+
+CALL(mp_backend_check_flags)
+{
+    const mp_backend_flags flags = {.engine = MP_ENGINE_VLLM_2026_09, .runner = MP_RUNNER_MEGAMOE};
+
+    return mp_backend_check_flags(&flags, err);
 }
 
 CALL(mp_backend_check_pack)
@@ -721,6 +731,7 @@ const failing_call failing_calls[] = {
     ROW(mp_env_add),
     ROW(mp_env_parse),
     ROW(mp_backend_model_open),
+    ROW(mp_backend_check_flags),
     ROW(mp_backend_resolve),
     ROW(mp_backend_estimate),
     ROW(mp_backend_check_pack),

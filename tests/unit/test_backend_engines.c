@@ -401,7 +401,8 @@ Test(backend_engines, trtllm_declines_by_ranks_and_type)
 
 static int resolve_and_check(mp_error *e)
 {
-    const mp_backend_pack pack = {.target = "megamoe-w4a8", .shared = "none", .placement_xxh3 = ""};
+    const mp_backend_pack pack = {
+        .target = "megamoe-w4a8", .shared = MP_SHARED_NONE, .placement_xxh3 = ""};
     mp_problems mismatches = {0};
     mp_pack_checks checks;
     int rc = mp_backend_resolve(&backend, &flags, &env, &model, e);
