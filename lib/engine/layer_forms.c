@@ -8,6 +8,7 @@
  */
 #include "engine/layer_forms.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,8 +19,8 @@
 #include "engine/format.h"
 #include "engine/pattern.h"
 
-/* Beyond this no number of layers is a model's. */
-#define LAYERS_MAX 65536
+/* Beyond this no list says what layers are. */
+#define LAYERS_MAX 1024
 
 static bool is(const char *text, const char *word)
 {
@@ -106,22 +107,48 @@ static mp_form_word form_of_group(const json_t *group)
  * Layers
  */
 
+/* What a layer's experts are called: all of them, and the gate of the first, by the family's name
+ * of the layers and with "model." in front. */
+static void name_layer(const mp_family *family, uint64_t layer,
+                       mp_module_name names[MP_LAYER_NAMES])
+{
+    static const char *const ends[] = {"", ".0.gate_proj", ".0.w1"};
+    const char *prefix = family ? family->layer_prefix : "model.layers.";
+    const char *block = family ? family->naming->block : "mlp";
+
+    for (size_t i = 0; i < MP_LAYER_NAMES; i++)
+        snprintf(names[i], sizeof names[i], "%s%s%" PRIu64 ".%s.experts%s", i < 3 ? "" : "model.",
+                 prefix, layer, block, ends[i % 3]);
+}
+
 int mp_layer_forms_init(mp_layer_forms *forms, const mp_config *config, const mp_form_word *plain,
                         mp_error *err)
 {
+    const mp_family *family = mp_family_of_model_type(config->model_type);
     uint64_t layers = config->num_hidden_layers;
 
     *forms = (mp_layer_forms){.config = config, .count = 1};
     forms->forms[0] = *plain;
     forms->num_layers = layers <= LAYERS_MAX ? layers : 0;
+    if (layers > LAYERS_MAX && layers != MP_CONFIG_ABSENT)
+        forms->forms[0] = mp_form_unknown("%" PRIu64 " layers", layers);
     forms->of = mp_alloc_zeroed(forms->num_layers, 1);
-    return forms->of ? 0 : mp_fail_memory(err);
+    forms->names = mp_alloc(forms->num_layers, sizeof *forms->names);
+    if (!forms->of || !forms->names) {
+        mp_layer_forms_release(forms);
+        return mp_fail_memory(err);
+    }
+    for (uint64_t i = 0; i < forms->num_layers; i++)
+        name_layer(family, i, forms->names[i]);
+    return 0;
 }
 
 void mp_layer_forms_release(mp_layer_forms *forms)
 {
     free(forms->of);
+    free(forms->names);
     forms->of = NULL;
+    forms->names = NULL;
 }
 
 /* Index of a form, added where it is new; the last one stands for all that are too many. */
@@ -154,8 +181,8 @@ bool mp_layer_forms_same(const mp_layer_forms *forms, mp_form_word *word)
 
         if (forms->of[i] == forms->of[first] || !mp_config_is_moe_layer(forms->config, i))
             continue;
-        *word = mp_form_unknown("layer %llu is %.16s, layer %llu %.16s", (unsigned long long)first,
-                                forms->forms[forms->of[first]].name, (unsigned long long)i, other);
+        *word = mp_form_unknown("layer %" PRIu64 " is %.16s, layer %" PRIu64 " %.16s", first,
+                                forms->forms[forms->of[first]].name, i, other);
         return false;
     }
     return true;
@@ -165,44 +192,18 @@ bool mp_layer_forms_same(const mp_layer_forms *forms, mp_form_word *word)
  * Patterns
  */
 
-#define NAMES_OF_LAYER 6
-#define NAME_MAX_BYTES 160
-
-/* What a layer's experts are called: all of them, and the gate of the first, by the family's name
- * of the layers and with "model." in front. */
-static size_t names_of_layer(const mp_family *family, uint64_t layer,
-                             char names[NAMES_OF_LAYER][NAME_MAX_BYTES])
-{
-    static const char *const ends[] = {"", ".0.gate_proj", ".0.w1"};
-    const char *prefix = family ? family->layer_prefix : "model.layers.";
-    const char *block = family ? family->naming->block : "mlp";
-    bool bare = strncmp(prefix, "model.", 6) != 0;
-    size_t n = 0;
-
-    for (int model = 0; model <= bare; model++)
-        for (size_t i = 0; i < 3; i++)
-            snprintf(names[n++], NAME_MAX_BYTES, "%s%s%llu.%s.experts%s", model ? "model." : "",
-                     prefix, (unsigned long long)layer, block, ends[i]);
-    return n;
-}
-
 /* Gives the layers whose experts the pattern means a form. False where it is not understood. */
 static bool mark(mp_layer_forms *forms, const char *pattern, unsigned char form)
 {
-    const mp_family *family = mp_family_of_model_type(forms->config->model_type);
-    char names[NAMES_OF_LAYER][NAME_MAX_BYTES];
     mp_pattern p;
     bool understood;
 
     mp_pattern_init(&p, pattern);
     understood = !p.unknown;
-    for (uint64_t i = 0; understood && i < forms->num_layers; i++) {
-        size_t count = names_of_layer(family, i, names);
-
-        for (size_t n = 0; n < count; n++)
-            if (mp_pattern_match(&p, names[n]) == MP_MATCH_YES)
+    for (uint64_t i = 0; understood && i < forms->num_layers; i++)
+        for (size_t n = 0; n < MP_LAYER_NAMES; n++)
+            if (mp_pattern_match(&p, forms->names[i][n]) == MP_MATCH_YES)
                 forms->of[i] = form;
-    }
     mp_pattern_release(&p);
     return understood;
 }

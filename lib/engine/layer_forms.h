@@ -24,11 +24,16 @@ mp_form_word mp_form_of_algorithm(const char *algorithm);
 /* Most forms that the layers of a model have; more are not told apart. */
 #define MP_LAYER_FORMS 16
 
+/* Names that the experts of a layer go by, in lists of modules. */
+#define MP_LAYER_NAMES 6
+typedef char mp_module_name[128];
+
 /* Of each decoder layer the index of its form; form 0 is the plain one. */
 typedef struct mp_layer_forms {
     const mp_config *config;
     uint64_t num_layers; /* 0 where config.json has no sound number */
     unsigned char *of;   /* [num_layers] */
+    mp_module_name (*names)[MP_LAYER_NAMES];
     mp_form_word forms[MP_LAYER_FORMS];
     size_t count;
     const char *plain_from; /* the list that says that layers are plain; null: none does */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Any bytes as config.json: refused with a message, or every fact is one. */
-#include <moepack/model.h>
+/* Any bytes as config.json: refused with a message, or every fact is one, and what is planned by it
+ * has sizes and a format, or says why not. */
+#include <moepack/backend.h>
 
 #include "fuzz.h"
 
@@ -38,6 +39,19 @@ static void check_config(const mp_config *config)
     mp_config_is_moe_layer(config, UINT64_MAX);
 }
 
+static void check_model(void)
+{
+    mp_backend_model model;
+    mp_error err = {0};
+
+    if (mp_backend_model_open(&model, in_dir("config.json"), NULL, &err) != 0) {
+        require_message(&err);
+        return;
+    }
+    require(model.num_layers > 0 && model.num_experts > 0 && model.hidden_size > 0, "sizes");
+    require(model.scheme_from && mp_backend_model_scheme(&model), "format");
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     mp_error err = {0};
@@ -49,6 +63,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         check_config(&config);
     else
         require_message(&err);
+    check_model();
     mp_config_release(&config);
     mp_config_release(&config);
     return 0;
