@@ -110,18 +110,31 @@ LIB_SOURCES := \
 	lib/pack/pack.c \
 	lib/pack/shape.c \
 	lib/place/bars.c \
+	lib/place/best_bound.c \
+	lib/place/best_layer.c \
+	lib/place/best_moves.c \
+	lib/place/best_node.c \
+	lib/place/best_pack.c \
+	lib/place/best_path.c \
+	lib/place/best_windows.c \
 	lib/place/chart.c \
 	lib/place/counts.c \
+	lib/place/counts_csv.c \
+	lib/place/counts_json.c \
+	lib/place/counts_torch.c \
 	lib/place/eplb.c \
 	lib/place/eplb_layer.c \
 	lib/place/eplb_refine.c \
+	lib/place/pickle.c \
 	lib/place/placement.c \
 	lib/place/placement_json.c \
 	lib/place/placement_write.c \
 	lib/place/placement_yaml.c \
+	lib/place/replicas.c \
 	lib/place/route.c \
 	lib/place/slots.c \
 	lib/place/waterfill.c \
+	lib/place/zip.c \
 	lib/run/journal.c \
 	lib/run/output.c \
 	lib/run/partial.c \
@@ -183,6 +196,8 @@ CMD_SOURCES := \
 	cmd/completion.c \
 	cmd/diff.c \
 	cmd/eplb.c \
+	cmd/eplb_counts.c \
+	cmd/eplb_report.c \
 	cmd/errors.c \
 	cmd/files.c \
 	cmd/forward.c \
@@ -226,6 +241,7 @@ UNIT_SOURCES := \
 	tests/unit/test_checkpoint.c \
 	tests/unit/test_config.c \
 	tests/unit/test_config_rewrite.c \
+	tests/unit/test_counts.c \
 	tests/unit/test_diff.c \
 	tests/unit/test_diff_packs.c \
 	tests/unit/test_eplb.c \
@@ -292,11 +308,13 @@ FUZZ_SOURCES := \
 	tests/fuzz/fuzz_json.c \
 	tests/fuzz/fuzz_layout.c \
 	tests/fuzz/fuzz_manifest.c \
+	tests/fuzz/fuzz_pickle.c \
 	tests/fuzz/fuzz_placement.c \
 	tests/fuzz/fuzz_safetensors.c \
 
 # Each is a program of its own, which tests/bench/run.sh runs.
 BENCH_SOURCES := \
+	tests/bench/eplb.c \
 	tests/bench/forward.c \
 	tests/bench/measure.c \
 	tests/bench/quantize.c \

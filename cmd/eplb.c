@@ -1,95 +1,107 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack eplb: an expert placement from load counts. */
+#include "eplb.h"
 #include "commands.h"
 #include "files.h"
 #include "output.h"
+#include "progress.h"
 
 #include <stdlib.h>
 
 #define BAR_COLUMNS 24
 
-typedef struct eplb_options {
-    common_options common;
-    const char *counts;
-    uint64_t redundant;
-    uint64_t physical; /* 0: not given */
-    uint64_t ep;
-    uint64_t nodes;
-    uint64_t groups;
-    mp_eplb_algorithm algorithm;
-    uint64_t refine;
-    bool report;
-    bool bars;
-    const char *svg;
-    const char *output;
-    const char *format;
-    uint64_t first_layer;
-} eplb_options;
+/* Everything that a run is made from. */
+typedef struct eplb_job {
+    const eplb_options *o;
+    mp_recording recording;
+    mp_counts counts;
+    mp_placement from;
+    eplb_layers layers;
+    mp_eplb e;
+} eplb_job;
+
+static int check_usage(const eplb_options *o, mp_error *err)
+{
+    bool best = o->algorithm == MP_EPLB_BEST;
+
+    if (o->physical && o->redundant)
+        return cmd_fail(err, MP_ERR_USAGE, "--physical and --redundant contradict each other");
+    if (o->bars && o->common.json)
+        return cmd_fail(err, MP_ERR_USAGE, "--bars and --json contradict each other");
+    if (best && o->refine)
+        return cmd_fail(err, MP_ERR_USAGE, "--algorithm best and --refine contradict each other");
+    if (!best && (o->window_given || o->objective_given || o->max_moves_given))
+        return cmd_fail(err, MP_ERR_USAGE, "--%s needs --algorithm best",
+                        o->window_given      ? "window"
+                        : o->objective_given ? "objective"
+                                             : "max-moves");
+    if (o->max_moves_given && !o->from)
+        return cmd_fail(err, MP_ERR_USAGE, "--max-moves needs --from");
+    return 0;
+}
+
+/* The placement in use. Where both name their layers, they have to name the same. */
+static int read_from(eplb_job *job, mp_error *err)
+{
+    const eplb_options *o = job->o;
+    const uint32_t *of_counts = job->layers.ids;
+
+    if (!o->from)
+        return 0;
+    int rc = load_placement(o->from, job->counts.num_logical, 0, &job->from, err);
+    const uint32_t *ids = job->from.layer_ids;
+    if (rc == 0 && ids && of_counts && job->from.layers == job->counts.layers)
+        for (uint32_t i = 0; rc == 0 && i < job->from.layers; i++)
+            if (ids[i] != of_counts[i])
+                rc = cmd_fail(err, MP_ERR_INPUT, "%s: row %u is for layer %u, the counts for %u",
+                              o->from, i, ids[i], of_counts[i]);
+    return rc;
+}
+
+static int balance(eplb_job *job, mp_error *err)
+{
+    const eplb_options *o = job->o;
+    mp_context context;
+    uint64_t physical = o->physical ? o->physical : job->counts.num_logical + o->redundant;
+    const mp_eplb_options options = {
+        .num_physical = physical > UINT32_MAX ? UINT32_MAX : (uint32_t)physical,
+        .ep = (uint32_t)o->ep,
+        .nodes = (uint32_t)o->nodes,
+        .groups = (uint32_t)o->groups,
+        .algorithm = o->algorithm,
+        .refine = (uint32_t)o->refine,
+        .objective = o->objective,
+        .from = o->from ? &job->from : NULL,
+        .limit_moves = o->max_moves_given,
+        .max_moves = (uint32_t)o->max_moves,
+    };
+
+    cmd_context(&o->common, &context);
+    int rc = mp_eplb_balance(&job->e, &job->counts, &options, &context, err);
+    if (rc == 0) {
+        job->e.placement.layer_ids = job->layers.ids;
+        job->layers.ids = NULL;
+    }
+    return rc;
+}
+
+static int prepare(eplb_job *job, mp_error *err)
+{
+    const eplb_options *o = job->o;
+    int rc = check_usage(o, err);
+
+    if (rc == 0)
+        rc = eplb_read_counts(o, &job->recording, err);
+    if (rc == 0)
+        rc = mp_recording_sum(&job->recording, o->window, &job->counts, err);
+    if (rc == 0)
+        rc = eplb_name_layers(o, &job->recording, &job->layers, err);
+    return rc == 0 ? read_from(job, err) : rc;
+}
 
 /* ------------------------------------------------------------------------
- * The report
+ * Output
  */
-
-static json_t *report_json(const mp_eplb_report *r)
-{
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "balancedness_trivial",
-                     r->balancedness_trivial, "balancedness", r->balancedness,
-                     "balancedness_refined", r->balancedness_refined, "max_load", r->max_load,
-                     "max_load_refined", r->max_load_refined, "lower_bound", r->lower_bound);
-}
-
-/* The report of one layer, in which copies are whole. */
-static json_t *layer_json(const mp_eplb_report *r, uint32_t layer)
-{
-    json_t *json = json_pack("{s:i}", "layer", (int)layer), *figures = report_json(r);
-
-    if (json_object_update(json, figures) != 0 ||
-        json_object_set_new(json, "colocated_replicas",
-                            json_integer((json_int_t)r->colocated_replicas)) != 0) {
-        json_decref(json);
-        json = NULL;
-    }
-    json_decref(figures);
-    return json;
-}
-
-static int print_report_json(const mp_eplb *e, mp_error *err)
-{
-    json_t *layers = json_array(), *mean = report_json(&e->mean), *json = NULL;
-    bool complete = layers && json_object_set_new(mean, "colocated_replicas",
-                                                  json_real(e->mean.colocated_replicas)) == 0;
-
-    for (uint32_t layer = 0; complete && layer < e->placement.layers; layer++)
-        complete = json_array_append_new(layers, layer_json(&e->report[layer], layer)) == 0;
-    if (complete)
-        json = json_pack("{s:O, s:O}", "layers", layers, "mean", mean);
-    json_decref(layers);
-    json_decref(mean);
-    return print_json(json, err);
-}
-
-static void print_figures(const mp_eplb_report *r, int decimals)
-{
-    printf("  %7.4f  %7.4f  %7.4f  %12.6g  %12.6g  %12.6g  %9.*f\n", r->balancedness_trivial,
-           r->balancedness, r->balancedness_refined, r->max_load, r->max_load_refined,
-           r->lower_bound, decimals, r->colocated_replicas);
-}
-
-static void print_report(const mp_eplb *e, const common_options *common)
-{
-    output_ink ink = ink_for(stdout, common);
-
-    printf("%s         balancedness                 largest GPU load\n"
-           "layer  trivial     eplb  refined          eplb       refined   lower bound  "
-           "colocated%s\n",
-           ink.bold, ink.plain);
-    for (uint32_t layer = 0; layer < e->placement.layers; layer++) {
-        printf("%5u", layer);
-        print_figures(&e->report[layer], 0);
-    }
-    printf(" mean");
-    print_figures(&e->mean, 2);
-}
 
 static int print_bars(const mp_eplb *e, mp_error *err)
 {
@@ -100,49 +112,6 @@ static int print_bars(const mp_eplb *e, mp_error *err)
         fputs(text, stdout);
         free(text);
     }
-    return rc;
-}
-
-/* ------------------------------------------------------------------------
- * The command
- */
-
-static int read_counts(const char *path, mp_counts *counts, mp_error *err)
-{
-    char *text;
-    uint64_t length;
-    int rc = mp_read_text(path, TEXT_FILE_LIMIT, &text, &length, err);
-
-    if (rc != 0)
-        return rc;
-    rc = mp_counts_parse(counts, text, length, err);
-    free(text);
-    return rc == 0 ? 0 : blame_file(path, err);
-}
-
-static int balance(const eplb_options *o, mp_eplb *e, mp_error *err)
-{
-    mp_counts counts;
-
-    if (o->physical && o->redundant)
-        return cmd_fail(err, MP_ERR_USAGE, "--physical and --redundant contradict each other");
-    if (o->bars && o->common.json)
-        return cmd_fail(err, MP_ERR_USAGE, "--bars and --json contradict each other");
-    int rc = read_counts(o->counts, &counts, err);
-    if (rc != 0)
-        return rc;
-    uint64_t physical = o->physical ? o->physical : counts.num_logical + o->redundant;
-    const mp_eplb_options options = {
-        .num_physical = physical > UINT32_MAX ? UINT32_MAX : (uint32_t)physical,
-        .ep = (uint32_t)o->ep,
-        .nodes = (uint32_t)o->nodes,
-        .groups = (uint32_t)o->groups,
-        .algorithm = o->algorithm,
-        .refine = (uint32_t)o->refine,
-    };
-    rc = mp_eplb_balance(e, &counts, &options, err);
-    e->placement.first_layer = (uint32_t)o->first_layer;
-    mp_counts_release(&counts);
     return rc;
 }
 
@@ -189,22 +158,27 @@ static int write_svg(const char *path, const mp_eplb *e, mp_error *err)
 static int run_eplb(const void *values, mp_error *err)
 {
     const eplb_options *o = values;
-    mp_eplb e = {0};
-    int rc = balance(o, &e, err);
+    eplb_job job = {.o = o};
+    const mp_eplb *e = &job.e;
+    int rc = prepare(&job, err);
 
+    if (rc == 0)
+        rc = balance(&job, err);
     if (rc == 0 && !o->common.quiet)
-        rc = warn_of_copies(&e, err);
+        rc = warn_of_copies(e, err);
     if (rc == 0)
-        rc = write_placement(o, &e, err);
+        rc = write_placement(o, e, err);
     if (rc == 0)
-        rc = write_svg(o->svg, &e, err);
-    if (rc == 0 && o->report && o->common.json)
-        rc = print_report_json(&e, err);
-    else if (rc == 0 && o->report)
-        print_report(&e, &o->common);
+        rc = write_svg(o->svg, e, err);
+    if (rc == 0 && o->report)
+        rc = eplb_print_report(o, e, job.counts.windows, job.layers.bytes, err);
     if (rc == 0 && o->bars)
-        rc = print_bars(&e, err);
-    mp_eplb_release(&e);
+        rc = print_bars(e, err);
+    mp_eplb_release(&job.e);
+    eplb_layers_release(&job.layers);
+    mp_placement_release(&job.from);
+    mp_counts_release(&job.counts);
+    mp_recording_release(&job.recording);
     return rc;
 }
 
@@ -212,6 +186,12 @@ static const cmd_choice algorithms[] = {
     {"auto", MP_EPLB_AUTO},
     {"hierarchical", MP_EPLB_HIERARCHICAL},
     {"global", MP_EPLB_GLOBAL},
+    {"best", MP_EPLB_BEST},
+    {NULL, 0},
+};
+static const cmd_choice objectives[] = {
+    {"mean", MP_EPLB_MEAN},
+    {"worst", MP_EPLB_WORST},
     {NULL, 0},
 };
 static const char *format_name(size_t index)
@@ -226,7 +206,16 @@ static const cmd_option options[] = {
     OPT_STRING(0, "placement-format", "FORMAT", eplb_options, format,
                "engine that is to read the placement", .choice_name = format_name),
     OPT_U64(0, "first-layer", "L", eplb_options, first_layer, 0, INT32_MAX,
-            "model layer of the first row, which trtllm files name"),
+            "decoder layer of the first row, which trtllm and vllm-ascend files name",
+            .given = offsetof(eplb_options, first_layer_given)),
+    OPT_LIST(0, "layers", "LIST", eplb_options, layers, 0, INT32_MAX,
+             "decoder layers of the rows, as in 1,3,5"),
+    OPT_STRING(0, "model", "CKPT", eplb_options, model,
+               "checkpoint that says which layers the rows are for, and how large an expert is"),
+    OPT_SIZE(0, "expert-bytes", "SIZE", eplb_options, expert_bytes, 1, INT64_MAX,
+             "size of an expert, to report what moves weigh"),
+    OPT_U64(0, "experts", "N", eplb_options, experts, 1, INT32_MAX,
+            "experts of the model, where counts cannot tell"),
     OPT_U64(0, "redundant", "R", eplb_options, redundant, 0, INT32_MAX, "redundant experts"),
     OPT_U64(0, "physical", "P", eplb_options, physical, 1, INT32_MAX,
             "physical experts, instead of --redundant"),
@@ -235,9 +224,20 @@ static const cmd_option options[] = {
     OPT_U64(0, "nodes", "N", eplb_options, nodes, 1, INT32_MAX, "nodes that the GPUs are in"),
     OPT_U64(0, "groups", "N", eplb_options, groups, 1, INT32_MAX, "expert groups of the router"),
     OPT_CHOICE(0, "algorithm", "NAME", eplb_options, algorithm, algorithms,
-               "keep expert groups whole in nodes, or not"),
+               "keep expert groups whole in nodes, or not; or search for the best"),
     OPT_U64(0, "refine", "N", eplb_options, refine, 0, UINT32_MAX,
             "improve each layer by up to N swaps"),
+    OPT_U64(0, "window", "K", eplb_options, window, 1, INT64_MAX,
+            "mind every K steps by themselves, not only all together",
+            .given = offsetof(eplb_options, window_given)),
+    OPT_CHOICE(0, "objective", "NAME", eplb_options, objective, objectives,
+               "what counts of several windows: the mean of their largest loads or the worst",
+               .given = offsetof(eplb_options, objective_given)),
+    OPT_STRING(0, "from", "OLD", eplb_options, from,
+               "placement in use, from which few experts are to move"),
+    OPT_U64(0, "max-moves", "M", eplb_options, max_moves, 0, UINT32_MAX,
+            "let at most M slots of a layer get another expert",
+            .given = offsetof(eplb_options, max_moves_given)),
     OPT_FLAG(0, "report", eplb_options, report, "print how well each layer is balanced"),
     OPT_FLAG(0, "bars", eplb_options, bars, "print the balancedness of each layer as bars"),
     OPT_STRING(0, "svg", "FILE", eplb_options, svg,
@@ -245,8 +245,9 @@ static const cmd_option options[] = {
     OPT_JSON(eplb_options),
     OPT_END,
 };
-static const cmd_argument arguments[] = {ARG_ONE("COUNTS", eplb_options, counts), ARG_END};
-static const eplb_options defaults = {.nodes = 1, .groups = 1, .format = "sglang"};
+static const cmd_argument arguments[] = {ARG_MANY("COUNTS", eplb_options, counts), ARG_END};
+static const eplb_options defaults = {
+    .nodes = 1, .groups = 1, .format = "sglang", .max_moves = UINT64_MAX};
 
 const command command_eplb = {
     .name = "eplb",

@@ -27,7 +27,7 @@ typedef struct map_job {
     const map_options *o;
     mp_placement placement;
     mp_slots slots;
-    uint32_t first, end; /* layers asked for; first alone where a single row serves all */
+    uint32_t first, end; /* rows asked for */
     mp_slot *table;      /* of a layer: all slots */
     uint32_t *found;     /* of a layer: slots of the checkpoint id */
 } map_job;
@@ -35,6 +35,17 @@ typedef struct map_job {
 static const char *kind_name(mp_slot_kind kind)
 {
     return kind == MP_SLOT_SHARED ? "shared" : "routed";
+}
+
+/* Under which number a row is printed: a single row that serves all layers stands for the one
+ * asked for. */
+static uint32_t printed_layer(const map_job *job, uint32_t row)
+{
+    const mp_placement *p = &job->placement;
+
+    if (p->layers == 1 && !p->layer_ids && job->o->layer != UNSET)
+        return (uint32_t)job->o->layer;
+    return mp_placement_layer(p, row);
 }
 
 /* ------------------------------------------------------------------------
@@ -58,13 +69,13 @@ static json_t *layer_json(const map_job *job, uint32_t layer)
             return NULL;
         }
     }
-    return json_pack("{s:i, s:o}", "layer", (int)layer, "slots", slots);
+    return json_pack("{s:i, s:o}", "layer", (int)printed_layer(job, layer), "slots", slots);
 }
 
 static void print_layer(const map_job *job, uint32_t layer, const output_ink *ink)
 {
-    printf("%slayer %u%s\n   slot   rank  local  kind    expert  replica\n", ink->bold, layer,
-           ink->plain);
+    printf("%slayer %u%s\n   slot   rank  local  kind    expert  replica\n", ink->bold,
+           printed_layer(job, layer), ink->plain);
     for (uint32_t i = 0; i < mp_slots_total(&job->slots); i++) {
         const mp_slot *s = &job->table[i];
 
@@ -115,12 +126,12 @@ static json_t *found_json(const map_job *job, uint32_t count, uint32_t layer)
             return NULL;
         }
     }
-    return json_pack("{s:i, s:o}", "layer", (int)layer, "slots", slots);
+    return json_pack("{s:i, s:o}", "layer", (int)printed_layer(job, layer), "slots", slots);
 }
 
 static void print_found(const map_job *job, uint32_t count, uint32_t layer)
 {
-    printf("layer %u:", layer);
+    printf("layer %u:", printed_layer(job, layer));
     for (uint32_t i = 0; i < count; i++)
         printf(" %u", job->found[i]);
     putchar('\n');
@@ -196,15 +207,17 @@ static int check_placement(map_job *job, mp_error *err)
 
 static int select_layers(map_job *job, mp_error *err)
 {
-    uint32_t rows = job->placement.layers;
+    const mp_placement *p = &job->placement;
 
-    job->end = rows;
+    job->end = p->layers;
     if (job->o->layer == UNSET)
         return 0;
-    job->first = (uint32_t)job->o->layer;
+    job->first = mp_placement_row_of(p, job->o->layer);
     job->end = job->first + 1;
-    if (rows > 1 && job->first >= rows)
-        return cmd_fail(err, MP_ERR_INPUT, "layer %u: the placement has %u rows", job->first, rows);
+    if (job->first == UINT32_MAX)
+        return cmd_fail(
+            err, MP_ERR_INPUT, "layer %llu: %s %u rows", (unsigned long long)job->o->layer,
+            p->layer_ids ? "it is none of the placement's" : "the placement has", p->layers);
     return 0;
 }
 
@@ -256,7 +269,8 @@ static const cmd_option options[] = {
     OPT_U64(0, "shared", "S", map_options, shared, 0, INT32_MAX, "fused shared experts"),
     OPT_FLAG(0, "shared-once", map_options, shared_once,
              "shared experts have one slot each, behind all routed ones"),
-    OPT_U64(0, "layer", "L", map_options, layer, 0, INT32_MAX, "only this row of the placement"),
+    OPT_U64(0, "layer", "L", map_options, layer, 0, INT32_MAX,
+            "only this row of the placement; the decoder layer where the file says which"),
     OPT_U64(0, "checkpoint-id", "E", map_options, checkpoint_id, 0, INT32_MAX,
             "print the slots that expert E of the checkpoint goes to"),
     OPT_FLAG(0, "check", map_options, check, "validate the placement and print its sizes only"),

@@ -19,6 +19,7 @@ typedef struct repack_options {
     const char *target;
     uint64_t ep;
     const char *placement;
+    mp_row_order rows;
     uint64_t redundant;
     mp_shared_mode shared;
     bool requantize_shared;
@@ -62,6 +63,8 @@ static char *command_text(const repack_options *o)
     print_last_part(f, "moepack repack ", o->source);
     fprintf(f, " --target %s --ep %llu", o->target, (unsigned long long)o->ep);
     print_last_part(f, " --placement ", o->placement);
+    if (o->rows != MP_ROWS_AUTO)
+        print_option(f, "rows", o->rows == MP_ROWS_LAYER ? "layer" : "moe");
     if (o->redundant)
         fprintf(f, " --redundant %llu", (unsigned long long)o->redundant);
     if (o->shared != MP_SHARED_NONE)
@@ -126,6 +129,7 @@ static int make_plan(repack_job *job, mp_error *err)
         .target = target,
         .ep = (uint32_t)o->ep,
         .placement = o->placement ? &job->placement : NULL,
+        .rows = o->rows,
         .redundant = (uint32_t)o->redundant,
         .shared = o->shared,
         .requantize_shared = o->requantize_shared,
@@ -264,6 +268,13 @@ static const cmd_choice shared_modes[] = {
     {NULL, 0},
 };
 
+static const cmd_choice row_orders[] = {
+    {"auto", MP_ROWS_AUTO},
+    {"layer", MP_ROWS_LAYER},
+    {"moe", MP_ROWS_MOE},
+    {NULL, 0},
+};
+
 static const cmd_option options[] = {
     OPT_STRING('o', "output", "OUT", repack_options, work.out,
                "directory to write; it must not exist"),
@@ -273,6 +284,8 @@ static const cmd_option options[] = {
             .flags = OPT_REQUIRED),
     OPT_STRING(0, "placement", "FILE", repack_options, placement,
                "place experts as FILE says, - for standard input"),
+    OPT_CHOICE(0, "rows", "ORDER", repack_options, rows, row_orders,
+               "whether a placement's rows are for decoder layers or for MoE layers"),
     OPT_U64(0, "redundant", "R", repack_options, redundant, 0, 65536,
             "without a placement: R redundant experts, placed in turn"),
     OPT_CHOICE(0, "shared", "MODE", repack_options, shared, shared_modes,

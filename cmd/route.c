@@ -179,10 +179,12 @@ static int prepare(route_job *job, mp_error *err)
         rc = load_placement(o->placement, o->experts, o->redundant, p, err);
     if (rc != 0)
         return rc;
-    job->row = mp_placement_row(p, (uint32_t)o->layer);
-    if (!job->row)
-        return cmd_fail(err, MP_ERR_INPUT, "layer %" PRIu64 ": the placement has %u rows", o->layer,
+    uint32_t row = mp_placement_row_of(p, o->layer);
+    if (row == UINT32_MAX)
+        return cmd_fail(err, MP_ERR_INPUT, "layer %" PRIu64 ": %s %u rows", o->layer,
+                        p->layer_ids ? "it is none of the placement's" : "the placement has",
                         p->layers);
+    job->row = mp_placement_row(p, row);
     job->how = (mp_route_options){
         .rank = (uint32_t)o->rank,
         .dispatch = o->dispatch,
@@ -192,6 +194,8 @@ static int prepare(route_job *job, mp_error *err)
     };
     rc = mp_slots_init(&job->how.slots, p->num_logical, p->num_physical, (uint32_t)o->ep,
                        (uint32_t)o->shared, false, err);
+    if (rc == 0)
+        rc = mp_placement_check(p, (uint32_t)o->ep, NULL, err);
     return rc == 0 ? read_input(job, err) : rc;
 }
 
@@ -322,7 +326,8 @@ static const cmd_option options[] = {
             "logical experts of the model; needed without a placement"),
     OPT_U64(0, "redundant", "R", route_options, redundant, 0, INT32_MAX,
             "without a placement: R redundant experts, placed in turn"),
-    OPT_U64(0, "layer", "L", route_options, layer, 0, INT32_MAX, "row of the placement"),
+    OPT_U64(0, "layer", "L", route_options, layer, 0, INT32_MAX,
+            "row of the placement; the decoder layer where the file says which"),
     OPT_U64(0, "ep", "N", route_options, ep, 1, INT32_MAX, "expert-parallel ranks",
             .flags = OPT_REQUIRED),
     OPT_U64(0, "rank", "K", route_options, rank, 0, INT32_MAX, "rank that the tokens are on"),

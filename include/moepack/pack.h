@@ -27,10 +27,18 @@
 extern "C" {
 #endif
 
+/* How the rows of a placement that does not say it are meant. */
+typedef enum mp_row_order {
+    MP_ROWS_AUTO,  /* the way that their number fits; MP_ERR_INPUT where both do and differ */
+    MP_ROWS_LAYER, /* one for each decoder layer, MTP blocks last if they have rows */
+    MP_ROWS_MOE    /* one for each MoE layer, of the model or of those that are packed */
+} mp_row_order;
+
 typedef struct mp_repack_options {
     const mp_target *target;
     uint32_t ep;                   /* ranks, >= 1 */
     const mp_placement *placement; /* null: trivial, with `redundant` copies */
+    mp_row_order rows;             /* of the placement */
     uint32_t redundant;
     mp_shared_mode shared;
     bool nz;                /* weights in FRACTAL_NZ form */

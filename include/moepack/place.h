@@ -44,12 +44,14 @@ typedef struct mp_placement {
     uint32_t num_logical;  /* N */
     uint32_t num_physical; /* P = N + R */
     int32_t *map;          /* [layers][P]: logical expert of each physical one; owned */
-    uint32_t first_layer;  /* model layer of row 0, for files that name model layers; else 0 */
+    uint32_t *layer_ids;   /* [layers]: decoder layer of each row, ascending, where the file states
+                              them; else null; owned */
+    uint32_t devices;      /* ranks that the file is for, where it says so; else 0 */
 } mp_placement;
 
-/* Placement files. Rows count MoE layers in order from 0: dense layers have none.
- * Only trtllm files name model layers, dense ones counted; they must follow each
- * other without a gap, and the first becomes first_layer. */
+/* Placement files. trtllm and vllm-ascend files state the decoder layer of each row, dense layers
+ * counted, with gaps where layers have no experts. Rows of the others are one for each decoder
+ * layer or one for each MoE layer, which is not for the file to say. */
 typedef enum mp_placement_format {
     MP_PLACEMENT_SGLANG,      /* JSON: {"physical_to_logical_map": [[..], ..]} */
     MP_PLACEMENT_TRTLLM,      /* YAML: num_slots, initial_global_assignments */
@@ -85,15 +87,23 @@ int mp_placement_write(const mp_placement *p, mp_placement_format format, uint32
                        mp_error *err);
 
 /* Checks that every id is below num_logical, that every logical expert is placed,
- * and that ep (0: not checked) divides num_physical.
- * warnings: gets one text for each layer that has two copies of an expert on one
- *   rank, which is legal; may be null.
+ * and that ep (0: not checked) divides num_physical and is the number of devices, if that is known.
+ * warnings: gets one text where layers have two copies of an expert on one rank,
+ *   which is legal; may be null.
  * MP_ERR_INPUT, naming row and column. */
 int mp_placement_check(const mp_placement *p, uint32_t ep, mp_problems *warnings, mp_error *err);
 
-/* The num_physical logical ids of a layer. A single row serves all layers;
- * otherwise null when the layer is not below p->layers. */
-const int32_t *mp_placement_row(const mp_placement *p, uint32_t layer);
+/* The num_physical logical ids of a row. A single row serves all layers;
+ * otherwise null when the row is not below p->layers. */
+const int32_t *mp_placement_row(const mp_placement *p, uint32_t row);
+
+/* The row of decoder layer `layer`: that which the file states for it, or else number `layer` of
+ * one for each decoder layer. A single row without a layer serves all. UINT32_MAX: there is none.
+ */
+uint32_t mp_placement_row_of(const mp_placement *p, uint64_t layer);
+
+/* The layer that a row is printed under: the one that the file states, or its own number. */
+uint32_t mp_placement_layer(const mp_placement *p, uint32_t row);
 
 void mp_placement_release(mp_placement *p);
 
@@ -196,14 +206,57 @@ void mp_replicas_release(mp_replicas *r);
 typedef struct mp_counts {
     uint32_t layers;
     uint32_t num_logical;
-    float *count; /* [layers][N], finite and not negative; owned */
+    float *count;     /* [layers][N], finite and not negative; owned */
+    uint32_t windows; /* successive parts of the traffic; 0 or 1: all of it */
+    float *window;    /* [windows][layers][N], which add up to count; null for one window; owned */
 } mp_counts;
 
-/* Reads {"logical_count": ...}, [layers][N] or [steps][layers][N]; steps are added up.
- * MP_ERR_INPUT for ragged rows, empty lists, numbers that are negative or not
- * finite, and unknown keys; the message names where. */
-int mp_counts_parse(mp_counts *c, const char *text, uint64_t length, mp_error *err);
 void mp_counts_release(mp_counts *c);
+
+/* Windows that a balancer minds one by one, at most. */
+#define MP_COUNTS_WINDOWS_MAX 64u
+
+/* What engines recorded: for every step of theirs (a forward pass, an iteration, or all that a
+ * file knows), how often each logical expert was chosen. Inputs are added one after the other; a
+ * zeroed value is empty. */
+typedef struct mp_recording {
+    uint32_t layers, num_logical; /* 0: nothing was added yet */
+    uint32_t *layer_ids;          /* [layers]: decoder layers, ascending, where inputs name them;
+                                     else null; owned */
+    bool guessed;                 /* num_logical is only the largest id + 1 that was seen */
+    uint64_t steps;
+    double *count; /* [steps][layers][N], finite and not negative; owned */
+    int64_t *pass; /* [steps]: number of the forward pass, or -1; owned */
+} mp_recording;
+
+/* Adds the steps of a file, told apart by content:
+ *   JSON  {"logical_count": ...} as below, with `rank` and
+ *         `average_utilization_rate_over_window` beside it (SGLang); or the list alone
+ *   CSV   lines of layer_id,expert_id,count under a line of these names
+ *   .pt   torch.save of a dict with `logical_count`, or with `records` of physical counts and
+ *         `last_physical_to_logical_map` (SGLang). A pickle is interpreted, nothing is run.
+ * with counts [layers][N] or [steps][layers][N]. Steps follow those that are there already;
+ * those of `records` are added to an earlier one with the same forward_pass_id.
+ * num_logical: experts of the model, or 0 where the file tells. Only a CSV file needs it: it names
+ *   no expert that was never chosen.
+ * MP_ERR_INPUT for anything malformed, a count that is negative or not finite, sizes that differ
+ * from those of earlier inputs, all with the place; MP_ERR_UNSUPPORTED for a .pt in another form
+ * than torch's zip archive, or with anything in its pickle that counts have no need of. */
+int mp_recording_add(mp_recording *r, const char *text, uint64_t length, uint32_t num_logical,
+                     mp_error *err);
+
+/* Adds steps that the caller has read. count: [steps][layers][N]; layer_ids: [layers] or null.
+ * The same checks. */
+int mp_recording_add_steps(mp_recording *r, const double *count, uint64_t steps, uint32_t layers,
+                           uint32_t num_logical, const uint32_t *layer_ids, mp_error *err);
+
+/* Adds the steps up: all of them into one window, or every `window` of them, the last ones to the
+ * window before where they are fewer than half. Steps without a count are left out first.
+ * MP_ERR_USAGE for more than MP_COUNTS_WINDOWS_MAX windows, naming the least `window` that will
+ * do; MP_ERR_INPUT for sums that do not fit a float. */
+int mp_recording_sum(const mp_recording *r, uint64_t window, mp_counts *c, mp_error *err);
+
+void mp_recording_release(mp_recording *r);
 
 /* ------------------------------------------------------------------------
  * Load balancing
@@ -216,8 +269,16 @@ void mp_counts_release(mp_counts *c);
 typedef enum mp_eplb_algorithm {
     MP_EPLB_AUTO,         /* hierarchical when nodes divides groups, else global */
     MP_EPLB_HIERARCHICAL, /* expert groups go to nodes whole, then replicas inside the nodes */
-    MP_EPLB_GLOBAL        /* one group, one node */
+    MP_EPLB_GLOBAL,       /* one group, one node */
+    MP_EPLB_BEST          /* a search for the smallest load; nodes and groups as with auto */
 } mp_eplb_algorithm;
+
+/* What MP_EPLB_BEST makes small, where there are several windows. */
+typedef enum mp_eplb_objective {
+    MP_EPLB_MEAN, /* the sum over windows of the largest GPU load: what lockstep serving waits for
+                   */
+    MP_EPLB_WORST /* the largest GPU load over mean GPU load of any window */
+} mp_eplb_objective;
 
 typedef struct mp_eplb_options {
     uint32_t num_physical; /* P */
@@ -225,20 +286,43 @@ typedef struct mp_eplb_options {
     uint32_t nodes;        /* divides ep and, unless global, groups; 0 is 1 */
     uint32_t groups;       /* expert groups of the router; divides N unless global; 0 is 1 */
     mp_eplb_algorithm algorithm;
-    uint32_t refine; /* most swaps a layer that improve the result afterwards; 0: none */
+    uint32_t refine; /* most swaps a layer that improve the result afterwards; 0: none. Not with
+                        MP_EPLB_BEST */
+    mp_eplb_objective objective;
+    const mp_placement *from; /* in use now: few experts are to move; may be null. Of the same
+                                 layers, or of one row */
+    bool limit_moves;         /* MP_EPLB_BEST with `from`: at most max_moves slots of a layer get */
+    uint32_t max_moves;       /* an expert that their GPU did not hold */
 } mp_eplb_options;
 
-/* How well a layer is balanced. A replica carries count / replicas; balancedness is
- * mean over largest GPU load, 1 for a layer that was never chosen. */
+/* Where a layer's placement comes from. */
+typedef enum mp_eplb_source {
+    MP_EPLB_FROM_EPLB,   /* DeepSeek's algorithm */
+    MP_EPLB_FROM_SEARCH, /* a search that found better */
+    MP_EPLB_FROM_PATH    /* few moves from the old placement */
+} mp_eplb_source;
+
+/* "eplb", "search", "path"; a static string. */
+const char *mp_eplb_source_name(mp_eplb_source source);
+
+/* How well a layer is balanced. A replica carries count / replicas. Loads are summed over
+ * windows; balancedness is the sum of mean GPU loads over the sum of the largest, 1 for a layer
+ * that was never chosen. */
 typedef struct mp_eplb_report {
     double balancedness_trivial; /* of the trivial placement with the same P */
     double balancedness;         /* of EPLB */
-    double balancedness_refined; /* after refinement; the same without */
-    double max_load;             /* largest GPU load */
-    double max_load_refined;
-    double lower_bound;        /* larger of mean GPU load and largest count / replicas */
-    double colocated_replicas; /* copies on a GPU that has the expert already, in the end;
-                                  whole but in a mean */
+    double balancedness_refined; /* of the result; the same without refinement or search */
+    double max_load;             /* largest GPU load of EPLB */
+    double max_load_refined;     /* of the result */
+    double lower_bound;          /* larger of mean GPU load and largest count / replicas; with
+                                    MP_EPLB_BEST what no placement goes below that has no two copies
+                                    of an expert on a GPU, for MP_EPLB_WORST over the mean */
+    double worst_window;         /* largest over mean GPU load, of the worst window */
+    double moves;                /* slots whose GPU did not hold their expert in `from`; else 0 */
+    double colocated_replicas;   /* copies on a GPU that has the expert already, in the end;
+                                    these two are whole but in a mean */
+    bool chosen;                 /* the layer has a count above 0 */
+    mp_eplb_source source;
 } mp_eplb_report;
 
 typedef struct mp_eplb {
@@ -248,20 +332,31 @@ typedef struct mp_eplb {
                                in the order that they were made */
     int32_t *replica_count; /* [layers][N] */
     double *load_trivial;   /* [layers][ep]: GPU loads of the trivial placement */
+    double *load_eplb;      /* [layers][ep]: of EPLB */
     double *load;           /* [layers][ep]: GPU loads in the end */
     mp_eplb_report *report; /* [layers] */
-    mp_eplb_report mean;    /* over the layers */
+    mp_eplb_report mean;    /* over the layers that were chosen; 1 and 0 where none was */
+    const char *result;     /* "best", "refined", "renumbered": what it is beside EPLB's placement;
+                               null: that itself; a static string */
 } mp_eplb;
 
-/* Places every layer of the counts.
+/* Places every layer of the counts, layers in parallel; the result does not depend on threads.
+ * context: threads and cancellation; may be null.
  * Refinement swaps physical experts between GPUs of one node (hierarchical) or
  * of all (global). It first parts copies of one expert that are on one GPU, where
  * that can be done without raising the largest load, then lowers the largest load
  * as long as a swap does, and puts no copies together. It never does worse.
- * MP_ERR_INPUT for counts out of range, fewer physical than logical experts, or
- * numbers that do not divide; MP_ERR_IO without memory. */
+ * MP_EPLB_BEST chooses the numbers of copies too, and takes EPLB's placement where that is better,
+ * and for layers that were never chosen. Only then, or where GPUs have more slots than there are
+ * experts, are copies side by side.
+ * With `from`, GPUs get the numbers with which most copies stay where they are; MP_EPLB_BEST also
+ * goes there step by step, which is the result where it is as good with fewer moves, or where
+ * max_moves allows no more.
+ * MP_ERR_INPUT for counts out of range, fewer physical than logical experts, an old placement of
+ * other sizes, or numbers that do not divide; MP_ERR_USAGE for options that contradict each other;
+ * MP_ERR_IO without memory. */
 int mp_eplb_balance(mp_eplb *e, const mp_counts *counts, const mp_eplb_options *options,
-                    mp_error *err);
+                    const mp_context *context, mp_error *err);
 void mp_eplb_release(mp_eplb *e);
 
 /* ------------------------------------------------------------------------
@@ -345,7 +440,7 @@ double mp_balancedness(const uint64_t *choices, uint32_t ep);
  * Drawings
  */
 
-/* Heat maps of GPU loads, layers by GPUs, trivial placement and result side by
+/* Heat maps of GPU loads, layers by GPUs, trivial placement, EPLB's and what was made of it side by
  * side, with the balancedness of each layer, as a plain SVG that follows the
  * reader's light or dark scheme. svg: malloc'ed, NUL-terminated; the caller
  * frees it. */

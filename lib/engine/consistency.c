@@ -52,7 +52,7 @@ static int expand(const mp_placement *given, uint64_t layers, mp_placement *rows
     size_t row_bytes = given->num_physical * sizeof *given->map;
 
     *rows = *given;
-    rows->first_layer = 0;
+    rows->layer_ids = NULL;
     rows->layers = (uint32_t)layers;
     rows->map = mp_alloc(layers, row_bytes);
     if (!rows->map)

@@ -69,7 +69,7 @@ int mp_eplb_bars(const mp_eplb *e, uint32_t columns, char **text, mp_error *err)
         return mp_fail_memory(err);
     fprintf(out, "layer  %-*s  balanced\n", (int)columns + 6, "trivial");
     for (uint32_t layer = 0; layer < e->placement.layers; layer++) {
-        fprintf(out, "%5u", layer);
+        fprintf(out, "%5u", mp_placement_layer(&e->placement, layer));
         write_balancedness(out, &e->report[layer], columns);
     }
     fputs(" mean", out);

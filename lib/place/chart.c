@@ -72,10 +72,11 @@ static void draw_ends(FILE *out, const char *thing, uint32_t left, uint32_t righ
  * Heat maps of a load balancing
  */
 
-/* One of the two maps: what it shows and where. */
+/* One of the maps: what it shows and where. */
 typedef struct heat_map {
     const char *title;
-    const double *load; /* [layers][ep] */
+    const mp_placement *placement; /* for the numbers of its layers */
+    const double *load;            /* [layers][ep] */
     double mean_balancedness;
     uint32_t layers, ep;
     uint32_t x, y;           /* of the upper left corner */
@@ -127,7 +128,8 @@ static void draw_axes(FILE *out, const heat_map *map)
         step++;
     for (uint32_t layer = 0; layer < map->layers; layer += step)
         fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">%u</text>\n", map->x - 4,
-                map->y + layer * map->cell_y + map->cell_y / 2 + 4, layer);
+                map->y + layer * map->cell_y + map->cell_y / 2 + 4,
+                mp_placement_layer(map->placement, layer));
     draw_ends(out, "GPU", map->x, map->x + map->ep * map->cell_x,
               map->y + map->layers * map->cell_y + 16, map->ep);
 }
@@ -184,6 +186,7 @@ static void draw_eplb(FILE *out, const mp_eplb *e)
 {
     uint32_t layers = e->placement.layers;
     heat_map map = {.title = "trivial placement",
+                    .placement = &e->placement,
                     .load = e->load_trivial,
                     .mean_balancedness = e->mean.balancedness_trivial,
                     .layers = layers,
@@ -193,17 +196,25 @@ static void draw_eplb(FILE *out, const mp_eplb *e)
                     .cell_x = cell_size(MAP_WIDTH, e->ep, 24),
                     .cell_y = cell_size(MAP_HEIGHT, layers, 16)};
     uint32_t panel = GUTTER + e->ep * map.cell_x + BAR_GAP + BAR_WIDTH;
-    uint32_t legend = GUTTER + 80 + CLASSES * SWATCH;
-    uint32_t width = 2 * panel + MARGIN > legend ? 2 * panel + MARGIN : legend;
+    uint32_t legend = GUTTER + 80 + CLASSES * SWATCH, panels = e->result ? 3 : 2;
+    uint32_t width = panels * panel + (panels - 1) * MARGIN;
+    width = width > legend ? width : legend;
     uint32_t height = HEADER + layers * map.cell_y + FOOTER + MARGIN;
 
     begin_svg(out, width + 2 * MARGIN, height, "GPU loads by layer, before and after balancing");
     draw_map(out, &map);
-    map.title = "balanced placement";
-    map.load = e->load;
-    map.mean_balancedness = e->mean.balancedness_refined;
+    map.title = "EPLB";
+    map.load = e->load_eplb;
+    map.mean_balancedness = e->mean.balancedness;
     map.x += panel + MARGIN;
     draw_map(out, &map);
+    if (e->result) {
+        map.title = e->result;
+        map.load = e->load;
+        map.mean_balancedness = e->mean.balancedness_refined;
+        map.x += panel + MARGIN;
+        draw_map(out, &map);
+    }
     draw_legend(out, MARGIN + GUTTER, height - MARGIN - 28);
     fputs("</svg>\n", out);
 }

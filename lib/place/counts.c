@@ -1,191 +1,347 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Load counts of logical experts, and the replicas that logical experts have. */
-#include <moepack/place.h>
+/* Recorded counts: steps of several inputs, put together and added up into windows. */
+#include "place/counts.h"
 
+#include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
-#include "base/json.h"
 
-/* Sums while steps are added up; float64 keeps whole counts exact up to 2^53. */
-typedef struct count_sums {
-    size_t layers, num_logical;
-    double *sum; /* [layers][num_logical] */
-} count_sums;
-
-/* "step 2, row 5" or "row 5"; returns its buffer. step < 0: there are no steps. */
-static const char *place_text(char text[64], long long step, size_t layer)
-{
-    if (step < 0)
-        snprintf(text, 64, "row %zu", layer);
-    else
-        snprintf(text, 64, "step %lld, row %zu", step, layer);
-    return text;
-}
-
-static int add_row(count_sums *sums, const json_t *row, long long step, size_t layer, mp_error *err)
-{
-    char where[64];
-    place_text(where, step, layer);
-    if (!json_is_array(row))
-        return mp_fail(err, MP_ERR_INPUT, "logical_count: %s is not a list", where);
-    if (json_array_size(row) != sums->num_logical)
-        return mp_fail(err, MP_ERR_INPUT, "logical_count: %s has %zu experts, row 0 has %zu", where,
-                       json_array_size(row), sums->num_logical);
-    double *sum = sums->sum + layer * sums->num_logical;
-    for (size_t i = 0; i < sums->num_logical; i++) {
-        const json_t *count = json_array_get(row, i);
-        if (!json_is_number(count))
-            return mp_fail(err, MP_ERR_INPUT, "logical_count: %s, column %zu: not a number", where,
-                           i);
-        double value = json_number_value(count);
-        if (value < 0)
-            return mp_fail(err, MP_ERR_INPUT,
-                           "logical_count: %s, column %zu: %g, expected 0 or more", where, i,
-                           value);
-        sum[i] += value;
-    }
-    return 0;
-}
-
-static int add_step(count_sums *sums, const json_t *matrix, long long step, mp_error *err)
-{
-    if (!json_is_array(matrix))
-        return mp_fail(err, MP_ERR_INPUT, "logical_count: step %lld is not a list", step);
-    if (json_array_size(matrix) != sums->layers)
-        return mp_fail(err, MP_ERR_INPUT, "logical_count: step %lld has %zu rows, step 0 has %zu",
-                       step, json_array_size(matrix), sums->layers);
-    int rc = 0;
-    for (size_t layer = 0; layer < sums->layers && rc == 0; layer++)
-        rc = add_row(sums, json_array_get(matrix, layer), step, layer, err);
-    return rc;
-}
-
-/* Sizes the sums by the first row; the other rows are held against it before memory is. */
-static int start_sums(count_sums *sums, const json_t *matrix, long long step, mp_error *err)
-{
-    char where[64];
-    sums->layers = json_array_size(matrix);
-    sums->num_logical = json_array_size(json_array_get(matrix, 0));
-    if (sums->layers == 0)
-        return mp_fail(err, MP_ERR_INPUT, "logical_count: no layers");
-    for (size_t layer = 0; layer < sums->layers; layer++) {
-        const json_t *row = json_array_get(matrix, layer);
-        size_t n = json_array_size(row);
-        place_text(where, step, layer);
-        if (!json_is_array(row))
-            return mp_fail(err, MP_ERR_INPUT, "logical_count: %s is not a list", where);
-        if (n == 0)
-            return mp_fail(err, MP_ERR_INPUT, "logical_count: %s is empty", where);
-        if (n != sums->num_logical)
-            return mp_fail(err, MP_ERR_INPUT, "logical_count: %s has %zu experts, row 0 has %zu",
-                           where, n, sums->num_logical);
-    }
-    if (sums->layers > INT32_MAX || sums->num_logical > INT32_MAX)
-        return mp_fail(err, MP_ERR_INPUT, "logical_count: %zu rows of %zu experts are too many",
-                       sums->layers, sums->num_logical);
-    sums->sum = mp_alloc_zeroed((uint64_t)sums->layers * sums->num_logical, sizeof(double));
-    return sums->sum ? 0 : mp_fail_memory(err);
-}
-
-static int add_up(count_sums *sums, const json_t *counts, mp_error *err)
-{
-    const json_t *first = json_array_get(counts, 0);
-    if (!json_is_array(json_array_get(first, 0))) {
-        int rc = start_sums(sums, counts, -1, err);
-        for (size_t layer = 0; layer < sums->layers && rc == 0; layer++)
-            rc = add_row(sums, json_array_get(counts, layer), -1, layer, err);
-        return rc;
-    }
-    int rc = start_sums(sums, first, 0, err);
-    for (size_t step = 0; step < json_array_size(counts) && rc == 0; step++)
-        rc = add_step(sums, json_array_get(counts, step), (long long)step, err);
-    return rc;
-}
-
-static int take_sums(mp_counts *c, const count_sums *sums, mp_error *err)
-{
-    size_t n = sums->layers * sums->num_logical;
-    c->count = mp_alloc(n, sizeof(*c->count));
-    if (!c->count)
-        return mp_fail_memory(err);
-    c->layers = (uint32_t)sums->layers;
-    c->num_logical = (uint32_t)sums->num_logical;
-    for (size_t i = 0; i < n; i++) {
-        c->count[i] = (float)sums->sum[i];
-        if (!isfinite(c->count[i]))
-            return mp_fail(err, MP_ERR_INPUT,
-                           "logical_count: row %zu, column %zu: %g does not fit a float32",
-                           i / sums->num_logical, i % sums->num_logical, sums->sum[i]);
-    }
-    return 0;
-}
-
-int mp_counts_parse(mp_counts *c, const char *text, uint64_t length, mp_error *err)
-{
-    *c = (mp_counts){0};
-    count_sums sums = {0};
-    json_t *root, *counts;
-    int rc = mp_json_parse(text, length, "counts", &root, err);
-    if (rc != 0)
-        return rc;
-    rc = mp_json_get_array(root, "logical_count", "counts", &counts, err);
-    const char *key;
-    json_t *value;
-    json_object_foreach(root, key, value)
-    {
-        if (rc == 0 && value != counts)
-            rc = mp_fail(err, MP_ERR_INPUT, "counts: unknown key \"%.60s\"", key);
-    }
-    if (rc == 0)
-        rc = add_up(&sums, counts, err);
-    if (rc == 0)
-        rc = take_sums(c, &sums, err);
-    if (rc != 0)
-        mp_counts_release(c);
-    free(sums.sum);
-    json_decref(root);
-    return rc;
-}
+/* Counts beyond this are no counts: a thousand steps of a thousand layers of a thousand experts. */
+#define COUNTS_MAX ((uint64_t)1 << 30)
 
 void mp_counts_release(mp_counts *c)
 {
     free(c->count);
+    free(c->window);
     *c = (mp_counts){0};
 }
 
-int mp_replicas_init(mp_replicas *r, const int32_t *row, uint32_t num_logical,
-                     uint32_t num_physical, mp_error *err)
+void mp_recording_release(mp_recording *r)
 {
-    *r = (mp_replicas){.num_logical = num_logical};
-    r->start = mp_alloc_zeroed((uint64_t)num_logical + 2, sizeof(*r->start));
-    r->physical = mp_alloc(num_physical, sizeof(*r->physical));
-    if (!r->start || !r->physical) {
-        mp_replicas_release(r);
-        return mp_fail_memory(err);
+    free(r->layer_ids);
+    free(r->count);
+    free(r->pass);
+    *r = (mp_recording){0};
+}
+
+int mp_steps_init(mp_steps *s, uint64_t steps, uint64_t layers, uint64_t num_logical, mp_error *err)
+{
+    uint64_t rows, all;
+    *s = (mp_steps){0};
+    if (steps == 0 || layers == 0 || num_logical == 0)
+        return mp_fail(err, MP_ERR_INPUT, "no %s in the counts",
+                       steps == 0    ? "steps"
+                       : layers == 0 ? "layers"
+                                     : "experts");
+    if (!mp_mul_u64(steps, layers, &rows) || !mp_mul_u64(rows, num_logical, &all) ||
+        all > COUNTS_MAX)
+        return mp_fail(err, MP_ERR_INPUT,
+                       "%" PRIu64 " steps of %" PRIu64 " layers of %" PRIu64
+                       " experts are more counts than any model has",
+                       steps, layers, num_logical);
+    s->steps = steps;
+    s->layers = (uint32_t)layers;
+    s->num_logical = (uint32_t)num_logical;
+    s->count = mp_alloc_zeroed(all, sizeof(*s->count));
+    return s->count ? 0 : mp_fail_memory(err);
+}
+
+void mp_steps_release(mp_steps *s)
+{
+    free(s->count);
+    free(s->layer_ids);
+    free(s->pass);
+    *s = (mp_steps){0};
+}
+
+int mp_check_count(double value, bool has_steps, uint64_t step, uint64_t layer, uint64_t expert,
+                   mp_error *err)
+{
+    char where[48] = "";
+    if (isfinite(value) && value >= 0)
+        return 0;
+    if (has_steps)
+        snprintf(where, sizeof(where), "step %" PRIu64 ", ", step);
+    return mp_fail(err, MP_ERR_INPUT,
+                   "logical_count: %srow %" PRIu64 ", column %" PRIu64 ": %g, expected %s", where,
+                   layer, expert, value, isfinite(value) ? "0 or more" : "a finite number");
+}
+
+/* ------------------------------------------------------------------------
+ * Putting inputs together
+ */
+
+/* Layers of both, ascending. Returns how many; ids: room for all of either. */
+static uint32_t unite(const mp_recording *r, const mp_steps *s, uint32_t *ids)
+{
+    uint32_t i = 0, j = 0, count = 0;
+    while (i < r->layers || j < s->layers) {
+        bool first = j == s->layers || (i < r->layers && r->layer_ids[i] <= s->layer_ids[j]);
+        uint32_t id = first ? r->layer_ids[i++] : s->layer_ids[j++];
+        if (count == 0 || ids[count - 1] != id)
+            ids[count++] = id;
     }
-    for (uint32_t p = 0; p < num_physical; p++) {
-        if (row[p] < 0 || (uint32_t)row[p] >= num_logical) {
-            mp_replicas_release(r);
-            return mp_fail(err, MP_ERR_INPUT,
-                           "placement: column %u: logical expert %d, expected 0 to %u", p, row[p],
-                           num_logical - 1);
+    return count;
+}
+
+/* The row of a layer number; row `row` where layers have none. */
+static uint32_t row_of(const uint32_t *ids, uint32_t layers, const uint32_t *of_ids, uint32_t row)
+{
+    uint32_t found = row;
+    for (found = 0; ids && found < layers && ids[found] != of_ids[row];)
+        found++;
+    return ids ? found : row;
+}
+
+/* Adds counts [steps][from_layers][from_n] to [steps][layers][n], which has at least as much. */
+static void spread(const double *from, uint64_t steps, uint32_t from_layers, uint32_t from_n,
+                   const uint32_t *from_ids, double *to, uint32_t layers, uint32_t n,
+                   const uint32_t *ids)
+{
+    for (uint64_t step = 0; step < steps; step++) {
+        for (uint32_t layer = 0; layer < from_layers; layer++) {
+            const double *source = from + (step * from_layers + layer) * from_n;
+            double *row = to + (step * layers + row_of(ids, layers, from_ids, layer)) * n;
+            for (uint32_t e = 0; e < from_n; e++)
+                row[e] += source[e];
         }
-        r->start[row[p] + 2]++;
     }
-    /* start[e + 1] first is where the next replica of e goes, and in the end where e stops. */
-    for (uint32_t e = 1; e < num_logical + 2; e++)
-        r->start[e] += r->start[e - 1];
-    for (uint32_t p = 0; p < num_physical; p++)
-        r->physical[r->start[row[p] + 1]++] = p;
+}
+
+/* Gives the recording the layers and experts of both. */
+static int grow(mp_recording *r, const mp_steps *s, mp_error *err)
+{
+    uint32_t n = r->num_logical > s->num_logical ? r->num_logical : s->num_logical;
+    uint32_t layers = r->layers, *ids = NULL;
+    if (r->layer_ids) {
+        ids = mp_alloc((uint64_t)r->layers + s->layers, sizeof(*ids));
+        if (!ids)
+            return mp_fail_memory(err);
+        layers = unite(r, s, ids);
+    }
+    mp_steps wide;
+    int rc = mp_steps_init(&wide, r->steps, layers, n, err);
+    if (rc != 0) {
+        free(ids);
+        return rc;
+    }
+    spread(r->count, r->steps, r->layers, r->num_logical, r->layer_ids, wide.count, layers, n, ids);
+    free(r->count);
+    free(r->layer_ids);
+    r->count = wide.count;
+    r->layer_ids = ids;
+    r->layers = layers;
+    r->num_logical = n;
     return 0;
 }
 
-void mp_replicas_release(mp_replicas *r)
+/* Whether both are of the same model. What CSV files do not name was not chosen. */
+static int agree(const mp_recording *r, const mp_steps *s, mp_error *err)
 {
-    free(r->start);
-    free(r->physical);
-    *r = (mp_replicas){0};
+    if (!r->layer_ids != !s->layer_ids)
+        return mp_fail(err, MP_ERR_INPUT, "its layers are%s numbered, those of inputs before are%s",
+                       s->layer_ids ? "" : " not", s->layer_ids ? " not" : "");
+    if (s->num_logical > r->num_logical ? !r->guessed
+                                        : s->num_logical < r->num_logical && !s->guessed)
+        return mp_fail(err, MP_ERR_INPUT, "%u experts, inputs before have %u", s->num_logical,
+                       r->num_logical);
+    bool sparse = r->guessed && s->guessed;
+    if (s->layers != r->layers && !sparse)
+        return mp_fail(err, MP_ERR_INPUT, "%u layers, inputs before have %u", s->layers, r->layers);
+    for (uint32_t layer = 0; s->layer_ids && !sparse && layer < s->layers; layer++)
+        if (s->layer_ids[layer] != r->layer_ids[layer])
+            return mp_fail(err, MP_ERR_INPUT, "row %u is layer %u, in inputs before layer %u",
+                           layer, s->layer_ids[layer], r->layer_ids[layer]);
+    return 0;
+}
+
+/* The step that counts of a forward pass are added to: an earlier one of the same pass, or a new
+ * one, before those of later passes. */
+static uint64_t place_step(mp_recording *r, int64_t pass)
+{
+    uint64_t at = r->steps, size = (uint64_t)r->layers * r->num_logical;
+    for (uint64_t step = r->steps; pass >= 0 && step > 0 && r->pass[step - 1] >= pass; step--)
+        at = step - 1;
+    if (pass >= 0 && at < r->steps && r->pass[at] == pass)
+        return at;
+    memmove(r->count + (at + 1) * size, r->count + at * size,
+            (size_t)((r->steps - at) * size) * sizeof(*r->count));
+    memmove(r->pass + at + 1, r->pass + at, (size_t)(r->steps - at) * sizeof(*r->pass));
+    memset(r->count + at * size, 0, (size_t)size * sizeof(*r->count));
+    r->pass[at] = pass;
+    r->steps++;
+    return at;
+}
+
+static int add(mp_recording *r, mp_steps *s, mp_error *err)
+{
+    int rc = 0;
+    if (r->steps == 0) {
+        r->layers = s->layers;
+        r->num_logical = s->num_logical;
+        r->layer_ids = s->layer_ids;
+        r->guessed = s->guessed;
+        s->layer_ids = NULL;
+    } else {
+        rc = agree(r, s, err);
+        if (rc == 0 && (r->guessed || s->guessed))
+            rc = grow(r, s, err);
+        r->guessed &= s->guessed;
+    }
+    uint64_t size = (uint64_t)r->layers * r->num_logical, all;
+    if (rc != 0)
+        return rc;
+    if (!mp_mul_u64(r->steps + s->steps, size, &all) || all > COUNTS_MAX)
+        return mp_fail(err, MP_ERR_INPUT, "more counts than any model has");
+    double *count = realloc(r->count, (size_t)all * sizeof(*count));
+    r->count = count ? count : r->count;
+    int64_t *pass = realloc(r->pass, (size_t)(r->steps + s->steps) * sizeof(*pass));
+    r->pass = pass ? pass : r->pass;
+    if (!count || !pass)
+        return mp_fail_memory(err);
+    const uint32_t *ids = s->layer_ids ? r->layer_ids : NULL;
+    for (uint64_t step = 0; step < s->steps; step++) {
+        uint64_t at = place_step(r, s->pass ? s->pass[step] : -1);
+        spread(s->count + step * s->layers * s->num_logical, 1, s->layers, s->num_logical,
+               s->layer_ids, r->count + at * size, r->layers, r->num_logical, ids);
+    }
+    return 0;
+}
+
+int mp_recording_add(mp_recording *r, const char *text, uint64_t length, uint32_t num_logical,
+                     mp_error *err)
+{
+    static const char legacy[] = "\200\002\212";
+    mp_steps s = {0};
+    uint64_t start = 0;
+    int rc;
+    while (start < length && memchr(" \t\r\n", text[start], 4))
+        start++;
+    if (length >= 4 && memcmp(text, "PK\3\4", 4) == 0)
+        rc = mp_counts_read_torch(&s, text, length, err);
+    else if (length >= 3 && memcmp(text, legacy, 2) == 0)
+        rc = mp_fail(err, MP_ERR_UNSUPPORTED,
+                     "a pickle without torch's zip archive%s; load it and save it again: python -c "
+                     "\"import sys, torch; torch.save(torch.load(sys.argv[1]), sys.argv[2])\" "
+                     "OLD.pt NEW.pt",
+                     memcmp(text, legacy, 3) == 0 ? ", as torch wrote it before 1.6" : "");
+    else if (start == length)
+        rc = mp_fail(err, MP_ERR_INPUT, "counts: the file is empty");
+    else if (text[start] == '{' || text[start] == '[')
+        rc = mp_counts_read_json(&s, text, length, err);
+    else
+        rc = mp_counts_read_csv(&s, text, length, num_logical, err);
+    if (rc == 0 && num_logical != 0 && s.num_logical != num_logical)
+        rc = mp_fail(err, MP_ERR_INPUT, "counts of %u experts, the model has %u", s.num_logical,
+                     num_logical);
+    if (rc == 0)
+        rc = add(r, &s, err);
+    mp_steps_release(&s);
+    return rc;
+}
+
+int mp_recording_add_steps(mp_recording *r, const double *count, uint64_t steps, uint32_t layers,
+                           uint32_t num_logical, const uint32_t *layer_ids, mp_error *err)
+{
+    mp_steps s;
+    int rc = mp_steps_init(&s, steps, layers, num_logical, err);
+    for (uint64_t i = 0; rc == 0 && i < steps * layers * num_logical; i++) {
+        rc = mp_check_count(count[i], steps > 1, i / num_logical / layers, i / num_logical % layers,
+                            i % num_logical, err);
+        s.count[i] = count[i];
+    }
+    for (uint32_t layer = 1; rc == 0 && layer_ids && layer < layers; layer++)
+        if (layer_ids[layer] <= layer_ids[layer - 1])
+            rc = mp_fail(err, MP_ERR_INPUT, "layer %u after layer %u", layer_ids[layer],
+                         layer_ids[layer - 1]);
+    if (rc == 0 && layer_ids && !(s.layer_ids = mp_alloc(layers, sizeof(*layer_ids))))
+        rc = mp_fail_memory(err);
+    if (rc == 0 && layer_ids)
+        memcpy(s.layer_ids, layer_ids, layers * sizeof(*layer_ids));
+    if (rc == 0)
+        rc = add(r, &s, err);
+    mp_steps_release(&s);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Adding up
+ */
+
+static bool is_zero(const mp_recording *r, uint64_t step)
+{
+    uint64_t size = (uint64_t)r->layers * r->num_logical;
+    for (uint64_t i = 0; i < size; i++)
+        if (r->count[step * size + i] > 0)
+            return false;
+    return true;
+}
+
+/* Windows of so many steps, of which the last may be up to half as long again or as short. */
+static uint64_t windows_of(uint64_t steps, uint64_t window)
+{
+    uint64_t windows = window == 0 || window >= steps ? 1 : steps / window;
+    if (windows > 0 && window > 0 && window < steps && 2 * (steps % window) >= window)
+        windows++;
+    return windows;
+}
+
+/* Floats of sums. */
+static int narrow(const double *sum, uint64_t count, uint32_t num_logical, float *out,
+                  mp_error *err)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        out[i] = (float)sum[i];
+        if (!isfinite(out[i]))
+            return mp_fail(err, MP_ERR_INPUT,
+                           "logical_count: row %" PRIu64 ", column %" PRIu64
+                           ": %g does not fit a float32",
+                           i / num_logical, i % num_logical, sum[i]);
+    }
+    return 0;
+}
+
+int mp_recording_sum(const mp_recording *r, uint64_t window, mp_counts *c, mp_error *err)
+{
+    uint64_t size = (uint64_t)r->layers * r->num_logical, used = 0, at = 0;
+    *c = (mp_counts){.layers = r->layers, .num_logical = r->num_logical};
+    if (r->steps == 0)
+        return mp_fail(err, MP_ERR_INPUT, "no counts");
+    for (uint64_t step = 0; step < r->steps; step++)
+        used += !is_zero(r, step);
+    uint64_t windows = windows_of(used, window), least = used / (MP_COUNTS_WINDOWS_MAX + 1);
+    if (windows > MP_COUNTS_WINDOWS_MAX) {
+        while (least == 0 || windows_of(used, least) > MP_COUNTS_WINDOWS_MAX)
+            least++;
+        return mp_fail(err, MP_ERR_USAGE,
+                       "%" PRIu64 " windows, at most %u: take %" PRIu64 " steps for one, or more",
+                       windows, MP_COUNTS_WINDOWS_MAX, least);
+    }
+    c->windows = (uint32_t)windows;
+    double *sum = mp_alloc_zeroed(windows * size, sizeof(*sum));
+    c->count = mp_alloc(size, sizeof(*c->count));
+    c->window = windows > 1 ? mp_alloc(windows * size, sizeof(*c->window)) : NULL;
+    int rc = sum && c->count && (windows == 1 || c->window) ? 0 : mp_fail_memory(err);
+    for (uint64_t step = 0; rc == 0 && step < r->steps; step++) {
+        if (is_zero(r, step))
+            continue;
+        uint64_t w = windows == 1 ? 0 : at / window < windows ? at / window : windows - 1;
+        for (uint64_t i = 0; i < size; i++)
+            sum[w * size + i] += r->count[step * size + i];
+        at++;
+    }
+    if (rc == 0 && windows > 1)
+        rc = narrow(sum, windows * size, r->num_logical, c->window, err);
+    for (uint64_t i = size; rc == 0 && i < windows * size; i++)
+        sum[i % size] += sum[i];
+    if (rc == 0)
+        rc = narrow(sum, size, r->num_logical, c->count, err);
+    free(sum);
+    if (rc != 0)
+        mp_counts_release(c);
+    return rc;
 }

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Load balancing of all layers: checks of what is asked for, and the report of what came out. */
+/* Load balancing of all layers: checks of what is asked for, each layer by the algorithm asked
+ * for, and the report of what came out. */
 #include "place/eplb.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/parallel.h"
+#include "place/best.h"
 #include "place/rows.h"
 #include "place/text.h"
 
@@ -25,7 +29,7 @@ static int resolve_sizes(mp_eplb_work *work, uint32_t num_logical, const mp_eplb
     uint32_t nodes = options->nodes ? options->nodes : 1;
     uint32_t groups = options->groups ? options->groups : 1;
     bool global = options->algorithm == MP_EPLB_GLOBAL ||
-                  (options->algorithm == MP_EPLB_AUTO && groups % nodes != 0);
+                  (options->algorithm != MP_EPLB_HIERARCHICAL && groups % nodes != 0);
     *work = (mp_eplb_work){.num_logical = num_logical,
                            .num_physical = options->num_physical,
                            .ep = options->ep,
@@ -51,86 +55,301 @@ static int resolve_sizes(mp_eplb_work *work, uint32_t num_logical, const mp_eplb
 
 static int check_counts(const mp_counts *counts, mp_error *err)
 {
+    uint64_t windows = counts->window ? counts->windows : 1;
+    const float *count = counts->window ? counts->window : counts->count;
     if (counts->layers == 0 || counts->num_logical == 0)
         return mp_fail(err, MP_ERR_INPUT, "no %s in the counts",
                        counts->layers == 0 ? "layers" : "experts");
-    for (uint32_t layer = 0; layer < counts->layers; layer++)
-        for (uint32_t e = 0; e < counts->num_logical; e++) {
-            float count = counts->count[(size_t)layer * counts->num_logical + e];
-            if (!isfinite(count) || count < 0)
+    for (uint64_t row = 0; row < windows * counts->layers; row++)
+        for (uint32_t e = 0; e < counts->num_logical; e++, count++)
+            if (!isfinite(*count) || *count < 0)
                 return mp_fail(err, MP_ERR_INPUT,
-                               "layer %u, expert %u: count %g, expected 0 or more", layer, e,
-                               count);
-        }
+                               "layer %" PRIu64 ", expert %u: count %g, expected 0 or more",
+                               row % counts->layers, e, *count);
     return 0;
 }
 
-/* Loads of the trivial placement, which `map` is scratch for. Returns its balancedness. */
-static double rate_trivial(mp_eplb_work *work, const float *weights, int32_t *map, int32_t *count,
-                           double *load)
+static int check_options(const mp_counts *counts, const mp_eplb_options *o, mp_error *err)
 {
-    memset(count, 0, work->num_logical * sizeof(*count));
-    for (uint32_t p = 0; p < work->num_physical; p++) {
-        map[p] = (int32_t)(p % work->num_logical);
-        count[map[p]]++;
+    const mp_placement *from = o->from;
+    if (o->algorithm == MP_EPLB_BEST && o->refine > 0)
+        return mp_fail(err, MP_ERR_USAGE, "a search leaves nothing to refine");
+    if (!from)
+        return 0;
+    if (from->num_logical != counts->num_logical || from->num_physical != o->num_physical)
+        return mp_fail(err, MP_ERR_INPUT,
+                       "the old placement has %u experts in %u slots, the new one %u in %u",
+                       from->num_logical, from->num_physical, counts->num_logical, o->num_physical);
+    if (from->layers != 1 && from->layers != counts->layers)
+        return mp_fail(err, MP_ERR_INPUT, "the old placement has %u layers, the counts %u",
+                       from->layers, counts->layers);
+    return mp_placement_check(from, o->ep, NULL, err);
+}
+
+/* ------------------------------------------------------------------------
+ * A layer
+ */
+
+/* All layers, for the threads that take one each. */
+typedef struct balancing {
+    mp_eplb *e;
+    const mp_counts *counts;
+    const mp_eplb_options *options;
+    mp_eplb_work sizes;
+    uint32_t windows;
+} balancing;
+
+/* One layer at work. */
+typedef struct layer_job {
+    const balancing *all;
+    uint32_t number;
+    mp_eplb_work work;
+    mp_layer layer;
+    double *weight, *search_weight; /* [windows][N]: counts, and as the objective scales them */
+    double *scratch;                /* [N + ep] */
+    int32_t *map, *rank, *count;    /* the layer's rows of the result */
+    mp_eplb_report *report;
+} layer_job;
+
+static int begin_layer(layer_job *job, const balancing *all, uint32_t number, mp_error *err)
+{
+    const mp_counts *counts = all->counts;
+    mp_eplb *e = all->e;
+    size_t n = counts->num_logical, p = all->sizes.num_physical;
+    const float *from = counts->window ? counts->window : counts->count;
+    *job = (layer_job){.all = all, .number = number, .work = all->sizes};
+    mp_arena *arena = &job->work.arena;
+    int rc = mp_eplb_work_init(&job->work, err);
+    if (rc != 0)
+        return rc;
+    if (!(job->weight = mp_arena_alloc(arena, all->windows * n * sizeof(double))) ||
+        !(job->search_weight = mp_arena_alloc(arena, all->windows * n * sizeof(double))) ||
+        !(job->scratch = mp_arena_alloc(arena, (n + all->sizes.ep) * sizeof(double))))
+        return mp_fail_memory(err);
+    bool worst = all->options->objective == MP_EPLB_WORST;
+    for (size_t w = 0; w < all->windows; w++) {
+        const float *count = from + (w * counts->layers + number) * n;
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) {
+            job->weight[w * n + i] = count[i];
+            sum += count[i];
+        }
+        for (size_t i = 0; i < n; i++)
+            job->search_weight[w * n + i] =
+                worst && sum > 0 ? count[i] / (sum / all->sizes.ep) : count[i];
     }
-    mp_eplb_carry(work, weights, count);
-    mp_eplb_loads(work, map, load);
-    return mp_balance(load, work->ep);
+    job->layer = (mp_layer){.experts = all->sizes.num_logical,
+                            .physical = all->sizes.num_physical,
+                            .gpus = all->sizes.ep,
+                            .nodes = all->sizes.nodes,
+                            .groups = all->sizes.groups,
+                            .windows = all->windows,
+                            .objective = all->options->objective,
+                            .weight = job->search_weight};
+    job->map = e->placement.map + number * p;
+    job->rank = e->replica_rank + number * p;
+    job->count = e->replica_count + number * n;
+    job->report = &e->report[number];
+    return 0;
 }
 
-static double largest_carried(const mp_eplb_work *work)
+/* Loads of a row of the placement, summed over windows; work->count: scratch. */
+typedef struct rating {
+    double mean, largest; /* sums over windows */
+    double worst;         /* largest over mean of any window */
+} rating;
+
+static rating rate(layer_job *job, const int32_t *map, double *load)
 {
-    double largest = 0;
-    for (uint32_t e = 0; e < work->num_logical; e++)
-        if (work->carried[e] > largest)
-            largest = work->carried[e];
-    return largest;
+    mp_eplb_work *work = &job->work;
+    size_t n = work->num_logical;
+    rating r = {.worst = 1};
+    memset(work->count, 0, n * sizeof(*work->count));
+    memset(load, 0, work->ep * sizeof(*load));
+    for (uint32_t p = 0; p < work->num_physical; p++)
+        work->count[map[p]]++;
+    for (uint32_t w = 0; w < job->all->windows; w++) {
+        for (size_t i = 0; i < n; i++)
+            work->carried[i] = job->weight[w * n + i] / work->count[i];
+        double largest = mp_eplb_loads(work, map, work->load), mean = mp_mean(work->load, work->ep);
+        for (uint32_t gpu = 0; gpu < work->ep; gpu++)
+            load[gpu] += work->load[gpu];
+        r.mean += mean;
+        r.largest += largest;
+        r.worst = fmax(r.worst, mean > 0 ? largest / mean : 1);
+    }
+    return r;
 }
 
-/* Places one layer and fills its part of the result. */
-static void balance_layer(mp_eplb *e, mp_eplb_work *work, const float *weights, uint32_t layer,
-                          uint32_t refine)
+static double balancedness(rating r)
 {
-    int32_t *map = e->placement.map + (size_t)layer * work->num_physical;
-    int32_t *rank = e->replica_rank + (size_t)layer * work->num_physical;
-    int32_t *count = e->replica_count + (size_t)layer * work->num_logical;
-    double *load = e->load + (size_t)layer * work->ep;
-    mp_eplb_report *report = &e->report[layer];
+    return r.largest > 0 ? r.mean / r.largest : 1;
+}
 
+/* What numbers of copies come to when nothing is known of where they are. */
+static double simple_bound(layer_job *job, rating r)
+{
+    double bound = r.mean;
+    for (uint32_t e = 0; job->all->windows == 1 && e < job->work.num_logical; e++)
+        bound = fmax(bound, job->weight[e] / job->count[e]);
+    return bound;
+}
+
+/* Numbers copies in the order of the row. */
+static void count_copies(layer_job *job)
+{
+    memset(job->count, 0, job->work.num_logical * sizeof(*job->count));
+    for (uint32_t p = 0; p < job->work.num_physical; p++)
+        job->rank[p] = job->count[job->map[p]]++;
+}
+
+/* The search, where it does better than EPLB's placement in job->map. */
+static int search(layer_job *job, mp_error *err)
+{
+    int32_t *found = job->work.saved_map;
+    const mp_layer *layer = &job->layer;
+    int rc = mp_best_layer(layer, found, &job->report->lower_bound, &job->work.arena, err);
+    if (rc == 0 &&
+        mp_layer_f(layer, job->map, job->scratch) >= mp_layer_f(layer, found, job->scratch)) {
+        memcpy(job->map, found, job->work.num_physical * sizeof(*found));
+        job->report->source = MP_EPLB_FROM_SEARCH;
+    }
+    return rc;
+}
+
+/* Moves the result close to the old placement. f_eplb: F of EPLB's placement. */
+static int approach(layer_job *job, double f_eplb, mp_error *err)
+{
+    const mp_eplb_options *o = job->all->options;
+    const mp_layer *layer = &job->layer;
+    const int32_t *old = mp_placement_row(o->from, job->number);
+    uint32_t *scratch = job->work.seen;
+    int32_t *path = job->work.saved_map;
+    uint32_t most = o->limit_moves ? o->max_moves : UINT32_MAX;
+    bool reached;
+    double f = mp_layer_f(layer, job->map, job->scratch), goal = MP_BEST_CONTENT * f;
+    int rc = mp_renumber(layer, old, job->map, &job->work.arena, err);
+    if (rc != 0)
+        return rc;
+    uint32_t moves = mp_moves(layer, old, job->map, scratch);
+    if (o->algorithm == MP_EPLB_BEST) {
+        if (f_eplb > f)
+            goal = fmin(goal, f_eplb);
+        rc = mp_path(layer, old, goal, most, path, &reached, &job->work.arena, err);
+        if (rc != 0)
+            return rc;
+        uint32_t path_moves = mp_moves(layer, old, path, scratch);
+        if (moves > most || (reached && path_moves <= moves)) {
+            memcpy(job->map, path, job->work.num_physical * sizeof(*path));
+            job->report->source = MP_EPLB_FROM_PATH;
+            moves = path_moves;
+        }
+    }
+    job->report->moves = moves;
+    return 0;
+}
+
+static int balance_layer(layer_job *job, mp_error *err)
+{
+    const balancing *all = job->all;
+    const mp_eplb_options *o = all->options;
+    mp_eplb_work *work = &job->work;
+    mp_eplb *e = all->e;
+    size_t n = work->num_logical, ep = work->ep;
+    const float *weights = all->counts->count + job->number * n;
+    mp_eplb_report *report = job->report;
+    int rc = 0;
+
+    for (size_t i = 0; i < n; i++)
+        report->chosen |= weights[i] > 0;
+    for (uint32_t p = 0; p < work->num_physical; p++)
+        job->map[p] = (int32_t)(p % n);
     report->balancedness_trivial =
-        rate_trivial(work, weights, map, count, e->load_trivial + (size_t)layer * work->ep);
-    mp_eplb_layer(work, weights, map, rank, count);
-    mp_eplb_carry(work, weights, count);
-    report->max_load = mp_eplb_loads(work, map, load);
-    report->balancedness = mp_balance(load, work->ep);
-    report->lower_bound = fmax(mp_mean(load, work->ep), largest_carried(work));
-    mp_eplb_refine(work, map, rank, refine);
-    report->max_load_refined = mp_eplb_loads(work, map, load);
-    report->balancedness_refined = mp_balance(load, work->ep);
+        balancedness(rate(job, job->map, e->load_trivial + job->number * ep));
+
+    mp_eplb_layer(work, weights, job->map, job->rank, job->count);
+    rating plain = rate(job, job->map, e->load_eplb + job->number * ep);
+    report->balancedness = balancedness(plain);
+    report->max_load = plain.largest;
+    report->lower_bound = simple_bound(job, plain);
+
+    double f_eplb = mp_layer_f(&job->layer, job->map, job->scratch);
+    if (o->algorithm == MP_EPLB_BEST && report->chosen)
+        rc = search(job, err);
+    else if (o->refine > 0) {
+        mp_eplb_carry(work, weights, job->count);
+        mp_eplb_refine(work, job->map, job->rank, o->refine);
+    }
+    if (rc == 0 && o->from)
+        rc = approach(job, f_eplb, err);
+    if (rc == 0 && (o->from || report->source != MP_EPLB_FROM_EPLB))
+        count_copies(job);
+
+    rating result = rate(job, job->map, e->load + job->number * ep);
+    report->balancedness_refined = balancedness(result);
+    report->max_load_refined = result.largest;
+    report->worst_window = result.worst;
     report->colocated_replicas =
-        mp_colocated(map, work->num_logical, work->num_physical, work->ep, work->seen, NULL);
+        mp_colocated(job->map, work->num_logical, work->num_physical, work->ep, work->seen, NULL);
+    return rc;
 }
 
+static int balance_task(void *user, uint64_t index, void *scratch, mp_error *err)
+{
+    layer_job job;
+    (void)scratch;
+    int rc = begin_layer(&job, user, (uint32_t)index, err);
+    if (rc == 0)
+        rc = balance_layer(&job, err);
+    mp_arena_release(&job.work.arena);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * All layers
+ */
+
+const char *mp_eplb_source_name(mp_eplb_source source)
+{
+    static const char *const names[] = {"eplb", "search", "path"};
+    return names[source];
+}
+
+/* Layers that were never chosen say nothing of how good the others are. */
 static mp_eplb_report mean_report(const mp_eplb_report *report, uint32_t layers)
 {
     mp_eplb_report mean = {0};
+    uint32_t chosen = 0;
     for (uint32_t layer = 0; layer < layers; layer++) {
-        mean.balancedness_trivial += report[layer].balancedness_trivial;
-        mean.balancedness += report[layer].balancedness;
-        mean.balancedness_refined += report[layer].balancedness_refined;
-        mean.max_load += report[layer].max_load;
-        mean.max_load_refined += report[layer].max_load_refined;
-        mean.lower_bound += report[layer].lower_bound;
-        mean.colocated_replicas += report[layer].colocated_replicas;
+        const mp_eplb_report *r = &report[layer];
+        if (!r->chosen)
+            continue;
+        chosen++;
+        mean.balancedness_trivial += r->balancedness_trivial;
+        mean.balancedness += r->balancedness;
+        mean.balancedness_refined += r->balancedness_refined;
+        mean.max_load += r->max_load;
+        mean.max_load_refined += r->max_load_refined;
+        mean.lower_bound += r->lower_bound;
+        mean.worst_window += r->worst_window;
+        mean.moves += r->moves;
+        mean.colocated_replicas += r->colocated_replicas;
     }
-    mean.balancedness_trivial /= layers;
-    mean.balancedness /= layers;
-    mean.balancedness_refined /= layers;
-    mean.max_load /= layers;
-    mean.max_load_refined /= layers;
-    mean.lower_bound /= layers;
-    mean.colocated_replicas /= layers;
+    if (chosen == 0)
+        return (mp_eplb_report){.balancedness_trivial = 1,
+                                .balancedness = 1,
+                                .balancedness_refined = 1,
+                                .worst_window = 1};
+    mean.balancedness_trivial /= chosen;
+    mean.balancedness /= chosen;
+    mean.balancedness_refined /= chosen;
+    mean.max_load /= chosen;
+    mean.max_load_refined /= chosen;
+    mean.lower_bound /= chosen;
+    mean.worst_window /= chosen;
+    mean.moves /= chosen;
+    mean.colocated_replicas /= chosen;
+    mean.chosen = true;
     return mean;
 }
 
@@ -143,33 +362,39 @@ static int alloc_result(mp_eplb *e, uint32_t layers, uint32_t n, uint32_t p, uin
     e->replica_rank = mp_alloc((uint64_t)layers * p, sizeof(int32_t));
     e->replica_count = mp_alloc((uint64_t)layers * n, sizeof(int32_t));
     e->load_trivial = mp_alloc((uint64_t)layers * ep, sizeof(double));
+    e->load_eplb = mp_alloc((uint64_t)layers * ep, sizeof(double));
     e->load = mp_alloc((uint64_t)layers * ep, sizeof(double));
     e->report = mp_alloc_zeroed(layers, sizeof(mp_eplb_report));
     bool complete = e->placement.map && e->replica_rank && e->replica_count && e->load_trivial &&
-                    e->load && e->report;
+                    e->load_eplb && e->load && e->report;
     return complete ? 0 : mp_fail_memory(err);
 }
 
 int mp_eplb_balance(mp_eplb *e, const mp_counts *counts, const mp_eplb_options *options,
-                    mp_error *err)
+                    const mp_context *context, mp_error *err)
 {
     *e = (mp_eplb){0};
-    mp_eplb_work work = {0};
+    balancing all = {.e = e, .counts = counts, .options = options};
+    all.windows = counts->window ? counts->windows : 1;
     int rc = check_counts(counts, err);
     if (rc == 0)
-        rc = resolve_sizes(&work, counts->num_logical, options, err);
+        rc = resolve_sizes(&all.sizes, counts->num_logical, options, err);
     if (rc == 0)
-        rc = alloc_result(e, counts->layers, work.num_logical, work.num_physical, work.ep, err);
+        rc = check_options(counts, options, err);
     if (rc == 0)
-        rc = mp_eplb_work_init(&work, err);
-    for (uint32_t layer = 0; rc == 0 && layer < counts->layers; layer++)
-        balance_layer(e, &work, counts->count + (size_t)layer * counts->num_logical, layer,
-                      options->refine);
-    mp_arena_release(&work.arena);
+        rc = alloc_result(e, counts->layers, all.sizes.num_logical, all.sizes.num_physical,
+                          all.sizes.ep, err);
     if (rc == 0)
+        rc = mp_parallel(context, counts->layers, 0, balance_task, &all, err);
+    if (rc == 0) {
         e->mean = mean_report(e->report, counts->layers);
-    else
+        e->result = options->algorithm == MP_EPLB_BEST ? "best"
+                    : options->refine > 0              ? "refined"
+                    : options->from                    ? "renumbered"
+                                                       : NULL;
+    } else {
         mp_eplb_release(e);
+    }
     return rc;
 }
 
@@ -179,6 +404,7 @@ void mp_eplb_release(mp_eplb *e)
     free(e->replica_rank);
     free(e->replica_count);
     free(e->load_trivial);
+    free(e->load_eplb);
     free(e->load);
     free(e->report);
     *e = (mp_eplb){0};

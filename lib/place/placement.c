@@ -2,6 +2,7 @@
 /* Placements: making the trivial one, checking any, and telling placement files apart. */
 #include <moepack/place.h>
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -56,16 +57,32 @@ int mp_placement_trivial(mp_placement *p, uint32_t layers, uint32_t num_logical,
     return 0;
 }
 
-const int32_t *mp_placement_row(const mp_placement *p, uint32_t layer)
+const int32_t *mp_placement_row(const mp_placement *p, uint32_t row)
 {
     if (p->layers == 1)
         return p->map;
-    return layer < p->layers ? p->map + (uint64_t)layer * p->num_physical : NULL;
+    return row < p->layers ? p->map + (uint64_t)row * p->num_physical : NULL;
+}
+
+uint32_t mp_placement_row_of(const mp_placement *p, uint64_t layer)
+{
+    uint32_t row = 0;
+    if (!p->layer_ids)
+        return p->layers == 1 ? 0 : layer < p->layers ? (uint32_t)layer : UINT32_MAX;
+    while (row < p->layers && p->layer_ids[row] != layer)
+        row++;
+    return row < p->layers ? row : UINT32_MAX;
+}
+
+uint32_t mp_placement_layer(const mp_placement *p, uint32_t row)
+{
+    return p->layer_ids ? p->layer_ids[row] : row;
 }
 
 void mp_placement_release(mp_placement *p)
 {
     free(p->map);
+    free(p->layer_ids);
     *p = (mp_placement){0};
 }
 
@@ -108,18 +125,36 @@ static int check_row(const mp_placement *p, uint32_t layer, uint32_t *copies, mp
     return 0;
 }
 
-static void warn_colocated(const mp_placement *p, uint32_t layer, uint32_t ep, uint32_t *seen,
+/* One text for all rows. */
+static void warn_colocated(const mp_placement *p, uint32_t ep, uint32_t *seen,
                            mp_problems *warnings)
 {
-    const int32_t *row = p->map + (uint64_t)layer * p->num_physical;
-    uint32_t first = 0;
-    uint32_t count = mp_colocated(row, p->num_logical, p->num_physical, ep, seen, &first);
-    if (count > 0)
+    uint64_t copies = 0;
+    uint32_t rows = 0, row = 0, column = 0, first = 0;
+    for (uint32_t layer = 0; layer < p->layers; layer++) {
+        uint32_t count = mp_colocated(p->map + (uint64_t)layer * p->num_physical, p->num_logical,
+                                      p->num_physical, ep, seen, &first);
+        if (count > 0 && rows++ == 0) {
+            row = layer;
+            column = first;
+        }
+        copies += count;
+    }
+    if (rows == 0)
+        return;
+    int32_t expert = p->map[(uint64_t)row * p->num_physical + column];
+    uint32_t rank = column / (p->num_physical / ep);
+    if (rows == 1)
         mp_problem(warnings,
-                   "placement: row %u: %u %s on a rank that has the expert already, first "
+                   "placement: row %u: %" PRIu64 " %s on a rank that has the expert already, first "
                    "expert %d in column %u on rank %u",
-                   layer, count, count == 1 ? "copy" : "copies", row[first], first,
-                   first / (p->num_physical / ep));
+                   row, copies, copies == 1 ? "copy" : "copies", expert, column, rank);
+    else
+        mp_problem(warnings,
+                   "placement: %" PRIu64
+                   " copies in %u rows on ranks that have the expert already, "
+                   "first in row %u: expert %d in column %u on rank %u",
+                   copies, rows, row, expert, column, rank);
 }
 
 int mp_placement_check(const mp_placement *p, uint32_t ep, mp_problems *warnings, mp_error *err)
@@ -131,6 +166,9 @@ int mp_placement_check(const mp_placement *p, uint32_t ep, mp_problems *warnings
         return mp_fail(err, MP_ERR_INPUT,
                        "placement: rows of %u columns cannot hold %u logical experts",
                        p->num_physical, p->num_logical);
+    if (ep > 0 && p->devices > 0 && p->devices != ep)
+        return mp_fail(err, MP_ERR_INPUT, "placement: device_count is %u, there are %u ranks",
+                       p->devices, ep);
     if (ep > 0 && p->num_physical % ep != 0)
         return mp_fail(err, MP_ERR_INPUT,
                        "placement: %u physical experts do not divide among %u ranks",
@@ -142,8 +180,8 @@ int mp_placement_check(const mp_placement *p, uint32_t ep, mp_problems *warnings
     int rc = 0;
     for (uint32_t layer = 0; layer < p->layers && rc == 0; layer++)
         rc = check_row(p, layer, scratch, err);
-    for (uint32_t layer = 0; layer < p->layers && rc == 0 && ep > 0 && warnings; layer++)
-        warn_colocated(p, layer, ep, scratch, warnings);
+    if (rc == 0 && ep > 0 && warnings)
+        warn_colocated(p, ep, scratch, warnings);
     free(scratch);
     return rc;
 }
@@ -173,6 +211,29 @@ int mp_rows_add(mp_rows_read *rows, int64_t id, mp_error *err)
         rows->room = room;
     }
     rows->ids[rows->count++] = (int32_t)id;
+    return 0;
+}
+
+int mp_rows_layer(mp_rows_read *rows, int64_t layer, mp_error *err)
+{
+    uint64_t row = rows->rows;
+    if (layer < 0 || layer >= INT32_MAX)
+        return mp_fail(err, MP_ERR_INPUT, "placement: row %" PRIu64 ": %" PRId64 " is no layer",
+                       row, layer);
+    if (row > 0 && layer <= rows->layers[row - 1])
+        return mp_fail(err, MP_ERR_INPUT,
+                       "placement: row %" PRIu64 ": layer %" PRId64
+                       ", expected one above %u: layers stand in order, each once",
+                       row, layer, rows->layers[row - 1]);
+    if (row == rows->layer_room) {
+        uint64_t room = rows->layer_room ? rows->layer_room * 2 : 64;
+        uint32_t *layers = realloc(rows->layers, room * sizeof(*layers));
+        if (!layers)
+            return mp_fail_memory(err);
+        rows->layers = layers;
+        rows->layer_room = room;
+    }
+    rows->layers[row] = (uint32_t)layer;
     return 0;
 }
 
@@ -215,7 +276,10 @@ static int adopt_rows(mp_placement *p, mp_rows_read *rows, uint32_t num_logical,
     p->num_logical = num_logical ? num_logical : (uint32_t)rows->ids[largest] + 1;
     p->num_physical = (uint32_t)rows->columns;
     p->map = rows->ids;
+    p->layer_ids = rows->layers;
+    p->devices = rows->devices > UINT32_MAX ? UINT32_MAX : (uint32_t)rows->devices;
     rows->ids = NULL;
+    rows->layers = NULL;
     return mp_placement_check(p, 0, NULL, err);
 }
 
@@ -244,16 +308,15 @@ int mp_placement_parse(mp_placement *p, const char *text, uint64_t length, uint3
         return mp_fail(err, MP_ERR_INPUT, "placement: the file is empty");
 
     mp_rows_read rows = {0};
-    uint32_t first_layer = 0;
     int rc;
     if (text[start] == '{' || text[start] == '[')
         rc = mp_placement_read_json(&rows, text, length, err);
     else
-        rc = mp_placement_read_yaml(&rows, &first_layer, text, length, err);
+        rc = mp_placement_read_yaml(&rows, text, length, err);
     if (rc == 0)
         rc = adopt_rows(p, &rows, num_logical, err);
-    p->first_layer = first_layer;
     free(rows.ids);
+    free(rows.layers);
     if (rc != 0)
         mp_placement_release(p);
     return rc;

@@ -120,13 +120,20 @@ static int read_ascend_layer(mp_rows_read *rows, const json_t *layer, size_t ind
     if (!json_is_object(layer))
         return mp_fail(err, MP_ERR_INPUT, "%s: not an object", what);
     json_t *devices;
+    uint64_t id;
     int rc = only_keys(layer, keys, what, err);
     if (rc == 0)
-        rc = expect_number(layer, "layer_id", index, what, err);
+        rc = mp_json_get_u64(layer, "layer_id", what, &id, err);
+    if (rc == 0)
+        rc = mp_rows_layer(rows, id > INT32_MAX ? INT32_MAX : (int64_t)id, err);
     if (rc == 0)
         rc = mp_json_get_array(layer, "device_list", what, &devices, err);
     if (rc == 0)
         rc = expect_number(layer, "device_count", json_array_size(devices), what, err);
+    if (rc == 0 && index > 0)
+        rc = expect_number(layer, "device_count", rows->devices, what, err);
+    if (rc == 0)
+        rows->devices = json_array_size(devices);
     for (size_t d = 0; rc == 0 && d < json_array_size(devices); d++)
         rc = read_ascend_device(rows, json_array_get(devices, d), index, d,
                                 first_device_experts(devices), err);

@@ -43,7 +43,7 @@ static void write_trtllm(FILE *out, const mp_placement *p)
 {
     fprintf(out, "num_slots: %u\ninitial_global_assignments:\n", p->num_physical);
     for (uint32_t layer = 0; layer < p->layers; layer++) {
-        fprintf(out, "  %u: ", p->first_layer + layer);
+        fprintf(out, "  %u: ", mp_placement_layer(p, layer));
         write_ids(out, mp_placement_row(p, layer), p->num_physical);
         fputc('\n', out);
     }
@@ -56,7 +56,7 @@ static void write_ascend(FILE *out, const mp_placement *p, uint32_t ep)
     for (uint32_t layer = 0; layer < p->layers; layer++) {
         const int32_t *row = mp_placement_row(p, layer);
         fprintf(out, "%s\n    {\"layer_id\": %u, \"device_count\": %u, \"device_list\": [",
-                layer > 0 ? "," : "", layer, ep);
+                layer > 0 ? "," : "", mp_placement_layer(p, layer), ep);
         for (uint32_t device = 0; device < ep; device++) {
             fprintf(out, "%s\n      {\"device_id\": %u, \"device_expert\": ", device > 0 ? "," : "",
                     device);

@@ -87,19 +87,14 @@ static int read_count(yaml_reader *reader, const char *key, bool *seen, int64_t 
 }
 
 /* The experts of one layer. The current event is its key. */
-static int read_layer(yaml_reader *reader, mp_rows_read *rows, uint32_t *first_layer, mp_error *err)
+static int read_layer(yaml_reader *reader, mp_rows_read *rows, mp_error *err)
 {
     int64_t layer, id;
     int rc = scalar_integer(reader, "layer", &layer, err);
+    if (rc == 0)
+        rc = mp_rows_layer(rows, layer, err);
     if (rc != 0)
         return rc;
-    if (rows->rows == 0 && layer >= 0 && layer <= INT32_MAX)
-        *first_layer = (uint32_t)layer;
-    int64_t expected = (int64_t)*first_layer + (int64_t)rows->rows;
-    if (layer != expected)
-        return mp_fail(err, MP_ERR_INPUT, "placement: line %llu: layer %lld, expected %lld",
-                       line_of(reader), (long long)layer, (long long)expected);
-
     rc = expect_event(reader, YAML_SEQUENCE_START_EVENT, "a list of experts", err);
     while (rc == 0 && (rc = next_event(reader, err)) == 0 &&
            reader->event.type != YAML_SEQUENCE_END_EVENT) {
@@ -111,7 +106,7 @@ static int read_layer(yaml_reader *reader, mp_rows_read *rows, uint32_t *first_l
 }
 
 static int read_assignments(yaml_reader *reader, balancer_config *config, mp_rows_read *rows,
-                            uint32_t *first_layer, mp_error *err)
+                            mp_error *err)
 {
     if (config->has_assignments)
         return mp_fail(err, MP_ERR_INPUT,
@@ -121,13 +116,13 @@ static int read_assignments(yaml_reader *reader, balancer_config *config, mp_row
     int rc = expect_event(reader, YAML_MAPPING_START_EVENT, "layers and their experts", err);
     while (rc == 0 && (rc = next_event(reader, err)) == 0 &&
            reader->event.type != YAML_MAPPING_END_EVENT)
-        rc = read_layer(reader, rows, first_layer, err);
+        rc = read_layer(reader, rows, err);
     return rc;
 }
 
 /* One key of the file and its value. The current event is the key. */
 static int read_member(yaml_reader *reader, balancer_config *config, mp_rows_read *rows,
-                       uint32_t *first_layer, mp_error *err)
+                       mp_error *err)
 {
     if (reader->event.type != YAML_SCALAR_EVENT)
         return mp_fail(err, MP_ERR_INPUT, "placement: line %llu: expected a key", line_of(reader));
@@ -138,13 +133,13 @@ static int read_member(yaml_reader *reader, balancer_config *config, mp_rows_rea
     if (strcmp(key, "layer_updates_per_iter") == 0)
         return read_count(reader, "layer_updates_per_iter", &config->has_updates, &updates, err);
     if (strcmp(key, "initial_global_assignments") == 0)
-        return read_assignments(reader, config, rows, first_layer, err);
+        return read_assignments(reader, config, rows, err);
     return mp_fail(err, MP_ERR_INPUT, "placement: line %llu: unknown key \"%.60s\"",
                    line_of(reader), key);
 }
 
 static int read_document(yaml_reader *reader, balancer_config *config, mp_rows_read *rows,
-                         uint32_t *first_layer, mp_error *err)
+                         mp_error *err)
 {
     int rc = expect_event(reader, YAML_STREAM_START_EVENT, "YAML", err);
     if (rc == 0)
@@ -153,21 +148,20 @@ static int read_document(yaml_reader *reader, balancer_config *config, mp_rows_r
         rc = expect_event(reader, YAML_MAPPING_START_EVENT, "keys and values", err);
     while (rc == 0 && (rc = next_event(reader, err)) == 0 &&
            reader->event.type != YAML_MAPPING_END_EVENT)
-        rc = read_member(reader, config, rows, first_layer, err);
+        rc = read_member(reader, config, rows, err);
     if (rc == 0)
         rc = expect_event(reader, YAML_DOCUMENT_END_EVENT, "the end of the document", err);
     return rc != 0 ? rc : expect_event(reader, YAML_STREAM_END_EVENT, "a single document", err);
 }
 
-int mp_placement_read_yaml(mp_rows_read *rows, uint32_t *first_layer, const char *text,
-                           uint64_t length, mp_error *err)
+int mp_placement_read_yaml(mp_rows_read *rows, const char *text, uint64_t length, mp_error *err)
 {
     yaml_reader reader = {0};
     balancer_config config = {0};
     if (!yaml_parser_initialize(&reader.parser))
         return mp_fail_memory(err);
     yaml_parser_set_input_string(&reader.parser, (const unsigned char *)text, length);
-    int rc = read_document(&reader, &config, rows, first_layer, err);
+    int rc = read_document(&reader, &config, rows, err);
     yaml_event_delete(&reader.event);
     yaml_parser_delete(&reader.parser);
     if (rc != 0)

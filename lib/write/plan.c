@@ -119,35 +119,73 @@ static int choose_layers(mp_plan *plan, mp_error *err)
     return plan->num_layers ? 0 : mp_fail(err, MP_ERR_USAGE, "no layer selected");
 }
 
-/* The row of a given placement that is a layer's, or UINT32_MAX. Rows count MoE layers, MTP
- * blocks last; or, as engines index them, decoder layers by number, with or without dense
- * ones before the first row. */
-static uint32_t row_of_layer(const mp_catalog *catalog, const mp_placement *given,
-                             const mp_moe_layer *layer)
-{
-    uint64_t number = layer->number - given->first_layer;
-
-    if (given->layers == 1)
-        return 0;
-    if (given->first_layer == 0 && given->layers == catalog->num_layers)
-        return (uint32_t)(layer - catalog->layers);
-    if (layer->mtp || layer->number < given->first_layer || number >= given->layers)
-        return UINT32_MAX;
-    return (uint32_t)number;
-}
-
-/* Row counts that a placement may have: one, all MoE layers, or all decoder layers from
- * the first that it names. */
-static int check_rows(const mp_catalog *catalog, const mp_placement *given, mp_error *err)
+/* A layer's row of a given placement, read by the numbers of decoder layers, MTP blocks behind
+ * them; or UINT32_MAX. */
+static uint32_t row_by_number(const mp_catalog *catalog, const mp_placement *given,
+                              const mp_moe_layer *layer)
 {
     uint64_t decoder = catalog->config.num_hidden_layers;
+    const mp_moe_layer *first = catalog->layers;
 
-    if (given->layers == 1 || given->layers == catalog->num_layers ||
-        (decoder != MP_CONFIG_ABSENT && given->first_layer + (uint64_t)given->layers == decoder))
+    if (!layer->mtp)
+        return mp_placement_row_of(given, layer->number);
+    while (!first->mtp)
+        first++;
+    return decoder == MP_CONFIG_ABSENT
+               ? UINT32_MAX
+               : mp_placement_row_of(given, decoder + (uint64_t)(layer - first));
+}
+
+/* The same, read as one for each MoE layer, of the model or of those that are packed. */
+static uint32_t row_by_order(const mp_plan *plan, const mp_placement *given, size_t packed)
+{
+    if (given->layers == 1)
         return 0;
-    return mp_fail(err, MP_ERR_INPUT,
-                   "placement: %u rows, the model has %zu MoE layers (MTP blocks counted)",
-                   given->layers, catalog->num_layers);
+    if (given->layers == plan->catalog->num_layers)
+        return (uint32_t)(plan->layers[packed].source - plan->catalog->layers);
+    return (uint32_t)packed;
+}
+
+/* How to read the rows of a placement. A file that states layers means decoder layers; a list
+ * alone is read the way that its length fits, and refused where both ways do and differ: the one
+ * would give a layer the experts of another. */
+static int choose_reading(const mp_plan *plan, const mp_placement *given, mp_row_order *reading,
+                          mp_error *err)
+{
+    const mp_catalog *catalog = plan->catalog;
+    uint64_t decoder = catalog->config.num_hidden_layers, rows = given->layers, mtp = 0;
+    bool known = decoder != MP_CONFIG_ABSENT;
+
+    if (given->layer_ids && *reading == MP_ROWS_MOE)
+        return mp_fail(err, MP_ERR_USAGE,
+                       "placement: the file itself says which layers its rows "
+                       "are for");
+    if (given->layer_ids || given->layers == 1) {
+        *reading = given->layer_ids ? MP_ROWS_LAYER : MP_ROWS_MOE;
+        return 0;
+    }
+    for (size_t i = 0; i < catalog->num_layers; i++)
+        mtp += catalog->layers[i].mtp;
+    bool by_number = known ? rows == decoder || rows == decoder + mtp : *reading == MP_ROWS_LAYER;
+    bool by_order = rows == catalog->num_layers || rows == plan->num_layers;
+    if (*reading == MP_ROWS_LAYER && !by_number)
+        return mp_fail(err, MP_ERR_INPUT, "placement: %llu rows, the model has %llu decoder layers",
+                       (unsigned long long)rows, (unsigned long long)decoder);
+    if (*reading != MP_ROWS_LAYER && !by_order && !(by_number && *reading == MP_ROWS_AUTO))
+        return mp_fail(err, MP_ERR_INPUT,
+                       "placement: %llu rows, the model has %zu MoE layers (MTP blocks counted)",
+                       (unsigned long long)rows, catalog->num_layers);
+    if (*reading != MP_ROWS_AUTO)
+        return 0;
+    for (size_t i = 0; by_number && by_order && i < plan->num_layers; i++)
+        if (row_by_number(catalog, given, plan->layers[i].source) != row_by_order(plan, given, i))
+            return mp_fail(err, MP_ERR_INPUT,
+                           "placement: %llu rows can be one for each decoder layer or one for each "
+                           "MoE layer, and %s has not the same in both; use --rows layer or "
+                           "--rows moe",
+                           (unsigned long long)rows, plan->layers[i].source->prefix);
+    *reading = by_number ? MP_ROWS_LAYER : MP_ROWS_MOE;
+    return 0;
 }
 
 static int take_given_placement(mp_plan *plan, const mp_placement *given, mp_error *err)
@@ -155,9 +193,11 @@ static int take_given_placement(mp_plan *plan, const mp_placement *given, mp_err
     const mp_catalog *catalog = plan->catalog;
     uint32_t experts = plan->layers[0].source->num_experts;
     uint32_t physical = given->num_physical;
+    mp_row_order reading = plan->options.rows;
+    int rc = choose_reading(plan, given, &reading, err);
 
-    if (check_rows(catalog, given, err) != 0)
-        return err->code;
+    if (rc != 0)
+        return rc;
     if (given->num_logical != experts)
         return mp_fail(err, MP_ERR_INPUT, "placement: of %u experts, the model has %u",
                        given->num_logical, experts);
@@ -165,12 +205,15 @@ static int take_given_placement(mp_plan *plan, const mp_placement *given, mp_err
         .layers = (uint32_t)plan->num_layers,
         .num_logical = experts,
         .num_physical = physical,
+        .devices = given->devices,
         .map = mp_alloc(plan->num_layers, (uint64_t)physical * sizeof(int32_t)),
     };
     if (!plan->placement.map)
         return mp_fail_memory(err);
     for (size_t i = 0; i < plan->num_layers; i++) {
-        uint32_t row = row_of_layer(catalog, given, plan->layers[i].source);
+        uint32_t row = reading == MP_ROWS_LAYER
+                           ? row_by_number(catalog, given, plan->layers[i].source)
+                           : row_by_order(plan, given, i);
 
         if (row == UINT32_MAX)
             return mp_fail(err, MP_ERR_INPUT,

@@ -55,16 +55,20 @@ static void check_placement(const char *text, size_t size)
 static void check_counts(const char *text, size_t size)
 {
     mp_error err = {0};
+    mp_recording recording = {0};
     mp_counts counts;
     mp_eplb e;
-    int rc = mp_counts_parse(&counts, text, size, &err);
+    int rc = mp_recording_add(&recording, text, size, 0, &err);
+    if (rc == 0)
+        rc = mp_recording_sum(&recording, 0, &counts, &err);
+    mp_recording_release(&recording);
     if (rc != 0) {
         require_message(rc, &err);
         return;
     }
     mp_eplb_options options = {
         .num_physical = counts.num_logical * 2, .ep = counts.num_logical, .refine = 3};
-    require(mp_eplb_balance(&e, &counts, &options, &err) == 0, "balance");
+    require(mp_eplb_balance(&e, &counts, &options, NULL, &err) == 0, "balance");
     require(mp_placement_check(&e.placement, options.ep, NULL, &err) == 0, "balanced placement");
     mp_eplb_release(&e);
     mp_counts_release(&counts);

@@ -300,10 +300,25 @@ CALL(mp_replicas_init)
     return mp_replicas_init(&replicas, row, 5, 6, err);
 }
 
-CALL(mp_counts_parse)
+CALL(mp_recording_add)
 {
+    mp_recording recording = {0};
+    return mp_recording_add(&recording, "{}", 2, 0, err);
+}
+
+CALL(mp_recording_add_steps)
+{
+    mp_recording recording = {0};
+    const double negative[] = {1, 2, -3};
+    return mp_recording_add_steps(&recording, negative, 1, 1, 3, NULL, err);
+}
+
+CALL(mp_recording_sum)
+{
+    double much[] = {1e38, 1e38, 1e38, 1e38};
+    const mp_recording recording = {.layers = 1, .num_logical = 1, .steps = 4, .count = much};
     mp_counts counts;
-    return mp_counts_parse(&counts, "{}", 2, err);
+    return mp_recording_sum(&recording, 0, &counts, err);
 }
 
 CALL(mp_eplb_balance)
@@ -311,7 +326,8 @@ CALL(mp_eplb_balance)
     mp_eplb eplb;
     float numbers[] = {1, 2, 3, 4, 5};
     const mp_counts counts = {.layers = 1, .num_logical = 5, .count = numbers};
-    return mp_eplb_balance(&eplb, &counts, &(mp_eplb_options){.num_physical = 6, .ep = 4}, err);
+    return mp_eplb_balance(&eplb, &counts, &(mp_eplb_options){.num_physical = 6, .ep = 4}, NULL,
+                           err);
 }
 
 CALL(mp_rank_load_parse)
@@ -718,7 +734,9 @@ const failing_call failing_calls[] = {
     ROW(mp_slots_init),
     ROW(mp_slots_table),
     ROW(mp_replicas_init),
-    ROW(mp_counts_parse),
+    ROW(mp_recording_add),
+    ROW(mp_recording_add_steps),
+    ROW(mp_recording_sum),
     ROW(mp_eplb_balance),
     ROW(mp_rank_load_parse),
     ROW(mp_route),

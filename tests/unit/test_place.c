@@ -260,13 +260,17 @@ Test(place, copies_on_one_rank_are_warned_about)
     mp_placement p = {.layers = 3, .num_logical = 4, .num_physical = 6, .map = map};
     mp_problems warnings = {0};
     cr_assert_eq(mp_placement_check(&p, 2, &warnings, &err), 0, "%s", err.message);
-    cr_assert_eq(warnings.count, 2);
+    cr_assert_eq(warnings.count, 1);
+    cr_assert_str_eq(
+        warnings.text[0],
+        "placement: 3 copies in 2 rows on ranks that have the expert already, first in "
+        "row 1: expert 0 in column 1 on rank 0");
+    mp_problems_release(&warnings);
+    p.layers = 2;
+    cr_assert_eq(mp_placement_check(&p, 2, &warnings, &err), 0, "%s", err.message);
     cr_assert_str_eq(warnings.text[0],
                      "placement: row 1: 2 copies on a rank that has the expert already, first "
                      "expert 0 in column 1 on rank 0");
-    cr_assert_str_eq(warnings.text[1],
-                     "placement: row 2: 1 copy on a rank that has the expert already, first "
-                     "expert 1 in column 5 on rank 1");
     mp_problems_release(&warnings);
 }
 
@@ -285,7 +289,12 @@ Test(place, check_names_row_and_column)
     refuse_check(-1, 2, 2, "placement: row 0, column 2: logical expert -1, expected 0 to 3");
     refuse_check(0, 8, 2, "placement: row 1: logical expert 1 is in none of the 6 columns");
     refuse_check(0, 0, 4, "placement: 6 physical experts do not divide among 4 ranks");
-    mp_placement p = {.layers = 1, .num_logical = 4, .num_physical = 3};
+    int32_t six[] = {0, 1, 2, 3, 0, 1};
+    mp_placement p = {.layers = 1, .num_logical = 4, .num_physical = 6, .map = six, .devices = 2};
+    cr_assert_eq(mp_placement_check(&p, 2, NULL, &err), 0);
+    cr_assert_eq(mp_placement_check(&p, 3, NULL, &err), MP_ERR_INPUT);
+    cr_assert_str_eq(err.message, "placement: device_count is 2, there are 3 ranks");
+    p = (mp_placement){.layers = 1, .num_logical = 4, .num_physical = 3};
     cr_assert_eq(mp_placement_check(&p, 0, NULL, &err), MP_ERR_INPUT);
     cr_assert_str_eq(err.message, "placement: rows of 3 columns cannot hold 4 logical experts");
     p = (mp_placement){0};
@@ -307,7 +316,11 @@ static void read_back(const mp_placement *p, mp_placement_format format, uint32_
     cr_assert_eq(back.layers, p->layers);
     cr_assert_eq(back.num_logical, p->num_logical);
     cr_assert_eq(back.num_physical, p->num_physical);
-    cr_assert_eq(back.first_layer, format == MP_PLACEMENT_TRTLLM ? p->first_layer : 0);
+    if (format == MP_PLACEMENT_TRTLLM || format == MP_PLACEMENT_VLLM_ASCEND)
+        cr_assert_arr_eq(back.layer_ids, p->layer_ids, p->layers * sizeof(*p->layer_ids));
+    else
+        cr_assert_null(back.layer_ids);
+    cr_assert_eq(back.devices, format == MP_PLACEMENT_VLLM_ASCEND ? 3 : 0);
     cr_assert_arr_eq(back.map, p->map, (size_t)p->layers * p->num_physical * sizeof(*p->map));
     mp_placement_release(&back);
     free(text);
@@ -328,7 +341,9 @@ Test(place, round_trip_in_all_formats)
             p.map[i] = p.map[j];
             p.map[j] = id;
         }
-        p.first_layer = (uint32_t)rand() % 4;
+        p.layer_ids = malloc(layers * sizeof(*p.layer_ids)); /* with gaps */
+        for (uint32_t i = 0; i < layers; i++)
+            p.layer_ids[i] = (i > 0 ? p.layer_ids[i - 1] + 1 : 0) + (uint32_t)rand() % 4;
         for (int f = 0; f < MP_PLACEMENT_FORMAT_COUNT; f++) {
             read_back(&p, (mp_placement_format)f, n);
             read_back(&p, (mp_placement_format)f, 0);
@@ -343,23 +358,51 @@ Test(place, files_as_the_engines_have_them)
     mp_placement p = {.layers = 2, .num_logical = 3, .num_physical = 4, .map = map};
     static const char *const expected[] = {
         "{\n  \"physical_to_logical_map\": [\n    [2, 0, 1, 2],\n    [1, 0, 2, 0]\n  ]\n}\n",
-        "num_slots: 4\ninitial_global_assignments:\n  3: [2, 0, 1, 2]\n  4: [1, 0, 2, 0]\n",
+        "num_slots: 4\ninitial_global_assignments:\n  3: [2, 0, 1, 2]\n  7: [1, 0, 2, 0]\n",
         "{\n  \"moe_layer_count\": 2,\n  \"layer_list\": [\n"
-        "    {\"layer_id\": 0, \"device_count\": 2, \"device_list\": [\n"
+        "    {\"layer_id\": 3, \"device_count\": 2, \"device_list\": [\n"
         "      {\"device_id\": 0, \"device_expert\": [2, 0]},\n"
         "      {\"device_id\": 1, \"device_expert\": [1, 2]}\n    ]},\n"
-        "    {\"layer_id\": 1, \"device_count\": 2, \"device_list\": [\n"
+        "    {\"layer_id\": 7, \"device_count\": 2, \"device_list\": [\n"
         "      {\"device_id\": 0, \"device_expert\": [1, 0]},\n"
         "      {\"device_id\": 1, \"device_expert\": [2, 0]}\n    ]}\n  ]\n}\n",
         "[\n    [2, 0, 1, 2],\n    [1, 0, 2, 0]\n  ]\n",
     };
-    p.first_layer = 3;
+    uint32_t layer_ids[] = {3, 7};
+    p.layer_ids = layer_ids;
     for (int f = 0; f < MP_PLACEMENT_FORMAT_COUNT; f++) {
         char *text;
         cr_assert_eq(mp_placement_write(&p, (mp_placement_format)f, 2, &text, &err), 0);
         cr_assert_str_eq(text, expected[f]);
         free(text);
     }
+}
+
+/* Gaps are layers without experts. */
+Test(place, rows_of_decoder_layers)
+{
+    static const char yaml[] = "num_slots: 2\ninitial_global_assignments:\n"
+                               "  1: [0, 1]\n  3: [1, 0]\n  7: [0, 1]\n";
+    mp_placement p;
+    cr_assert_eq(mp_placement_parse(&p, yaml, strlen(yaml), 2, &err), 0, "%s", err.message);
+    cr_assert_eq(p.layers, 3);
+    cr_assert_eq(mp_placement_row_of(&p, 1), 0);
+    cr_assert_eq(mp_placement_row_of(&p, 3), 1);
+    cr_assert_eq(mp_placement_row_of(&p, 7), 2);
+    cr_assert_eq(mp_placement_row_of(&p, 2), UINT32_MAX);
+    cr_assert_eq(mp_placement_row_of(&p, 0), UINT32_MAX);
+    cr_assert_eq(mp_placement_layer(&p, 2), 7);
+    p.layers = 1; /* a stated layer is the only one that it is for */
+    cr_assert_eq(mp_placement_row_of(&p, 1), 0);
+    cr_assert_eq(mp_placement_row_of(&p, 3), UINT32_MAX);
+    mp_placement_release(&p);
+    int32_t map[] = {0, 1, /**/ 1, 0};
+    p = (mp_placement){.layers = 2, .num_logical = 2, .num_physical = 2, .map = map};
+    cr_assert_eq(mp_placement_row_of(&p, 1), 1);
+    cr_assert_eq(mp_placement_row_of(&p, 2), UINT32_MAX);
+    cr_assert_eq(mp_placement_layer(&p, 1), 1);
+    p.layers = 1;
+    cr_assert_eq(mp_placement_row_of(&p, 60), 0);
 }
 
 Test(place, format_names)
@@ -471,9 +514,22 @@ Test(place, bad_ascend_files)
     refuse("{\"moe_layer_count\": 0, \"layer_list\": []}", "placement: no layers");
     refuse("{\"moe_layer_count\": 1, \"layer_list\": [7]}",
            "placement: layer_list[0]: not an object");
-    refuse("{\"moe_layer_count\": 1, \"layer_list\": [{\"layer_id\": 3, \"device_count\": 0, "
+    refuse("{\"moe_layer_count\": 1, \"layer_list\": [{\"layer_id\": -3, \"device_count\": 0, "
            "\"device_list\": []}]}",
-           "placement: layer_list[0]: layer_id is 3, expected 0");
+           "placement: layer_list[0]: \"layer_id\" is -3, expected 0 or more");
+    refuse("{\"moe_layer_count\": 2, \"layer_list\": ["
+           "{\"layer_id\": 3, \"device_count\": 1, \"device_list\": "
+           "[{\"device_id\": 0, \"device_expert\": [0, 1]}]}, "
+           "{\"layer_id\": 3, \"device_count\": 1, \"device_list\": "
+           "[{\"device_id\": 0, \"device_expert\": [0, 1]}]}]}",
+           "placement: row 1: layer 3, expected one above 3: layers stand in order, each once");
+    refuse("{\"moe_layer_count\": 2, \"layer_list\": ["
+           "{\"layer_id\": 3, \"device_count\": 1, \"device_list\": "
+           "[{\"device_id\": 0, \"device_expert\": [0, 1]}]}, "
+           "{\"layer_id\": 5, \"device_count\": 2, \"device_list\": "
+           "[{\"device_id\": 0, \"device_expert\": [0]}, "
+           "{\"device_id\": 1, \"device_expert\": [1]}]}]}",
+           "placement: layer_list[1]: device_count is 2, expected 1");
     refuse("{\"moe_layer_count\": 1, \"layer_list\": [{\"layer_id\": 0, \"device_count\": 2, "
            "\"device_list\": [{\"device_id\": 0, \"device_expert\": [0]}]}]}",
            "placement: layer_list[0]: device_count is 2, expected 1");
@@ -511,12 +567,14 @@ Test(place, bad_yaml_files)
     refuse("num_slots: \"2\"\n", "placement: line 1: num_slots is not an integer");
     refuse("num_slots: 2\nexperts: 1\n", "placement: line 2: unknown key \"experts\"");
     refuse("num_slots: 2\n[1]: 1\n", "placement: line 2: expected a key");
-    refuse("num_slots: 2\ninitial_global_assignments:\n  0: [0, 1]\n  2: [0, 1]\n",
-           "placement: line 4: layer 2, expected 1");
     refuse("num_slots: 2\ninitial_global_assignments:\n  0: [0, 1]\n  0: [0, 1]\n",
-           "placement: line 4: layer 0, expected 1");
+           "placement: row 1: layer 0, expected one above 0: layers stand in order, each once");
+    refuse("num_slots: 2\ninitial_global_assignments:\n  5: [0, 1]\n  3: [0, 1]\n",
+           "placement: row 1: layer 3, expected one above 5: layers stand in order, each once");
     refuse("num_slots: 2\ninitial_global_assignments:\n  -1: [0, 1]\n",
-           "placement: line 3: layer -1, expected 0");
+           "placement: row 0: -1 is no layer");
+    refuse("num_slots: 2\ninitial_global_assignments:\n  2147483647: [0, 1]\n",
+           "placement: row 0: 2147483647 is no layer");
     refuse("num_slots: 2\ninitial_global_assignments:\n  0: [0, 1]\n  1: [0]\n",
            "placement: row 1 has 1 columns, row 0 has 2");
     refuse("num_slots: 2\ninitial_global_assignments:\n  0: [0, x]\n",

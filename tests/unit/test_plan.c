@@ -139,7 +139,7 @@ Test(plan, copies_of_a_placement)
     expect_copies(26, "0.0 0.1 0.2 1.0 1.1");
     expect_copies(28, "2.2");
     /* Copies beside each other are legal, and worth a word. */
-    cr_assert_eq(plan.warnings.count, 2 + 3, "two odd sizes, three layers");
+    cr_assert_eq(plan.warnings.count, 2 + 1, "two odd sizes, one for all layers");
 }
 
 /* A single row stands for all layers. */
@@ -555,7 +555,8 @@ Test(plan, a_placement_of_all_decoder_layers)
     expect_copies(0, "2.0"); /* expert 0 of layer 2 */
     expect_copies(6, "1.0");
 
-    placement.first_layer = 2; /* or from the first that has experts */
+    uint32_t layer_ids[] = {2, 3}; /* or those alone that the file names */
+    placement.layer_ids = layer_ids;
     placement.layers = 2;
     placement.map = &map[2][0];
     expect_plan();
@@ -575,9 +576,80 @@ Test(plan, a_placement_of_all_moe_layers)
     expect_copies(0, "2.0");
     expect_copies(6, "1.0");
     expect_copies(12, "0.0");
-    placement.first_layer = 3;
+    uint32_t layer_ids[] = {3, 4, 5};
+    placement.layer_ids = layer_ids;
     expect_no_plan(MP_ERR_INPUT, "placement: no row among 3 for layers.2: add one, or leave the "
                                  "layer out with --layers");
+}
+
+/* As many rows as decoder layers and as MoE layers: SGLang's file of GLM-4.5-Air, whose MTP block
+ * makes up for its dense layer. */
+Test(plan, a_placement_that_can_be_read_in_two_ways)
+{
+    const bool decoder[] = {true, true, false};
+    int32_t map[3][3] = {{1, 2, 0}, {2, 0, 1}, {0, 1, 2}};
+    mp_placement placement = {.layers = 3, .num_logical = 3, .num_physical = 3, .map = &map[0][0]};
+
+    add_fp4_layer("layers.1", 3, HIDDEN, INTER);
+    add_fp4_layer("layers.2", 3, HIDDEN, INTER);
+    add_fp4_layer("mtp.0", 3, HIDDEN, INTER);
+    put_text("config.json", "{\"num_hidden_layers\": 3, \"first_k_dense_replace\": 1}");
+    expect_model();
+    options.placement = &placement;
+    expect_no_plan(MP_ERR_INPUT,
+                   "placement: 3 rows can be one for each decoder layer or one for each MoE layer, "
+                   "and layers.1 has not the same in both; use --rows layer or --rows moe");
+    options.rows = MP_ROWS_MOE;
+    expect_plan();
+    expect_copies(0, "2.0"); /* row 0 */
+    expect_copies(6, "1.0");
+    expect_copies(12, "0.0");
+    options.rows = MP_ROWS_LAYER;
+    expect_no_plan(MP_ERR_INPUT, "placement: no row among 3 for mtp.0: add one, or leave the layer "
+                                 "out with --layers");
+    options.layers = decoder;
+    expect_plan();
+    expect_copies(0, "1.0"); /* row 1 */
+    expect_copies(6, "0.0");
+
+    options.rows = MP_ROWS_LAYER;
+    placement.layers = 2;
+    expect_no_plan(MP_ERR_INPUT, "placement: 2 rows, the model has 3 decoder layers");
+    options.rows = MP_ROWS_AUTO; /* as many as are packed */
+    expect_plan();
+    expect_copies(0, "2.0");
+    expect_copies(6, "1.0");
+}
+
+/* Numbers of layers that a file states, MTP blocks behind the decoder layers. */
+Test(plan, a_placement_that_states_its_layers)
+{
+    int32_t map[3][3] = {{1, 2, 0}, {2, 0, 1}, {0, 1, 2}};
+    uint32_t layer_ids[] = {2, 3, 4};
+    mp_placement placement = {.layers = 3,
+                              .num_logical = 3,
+                              .num_physical = 3,
+                              .map = &map[0][0],
+                              .layer_ids = layer_ids};
+
+    make_layers_2_and_3();
+    options.placement = &placement;
+    expect_plan();
+    expect_copies(0, "2.0");
+    expect_copies(6, "1.0");
+    expect_copies(12, "0.0");
+    options.rows = MP_ROWS_MOE;
+    expect_no_plan(MP_ERR_USAGE, "placement: the file itself says which layers its rows are for");
+    options.rows = MP_ROWS_AUTO;
+    placement.layers = 1; /* one row alone is for its layer, not for all */
+    expect_no_plan(MP_ERR_INPUT, "placement: no row among 1 for layers.3: add one, or leave the "
+                                 "layer out with --layers");
+    placement.layers = 3;
+    placement.devices = options.ep + 1;
+    char message[80];
+    snprintf(message, sizeof message, "placement: device_count is %u, there are %u ranks",
+             options.ep + 1, options.ep);
+    expect_no_plan(MP_ERR_INPUT, message);
 }
 
 Test(plan, layers_of_different_kinds)
