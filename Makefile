@@ -245,6 +245,7 @@ UNIT_SOURCES := \
 	tests/unit/test_diff.c \
 	tests/unit/test_diff_packs.c \
 	tests/unit/test_eplb.c \
+	tests/unit/test_eplb_best.c \
 	tests/unit/test_families.c \
 	tests/unit/test_families_refused.c \
 	tests/unit/test_form.c \

@@ -186,40 +186,16 @@ static double bound_of(deal *d)
     return bound;
 }
 
-/* For MP_EPLB_WORST the result of MP_EPLB_MEAN may do as well. */
-static int search_node(deal *d, mp_arrangement *a, mp_arrangement *other, mp_arena *arena,
-                       mp_error *err)
-{
-    if (d->layer->windows == 1)
-        return mp_best_node(&d->node, a, arena, err);
-    int rc = mp_best_windows(&d->node, a, arena, err);
-    if (rc == 0 && d->layer->objective == MP_EPLB_WORST) {
-        mp_node mean = d->node;
-        mean.objective = MP_EPLB_MEAN;
-        rc = mp_best_windows(&mean, other, arena, err);
-        double largest[2] = {0, 0};
-        for (size_t i = 0; rc == 0 && i < (size_t)mean.windows * mean.gpus; i++) {
-            largest[0] = fmax(largest[0], a->load[i]);
-            largest[1] = fmax(largest[1], other->load[i]);
-        }
-        if (rc == 0 && mp_lower(largest[1], largest[0]))
-            mp_arrangement_copy(a, other, &mean);
-    }
-    return rc;
-}
-
 int mp_best_layer(const mp_layer *layer, int32_t *row, double *bound, mp_arena *arena,
                   mp_error *err)
 {
     deal d;
-    mp_arrangement a, other;
+    mp_arrangement a;
     int rc = init(&d, layer, arena, err);
     if (rc == 0)
         rc = deal_groups(&d, arena, err);
     if (rc == 0)
         rc = mp_arrangement_init(&a, &d.node, arena, err);
-    if (rc == 0)
-        rc = mp_arrangement_init(&other, &d.node, arena, err);
     if (rc != 0)
         return rc;
     swap_groups(&d);
@@ -228,7 +204,8 @@ int mp_best_layer(const mp_layer *layer, int32_t *row, double *bound, mp_arena *
     uint32_t slots = d.node.gpus * d.node.room;
     for (uint32_t node = 0; rc == 0 && node < layer->nodes; node++) {
         take_weights(&d, node);
-        rc = search_node(&d, &a, &other, arena, err);
+        rc = layer->windows == 1 ? mp_best_node(&d.node, &a, arena, err)
+                                 : mp_best_windows(&d.node, &a, arena, err);
         for (uint32_t i = 0; rc == 0 && i < slots; i++)
             row[node * slots + i] = (int32_t)d.expert[a.slot[i]];
     }

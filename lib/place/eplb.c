@@ -203,16 +203,33 @@ static void count_copies(layer_job *job)
         job->rank[p] = job->count[job->map[p]]++;
 }
 
-/* The search, where it does better than EPLB's placement in job->map. */
+/* Takes what a search found where that does no worse than what is in job->map. */
+static void take_better(layer_job *job, const int32_t *found)
+{
+    const mp_layer *layer = &job->layer;
+    if (mp_layer_f(layer, found, job->scratch) > mp_layer_f(layer, job->map, job->scratch))
+        return;
+    memcpy(job->map, found, job->work.num_physical * sizeof(*found));
+    job->report->source = MP_EPLB_FROM_SEARCH;
+}
+
+/* The search, in place of EPLB's placement in job->map. For the worst window, what serves the mean
+ * may do as well. */
 static int search(layer_job *job, mp_error *err)
 {
     int32_t *found = job->work.saved_map;
-    const mp_layer *layer = &job->layer;
-    int rc = mp_best_layer(layer, found, &job->report->lower_bound, &job->work.arena, err);
-    if (rc == 0 &&
-        mp_layer_f(layer, job->map, job->scratch) >= mp_layer_f(layer, found, job->scratch)) {
-        memcpy(job->map, found, job->work.num_physical * sizeof(*found));
-        job->report->source = MP_EPLB_FROM_SEARCH;
+    mp_arena *arena = &job->work.arena;
+    double bound;
+    int rc = mp_best_layer(&job->layer, found, &job->report->lower_bound, arena, err);
+    if (rc == 0)
+        take_better(job, found);
+    if (rc == 0 && job->layer.windows > 1 && job->layer.objective == MP_EPLB_WORST) {
+        mp_layer mean = job->layer;
+        mean.objective = MP_EPLB_MEAN;
+        mean.weight = job->weight;
+        rc = mp_best_layer(&mean, found, &bound, arena, err);
+        if (rc == 0)
+            take_better(job, found);
     }
     return rc;
 }

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Usage: tests/bench/run.sh BUILD [SECTION...]
 # Measures BUILD/moepack with DeepSeek V4 Flash's shapes (H 4096, I 2048) on two threads, all
-# files in memory: sections copy, targets, quantize, memory, inspect, forward and kernels, or
-# all. Speeds are printed and never judged; figures of a busy machine are worth nothing.
+# files in memory: sections copy, targets, quantize, memory, inspect, forward, placement and
+# kernels, or all. Speeds are printed and never judged; figures of a busy machine are worth nothing.
 set -euo pipefail
 
 build=$1
@@ -248,6 +248,13 @@ section_forward()
     done
 }
 
+section_placement()
+{
+    title "placements: gap to the bound, seconds of one processor"
+    show "$build/bench/eplb"
+    "$build/bench/eplb" | sed 's/^/   /'
+}
+
 section_kernels()
 {
     title "kernels on one thread, data in the cache"
@@ -259,7 +266,7 @@ printf "moepack %s, %s processors, load %s, files in %s (\$D)\n" \
     "$("$moepack" --version | sed 's/^moepack //')" "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" \
     "$root"
 sed -n 's/^model name[[:space:]]*: /   /p' /proc/cpuinfo | head -n 1
-for section in "${@:-copy targets quantize memory inspect forward kernels}"; do
+for section in "${@:-copy targets quantize memory inspect forward placement kernels}"; do
     for name in $section; do
         "section_$name"
     done

@@ -146,4 +146,29 @@ run moepack map --placement placement.json --check --checkpoint-id 1
 assert_status 2
 assert_stderr_has '--check and --checkpoint-id contradict each other'
 
+it "takes the layers that a file states, with gaps"
+printf 'num_slots: 4\ninitial_global_assignments:\n  1: [0, 1, 2, 3]\n  3: [3, 2, 1, 0]\n  5: [1, 0, 3, 2]\n' >eplb.yaml
+run moepack map --placement eplb.yaml --ep 2 --check
+assert_status 0
+run moepack map --placement eplb.yaml --ep 2 --layer 3 --checkpoint-id 3
+assert_status 0
+assert_stdout <<'END'
+layer 3: 0
+END
+run moepack map --placement eplb.yaml --ep 2 --checkpoint-id 0 --json
+assert_json '[.layers[].layer]' '[1,3,5]'
+run moepack map --placement eplb.yaml --ep 2 --layer 2
+assert_status 3
+assert_stderr_is "moepack: map: layer 2: it is none of the placement's 3 rows"
+
+it "refuses a file that is for another number of ranks"
+echo '{"moe_layer_count": 1, "layer_list": [{"layer_id": 0, "device_count": 2, "device_list": [
+    {"device_id": 0, "device_expert": [0, 1, 2]}, {"device_id": 1, "device_expert": [3, 0, 1]}]}]}' >map.json
+run moepack map --placement map.json --ep 3 --check
+assert_status 3
+assert_stdout ''
+assert_stderr_is 'moepack: map: placement: device_count is 2, there are 3 ranks'
+run moepack map --placement map.json --ep 2 --check
+assert_status 0
+
 finish

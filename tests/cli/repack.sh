@@ -427,4 +427,44 @@ assert_status 5
 assert_stderr_is 'moepack: repack: megamoe-w4a8: hidden size is 192, the kernel takes multiples of 128'
 assert_equal "$(ls -A)" ''
 
+it "takes a placement's rows for the layers that the file states"
+fp8=(--target megamoe-sm90-fp8 --ep 2 -q)
+printf 'num_slots: 6\ninitial_global_assignments:\n  0: [0, 1, 2, 3, 4, 5]\n  1: [5, 4, 3, 2, 1, 0]\n' >eplb.yaml
+run moepack repack "$WORK/v3" -o stated "${fp8[@]}" --placement eplb.yaml
+assert_status 0
+assert_equal "$(jq -c .physical_to_logical_map stated/placement.json)" '[[0,1,2,3,4,5],[5,4,3,2,1,0]]'
+run moepack verify stated --level exact --source "$WORK/v3" -q
+assert_status 0
+sed -i '/^  0:/d' eplb.yaml
+run moepack repack "$WORK/v3" -o out "${fp8[@]}" --placement eplb.yaml
+assert_status 3
+assert_stderr_is 'moepack: repack: placement: no row among 1 for model.layers.0: add one, or leave the layer out with --layers'
+run moepack repack "$WORK/v3" -o out "${fp8[@]}" --placement eplb.yaml --layers 1
+assert_status 0
+assert_equal "$(jq -c .physical_to_logical_map out/placement.json)" '[[5,4,3,2,1,0]]'
+run moepack repack "$WORK/v3" -o other "${fp8[@]}" --placement eplb.yaml --layers 1 --rows moe
+assert_status 2
+assert_stderr_has 'placement: the file itself says which layers its rows are for'
+
+it "takes a list of rows the way that --rows says"
+echo '[[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]]' >rows
+run moepack repack "$WORK/v3" -o out "${fp8[@]}" --placement rows --rows layer --layers 1
+assert_status 0
+assert_equal "$(jq -c .physical_to_logical_map out/placement.json)" '[[5,4,3,2,1,0]]'
+assert_file_has out/moepack.json ' --rows layer'
+echo '[[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 1, 2, 3, 4, 5]]' >rows
+run moepack repack "$WORK/v3" -o other "${fp8[@]}" --placement rows --rows layer
+assert_status 3
+assert_stderr_is 'moepack: repack: placement: 3 rows, the model has 2 decoder layers'
+run moepack repack "$WORK/v3" -o other "${fp8[@]}" --placement rows --rows moe
+assert_status 3
+assert_stderr_is 'moepack: repack: placement: 3 rows, the model has 2 MoE layers (MTP blocks counted)'
+
+it "refuses a placement that is for another number of ranks"
+echo '{"moe_layer_count": 1, "layer_list": [{"layer_id": 1, "device_count": 2, "device_list": [
+    {"device_id": 0, "device_expert": [0, 1, 2]}, {"device_id": 1, "device_expert": [3, 4, 5]}]}]}' >map.json
+run moepack repack "$WORK/v3" -o out --target megamoe-sm90-fp8 --ep 3 --placement map.json --layers 1 -q
+assert_status 3
+assert_stderr_is 'moepack: repack: placement: device_count is 2, there are 3 ranks'
+
 finish

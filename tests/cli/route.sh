@@ -174,4 +174,24 @@ run moepack route in.safetensors --placement placement.json --ep 2 --layer 2
 assert_status 3
 assert_stderr_is 'moepack: route: layer 2: the placement has 2 rows'
 
+it "takes the layers that a file states, for the ranks that it is for"
+put_choices I32 4 1 2 0 1
+echo '{"moe_layer_count": 2, "layer_list": [
+    {"layer_id": 1, "device_count": 2, "device_list": [
+        {"device_id": 0, "device_expert": [0, 1]}, {"device_id": 1, "device_expert": [2, 3]}]},
+    {"layer_id": 3, "device_count": 2, "device_list": [
+        {"device_id": 0, "device_expert": [0, 2]}, {"device_id": 1, "device_expert": [1, 3]}]}]}' >map.json
+run moepack route in.safetensors --placement map.json --ep 2 --layer 1 --json
+assert_status 0
+cp "$stdout" of_1
+run moepack route in.safetensors --placement map.json --ep 2 --layer 3 --json
+assert_status 0
+assert_equal "$(jq -c .rank_load of_1 "$stdout" | sort -u | wc -l)" 2
+run moepack route in.safetensors --placement map.json --ep 2 --layer 0
+assert_status 3
+assert_stderr_is "moepack: route: layer 0: it is none of the placement's 2 rows"
+run moepack route in.safetensors --placement map.json --ep 4 --layer 1
+assert_status 3
+assert_stderr_is 'moepack: route: placement: device_count is 2, there are 4 ranks'
+
 finish
