@@ -318,18 +318,18 @@ int eplb_read_counts(const eplb_options *o, mp_recording *r, mp_error *err)
 static double expert_bytes(const mp_catalog *c, const mp_moe_layer *layer)
 {
     const mp_storage *s = &layer->storage;
-    double bytes = 0;
+    uint64_t bytes = 0;
 
     for (int p = 0; p < MP_PROJECTIONS; p++) {
         uint64_t rows, cols;
 
         mp_catalog_shape(c, (mp_projection)p, &rows, &cols);
-        bytes += (double)(rows * mp_storage_row_bytes(s, cols));
+        bytes += rows * mp_storage_row_bytes(s, cols);
         if (s->has_scale)
-            bytes += (double)((rows + s->block_rows - 1) / s->block_rows *
-                              mp_storage_scale_row_bytes(s, cols));
+            bytes +=
+                (rows + s->block_rows - 1) / s->block_rows * mp_storage_scale_row_bytes(s, cols);
     }
-    return bytes;
+    return (double)bytes;
 }
 
 /* Number of a layer as placement files count them: MTP blocks behind the decoder layers. */

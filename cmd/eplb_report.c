@@ -51,9 +51,16 @@ static json_t *layer_json(const eplb_options *o, const mp_eplb *e, const double 
 static int print_json_report(const eplb_options *o, const mp_eplb *e, uint32_t windows,
                              const double *bytes, double moves, double moved, mp_error *err)
 {
-    uint32_t count = e->placement.layers;
+    uint32_t count = e->placement.layers, chosen = 0;
+    double of_chosen = 0;
     json_t *layers = json_array(), *json = NULL;
-    json_t *mean = figures_json(&e->mean, o->from != NULL, bytes ? moved / count : -1, true);
+
+    for (uint32_t layer = 0; layer < count; layer++) {
+        chosen += e->report[layer].chosen;
+        of_chosen += e->report[layer].chosen ? moved_bytes(e, bytes, layer) : 0;
+    }
+    json_t *mean = figures_json(&e->mean, o->from != NULL,
+                                bytes ? of_chosen / (chosen ? chosen : 1) : -1, true);
     bool complete = layers && mean;
 
     for (uint32_t layer = 0; complete && layer < count; layer++)

@@ -116,7 +116,7 @@ void mp_make_room(const mp_node *node, mp_arrangement *a, uint32_t gpu, uint32_t
 
 static bool lighter(const double *load, uint32_t x, uint32_t y)
 {
-    return load[x] < load[y] || (load[x] == load[y] && x < y);
+    return load[x] != load[y] ? load[x] < load[y] : x < y;
 }
 
 /* Puts a GPU into its place below entry i, whose children are in order. */
@@ -171,7 +171,7 @@ static uint32_t pack_expert(const mp_node *node, mp_arrangement *a, uint32_t *he
 
 static bool behind(const double *share, uint32_t x, uint32_t y)
 {
-    return share[x] < share[y] || (share[x] == share[y] && x > y);
+    return share[x] != share[y] ? share[x] < share[y] : x > y;
 }
 
 /* Sorts work->order by share, heavy first. One pack after the other has nearly the same order,

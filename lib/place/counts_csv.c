@@ -53,15 +53,19 @@ static bool read_id(const char *field, size_t bytes, uint32_t *id)
     return bytes > 0 && value < INT32_MAX;
 }
 
-/* A number as JSON has it. */
-static bool read_number(const char *field, size_t bytes, double *value)
+/* A number as JSON has it: digits and a point, whatever the locale. */
+static int read_number(const char *field, size_t bytes, uint64_t line, double *value, mp_error *err)
 {
     json_error_t where;
     json_t *number = json_loadb(field, bytes, JSON_DECODE_ANY, &where);
     bool is_number = json_is_number(number);
+    if (!number && mp_json_out_of_memory(&where))
+        return mp_fail_memory(err);
     *value = is_number ? json_number_value(number) : 0;
     json_decref(number);
-    return is_number;
+    if (!is_number)
+        return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": count is not a number", line);
+    return 0;
 }
 
 static int read_line(table *t, const char *line, size_t bytes, uint64_t number, mp_error *err)
@@ -81,8 +85,9 @@ static int read_line(table *t, const char *line, size_t bytes, uint64_t number, 
     if (t->num_logical != 0 && e.expert >= t->num_logical)
         return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": expert %u, expected 0 to %u", number,
                        e.expert, t->num_logical - 1);
-    if (!read_number(second + 1, (size_t)(end - second - 1), &e.count))
-        return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": count is not a number", number);
+    int rc = read_number(second + 1, (size_t)(end - second - 1), number, &e.count, err);
+    if (rc != 0)
+        return rc;
     if (e.count < 0)
         return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": count %g, expected 0 or more", number,
                        e.count);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "failing_memory.h"
 #include "place/pickle.h"
 #include "place/zip.h"
 
@@ -498,4 +499,38 @@ Test(counts, windows)
     cr_assert_eq(c.windows, 50);
     mp_counts_release(&c);
     mp_recording_release(&r);
+}
+
+/* ------------------------------------------------------------------------
+ * Memory
+ */
+
+static char *texts[3];
+static uint64_t lengths[3];
+
+static int read_all(mp_error *e)
+{
+    mp_recording r = {0};
+    mp_counts c = {0};
+    int rc = 0;
+    for (int i = 0; i < 2 && rc == 0; i++)
+        rc = mp_recording_add(&r, texts[i], lengths[i], 0, e);
+    if (rc == 0)
+        rc = mp_recording_sum(&r, 2, &c, e);
+    mp_counts_release(&c);
+    mp_recording_release(&r);
+    for (int i = 0; i < 2 && rc == 0; i++)
+        rc = mp_recording_add(&r, texts[2], lengths[2], 0, e);
+    mp_recording_release(&r);
+    return rc;
+}
+
+Test(counts, reading_survives_any_failed_allocation)
+{
+    static const char *const names[] = {"records-0.pt", "records-1.pt", "ranks-0.csv"};
+    for (int i = 0; i < 3; i++)
+        texts[i] = read_file(names[i], &lengths[i]);
+    cr_assert_gt(memory_exhaust(read_all), 30);
+    for (int i = 0; i < 3; i++)
+        free(texts[i]);
 }

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "failing_memory.h"
+
 static mp_error err;
 
 TestSuite(best, .timeout = 240);
@@ -572,4 +574,33 @@ Test(best, contradictions)
     old.devices = 4;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), MP_ERR_INPUT);
     cr_assert_str_eq(err.message, "placement: device_count is 4, there are 2 ranks");
+}
+
+static mp_counts scarce_counts;
+static mp_placement scarce_old;
+
+static int balance_scarcely(mp_error *e)
+{
+    const mp_context context = {.threads = 1};
+    const mp_eplb_options options = {.num_physical = 24,
+                                     .ep = 8,
+                                     .nodes = 2,
+                                     .groups = 4,
+                                     .algorithm = MP_EPLB_BEST,
+                                     .objective = MP_EPLB_WORST,
+                                     .from = &scarce_old};
+    mp_eplb result;
+    int rc = mp_eplb_balance(&result, &scarce_counts, &options, &context, e);
+    mp_eplb_release(&result);
+    return rc;
+}
+
+Test(best, survives_any_failed_allocation)
+{
+    state = 71;
+    scarce_counts = drifting(1, 20, 3, 0);
+    cr_assert_eq(mp_placement_trivial(&scarce_old, 1, 20, 4, &err), 0);
+    cr_assert_gt(memory_exhaust(balance_scarcely), 8);
+    mp_counts_release(&scarce_counts);
+    mp_placement_release(&scarce_old);
 }
