@@ -20,6 +20,7 @@ typedef struct search {
     mp_best_work work;
     double *summed;      /* [n]: shares, summed over windows */
     double *summed_load; /* [g] */
+    double *rest;        /* [g]: F without two GPUs, one of them this */
     double *guess;       /* [n]: one weight an expert, for all windows */
     uint32_t *top;       /* [windows][3]: the most loaded GPUs */
     mp_arrangement trial;
@@ -156,6 +157,20 @@ static double f_after(const search *s, const mp_arrangement *a, uint32_t h, uint
     return f;
 }
 
+/* F of all GPUs but two: no swap of theirs gets below it. */
+static double f_without(const search *s, const mp_arrangement *a, uint32_t h, uint32_t l)
+{
+    const mp_node *node = s->node;
+    double f = 0;
+    for (size_t w = 0; w < node->windows; w++) {
+        const uint32_t *top = s->top + 3 * w;
+        while (*top == h || *top == l)
+            top++;
+        f = with_window(node, f, *top != UINT32_MAX ? a->load[w * node->gpus + *top] : 0);
+    }
+    return f;
+}
+
 /* The swap of slots that is best so far. */
 typedef struct swap {
     uint32_t x, y;
@@ -167,10 +182,12 @@ typedef struct swap {
 static void try_gpu(const search *s, const mp_arrangement *a, uint32_t h, swap *best)
 {
     const mp_node *node = s->node;
+    for (uint32_t l = 0; l < node->gpus; l++)
+        s->rest[l] = f_without(s, a, h, l);
     for (uint32_t i = h * node->room; i < (h + 1) * node->room; i++) {
         uint32_t x = (uint32_t)a->slot[i];
         for (uint32_t l = 0; l < node->gpus; l++) {
-            if (l == h || mp_holds(a, node, l, x))
+            if (l == h || !mp_lower(s->rest[l], best->f) || mp_holds(a, node, l, x))
                 continue;
             for (uint32_t j = l * node->room; j < (l + 1) * node->room; j++) {
                 uint32_t y = (uint32_t)a->slot[j];
@@ -268,6 +285,7 @@ static int init(search *s, const mp_node *node, mp_arena *arena, mp_error *err)
     if (rc == 0 &&
         (!(s->summed = mp_arena_alloc(arena, node->experts * sizeof(double))) ||
          !(s->summed_load = mp_arena_alloc(arena, node->gpus * sizeof(double))) ||
+         !(s->rest = mp_arena_alloc(arena, node->gpus * sizeof(double))) ||
          !(s->guess = mp_arena_alloc(arena, node->experts * sizeof(double))) ||
          !(s->top = mp_arena_alloc(arena, (size_t)node->windows * 3 * sizeof(uint32_t)))))
         rc = mp_fail_memory(err);
