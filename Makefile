@@ -251,6 +251,7 @@ UNIT_SOURCES := \
 	tests/unit/test_form.c \
 	tests/unit/test_forward.c \
 	tests/unit/test_forward_layer.c \
+	tests/unit/test_forward_sm90.c \
 	tests/unit/test_journal.c \
 	tests/unit/test_kernels_rows.c \
 	tests/unit/test_layout.c \

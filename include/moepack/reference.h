@@ -46,7 +46,8 @@ extern "C" {
  *   nvfp4    nvfp4         E2M1, E4M3 scale of 16 and a     the same
  *                          float32 scale a token
  *   bf16     bf16          BF16                             the same
- *   sm90-fp8 fp8_block     E4M3, float32 scale of 128       the same, SM90
+ *   sm90-fp8 fp8_block     E4M3, float32 scale of 128,      the same, SM90
+ *                          then UE8M0 scale of 64
  *   fuseep   int8_channel  INT8, float32 scale a token      Ascend FuseEP
  *
  * Formulas: moepack-forward(1), "ARITHMETIC".

@@ -2,6 +2,7 @@
 /* What kernels do to activations: quantization, rounding, the gate. */
 #include "forward/recipe.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
@@ -10,19 +11,23 @@
 /* DeepGEMM's helpers quantize the input with this floor. */
 #define FLOOR 1e-4f
 
-#define MX_BLOCK 32
-
 /* clang-format off */
 static const mp_recipe recipes[MP_EMULATIONS] = {
     [MP_EMULATE_EXACT] = {.name = "exact", .weights = MP_SCHEME_COUNT, .values = MP_SCHEME_COUNT, .wide = true},
-    [MP_EMULATE_W4A8] = {"w4a8", MP_SCHEME_MXFP4, MP_SCHEME_MXFP8, FLOOR, false, false, true, true},
-    [MP_EMULATE_W4A4] = {"w4a4", MP_SCHEME_MXFP4, MP_SCHEME_MXFP4, FLOOR, false, false, true, true},
-    [MP_EMULATE_NVFP4] = {"nvfp4", MP_SCHEME_NVFP4, MP_SCHEME_NVFP4, 0, false, false, true, true},
-    [MP_EMULATE_BF16] = {"bf16", MP_SCHEME_BF16, MP_SCHEME_BF16, 0, false, false, true, true},
-    [MP_EMULATE_SM90_FP8] = {"sm90-fp8", MP_SCHEME_FP8_BLOCK, MP_SCHEME_FP8_GROUP, FLOOR, false, false, true, true},
+    [MP_EMULATE_W4A8] = {.name = "w4a8", .weights = MP_SCHEME_MXFP4, .values = MP_SCHEME_MXFP8, .floor = FLOOR,
+                         .inner_block = 32, .round_gate = true, .weigh_inside = true},
+    [MP_EMULATE_W4A4] = {.name = "w4a4", .weights = MP_SCHEME_MXFP4, .values = MP_SCHEME_MXFP4, .floor = FLOOR,
+                         .inner_block = 32, .round_gate = true, .weigh_inside = true},
+    [MP_EMULATE_NVFP4] = {.name = "nvfp4", .weights = MP_SCHEME_NVFP4, .values = MP_SCHEME_NVFP4,
+                          .round_gate = true, .weigh_inside = true},
+    [MP_EMULATE_BF16] = {.name = "bf16", .weights = MP_SCHEME_BF16, .values = MP_SCHEME_BF16,
+                         .round_gate = true, .weigh_inside = true},
+    [MP_EMULATE_SM90_FP8] = {.name = "sm90-fp8", .weights = MP_SCHEME_FP8_BLOCK, .values = MP_SCHEME_FP8_GROUP, .floor = FLOOR,
+                             .input_block = 128, .inner_block = 64, .weigh_inside = true},
     /* Sums of products of codes are integers below 2^31, which float64 adds exactly in any
      * order: the kernel's int32 holds the same. */
-    [MP_EMULATE_FUSEEP] = {"fuseep", MP_SCHEME_INT8_CHANNEL, MP_SCHEME_INT8_CHANNEL, 0, true, true, false, false},
+    [MP_EMULATE_FUSEEP] = {.name = "fuseep", .weights = MP_SCHEME_INT8_CHANNEL, .values = MP_SCHEME_INT8_CHANNEL,
+                           .wide = true, .codes = true},
 };
 /* clang-format on */
 
@@ -103,24 +108,34 @@ static void round_row(float *row, uint64_t n, const buffers *b)
     kernels->bf16_decode((const uint16_t *)(const void *)b->codes, row, n);
 }
 
-/* The kernel's own quantization between the two products: it multiplies by the reciprocal of
- * the largest code, where the host divides, and has no floor. */
-static void requantize_inner(bool fp4, float *row, uint64_t n, const buffers *b)
+/* What GPUs do on their own: a scale is amax times the float32 reciprocal of the largest code,
+ * which differs from the quotient in the last bit, and from it, in one step, all codes. Within
+ * kernels (`power`) it is rounded up to a power of two; a block of zeros gets any. */
+static void quantize_blocks(bool fp4, uint64_t width, float floor, bool power, float *row,
+                            uint64_t n, const buffers *b)
 {
     const mp_kernels *kernels = mp_kernels_best();
 
-    for (uint64_t i = 0; i < n; i += MX_BLOCK) {
-        uint64_t count = n - i < MX_BLOCK ? n - i : MX_BLOCK;
+    for (uint64_t i = 0; i < n; i += width) {
+        uint64_t count = n - i < width ? n - i : width;
         uint32_t amax_bits = kernels->amax_bits(row + i, count);
-        uint8_t exponent[2]; /* of the scale, and of its reciprocal */
-        float amax, raw, scale[2];
+        float amax, scale, inverse;
 
         memcpy(&amax, &amax_bits, sizeof amax);
-        raw = amax * (fp4 ? 1.0f / 6 : 1.0f / 448);
-        kernels->ue8m0_encode(&raw, &exponent[0], 1);
-        exponent[1] = (uint8_t)(254 - exponent[0]);
-        kernels->ue8m0_decode(exponent, scale, 2);
-        kernels->scale(row + i, scale[1], row + i, count);
+        scale = (amax > floor ? amax : floor) * (fp4 ? 1.0f / 6 : 1.0f / 448);
+        if (power) {
+            uint8_t exponent[2]; /* of the scale, and of its reciprocal */
+            float both[2];
+
+            kernels->ue8m0_encode(&scale, &exponent[0], 1);
+            exponent[1] = (uint8_t)(254 - exponent[0]);
+            kernels->ue8m0_decode(exponent, both, 2);
+            scale = both[0];
+            inverse = both[1];
+        } else {
+            inverse = 1 / scale;
+        }
+        kernels->scale(row + i, inverse, row + i, count);
         if (fp4) {
             kernels->e2m1_encode(row + i, b->codes, count, MP_ROUND_OCP);
             kernels->e2m1_decode(b->codes, row + i, count);
@@ -128,7 +143,7 @@ static void requantize_inner(bool fp4, float *row, uint64_t n, const buffers *b)
             kernels->e4m3_encode(row + i, b->codes, count);
             kernels->e4m3_decode(b->codes, row + i, count);
         }
-        kernels->scale(row + i, scale[0], row + i, count);
+        kernels->scale(row + i, scale, row + i, count);
     }
 }
 
@@ -172,15 +187,20 @@ int mp_recipe_quantize(const mp_recipe *recipe, mp_stage stage, float *row, uint
                        float *scale, void *scratch, mp_error *err)
 {
     const buffers b = split(scratch, n);
-    bool mx = recipe->values == MP_SCHEME_MXFP4 || recipe->values == MP_SCHEME_MXFP8;
+    bool input = stage == MP_STAGE_INPUT;
+    unsigned width = input ? recipe->input_block : recipe->inner_block;
 
-    if (stage == MP_STAGE_INPUT || recipe->values == MP_SCHEME_BF16)
+    if (input || recipe->values == MP_SCHEME_BF16)
         round_row(row, n, &b);
     if (recipe->values == MP_SCHEME_BF16)
         return 0;
-    if (stage == MP_STAGE_INPUT || !mx)
+    if (width == 0)
         return requantize(recipe, stage, row, n, scale, &b, err);
-    requantize_inner(recipe->values == MP_SCHEME_MXFP4, row, n, &b);
+    for (uint64_t i = 0; input && i < n; i++)
+        if (!isfinite(row[i]))
+            return mp_fail(err, MP_ERR_INPUT, "x[%" PRIu64 "] is %g", i, (double)row[i]);
+    quantize_blocks(recipe->values == MP_SCHEME_MXFP4, width, input ? recipe->floor : 0, !input,
+                    row, n, &b);
     return 0;
 }
 

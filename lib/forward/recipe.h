@@ -10,6 +10,11 @@ typedef struct mp_recipe {
     mp_scheme weights; /* MP_SCHEME_COUNT: any */
     mp_scheme values;  /* what activations are quantized to; MP_SCHEME_COUNT: nothing */
     float floor;       /* that the amax of a block of the input counts as at least */
+    /* Columns of a scale that the GPU itself chooses, of the input and of what goes into L2:
+     * amax times the reciprocal of the largest code, the second time rounded up to a power of
+     * two. 0: values are quantized as weights of their scheme are. */
+    unsigned input_block;
+    unsigned inner_block;
     bool wide;         /* products are in float64 */
     bool codes;        /* they are of codes, and scaled afterwards */
     bool round_gate;   /* gate and up are rounded to BF16 */
