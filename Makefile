@@ -95,6 +95,7 @@ LIB_SOURCES := \
 	lib/numeric/decode.c \
 	lib/numeric/dispatch.c \
 	lib/numeric/encode.c \
+	lib/numeric/exact.c \
 	lib/numeric/finite.c \
 	lib/numeric/forms.c \
 	lib/numeric/mx.c \
@@ -273,6 +274,7 @@ UNIT_SOURCES := \
 	tests/unit/test_product.c \
 	tests/unit/test_quantize.c \
 	tests/unit/test_requantize.c \
+	tests/unit/test_requantize_exact.c \
 	tests/unit/test_requantize_given.c \
 	tests/unit/test_requantize_loss.c \
 	tests/unit/test_route.c \

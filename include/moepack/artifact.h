@@ -59,7 +59,7 @@ typedef struct mp_layer_error {
     double relative_rms;
     double sqnr_db;
     uint64_t saturated, flushed, elements;
-    uint64_t requantized_blocks; /* of nvfp4: mp_quant_stats (numeric.h) */
+    uint64_t requantized_blocks; /* mp_quant_stats (numeric.h) */
 } mp_layer_error;
 
 typedef struct mp_manifest {
@@ -70,9 +70,9 @@ typedef struct mp_manifest {
     /* quantization */
     mp_scheme source_scheme; /* MP_SCHEME_COUNT: not the same in all layers */
     mp_scheme target_scheme;
-    bool lossless;        /* of routed experts */
-    bool shared_lossless; /* of shared experts that are packed */
-    /* These are set where anything is not lossless: mp_manifest_requantized. */
+    bool lossless;        /* no weight of the routed experts changed */
+    bool shared_lossless; /* the same of shared experts that are packed */
+    /* These are set where anything does not pass through: mp_manifest_passes. */
     mp_scale_rule scale_rule;
     mp_rounding rounding;
     double amax_floor;
@@ -107,8 +107,12 @@ typedef struct mp_manifest {
 
 void mp_manifest_release(mp_manifest *manifest);
 
-/* True where some experts were requantized, by the rules that the manifest names. */
-bool mp_manifest_requantized(const mp_manifest *manifest);
+/* Whether the routed experts, or the shared ones, are in the pack as the checkpoint has them,
+ * scheme and codes: lossless, and without a row of errors. */
+bool mp_manifest_passes(const mp_manifest *manifest, bool shared);
+
+/* Sum over the rows of errors of routed or of shared experts. */
+uint64_t mp_manifest_requantized_blocks(const mp_manifest *manifest, bool shared);
 
 /* Text of moepack.json, malloc'ed. Its last member is an XXH3-128 of the
  * text without it, so that a change anywhere in the file shows. */

@@ -246,11 +246,16 @@ typedef struct mp_quant_stats {
      * 464 for E4M3, 127.5 for INT8, the end of the range for BF16. */
     uint64_t saturated;
     uint64_t flushed; /* nonzero original that decodes to zero */
-    /* To nvfp4 from mxfp4 or nvfp4: blocks (of the source) whose codes could not pass through. */
+    /* To nvfp4 from mxfp4 or nvfp4: blocks (of the source) whose codes could not pass through.
+     * To fp8_block from mxfp4 or mxfp8: tiles of 128 x 128 that could not stay exact. */
     uint64_t requantized_blocks;
 } mp_quant_stats;
 
 void mp_quant_stats_add(mp_quant_stats *into, const mp_quant_stats *more);
+
+/* True where a conversion keeps every weight but those of the blocks that stats count: mxfp4 to
+ * nvfp4, mxfp4 and mxfp8 to fp8_block. */
+bool mp_requantize_counts(mp_scheme from, mp_scheme to);
 
 /* Quantizes rows of a matrix from the scheme they are in to another one.
  *
@@ -272,8 +277,14 @@ void mp_quant_stats_add(mp_quant_stats *into, const mp_quant_stats *more);
  * What the source says exactly is kept:
  *   - Rows of the same scheme, block size and scale value pass through; only the
  *     type of the scales may change. (ue8m0 rounds scales that are no powers of two.)
- *   - mxfp4 to mxfp8 loses nothing, and mxfp4 to fp8_block or fp8_group with ue8m0
- *     loses nothing where exponents within a block are at most 14 apart.
+ *   - mxfp4 to mxfp8 loses nothing, and mxfp4 to fp8_group with ue8m0 loses nothing where
+ *     exponents within a block are at most 14 apart.
+ *   - mxfp4 and mxfp8 to fp8_block keep every value of a tile where they can: with kmax the
+ *     largest exponent byte of its blocks, under a scale of 2^(kmax-133) or 2^(kmax-127). For
+ *     mxfp4 every block that is not all zeros has to have at least kmax-14, and kmax to be 7 or
+ *     more; for mxfp8 no code may lose bits below the subnormals. Other tiles are encoded from
+ *     their values, those of mxfp8 as with ue8m0, and stats count them. amax_floor matters for
+ *     those only.
  *   - mxfp4 to nvfp4 passes a block's codes through where 2^(k-127) / global_scale
  *     is an E4M3 value (mp_nvfp4_global_exact), or where all of them are zeros;
  *     stats count the other blocks.

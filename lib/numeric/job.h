@@ -13,9 +13,12 @@ typedef struct mp_requantize_job {
     bool same_codes; /* the source's codes are those of the target */
     uint8_t *codes;
     uint8_t *scales;
-    float *row;          /* the row at hand, finite but for NaN that may stay */
-    float *decoded;      /* the same row out of codes and scales */
-    uint32_t *tile_amax; /* fp8_block: of each run of 128 columns */
+    float *row;     /* the row at hand, finite but for NaN that may stay */
+    float *decoded; /* the same row out of codes and scales */
+    /* fp8_block, of each run of 128 columns. tile_exponent: the largest exponent byte of an MX
+     * source, 0 where no scale makes the tile exact. */
+    uint32_t *tile_amax;
+    uint8_t *tile_exponent;
     mp_quant_stats *stats;
     mp_error *err;
 } mp_requantize_job;
@@ -34,6 +37,13 @@ int mp_job_measure(const mp_requantize_job *job, uint64_t row);
 /* The same for a finite row of BF16 and its mxfp4, by a kernel. */
 void mp_job_measure_bf16_as_mxfp4(const mp_requantize_job *job, const uint16_t *in,
                                   const uint8_t *codes, const uint8_t *scales);
+
+/* MX to fp8_block. Of up to 128 rows that share scales: begins with what their exponents say,
+ * checks row after row as it is read, and puts the exact scales in place of those of the tiles
+ * that stay as they are; counts the others. */
+void mp_job_begin_exact(const mp_requantize_job *job, uint64_t first, uint64_t rows);
+void mp_job_check_exact(const mp_requantize_job *job, uint64_t row);
+void mp_job_exact_scales(const mp_requantize_job *job, uint8_t *scales);
 
 /* mxfp4, or nvfp4 under another global scale, to nvfp4: encodes a row that was read. */
 void mp_job_fp4_to_nvfp4(const mp_requantize_job *job, uint64_t row);

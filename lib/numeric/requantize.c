@@ -14,12 +14,12 @@
 
 uint64_t mp_requantize_scratch(uint64_t cols)
 {
+    uint64_t tiles = mp_ceil_div(cols, MP_FP8_BLOCK);
     uint64_t values;
     uint64_t bytes;
 
-    if (!mp_mul_u64(cols, 2, &values) ||
-        !mp_add_u64(values, mp_ceil_div(cols, MP_FP8_BLOCK), &values) ||
-        !mp_mul_u64(values, sizeof(float), &bytes))
+    if (!mp_mul_u64(cols, 2, &values) || !mp_add_u64(values, tiles, &values) ||
+        !mp_mul_u64(values, sizeof(float), &bytes) || !mp_add_u64(bytes, tiles, &bytes))
         return UINT64_MAX;
     return bytes;
 }
@@ -54,6 +54,12 @@ static int check_target(const mp_rows *in, mp_scheme to, mp_error *err)
         return mp_fail(err, MP_ERR_USAGE, "fp8_block from row %" PRIu64 ", no multiple of %d",
                        in->row0, MP_FP8_BLOCK);
     return 0;
+}
+
+bool mp_requantize_counts(mp_scheme from, mp_scheme to)
+{
+    return (from == MP_SCHEME_MXFP4 && (to == MP_SCHEME_NVFP4 || to == MP_SCHEME_FP8_BLOCK)) ||
+           (from == MP_SCHEME_MXFP8 && to == MP_SCHEME_FP8_BLOCK);
 }
 
 /* One scale a row. */
@@ -238,8 +244,10 @@ static bool bf16_amax_of_tiles(const mp_requantize_job *job, uint64_t first, uin
     return finite;
 }
 
-/* The amax of up to 128 rows that share scales. finite: rows need not be looked at again. */
-static int amax_of_tiles(const mp_requantize_job *job, uint64_t first, uint64_t rows, bool *finite)
+/* The amax of up to 128 rows that share scales, and, of an MX source, what the tile's exact scale
+ * would be. finite: rows need not be looked at again. */
+static int amax_of_tiles(const mp_requantize_job *job, uint64_t first, uint64_t rows, bool exact,
+                         bool *finite)
 {
     uint64_t bytes = mp_ceil_div(job->in->cols, MP_FP8_BLOCK) * sizeof(*job->tile_amax);
     int rc = 0;
@@ -250,24 +258,35 @@ static int amax_of_tiles(const mp_requantize_job *job, uint64_t first, uint64_t 
         return 0;
     memset(job->tile_amax, 0, bytes);
     *finite = !job->options->allow_nonfinite;
-    for (uint64_t row = first; rc == 0 && row < first + rows; row++) {
+    if (exact)
+        mp_job_begin_exact(job, first, rows);
+    for (uint64_t row = first; row < first + rows; row++) {
         rc = mp_job_read_row(job, row, NULL);
-        if (rc == 0)
-            mp_fp8_block_amax(job->row, job->in->cols, job->tile_amax);
+        if (rc != 0)
+            return rc;
+        mp_fp8_block_amax(job->row, job->in->cols, job->tile_amax);
+        if (exact)
+            mp_job_check_exact(job, row);
     }
-    return rc;
+    return 0;
 }
 
-/* Rows are read twice: for their amax, and to encode. */
+/* Up to 128 rows that share scales, read twice: to choose these, and to encode. */
 static int convert_tiles(const mp_requantize_job *job, uint64_t first, uint64_t rows)
 {
     uint64_t tiles = mp_ceil_div(job->in->cols, MP_FP8_BLOCK);
     uint8_t *scales = mp_job_scales(job, first);
-    bool finite;
-    int rc = amax_of_tiles(job, first, rows, &finite);
+    bool exact = mp_requantize_counts(job->in->scheme, MP_SCHEME_FP8_BLOCK), finite;
+    mp_quant_options options = *job->options;
+    int rc = amax_of_tiles(job, first, rows, exact, &finite);
 
+    /* Most tiles of mxfp8 have a code or two that lose bits below the subnormals. Under a power of
+     * two that is all they lose, and not 2 or 3 % as under another scale. */
+    options.ue8m0 |= job->in->scheme == MP_SCHEME_MXFP8;
     if (rc == 0)
-        mp_fp8_scales(job->tile_amax, tiles, job->options, scales);
+        mp_fp8_scales(job->tile_amax, tiles, &options, scales);
+    if (rc == 0 && exact)
+        mp_job_exact_scales(job, scales);
     for (uint64_t row = first; rc == 0 && row < first + rows; row++) {
         rc = finite ? mp_decode_row(job->in, row, job->row, false, job->err)
                     : mp_job_read_row(job, row, NULL);
@@ -398,6 +417,8 @@ static int start_job(mp_requantize_job *job, const mp_rows *in, mp_scheme to,
         .row = work,
         .decoded = (float *)work + in->cols,
         .tile_amax = (uint32_t *)work + 2 * in->cols,
+        .tile_exponent =
+            (uint8_t *)((uint32_t *)work + 2 * in->cols + mp_ceil_div(in->cols, MP_FP8_BLOCK)),
         .err = err,
     };
     job->same_codes = passes_through(job);

@@ -6,6 +6,7 @@
 #include "base/json.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define DIMS_MAX (sizeof(((mp_form_tensor *)0)->shape) / sizeof(uint64_t))
 
@@ -16,6 +17,34 @@ void mp_manifest_release_forms(mp_manifest *m)
     free(m->forms);
     free(m->layer_form);
     free(m->shared_form);
+}
+
+/* ------------------------------------------------------------------------
+ * Errors
+ */
+
+static bool is_of(const mp_layer_error *e, bool shared)
+{
+    return (strncmp(e->matrix, "shared ", strlen("shared ")) == 0) == shared;
+}
+
+bool mp_manifest_passes(const mp_manifest *m, bool shared)
+{
+    bool passes = shared ? m->shared_lossless : m->lossless;
+
+    for (size_t i = 0; i < m->num_errors; i++)
+        passes &= !is_of(&m->errors[i], shared);
+    return passes;
+}
+
+uint64_t mp_manifest_requantized_blocks(const mp_manifest *m, bool shared)
+{
+    uint64_t blocks = 0;
+
+    for (size_t i = 0; i < m->num_errors; i++)
+        if (is_of(&m->errors[i], shared))
+            blocks += m->errors[i].requantized_blocks;
+    return blocks;
 }
 
 /* ------------------------------------------------------------------------

@@ -171,7 +171,8 @@ static int read_quantization(const json_t *root, mp_manifest *m, mp_error *err)
         return mp_manifest_unknown("scheme", source, err);
     if (!mp_scheme_parse(target, &m->target_scheme))
         return mp_manifest_unknown("scheme", target, err);
-    return mp_manifest_requantized(m) ? read_rules(json, m, err) : 0;
+    bool passes = mp_manifest_passes(m, false) && mp_manifest_passes(m, true);
+    return passes ? 0 : read_rules(json, m, err);
 }
 
 static int read_model(const json_t *root, mp_manifest *m, mp_error *err)
@@ -369,15 +370,15 @@ static int read_manifest(const json_t *root, mp_manifest *m, mp_error *err)
     if (mp_manifest_string(root, "tool_version", &m->tool_version, err) != 0 ||
         mp_manifest_string(root, "target", &m->target, err) != 0 ||
         get_u64(root, "target_version", &m->target_version, err) != 0 ||
-        mp_manifest_flag(root, "nz", &m->nz, err) != 0 || read_quantization(root, m, err) != 0 ||
-        read_model(root, m, err) != 0 || get_u64(root, "ep_size", &m->ep_size, err) != 0 ||
+        mp_manifest_flag(root, "nz", &m->nz, err) != 0 || read_errors(root, m, err) != 0 ||
+        read_quantization(root, m, err) != 0 || read_model(root, m, err) != 0 ||
+        get_u64(root, "ep_size", &m->ep_size, err) != 0 ||
         get_u64(root, "num_physical", &m->num_physical, err) != 0 ||
         read_options(root, m, err) != 0 ||
         get_digest(root, "placement_xxh3", m->placement_xxh3, err) != 0 ||
         (!json_is_null(config) && get_digest(root, "config_xxh3", m->config_xxh3, err) != 0) ||
         read_shards(root, m, err) != 0 || read_layers(root, m, err) != 0 ||
         mp_manifest_read_forms(root, m, err) != 0 || read_ranks(root, m, err) != 0 ||
-        read_errors(root, m, err) != 0 ||
         get_optional_string(root, "command", &m->command, err) != 0)
         return err->code;
     if (m->ep_size == 0 || m->ep_size > UINT32_MAX || m->num_physical > UINT32_MAX ||
@@ -468,11 +469,6 @@ int mp_manifest_load(mp_manifest *manifest, const char *dir, mp_error *err)
     rc = mp_manifest_parse(manifest, text, length, err);
     free(text);
     return rc;
-}
-
-bool mp_manifest_requantized(const mp_manifest *m)
-{
-    return !m->lossless || !m->shared_lossless;
 }
 
 bool mp_is_packed(const char *dir)

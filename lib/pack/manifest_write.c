@@ -54,7 +54,8 @@ json_t *mp_json_with(json_t *object, const char *key, json_t *value)
 
 static json_t *quantization_json(const mp_manifest *m)
 {
-    bool ruled = mp_manifest_requantized(m), mixed = m->source_scheme == MP_SCHEME_COUNT;
+    bool ruled = !mp_manifest_passes(m, false) || !mp_manifest_passes(m, true);
+    bool mixed = m->source_scheme == MP_SCHEME_COUNT;
     json_t *json =
         json_pack("{s:s, s:s, s:b, s:b, s:o, s:o}", "source",
                   mixed ? MP_MANIFEST_MIXED : mp_scheme_name(m->source_scheme), "target",

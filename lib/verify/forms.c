@@ -212,7 +212,7 @@ static int same_style(const group *g, bool shared, bool *same, mp_error *err)
 static bool is_lossless(const group *g, bool shared)
 {
     return mp_passes_through(g->storage, g->target) &&
-           (!shared || !g->target->ue8m0 || g->check->manifest.shared_lossless);
+           (!shared || !g->target->ue8m0 || mp_manifest_passes(&g->check->manifest, true));
 }
 
 static int match_group(const group *g, bool shared, bool *match, mp_error *err)

@@ -54,7 +54,7 @@ static bool is_requantized(const mp_check *check, const mp_moe_layer *source)
     return !mp_passes_through(&source->storage, check->shape.sets[MP_SET_SLOTS].target) ||
            (packs_shared(check) &&
             (!mp_passes_through(&source->shared_storage, shared_target(check)) ||
-             !check->manifest.shared_lossless));
+             !mp_manifest_passes(&check->manifest, true)));
 }
 
 static int read_model(const mp_config *config, const char *family, mp_numeric_model *model,

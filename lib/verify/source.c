@@ -112,24 +112,40 @@ static const char *source_scheme_text(mp_scheme scheme)
     return scheme == MP_SCHEME_COUNT ? "mixed" : mp_scheme_name(scheme);
 }
 
+/* What the manifest has to say of experts that pass through, or whose conversion keeps all
+ * weights but those of the blocks that it counts. */
+static bool match_loss(mp_check *check, const char *what, bool shared, bool passes, bool keeps)
+{
+    const mp_manifest *m = &check->manifest;
+    bool says = shared ? m->shared_lossless : m->lossless;
+    bool lossless = passes || (keeps && mp_manifest_requantized_blocks(m, shared) == 0);
+
+    return same_text(check, what, says ? "lossless" : "requantized",
+                     lossless ? "lossless" : "requantized") &&
+           same_text(check, "errors", says && mp_manifest_passes(m, shared) ? "none" : "some",
+                     passes ? "none" : "some");
+}
+
 /* The scheme of the layers that are packed, and whether they pass through. */
 static bool match_quantization(const mp_source *source, mp_check *check)
 {
     const mp_manifest *m = &check->manifest;
+    const mp_target *target = check->shape.sets[MP_SET_SLOTS].target;
     mp_scheme scheme = source->layers[0]->storage.scheme;
-    bool lossless = true;
+    bool passes = true, keeps = true;
 
     for (size_t i = 0; i < m->num_layers; i++) {
-        lossless &=
-            mp_passes_through(&source->layers[i]->storage, check->shape.sets[MP_SET_SLOTS].target);
+        const mp_storage *storage = &source->layers[i]->storage;
+        bool one = mp_passes_through(storage, target);
+
+        passes &= one;
+        keeps &= one || mp_requantize_counts(storage->scheme, target->scheme);
         if (source->layers[i]->storage.scheme != source->layers[0]->storage.scheme)
             scheme = MP_SCHEME_COUNT;
     }
     bool same = same_text(check, "source quantization", source_scheme_text(m->source_scheme),
                           source_scheme_text(scheme));
-    return same_text(check, "repack", m->lossless ? "lossless" : "requantized",
-                     lossless ? "lossless" : "requantized") &&
-           same;
+    return match_loss(check, "repack", false, passes, keeps) && same;
 }
 
 static bool match_layers(mp_source *source, mp_check *check)
@@ -177,7 +193,7 @@ static int match_shared(const mp_source *source, mp_check *check, bool *match, m
 {
     const mp_manifest *m = &check->manifest;
     const mp_slot_set *set = &check->shape.sets[check->shape.num_sets - 1];
-    bool lossless = true;
+    bool all_pass = true, keeps = true;
 
     if (m->shared == MP_SHARED_NONE)
         return 0;
@@ -198,13 +214,13 @@ static int match_shared(const mp_source *source, mp_check *check, bool *match, m
             int rc = side_passes(source, set, i, (mp_side)side, &passes, err);
             if (rc != 0)
                 return rc;
-            lossless &= passes;
+            all_pass &= passes;
+            keeps &= passes || mp_requantize_counts(source->layers[i]->shared_storage.scheme,
+                                                    set->target->scheme);
         }
     }
-    if (*match && m->shared_lossless != lossless && !(lossless && set->target->ue8m0))
-        *match = same_text(check, "repack of shared experts",
-                           m->shared_lossless ? "lossless" : "requantized",
-                           lossless ? "lossless" : "requantized");
+    if (*match && !(all_pass && set->target->ue8m0))
+        *match = match_loss(check, "repack of shared experts", true, all_pass, keeps);
     return 0;
 }
 

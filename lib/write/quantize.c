@@ -48,6 +48,35 @@ static int check_carried(const mp_quantize_plan *plan, const mp_storage *storage
     return 0;
 }
 
+/* What MX experts become in FP8 has scales that are powers of two, which DeepSeek V4 stores as
+ * such; its base model, which never was MX, has float32. */
+static void choose_scale_type(const mp_quantize_options *options, const mp_storage *storage,
+                              const mp_naming *naming, mp_form *form)
+{
+    const char *style = options->style ? options->style : mp_style_default(options->scheme, naming);
+
+    if (options->scheme != MP_SCHEME_FP8_BLOCK || strcmp(style, "deepseek-v4") != 0 ||
+        !mp_requantize_counts(storage->scheme, options->scheme))
+        return;
+    for (size_t i = 0; i < form->num_tensors; i++)
+        if (form->tensors[i].role == MP_ROLE_SCALE)
+            form->tensors[i].dtype = MP_F8_E8M0;
+}
+
+/* The form in which experts are written. */
+static int choose_form(const mp_quantize_plan *plan, const mp_storage *storage,
+                       const mp_naming *naming, bool shared, uint64_t width, mp_form *form,
+                       mp_error *err)
+{
+    const mp_quantize_options *options = &plan->options;
+
+    int rc = mp_style_form(options->style, options->scheme, naming, shared,
+                           plan->catalog->hidden_size, width, form, err);
+    if (rc == 0)
+        choose_scale_type(options, storage, naming, form);
+    return rc;
+}
+
 static int plan_routed(mp_quantize_plan *plan, mp_quantize_layer *layer, mp_error *err)
 {
     const mp_moe_layer *source = layer->source;
@@ -59,8 +88,8 @@ static int plan_routed(mp_quantize_plan *plan, mp_quantize_layer *layer, mp_erro
     for (uint32_t e = 0; e < source->num_experts; e++)
         if (check_carried(plan, &source->storage, &source->experts[e], err) != 0)
             return err->code;
-    return mp_style_form(plan->options.style, plan->options.scheme, source->naming, false,
-                         catalog->hidden_size, catalog->moe_intermediate_size, &layer->form, err);
+    return choose_form(plan, &source->storage, source->naming, false,
+                       catalog->moe_intermediate_size, &layer->form, err);
 }
 
 static int plan_shared(mp_quantize_plan *plan, mp_quantize_layer *layer, mp_error *err)
@@ -80,9 +109,9 @@ static int plan_shared(mp_quantize_plan *plan, mp_quantize_layer *layer, mp_erro
     layer->expert_units += MP_PROJECTIONS;
     if (check_carried(plan, &source->shared_storage, &source->shared, err) != 0)
         return err->code;
-    return mp_style_form(
-        plan->options.style, plan->options.scheme, &naming, true, catalog->hidden_size,
-        catalog->num_shared_experts * catalog->moe_intermediate_size, &layer->shared_form, err);
+    return choose_form(plan, &source->shared_storage, &naming, true,
+                       catalog->num_shared_experts * catalog->moe_intermediate_size,
+                       &layer->shared_form, err);
 }
 
 static int plan_layer(mp_quantize_plan *plan, mp_quantize_layer *layer, mp_error *err)

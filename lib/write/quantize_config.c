@@ -159,11 +159,27 @@ static void warn_input_scales(mp_quantize_plan *plan, const mp_config_change *ch
                                     "activations to nvfp4 need one");
 }
 
+/* Whether scales of fp8_block are written as F8_E8M0. */
+static bool writes_powers(const mp_quantize_plan *plan)
+{
+    bool powers = false;
+
+    for (size_t i = 0; i < plan->num_layers; i++) {
+        const mp_form_tensor *scale =
+            plan->layers[i].routed ? mp_form_find(&plan->layers[i].form, MP_GATE, MP_ROLE_SCALE) : NULL;
+
+        powers |= scale && scale->dtype == MP_F8_E8M0;
+    }
+    return powers;
+}
+
 static int rewrite_config(mp_quantize_plan *plan, const char *text, mp_config_change *change,
                           mp_error *err)
 {
-    if (change->scheme == MP_SCHEME_FP8_BLOCK)
-        plan->options.quant.ue8m0 = change->ue8m0 = mp_config_says_ue8m0(text);
+    if (change->scheme == MP_SCHEME_FP8_BLOCK) {
+        plan->options.quant.ue8m0 = mp_config_says_ue8m0(text);
+        change->ue8m0 = plan->options.quant.ue8m0 || writes_powers(plan);
+    }
     if (mp_config_requantized(text, change, &plan->config, &plan->warnings, err) != 0)
         return err->code;
     warn_input_scales(plan, change);

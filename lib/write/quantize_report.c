@@ -93,6 +93,25 @@ static json_t *errors_json(const mp_quantize_plan *plan, const mp_quant_stats *s
     return list;
 }
 
+/* Whether no weight changed. */
+static bool is_lossless(const mp_quantize_plan *plan, const mp_quant_stats *stats)
+{
+    bool lossless = true;
+
+    for (size_t i = 0; stats && i < plan->num_layers; i++) {
+        const mp_quantize_layer *layer = &plan->layers[i];
+
+        for (uint64_t u = 0; u < layer->expert_units; u++) {
+            mp_quantize_unit unit = mp_quantize_unit_of(plan, layer, u);
+
+            lossless &=
+                unit.lossless || (stats[layer->first_unit + u].requantized_blocks == 0 &&
+                                  mp_requantize_counts(unit.storage->scheme, plan->options.scheme));
+        }
+    }
+    return lossless;
+}
+
 static json_t *source_json(const mp_checkpoint *ckpt)
 {
     json_t *list = json_array();
@@ -132,11 +151,11 @@ int mp_quantize_put_report(const mp_quantize_plan *plan, const mp_quant_stats *s
                            const char *dir, mp_error *err)
 {
     const mp_quantize_options *o = &plan->options;
-    json_t *json = json_pack("{s:s, s:s, s:s, s:s, s:b, s:o, s:o, s:o}", "format_version", "1",
-                             "tool_version", MP_VERSION, "command", o->command ? o->command : "",
-                             "scheme", mp_scheme_name(o->scheme), "lossless", plan->work.lossless,
-                             "layers", layers_json(plan), "errors", errors_json(plan, stats),
-                             "source", source_json(&plan->catalog->checkpoint));
+    json_t *json = json_pack(
+        "{s:s, s:s, s:s, s:s, s:b, s:o, s:o, s:o}", "format_version", "1", "tool_version",
+        MP_VERSION, "command", o->command ? o->command : "", "scheme", mp_scheme_name(o->scheme),
+        "lossless", is_lossless(plan, stats), "layers", layers_json(plan), "errors",
+        errors_json(plan, stats), "source", source_json(&plan->catalog->checkpoint));
     char *text = json ? mp_json_text(json) : NULL;
     int rc = text ? mp_put_text(dir, MP_QUANTIZE_REPORT, text, strlen(text), NULL, err)
                   : mp_fail_memory(err);

@@ -4,6 +4,7 @@
 #include "write/quantize.h"
 
 #include "base/error.h"
+#include "checkpoint/form.h"
 #include "experts/stored.h"
 
 #include <math.h>
@@ -34,7 +35,8 @@ typedef struct job {
     mp_quant_stats *stats;
     float multiplier; /* of nvfp4: the second scale of what is written */
     float stored;     /* the same as it is stored */
-    uint8_t *raw, *raw_scale, *codes, *scales, *work;
+    bool powers;      /* float32 scales are written as F8_E8M0 */
+    uint8_t *raw, *raw_scale, *codes, *scales, *exponents, *work;
 } job;
 
 static uint64_t larger(uint64_t a, uint64_t b)
@@ -68,6 +70,7 @@ static uint8_t *take(uint8_t *base, uint64_t *used, uint64_t n)
 static uint64_t lay_out(job *j, uint8_t *base)
 {
     uint64_t raw_row = mp_storage_row_bytes(j->storage, j->cols);
+    uint64_t scale_row = scale_row_bytes(j->scheme, j->cols);
     uint64_t row = mp_scheme_row_bytes(j->scheme, j->cols);
     uint64_t group = tile_group(j->scheme), used = 0, tiles, scale_rows;
     uint64_t bytes = is_transposed(j->storage) ? TRANSPOSED_BYTES : TILE_BYTES;
@@ -80,14 +83,16 @@ static uint64_t lay_out(job *j, uint8_t *base)
     j->raw = take(base, &used, j->tile_rows * raw_row);
     j->raw_scale = take(base, &used, scale_rows * mp_storage_scale_row_bytes(j->storage, j->cols));
     j->codes = take(base, &used, j->tile_rows * row);
-    j->scales =
-        take(base, &used, mp_ceil_div(j->tile_rows, group) * scale_row_bytes(j->scheme, j->cols));
+    j->scales = take(base, &used, mp_ceil_div(j->tile_rows, group) * scale_row);
+    j->exponents =
+        take(base, &used, j->powers ? mp_ceil_div(j->tile_rows, group) * scale_row / 4 : 0);
     j->work = take(base, &used, mp_requantize_scratch(j->cols));
     return used;
 }
 
 static job job_of(const mp_quantize_plan *plan, const mp_quantize_unit *unit)
 {
+    const mp_form_tensor *scale = mp_form_find(unit->form, unit->projection, MP_ROLE_SCALE);
     const mp_catalog *catalog = plan->catalog;
     uint64_t hidden = catalog->hidden_size, width = catalog->moe_intermediate_size;
 
@@ -102,6 +107,8 @@ static job job_of(const mp_quantize_plan *plan, const mp_quantize_unit *unit)
         .cols = unit->projection == MP_DOWN ? width : hidden,
         .multiplier = 1,
         .stored = 1,
+        .powers = scale && scale->dtype == MP_F8_E8M0 &&
+                  mp_scheme_form_of(plan->options.scheme)->scale_dtype == MP_F32,
     };
 }
 
@@ -267,22 +274,37 @@ static const mp_matrix *matrix_of(const job *j)
     return &j->unit->expert->matrix[j->unit->projection];
 }
 
+/* Scales of `rows` rows of blocks from `row` on. */
+static int write_scales(const job *j, uint64_t row, uint64_t rows, mp_error *err)
+{
+    uint64_t row_bytes = scale_row_bytes(j->scheme, j->cols);
+    const void *scales = j->scales;
+
+    if (j->powers) {
+        row_bytes /= sizeof(float);
+        scales = j->exponents;
+        if (!mp_scales_convert(MP_F32, j->scales, rows * row_bytes, MP_F8_E8M0, j->exponents))
+            return mp_fail(err, MP_ERR_INPUT, "%s: a scale that is no power of two",
+                           matrix_of(j)->weight->name);
+    }
+    return write_to(j, MP_WRITTEN_SCALE, row * row_bytes, scales, rows * row_bytes, err);
+}
+
 static int requantize_tile(const job *j, const mp_quant_options *options, uint64_t row0,
                            uint64_t rows, mp_error *err)
 {
-    uint64_t scale_bytes = scale_row_bytes(j->scheme, j->cols);
     uint64_t row_bytes = mp_scheme_row_bytes(j->scheme, j->cols), group = tile_group(j->scheme);
+    bool has_scale = mp_scheme_form_of(j->scheme)->has_scale;
     mp_rows in;
 
     if (read_rows(j, matrix_of(j), row0, rows, &in, err) != 0)
         return err->code;
-    if (mp_requantize(&in, j->scheme, options, j->codes, scale_bytes ? j->scales : NULL, j->work,
+    if (mp_requantize(&in, j->scheme, options, j->codes, has_scale ? j->scales : NULL, j->work,
                       j->unit->lossless ? NULL : j->stats, err) != 0)
         return mp_error_prefix(err, "%s", matrix_of(j)->weight->name);
     if (write_to(j, MP_WRITTEN_WEIGHT, row0 * row_bytes, j->codes, rows * row_bytes, err) != 0)
         return err->code;
-    return write_to(j, MP_WRITTEN_SCALE, row0 / group * scale_bytes, j->scales,
-                    mp_ceil_div(rows, group) * scale_bytes, err);
+    return has_scale ? write_scales(j, row0 / group, mp_ceil_div(rows, group), err) : 0;
 }
 
 /* Conventions of activation scales are each other's reciprocals, as those of second scales. */
@@ -348,6 +370,7 @@ int mp_quantize_matrix(const mp_quantize_plan *plan, const mp_quantize_unit *uni
         return err->code;
     options.global_scale = j.multiplier;
     options.row_scales = NULL;
+    options.ue8m0 |= j.powers;
     for (uint64_t row = 0; row < j.rows; row += j.tile_rows)
         if (requantize_tile(&j, &options, row, tile_at(&j, row), err) != 0)
             return err->code;

@@ -323,6 +323,27 @@ static int describe_errors(const description *d, mp_error *err)
     return 0;
 }
 
+/* Whether the routed or the shared experts of a layer came through without loss. */
+static bool is_lossless(const description *d, const mp_plan_layer *layer, bool shared)
+{
+    const mp_shape *shape = &d->plan->shape;
+    const mp_target *target =
+        shape->sets[shared && shape->shared == MP_SHARED_SEPARATE ? MP_SET_SHARED : MP_SET_SLOTS]
+            .target;
+    const mp_moe_layer *source = layer->source;
+    uint32_t first = shared ? source->num_experts : 0;
+    uint32_t end = shared ? d->plan->shape.num_ids : source->num_experts;
+    uint64_t blocks = 0;
+
+    if (!requantized(d, layer, first, end))
+        return true;
+    for (uint64_t unit = (uint64_t)first * MP_SIDES; unit < (uint64_t)end * MP_SIDES; unit++)
+        blocks += d->state->stats[layer->first_unit + unit].requantized_blocks;
+    return blocks == 0 &&
+           mp_requantize_counts(shared ? source->shared_storage.scheme : source->storage.scheme,
+                                target->scheme);
+}
+
 static void describe_quantization(const description *d)
 {
     const mp_plan *plan = d->plan;
@@ -335,9 +356,8 @@ static void describe_quantization(const description *d)
     for (size_t i = 0; i < plan->num_layers; i++) {
         const mp_plan_layer *layer = &plan->layers[i];
 
-        m->lossless &= layer->lossless;
-        m->shared_lossless &=
-            !requantized(d, layer, layer->source->num_experts, plan->shape.num_ids);
+        m->lossless &= layer->lossless || is_lossless(d, layer, false);
+        m->shared_lossless &= is_lossless(d, layer, true);
         mixed |= layer->source->storage.scheme != source;
     }
     m->source_scheme = mixed ? MP_SCHEME_COUNT : source;
@@ -375,10 +395,10 @@ static int describe_run(const description *d, mp_error *err)
     m->dropped = plan->drop;
     if (!m->tool_version || !m->target || !m->family || (options->command && !m->command))
         return mp_fail_memory(err);
-    describe_quantization(d);
-    if (describe_source(d, err) != 0 || describe_layers(d, err) != 0 ||
-        describe_forms(plan, m, err) != 0 || describe_errors(d, err) != 0)
+    if (describe_errors(d, err) != 0 || describe_source(d, err) != 0 ||
+        describe_layers(d, err) != 0 || describe_forms(plan, m, err) != 0)
         return err->code;
+    describe_quantization(d);
     return 0;
 }
 

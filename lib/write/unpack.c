@@ -62,8 +62,9 @@ static json_t *report_json(const mp_unpack_plan *plan)
     }
     return json_pack("{s:s, s:s, s:s, s:b, s:b, s:o, s:o}", "tool_version", mp_version(),
                      "pack_xxh3", plan->pack.xxh3, "target", plan->pack.manifest.target, "lossless",
-                     plan->pack.manifest.lossless, "shared_lossless",
-                     plan->pack.manifest.shared_lossless, "layers", layers, "files", files);
+                     mp_manifest_passes(&plan->pack.manifest, false), "shared_lossless",
+                     mp_manifest_passes(&plan->pack.manifest, true), "layers", layers, "files",
+                     files);
 }
 
 static int report_text(const mp_unpack_plan *plan, char **text, mp_error *err)

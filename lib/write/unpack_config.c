@@ -102,9 +102,9 @@ int mp_unpack_config(mp_unpack_plan *plan, mp_error *err)
     const mp_manifest *m = &plan->pack.manifest;
     int rc = load_config(plan, err);
 
-    if (rc == 0 && plan->source->config && m->shared_form && !m->shared_lossless)
+    if (rc == 0 && plan->source->config && m->shared_form && !mp_manifest_passes(m, true))
         rc = change_config(plan, true, err);
-    if (rc == 0 && plan->source->config && !m->lossless)
+    if (rc == 0 && plan->source->config && !mp_manifest_passes(m, false))
         rc = change_config(plan, false, err);
     return rc;
 }

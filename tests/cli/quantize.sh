@@ -106,6 +106,47 @@ quantize "$fixtures/v3-fp8" -o out -f mxfp4
 assert_status 0
 assert_stderr_has 'moepack: quantize: warning: config.json: quantization_config stays "fp8" for '
 
+# types DIR: types of the scales of routed experts.
+types()
+{
+    tensors "$1" | awk '/experts\.[0-9]+\..*scale/ { print $2 }' | sort -u
+}
+
+it "keeps every value of MX experts in FP8, with scales as the style has them"
+moepack synth -o mxfp4 --family deepseek_v4 --format mxfp4 --hidden 288 --intermediate 160 \
+    --experts 3 --layers 1 --hash 0 --top-k 2 -q
+for case in 'deepseek-v4 F8_E8M0' 'deepseek-v3 F32' 'compressed-tensors F32'; do
+    read -r style type <<<"$case"
+    rm -rf out
+    quantize mxfp4 -o out -f fp8_block --style "$style" -q
+    assert_status 0
+    assert_equal "$(types out)" "$type"
+    run moepack diff mxfp4 out
+    assert_status 0
+    assert_stdout_has 'equal: 0 of '
+    assert_equal "$(jq -c '[.lossless, ([.errors[].requantized_blocks] | add)]' \
+        out/moepack-quantize.json)" '[true,0]'
+done
+
+it "counts the tiles whose exponents are too far apart"
+quantize "$fixtures/quark-mxfp4" -o out -f fp8_block -q
+assert_status 0
+assert_equal "$(jq -c '[.lossless, ([.errors[].requantized_blocks] | add)]' \
+    out/moepack-quantize.json)" '[false,9]'
+
+it "loses nothing but bits below the subnormals of MXFP8 in FP8"
+moepack synth -o mxfp8 --family minimax_m3 --format mxfp8 --hidden 288 --intermediate 160 \
+    --experts 3 --layers 2 --top-k 2 -q
+for case in 'deepseek-v4 F8_E8M0' 'deepseek-v3 F32'; do
+    read -r style type <<<"$case"
+    rm -rf out
+    quantize mxfp8 -o out -f fp8_block --style "$style" -q
+    assert_status 0
+    assert_equal "$(types out)" "$type"
+    assert_equal "$(jq -c '[.lossless, ([.errors[] | .requantized_blocks > 0 and
+        .relative_rms < 1e-5] | all)]' out/moepack-quantize.json)" '[false,true]'
+done
+
 it "refuses a scheme that the style lacks, and names those that have it"
 quantize "$fixtures/qwen3-bf16" -o out -f nvfp4 --style deepseek-v3
 assert_status 5

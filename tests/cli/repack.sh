@@ -177,6 +177,25 @@ assert_equal "$(jq -c .quantization.lossless out/moepack.json)" false
 run moepack verify out --source "$WORK/qwen3" --level exact
 assert_status 0
 
+it "loses nothing from mxfp4 to fp8_block, and says so"
+moepack synth -o mxfp4 --family deepseek_v4 --format mxfp4 --hidden 384 --intermediate 128 \
+    --experts 3 --layers 2 --top-k 2 --hash 1 -q
+run moepack repack mxfp4 -o out --target megamoe-sm90-fp8 --ep 3 --quantize fp8_block
+assert_status 0
+assert_equal "$(jq -c '[.quantization.lossless, ([.errors[].requantized_blocks] | add)]' \
+    out/moepack.json)" '[true,0]'
+run moepack verify out --source mxfp4 --level exact
+assert_status 0
+run moepack diff mxfp4 out
+assert_stdout_has 'equal: 0 of '
+run moepack unpack out -o back -q
+assert_status 0
+assert_equal "$(jq -c .lossless back/moepack-unpack.json)" false
+run moepack repack back -o again --target megamoe-sm90-fp8 --ep 3 -q
+assert_status 0
+cmp out/rank-002/model-00001-of-00001.safetensors again/rank-002/model-00001-of-00001.safetensors
+assert $? "packing what was unpacked gives something else"
+
 it "says that nothing is lost where the scheme is the target's already"
 run moepack repack "$v4" -o out "${v4_flags[@]}" --quantize mxfp4 -q
 assert_status 0

@@ -15,8 +15,8 @@ set -u
 # Of each manifest: "exact", or the largest relative RMS error; "*" where something was dropped.
 costs()
 {
-    jq -r '(if .quantization.lossless then "exact" else [.errors[].relative_rms] | max end
-           | tostring) + (if .dropped then "*" else "" end)' "$@"
+    jq -r '(if .errors then [.errors[].relative_rms] | max else "exact" end | tostring) +
+        (if .dropped then "*" else "" end)' "$@"
 }
 
 # A row of costs behind the three words of the form.
@@ -56,7 +56,7 @@ fold_families()
 {
     awk -v families="$(cut -d ' ' -f 1 list | uniq | paste -s -d ' ')" '
         # "exact", "0", or that it is a number; with a star or without
-        function kind(cell) { return cell ~ /^0\./ ? (cell ~ /\*/ ? "some*" : "some") : cell }
+        function kind(cell) { return cell ~ /^0\.|e-/ ? (cell ~ /\*/ ? "some*" : "some") : cell }
 
         # The families of a row, or those that are not; whatever is shorter.
         function names(row,    i, list, others, more) {

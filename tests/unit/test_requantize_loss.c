@@ -622,7 +622,7 @@ Test(requantize_loss, nothing_to_do)
 
 Test(requantize_loss, scratch_is_bounded)
 {
-    cr_assert_eq(mp_requantize_scratch(352), (352 * 2 + 3) * 4);
+    cr_assert_eq(mp_requantize_scratch(352), (352 * 2 + 3) * 4 + 3);
     cr_assert_eq(mp_requantize_scratch(UINT64_MAX), UINT64_MAX);
     cr_assert_eq(mp_requantize_scratch(UINT64_MAX / 8), UINT64_MAX);
 }

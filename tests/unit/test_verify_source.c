@@ -285,6 +285,28 @@ Test(verify_source, finds_forms_that_no_style_has)
     EXPECT_LIE(m.forms[0].tensors[0].role = MP_ROLE_SHAPE, 2, layer, FORM "no weight of gate");
 }
 
+/* A conversion that loses nothing: so says the manifest, and has rows of errors all the same. */
+Test(verify_source, finds_lies_about_what_was_lost)
+{
+    mp_synth_options mxfp4 = deepseek_v3;
+
+    mxfp4.scheme = MP_SCHEME_MXFP4;
+    mxfp4.seed = 12;
+    make_source(&mxfp4);
+    pack_source(source, (mp_repack_options){.target = mp_target_find("megamoe-sm90-fp8"),
+                                            .ep = 2,
+                                            .quantize = true,
+                                            .quantize_to = MP_SCHEME_FP8_BLOCK});
+    verify_against(source);
+    expect_count(0);
+    EXPECT_LIE(m.lossless = false, 1, NULL,
+               "moepack.json: repack \"requantized\", of the source it is \"lossless\"");
+    EXPECT_LIE(m.errors[2].requantized_blocks = 1, 1, NULL,
+               "moepack.json: repack \"lossless\", of the source it is \"requantized\"");
+    EXPECT_LIE(for (size_t i = 0; i < m.num_errors; i++) m.errors[i].matrix = "shared w2", 1, NULL,
+               "moepack.json: errors \"none\", of the source it is \"some\"");
+}
+
 Test(verify_source, finds_shared_experts_that_were_not_requantized)
 {
     make_source(&deepseek_v3);

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Tiles of fp8_block that hold all values of an MX source as they are.
+ *
+ * E4M3 has a wider range than a block of 32 needs, so the powers of two that set the blocks of a
+ * tile apart can go into its codes. With kmax the largest exponent byte of the tile's blocks, its
+ * scale is 2^(kmax-133) for mxfp4, under which the largest element, 6, becomes 384, and
+ * 2^(kmax-127) for mxfp8. A value under a smaller byte becomes a smaller code; the tile is exact
+ * unless one falls between the subnormals, which are multiples of 2^-9. */
+#include "base/error.h"
+#include "numeric/encode.h"
+#include "numeric/job.h"
+#include "numeric/kernels.h"
+
+#include <float.h>
+#include <math.h>
+
+#define BLOCKS (MP_FP8_BLOCK / MP_MX_BLOCK) /* of a row of a tile */
+
+/* So far below, the least element of mxfp4, 0.5, is 2^-9 under the tile's scale. */
+#define MXFP4_REACH 14
+
+/* Further below, even 448 is less than 2^-9. */
+#define MXFP8_REACH 17
+
+/* The bits by which a tile's scale is below that of its largest block. */
+static int headroom(mp_scheme from)
+{
+    return from == MP_SCHEME_MXFP4 ? 6 : 0;
+}
+
+static const uint8_t *exponents_of(const mp_requantize_job *job, uint64_t row)
+{
+    return (const uint8_t *)job->in->scale + row * mp_ceil_div(job->in->cols, MP_MX_BLOCK);
+}
+
+void mp_job_begin_exact(const mp_requantize_job *job, uint64_t first, uint64_t rows)
+{
+    uint64_t blocks = mp_ceil_div(job->in->cols, MP_MX_BLOCK);
+    uint64_t tiles = mp_ceil_div(job->in->cols, MP_FP8_BLOCK);
+
+    memset(job->tile_exponent, 0, tiles * sizeof *job->tile_exponent);
+    for (uint64_t row = first; row < first + rows; row++) {
+        const uint8_t *exponents = exponents_of(job, row);
+
+        for (uint64_t i = 0; i < blocks; i++)
+            if (exponents[i] > job->tile_exponent[i / BLOCKS])
+                job->tile_exponent[i / BLOCKS] = exponents[i];
+    }
+    /* No NaN, and no scale below the normal numbers, whose reciprocals are too large. */
+    for (uint64_t t = 0; t < tiles; t++)
+        if (job->tile_exponent[t] <= (unsigned)headroom(job->in->scheme) ||
+            job->tile_exponent[t] == UINT8_MAX)
+            job->tile_exponent[t] = 0;
+}
+
+/* Whether all numbers, times `inverse`, are multiples of 2^-9, none of them above 448. Adding and
+ * subtracting 1.5 * 2^23 rounds to whole numbers; a NaN is none. */
+static bool are_multiples(const float *x, uint64_t n, float inverse)
+{
+    bool all = true;
+
+    for (uint64_t i = 0; i < n; i++) {
+        float units = x[i] * inverse * 512;
+
+        all &= (units + 0x1.8p23f) - 0x1.8p23f == units;
+    }
+    return all;
+}
+
+/* Whether a block whose exponent byte is `below` that of its tile stays as it is. */
+static bool keeps_block(const mp_requantize_job *job, const float *x, uint64_t n, unsigned below,
+                        float inverse)
+{
+    bool fp4 = job->in->scheme == MP_SCHEME_MXFP4;
+
+    if (below == 0 || (fp4 && below <= MXFP4_REACH))
+        return true;
+    if (fp4 || below > MXFP8_REACH)
+        return job->kernels->amax_bits(x, n) == 0;
+    return are_multiples(x, n, inverse);
+}
+
+void mp_job_check_exact(const mp_requantize_job *job, uint64_t row)
+{
+    const uint8_t *exponents = exponents_of(job, row);
+    uint64_t cols = job->in->cols;
+
+    for (uint64_t col = 0; col < cols; col += MP_MX_BLOCK) {
+        uint8_t *largest = &job->tile_exponent[col / MP_FP8_BLOCK];
+        uint64_t n = cols - col < MP_MX_BLOCK ? cols - col : MP_MX_BLOCK;
+        const float *x = job->row + col;
+
+        if (*largest == 0)
+            continue;
+        /* What was infinite, and is not refused, is another number by now. */
+        if ((job->options->allow_nonfinite &&
+             job->kernels->amax_bits(x, n) >= mp_f32_bits(FLT_MAX)) ||
+            !keeps_block(job, x, n, *largest - exponents[col / MP_MX_BLOCK],
+                         ldexpf(1, 127 - *largest)))
+            *largest = 0;
+    }
+}
+
+void mp_job_exact_scales(const mp_requantize_job *job, uint8_t *scales)
+{
+    uint64_t tiles = mp_ceil_div(job->in->cols, MP_FP8_BLOCK), requantized = 0;
+
+    for (uint64_t t = 0; t < tiles; t++) {
+        float scale = ldexpf(1, job->tile_exponent[t] - 127 - headroom(job->in->scheme));
+
+        if (job->tile_exponent[t] > 0)
+            memcpy(scales + t * sizeof scale, &scale, sizeof scale);
+        else
+            requantized++;
+    }
+    if (job->stats)
+        job->stats->requantized_blocks += requantized;
+}
