@@ -20,6 +20,7 @@ LIB_SOURCES := \
 	lib/base/parallel.c \
 	lib/base/select.c \
 	lib/base/text.c \
+	lib/base/transpose.c \
 	lib/base/words.c \
 	lib/checkpoint/catalog.c \
 	lib/checkpoint/checkpoint.c \
@@ -88,7 +89,6 @@ LIB_SOURCES := \
 	lib/layout/nz.c \
 	lib/layout/targets.c \
 	lib/layout/tile.c \
-	lib/layout/transpose.c \
 	lib/layout/utccp.c \
 	lib/numeric/avx2.c \
 	lib/numeric/avx512.c \

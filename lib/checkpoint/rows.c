@@ -3,11 +3,13 @@
 #include <moepack/model.h>
 
 #include "base/error.h"
+#include "base/transpose.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
-/* Piece of a stored row that is read at once from a transposed tensor. */
+/* Zero points that are looked at together. */
 #define PIECE_BYTES 8192
 
 static uint64_t step_of(const mp_matrix *matrix)
@@ -40,43 +42,81 @@ static int read_strided(const mp_checkpoint *ckpt, const mp_tensor *tensor, cons
     return 0;
 }
 
-/* Takes elements 0, step, 2 step ... of a piece to column k of rows. */
-static void scatter(const uint8_t *piece, uint64_t rows, uint64_t step, unsigned width,
-                    uint64_t row_bytes, uint64_t k, uint8_t *out)
+/* A transposed tensor [E, K, columns] is read in bands: a piece of each of so many stored rows that
+ * they fill a cache line of every row that they are transposed to. */
+#define BAND_ROWS  32
+#define BAND_PIECE 4096
+
+/* Reading a gap between two pieces that is shorter than this takes no longer than a system call. */
+#define SMALL_GAP 4096
+
+/* Pieces with small gaps are at most twice as far apart as they may be long. */
+#define BAND_BYTES (BAND_ROWS * 2 * BAND_PIECE)
+
+/* Pieces of `bytes` of stored rows, `stride` apart. */
+typedef struct band {
+    uint64_t at; /* of the first, in the tensor */
+    uint64_t stride;
+    uint64_t bytes;
+    uint64_t pitch; /* from one to the next in memory: the stride where gaps are read too */
+} band;
+
+static int read_band(const mp_checkpoint *ckpt, const mp_tensor *tensor, const band *b,
+                     uint64_t rows, uint8_t *out, mp_error *err)
 {
+    if (b->pitch == b->stride)
+        return mp_tensor_read(ckpt, tensor, b->at, (rows - 1) * b->stride + b->bytes, out, err);
     for (uint64_t r = 0; r < rows; r++)
-        memcpy(out + r * row_bytes + k * width, piece + r * step * width, width);
+        if (mp_tensor_read(ckpt, tensor, b->at + r * b->stride, b->bytes, out + r * b->pitch,
+                           err) != 0)
+            return err->code;
+    return 0;
 }
 
-/* The same of a transposed tensor [E, K, columns], whose columns are the matrix's rows, in
- * elements of `width` bytes. */
+/* Puts elements 0, 2, 4 ... of each row next to each other. */
+static void close_up(uint8_t *in, uint64_t pitch, uint64_t rows, uint64_t count, unsigned width)
+{
+    for (uint64_t r = 0; r < rows; r++, in += pitch)
+        for (uint64_t i = 1; i < count; i++)
+            memcpy(in + i * width, in + 2 * i * width, width);
+}
+
+/* Rows row0 .. row0+rows-1 of a matrix that is columns of a transposed tensor, in elements of
+ * `width` bytes. */
 static int read_transposed(const mp_checkpoint *ckpt, const mp_tensor *tensor,
                            const mp_matrix *matrix, unsigned width, const pieces *of, uint64_t row0,
                            uint64_t rows, uint8_t *out, mp_error *err)
 {
-    uint64_t stored_rows = tensor->shape[1], stored = tensor->shape[2], step = step_of(matrix);
-    uint64_t row_bytes = of->bytes, most = PIECE_BYTES / (step * width);
-    uint64_t first = of->offset / width, cols = of->bytes / width;
-    uint8_t piece[PIECE_BYTES];
+    uint64_t stride = tensor->shape[2] * width, step = step_of(matrix) * width;
+    uint64_t first = matrix->slice * tensor->shape[1] + of->offset / width;
+    uint64_t cols = of->bytes / width, most = BAND_PIECE / step;
+    uint8_t *memory = mp_alloc(BAND_BYTES, 1);
+    int rc = memory ? 0 : mp_fail_memory(err);
 
-    for (uint64_t done = 0; done < rows; done += most) {
+    for (uint64_t done = 0; rc == 0 && done < rows; done += most) {
         uint64_t count = rows - done < most ? rows - done : most;
-        uint64_t column = matrix->first + (row0 + done) * step;
-        uint64_t bytes = ((count - 1) * step + 1) * width;
+        uint64_t bytes = (count - 1) * step + width;
+        bool whole = stride - bytes < SMALL_GAP && stride <= 2 * BAND_PIECE;
+        band b = {.stride = stride, .bytes = bytes, .pitch = whole ? stride : bytes};
 
-        for (uint64_t k = 0; k < cols; k++) {
-            uint64_t row = matrix->slice * stored_rows + first + k;
-            uint64_t at = (row * stored + column) * width;
+        for (uint64_t k = 0; rc == 0 && k < cols; k += BAND_ROWS) {
+            uint64_t n = cols - k < BAND_ROWS ? cols - k : BAND_ROWS;
 
-            if (mp_tensor_read(ckpt, tensor, at, bytes, piece, err) != 0)
-                return err->code;
-            scatter(piece, count, step, width, row_bytes, k, out + done * row_bytes);
+            b.at = (first + k) * stride + matrix->first * width + (row0 + done) * step;
+            rc = read_band(ckpt, tensor, &b, n, memory, err);
+            if (rc != 0)
+                break;
+            if (step > width)
+                close_up(memory, b.pitch, n, count, width);
+            mp_transpose(memory, b.pitch, n, count, width, out + done * of->bytes + k * width,
+                         of->bytes);
         }
     }
-    return 0;
+    free(memory);
+    return rc;
 }
 
-static bool is_transposed(const mp_storage *storage)
+bool mp_storage_is_transposed(const mp_storage *storage)
 {
     return storage->fusion == MP_FUSION_COLS || storage->fusion == MP_FUSION_COLS_PAIRED;
 }
@@ -98,7 +138,7 @@ static int read_weight(const mp_catalog *catalog, const mp_storage *storage,
         .bytes = mp_storage_row_bytes(storage, cols),
     };
 
-    if (is_transposed(storage))
+    if (mp_storage_is_transposed(storage))
         return read_transposed(ckpt, matrix->weight, matrix,
                                mp_dtype_bits(storage->weight_dtype) / 8, &piece, row0, rows, out,
                                err);
@@ -121,11 +161,12 @@ static int read_scale(const mp_catalog *catalog, const mp_storage *storage, cons
 
     if (matrix->first_col > 0 && storage->block_cols != UINT32_MAX)
         piece.offset = mp_storage_scale_row_bytes(storage, matrix->first_col);
-    if (is_transposed(storage) && block == 1)
+    if (mp_storage_is_transposed(storage) && block == 1)
         return read_transposed(ckpt, matrix->scale, matrix, mp_dtype_bits(storage->scale_dtype) / 8,
                                &piece, row0, rows, out, err);
     if (storage->fusion != MP_FUSION_NONE)
-        per_slice = mp_ceil_div(matrix->weight->shape[is_transposed(storage) ? 2 : 1], block);
+        per_slice =
+            mp_ceil_div(matrix->weight->shape[mp_storage_is_transposed(storage) ? 2 : 1], block);
     blocks.first = matrix->first / block;
     return read_strided(ckpt, matrix->scale, &blocks, per_slice, &piece, first, count, out, err);
 }

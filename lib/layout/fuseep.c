@@ -2,8 +2,8 @@
 /* fuseep-1 and fuseep-2: int8 weights for the fused kernels of Ascend, which multiply with
  * matrices turned over, w13 [H, 2I] and w2 [I, H] (mode 1 leaves w2). */
 #include "layout/fuseep.h"
+#include "base/transpose.h"
 #include "layout/interleave.h"
-#include "layout/transpose.h"
 
 #include <string.h>
 
@@ -21,7 +21,7 @@ static void pack_weight_2(const mp_dims *dims, mp_side side, const mp_tile *tile
     (void)dims;
     (void)side;
     for (unsigned p = 0; p < tile->parts; p++)
-        mp_transpose(in[p], tile->cols, tile->rows, tile->cols, out + p * tile->rows,
+        mp_transpose(in[p], tile->cols, tile->rows, tile->cols, 1, out + p * tile->rows,
                      tile->parts * tile->rows);
 }
 
@@ -31,8 +31,8 @@ static void unpack_weight_2(const mp_dims *dims, mp_side side, const mp_tile *ti
     (void)dims;
     (void)side;
     for (unsigned p = 0; p < tile->parts; p++)
-        mp_transpose(in + p * tile->rows, tile->parts * tile->rows, tile->cols, tile->rows, out[p],
-                     tile->cols);
+        mp_transpose(in + p * tile->rows, tile->parts * tile->rows, tile->cols, tile->rows, 1,
+                     out[p], tile->cols);
 }
 
 /* Mode 1: 64 rows of a part become columns next to each other. */
@@ -48,7 +48,7 @@ static void pack_weight_1(const mp_dims *dims, mp_side side, const mp_tile *tile
     for (uint64_t column = 0; column < line; column += CHUNK) {
         mp_part_row from = mp_interleave_source(&mp_interleave_64, column);
 
-        mp_transpose(in[from.part] + from.row * tile->cols, tile->cols, CHUNK, tile->cols,
+        mp_transpose(in[from.part] + from.row * tile->cols, tile->cols, CHUNK, tile->cols, 1,
                      out + column, line);
     }
 }
@@ -65,7 +65,7 @@ static void unpack_weight_1(const mp_dims *dims, mp_side side, const mp_tile *ti
     for (unsigned p = 0; p < 2; p++)
         for (uint64_t row = 0; row < tile->rows; row += CHUNK)
             mp_transpose(in + mp_interleave_place(&mp_interleave_64, p, row), line, tile->cols,
-                         CHUNK, out[p] + row * tile->cols, tile->cols);
+                         CHUNK, 1, out[p] + row * tile->cols, tile->cols);
 }
 
 static mp_tiling tiling_1(const mp_dims *dims, mp_side side)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* FRACTAL_NZ: panels of 32 columns. */
 #include "layout/nz.h"
-#include "layout/transpose.h"
+#include "base/transpose.h"
 
 #include "base/error.h"
 
@@ -30,7 +30,7 @@ void mp_nz_pack_lines(const uint8_t *lines, uint64_t count, uint64_t rows, uint6
         uint8_t *panel = packed + column / MP_NZ_COLS * mp_nz_panel_bytes(rows);
 
         n = columns_in_panel(column, count - i);
-        mp_transpose(lines + i * rows, rows, n, rows, panel + column % MP_NZ_COLS, MP_NZ_COLS);
+        mp_transpose(lines + i * rows, rows, n, rows, 1, panel + column % MP_NZ_COLS, MP_NZ_COLS);
     }
 }
 
@@ -44,7 +44,7 @@ void mp_nz_unpack_lines(const uint8_t *packed, uint64_t first, uint64_t count, u
         const uint8_t *panel = packed + column / MP_NZ_COLS * mp_nz_panel_bytes(rows);
 
         n = columns_in_panel(column, count - i);
-        mp_transpose(panel + column % MP_NZ_COLS, MP_NZ_COLS, rows, n, lines + i * rows, rows);
+        mp_transpose(panel + column % MP_NZ_COLS, MP_NZ_COLS, rows, n, 1, lines + i * rows, rows);
     }
 }
 

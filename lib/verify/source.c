@@ -327,7 +327,7 @@ int mp_source_side(const mp_source *source, const mp_slot_set *set, size_t layer
 {
     const mp_moe_layer *moe = source->layers[layer];
     const mp_storage *storage = &moe->shared_storage;
-    bool cols = set->target->tiling(&set->dims, side).kind == MP_TILES_COLS;
+    bool wide = set->target->tiling(&set->dims, side).kind == MP_TILES_COLS;
     int rc = 0;
 
     if (set->target->single)
@@ -336,6 +336,7 @@ int mp_source_side(const mp_source *source, const mp_slot_set *set, size_t layer
         rc = mp_layer_expert(&source->catalog, moe, id, view, &storage, err);
     if (rc != 0)
         return rc;
+    wide |= mp_storage_is_transposed(storage);
     *from = (mp_side_source){
         .catalog = &source->catalog,
         .storage = storage,
@@ -343,7 +344,7 @@ int mp_source_side(const mp_source *source, const mp_slot_set *set, size_t layer
         .target = set->target,
         .dims = set->dims,
         .side = side,
-        .tile_bytes = cols ? COLS_BYTES : ROWS_BYTES,
+        .tile_bytes = wide ? COLS_BYTES : ROWS_BYTES,
         .quant = &source->quant,
     };
     return 0;

@@ -35,20 +35,39 @@ mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index)
     return unit;
 }
 
+/* Wanted size of a tile. Where rows are read out of columns, those of the source count, and tiles
+ * are of about one size: a narrow one would be read in as many pieces as a wide one. */
+static uint64_t tile_bytes(const mp_storage *storage, const mp_slot_set *set, mp_side side)
+{
+    mp_tiling tiling = set->target->tiling(&set->dims, side);
+    uint64_t rows = mp_side_rows(&set->dims, side), cols = mp_side_cols(&set->dims, side);
+    uint64_t parts = tiling.kind == MP_TILES_PAIRED ? mp_side_parts(side) : 1;
+    uint64_t stored = mp_storage_row_bytes(storage, cols);
+    uint64_t written = mp_scheme_row_bytes(set->target->scheme, cols);
+    uint64_t bytes = rows * parts * (stored > written ? stored : written);
+    uint64_t tiles = mp_ceil_div(bytes, MP_UNIT_TRANSPOSED_BYTES);
+
+    if (tiling.kind == MP_TILES_COLS)
+        return MP_UNIT_COLS_BYTES;
+    if (!mp_storage_is_transposed(storage))
+        return MP_UNIT_ROWS_BYTES;
+    return mp_round_up(mp_ceil_div(rows, tiles ? tiles : 1), tiling.group) * parts * written;
+}
+
 mp_side_source mp_unit_source(const mp_plan *plan, const mp_unit *unit)
 {
     const mp_moe_layer *layer = unit->layer->source;
+    const mp_storage *storage = unit->is_shared ? &layer->shared_storage : &layer->storage;
     const mp_slot_set *set = unit->set;
-    bool cols = set->target->tiling(&set->dims, unit->side).kind == MP_TILES_COLS;
 
     return (mp_side_source){
         .catalog = plan->catalog,
-        .storage = unit->is_shared ? &layer->shared_storage : &layer->storage,
+        .storage = storage,
         .matrix = &unit->matrices->matrix[mp_side_first(unit->side)],
         .target = set->target,
         .dims = set->dims,
         .side = unit->side,
-        .tile_bytes = cols ? MP_UNIT_COLS_BYTES : MP_UNIT_ROWS_BYTES,
+        .tile_bytes = tile_bytes(storage, set, unit->side),
         .quant = &plan->options.quant,
     };
 }

@@ -19,11 +19,24 @@ static uint64_t larger(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
+/* Rows of a tile that are packed at once. A tile may be larger than a cache, because of how it is
+ * read; laying it out piece by piece keeps what is written in one. */
+static uint64_t piece_rows(const mp_side_source *from, const mp_tile *tile)
+{
+    mp_tiling tiling = from->target->tiling(&from->dims, from->side);
+    uint64_t rows = MP_UNIT_ROWS_BYTES / (tile->bytes / tile->rows) / tiling.group * tiling.group;
+
+    if (tiling.kind == MP_TILES_COLS || tiling.pad > 1 || rows > tile->rows)
+        return tile->rows;
+    return rows ? rows : tiling.group;
+}
+
 /* Bytes of the largest piece that is packed at once. */
 static uint64_t packed_bytes(const mp_side_source *from, const mp_slot_set *set)
 {
     mp_tile tile = mp_tile_at(from->target, &from->dims, from->side, from->tile_bytes, 0);
-    uint64_t bytes = tile.bytes;
+    bool unchanged = from->target->tiling(&from->dims, from->side).unchanged;
+    uint64_t bytes = unchanged ? 0 : tile.bytes / tile.rows * piece_rows(from, &tile);
 
     for (unsigned t = 0; t < set->num_tensors; t++)
         if (set->tensors[t].side == from->side && set->tensors[t].role != MP_ROLE_WEIGHT)
@@ -71,24 +84,46 @@ static int write_copies(const work_unit *w, const mp_slot_tensor *tensor, uint64
     return 0;
 }
 
+/* Lays out the tile that the canonical form holds, and writes it. */
+static int write_tile(work_unit *w, const mp_slot_tensor *tensor, const mp_tile *tile,
+                      mp_error *err)
+{
+    const mp_side_source *from = &w->from;
+    const mp_target *target = from->target;
+    uint64_t row_bytes = mp_scheme_row_bytes(target->scheme, tile->cols);
+    uint64_t rows = piece_rows(from, tile), packed_row = tile->bytes / tile->rows;
+
+    if (target->tiling(&from->dims, from->side).unchanged)
+        return write_copies(w, tensor, tile->offset, w->canonical.weight[0], tile->bytes, err);
+    for (uint64_t done = 0; done < tile->rows; done += rows) {
+        const uint8_t *const in[2] = {w->canonical.weight[0] + done * row_bytes,
+                                      w->canonical.weight[1] + done * row_bytes};
+        mp_tile piece = *tile;
+
+        if (rows < tile->rows) {
+            piece.row0 += done;
+            piece.rows = tile->rows - done < rows ? tile->rows - done : rows;
+            piece.offset += done * packed_row;
+            piece.bytes = piece.rows * packed_row;
+        }
+        target->pack_weight(&from->dims, from->side, &piece, in, w->packed);
+        if (write_copies(w, tensor, piece.offset, w->packed, piece.bytes, err) != 0)
+            return err->code;
+    }
+    return 0;
+}
+
 static int write_weight(work_unit *w, const mp_slot_tensor *tensor, mp_quant_stats *stats,
                         mp_error *err)
 {
     const mp_side_source *from = &w->from;
-    const mp_target *target = from->target;
-    uint64_t count = mp_tile_count(target, &from->dims, from->side, from->tile_bytes);
-    bool unchanged = target->tiling(&from->dims, from->side).unchanged;
+    uint64_t count = mp_tile_count(from->target, &from->dims, from->side, from->tile_bytes);
 
     for (uint64_t i = 0; i < count; i++) {
-        mp_tile tile = mp_tile_at(target, &from->dims, from->side, from->tile_bytes, i);
-        const uint8_t *const in[2] = {w->canonical.weight[0], w->canonical.weight[1]};
+        mp_tile tile = mp_tile_at(from->target, &from->dims, from->side, from->tile_bytes, i);
 
-        if (mp_canonical_tile(&w->canonical, &tile, stats, err) != 0)
-            return err->code;
-        if (!unchanged)
-            target->pack_weight(&from->dims, from->side, &tile, in, w->packed);
-        if (write_copies(w, tensor, tile.offset, unchanged ? in[0] : w->packed, tile.bytes, err) !=
-            0)
+        if (mp_canonical_tile(&w->canonical, &tile, stats, err) != 0 ||
+            write_tile(w, tensor, &tile, err) != 0)
             return err->code;
     }
     return 0;

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Usage: tests/bench/run.sh BUILD [SECTION...]
 # Measures BUILD/moepack with DeepSeek V4 Flash's shapes (H 4096, I 2048) on two threads, all
-# files in memory: sections copy, targets, quantize, memory, inspect, forward, placement and
+# files in memory: sections copy, targets, transposed, quantize, memory, inspect, forward, placement and
 # kernels, or all. Speeds are printed and never judged; figures of a busy machine are worth nothing.
 set -euo pipefail
 
@@ -234,6 +234,35 @@ section_targets()
     done < <("$moepack" targets --json | jq -r '.[] | "\(.name) \(.source_schemes[0])"')
 }
 
+# Made-up weights in the form that the family has, fused as rows or transposed.
+section_transposed()
+{
+    local name family hidden intermediate experts
+
+    title "repack of transposed experts (Llama 4, Qwen3-VL) beside fused rows, one thread"
+    printf '   %-24s %8s\n' experts GB/s
+    while read -r name family hidden intermediate experts; do
+        local walls=() bytes
+
+        quietly "$moepack" synth --family "$family" --format bf16 --hidden "$hidden" -q \
+            --intermediate "$intermediate" --experts "$experts" --layers 1 --top-k 1 -o "$work/source"
+        for _ in 1 2 3 4 5; do
+            rm -rf "$work/out"
+            take "$moepack" repack "$work/source" -q -j 1 --target megamoe-bf16 --ep 1 \
+                -o "$work/out"
+            walls+=("$wall")
+        done
+        bytes=$(du -sb "$work/out" | cut -f 1)
+        printf '   %-24s %8s\n' "$name" "$(calc %.2f "$bytes / $(median "${walls[@]}") / 1e9")"
+        rm -rf "$work/source" "$work/out"
+    done <<END
+2048x768,rows qwen3_5_moe 2048 768 32
+2048x768,transposed qwen3_vl_moe 2048 768 32
+5120x8192,rows qwen3_5_moe 5120 8192 2
+5120x8192,transposed llama4 5120 8192 2
+END
+}
+
 section_forward()
 {
     local n forward sgemm large
@@ -266,7 +295,7 @@ printf "moepack %s, %s processors, load %s, files in %s (\$D)\n" \
     "$("$moepack" --version | sed 's/^moepack //')" "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" \
     "$root"
 sed -n 's/^model name[[:space:]]*: /   /p' /proc/cpuinfo | head -n 1
-for section in "${@:-copy targets quantize memory inspect forward placement kernels}"; do
+for section in "${@:-copy targets transposed quantize memory inspect forward placement kernels}"; do
     for name in $section; do
         "section_$name"
     done

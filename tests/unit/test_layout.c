@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/transpose.h"
 #include "layout/targets.h"
-#include "layout/transpose.h"
 
 #include "layout_slot.h"
 
@@ -450,23 +450,25 @@ Test(layout, int64_that_are_no_float32_are_a_nan)
  */
 
 /* rows x cols, with room between the rows that nothing touches. */
-static void expect_transposed(uint64_t rows, uint64_t cols, uint64_t in_gap, uint64_t out_gap)
+static void expect_transposed(uint64_t rows, uint64_t cols, unsigned width, uint64_t in_gap,
+                              uint64_t out_gap)
 {
-    uint64_t in_stride = cols + in_gap, out_stride = rows + out_gap;
-    size_t in_bytes = (rows - 1) * in_stride + cols, out_bytes = (cols - 1) * out_stride + rows;
+    uint64_t in_stride = cols * width + in_gap, out_stride = rows * width + out_gap;
+    size_t in_bytes = (rows - 1) * in_stride + cols * width;
+    size_t out_bytes = (cols - 1) * out_stride + rows * width;
     uint8_t *in = malloc(in_bytes), *out = malloc(out_bytes);
 
     for (size_t i = 0; i < in_bytes; i++)
         in[i] = (uint8_t)layout_random();
     memset(out, 0xa5, out_bytes);
-    mp_transpose(in, in_stride, rows, cols, out, out_stride);
+    mp_transpose(in, in_stride, rows, cols, width, out, out_stride);
     for (uint64_t i = 0; i < out_bytes; i++) {
-        uint64_t c = i / out_stride, r = i % out_stride;
-        uint8_t want = r < rows ? in[r * in_stride + c] : 0xa5;
+        uint64_t c = i / out_stride, r = i % out_stride / width, byte = i % out_stride % width;
+        uint8_t want = r < rows ? in[r * in_stride + c * width + byte] : 0xa5;
 
         if (out[i] != want)
-            cr_assert_fail("%" PRIu64 "x%" PRIu64 ": byte %" PRIu64 " is %02x, not %02x", rows,
-                           cols, i, out[i], want);
+            cr_assert_fail("%" PRIu64 "x%" PRIu64 " of %u: byte %" PRIu64 " is %02x, not %02x",
+                           rows, cols, width, i, out[i], want);
     }
     free(in);
     free(out);
@@ -479,8 +481,11 @@ Test(layout, transpose)
 
     for (size_t r = 0; r < count; r++) {
         for (size_t c = 0; c < count; c++) {
-            expect_transposed(sizes[r], sizes[c], 0, 0);
-            expect_transposed(sizes[r], sizes[c], 3 + r, 5 + c);
+            expect_transposed(sizes[r], sizes[c], 1, 0, 0);
+            expect_transposed(sizes[r], sizes[c], 1, 3 + r, 5 + c);
+            expect_transposed(sizes[r], sizes[c], 2, 0, 0);
+            expect_transposed(sizes[r], sizes[c], 2, 5 + c, 3 + r);
+            expect_transposed(sizes[r], sizes[c], 4, 7, 1);
         }
     }
 }
