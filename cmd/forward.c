@@ -385,6 +385,9 @@ static int run_forward(const void *values, mp_error *err)
     cmd_context(&o->common, &job.context);
     if (rc == 0)
         rc = job.packed ? open_slots(&job, err) : open_experts(&job, err);
+    if (rc == 0 && job.how.activation.situ > 0 && o->emulation != MP_EMULATE_EXACT)
+        rc = cmd_fail(err, MP_ERR_UNSUPPORTED, "no kernel computes SiTU: leave out --emulate %s",
+                      mp_emulation_name(o->emulation));
     if (rc == 0)
         rc = get_tokens(&job, err);
     if (rc == 0)

@@ -50,6 +50,8 @@ typedef struct mp_config {
     double swiglu_limit;
     double swiglu_alpha;
     double swiglu_beta;
+    double situ_beta; /* activation_situ_beta */
+    double situ_linear_beta;
     unsigned char *dense_layers; /* num_dense_layers flags, 1: dense by a list; or null */
     uint64_t num_dense_layers;
 } mp_config;

@@ -142,11 +142,16 @@ typedef struct mp_expert_source {
  */
 
 /* g' * sigmoid(alpha g') * (u' + beta), with g' = min(g, limit) and u' = u clamped to
- * +-limit. Zeroed: silu(g) * u. */
+ * +-limit. Zeroed: silu(g) * u.
+ * SiTU, where situ is above 0: situ tanh(g / situ) sigmoid(g) u', with u' = c tanh(u / c) and c
+ * situ_linear, or u' = u where that is 0. No kernel is known to compute it; an emulation does so
+ * in float32 where its kernel has the gate. */
 typedef struct mp_activation {
     float limit; /* 0: none */
     float alpha; /* 0: 1 */
     float beta;
+    float situ;
+    float situ_linear;
 } mp_activation;
 
 typedef struct mp_forward_options {

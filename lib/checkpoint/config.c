@@ -44,6 +44,8 @@ static const number_key float_keys[] = {
     {offsetof(mp_config, swiglu_limit), {"swiglu_limit"}},
     {offsetof(mp_config, swiglu_alpha), {"swiglu_alpha"}},
     {offsetof(mp_config, swiglu_beta), {"swiglu_beta"}},
+    {offsetof(mp_config, situ_beta), {"activation_situ_beta"}},
+    {offsetof(mp_config, situ_linear_beta), {"activation_situ_linear_beta"}},
 };
 
 /* A string of mp_config and its names. */

@@ -56,10 +56,24 @@ static void replace(float *number, double given)
         *number = (float)given;
 }
 
+/* Kimi K3's: its numbers have no defaults but "none" for the second one. */
+static int read_situ(const mp_config *config, mp_activation *activation, mp_error *err)
+{
+    replace(&activation->situ, config->situ_beta);
+    replace(&activation->situ_linear, config->situ_linear_beta);
+    if (!(activation->situ > 0) || !isfinite(activation->situ))
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "config.json: hidden_act \"situ\" takes an activation_situ_beta above 0");
+    if (!(activation->situ_linear >= 0) || !isfinite(activation->situ_linear))
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "config.json: activation_situ_linear_beta is %g",
+                       (double)activation->situ_linear);
+    return 0;
+}
+
 int mp_model_activation(const mp_config *config, const char *family, mp_activation *activation,
                         bool *weigh_input, mp_error *err)
 {
-    static const char *const known[] = {"", "silu", "swish", "swigluoai"};
+    static const char *const known[] = {"", "silu", "swish", "swigluoai", "situ"};
     const family_rule *rule = rule_of(family);
     size_t i = 0;
 
@@ -67,7 +81,7 @@ int mp_model_activation(const mp_config *config, const char *family, mp_activati
         i++;
     if (i == sizeof known / sizeof known[0])
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "config.json: hidden_act \"%s\"; there are silu and swigluoai",
+                       "config.json: hidden_act \"%s\"; there are silu, swigluoai and situ",
                        config->hidden_act);
     *activation = (mp_activation){0};
     if (rule->swiglu_oai || strcmp(config->hidden_act, "swigluoai") == 0)
@@ -76,6 +90,8 @@ int mp_model_activation(const mp_config *config, const char *family, mp_activati
     replace(&activation->alpha, config->swiglu_alpha);
     replace(&activation->beta, config->swiglu_beta);
     *weigh_input = rule->weigh_input;
+    if (strcmp(config->hidden_act, "situ") == 0 || config->situ_beta > 0)
+        return read_situ(config, activation, err);
     return 0;
 }
 

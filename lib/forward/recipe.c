@@ -227,7 +227,12 @@ void mp_activate_f32(const mp_recipe *recipe, const mp_activation *a, float *gat
         round_run(gate, n);
         round_run(up, n);
     }
-    for (unsigned i = 0; i < n; i++) {
+    for (unsigned i = 0; i < n && a->situ > 0; i++) {
+        float u = a->situ_linear > 0 ? a->situ_linear * tanhf(up[i] / a->situ_linear) : up[i];
+
+        gate[i] = a->situ * tanhf(gate[i] / a->situ) / (1 + expf(-gate[i])) * u;
+    }
+    for (unsigned i = 0; i < n && !(a->situ > 0); i++) {
         float g = gate[i] > limit ? limit : gate[i];
         float u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
 
@@ -240,7 +245,13 @@ void mp_activate_f64(const mp_activation *a, double *gate, const double *up, uns
     double alpha = a->alpha == 0 ? 1 : (double)a->alpha;
     double limit = a->limit > 0 ? (double)a->limit : (double)INFINITY;
 
-    for (unsigned i = 0; i < n; i++) {
+    for (unsigned i = 0; i < n && a->situ > 0; i++) {
+        double beta = (double)a->situ, linear = (double)a->situ_linear;
+        double u = linear > 0 ? linear * tanh(up[i] / linear) : up[i];
+
+        gate[i] = beta * tanh(gate[i] / beta) / (1 + exp(-gate[i])) * u;
+    }
+    for (unsigned i = 0; i < n && !(a->situ > 0); i++) {
         double g = gate[i] > limit ? limit : gate[i];
         double u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
 

@@ -98,6 +98,21 @@ for kind in exact w4a8 w4a4 nvfp4 bf16 sm90-fp8 fuseep; do
     done
 done
 
+it "computes SiTU, which no kernel does"
+cp -r "$fixtures/qwen3-bf16" situ
+jq '. + {hidden_act: "situ", activation_situ_beta: 4, activation_situ_linear_beta: 25}' \
+    "$fixtures/qwen3-bf16/config.json" >situ/config.json
+forward silu.st "$fixtures/qwen3-bf16" --layer 0
+forward situ.st situ --layer 0
+! cmp -s silu.st situ.st
+assert $? "SiTU gives what SiLU gives"
+run moepack forward situ --layer 0 --tokens 5 --emulate bf16
+assert_status 5
+assert_stderr_is 'moepack: forward: no kernel computes SiTU: leave out --emulate bf16'
+run moepack repack situ -o packed-situ --target deepep-bf16 --ep 1 -q
+run moepack verify packed-situ --source situ --level numeric
+assert_status 0
+
 it "computes every family"
 for family in ct-int8 ct-nvfp4 gptoss-bf16-fused-c gptoss-mxfp4 kimi-k25-int4 minimax-m3-mxfp8 \
     mixtral-bf16 modelopt-nvfp4 modelslim-w8a8 qwen3-bf16 qwen3-fp8-bf16scale qwen35-fused-a \

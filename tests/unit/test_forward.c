@@ -349,7 +349,9 @@ static double dot(const float *w, const double *x, unsigned n)
     return sum;
 }
 
-/* What one expert gives for x, with the gate of GPT-OSS. */
+/* What one expert gives for x, with the gate of GPT-OSS or that of Kimi K3. */
+static double situ, situ_linear;
+
 static void expert_by_definition(unsigned e, const double *x, double *y)
 {
     double inner[SMALL_I];
@@ -358,6 +360,11 @@ static void expert_by_definition(unsigned e, const double *x, double *y)
         double g = dot(small.w[e][0] + i * SMALL_H, x, SMALL_H) + (double)small.b[e][0][i];
         double u = dot(small.w[e][1] + i * SMALL_H, x, SMALL_H) + (double)small.b[e][1][i];
 
+        if (situ > 0) {
+            u = situ_linear > 0 ? situ_linear * tanh(u / situ_linear) : u;
+            inner[i] = situ * tanh(g / situ) * (1 / (1 + exp(-g))) * u;
+            continue;
+        }
         g = fmin(g, 2);
         u = fmin(fmax(u, -2), 2);
         inner[i] = g / (1 + exp(-(double)1.702f * g)) * (u + 1);
@@ -397,9 +404,14 @@ static const mp_batch small_batch = {SMALL_T, SMALL_K, small.x, small.ids, small
 
 static mp_forward_options small_options(mp_emulation emulation, bool weigh_input)
 {
-    return (mp_forward_options){.emulation = emulation,
-                                .activation = {.limit = 2, .alpha = 1.702f, .beta = 1},
-                                .weigh_input = weigh_input};
+    mp_forward_options options = {.emulation = emulation,
+                                  .activation = {.limit = 2, .alpha = 1.702f, .beta = 1},
+                                  .weigh_input = weigh_input};
+
+    if (situ > 0)
+        options.activation =
+            (mp_activation){.situ = (float)situ, .situ_linear = (float)situ_linear};
+    return options;
 }
 
 static void check_small(mp_emulation emulation, bool weigh_input, double bound)
@@ -415,6 +427,16 @@ static void check_small(mp_emulation emulation, bool weigh_input, double bound)
     mp_deviation d = mp_compare(got, want, SMALL_T * SMALL_H);
     cr_assert_leq(d.rel_l2, bound, "relative L2 %g", d.rel_l2);
     cr_assert(d.finite);
+}
+
+Test(forward, knows_situ)
+{
+    situ = 1.5;
+    situ_linear = 2.25;
+    check_small(MP_EMULATE_EXACT, false, 1e-14);
+    check_small(MP_EMULATE_BF16, false, 0.01);
+    situ_linear = 0;
+    check_small(MP_EMULATE_EXACT, false, 1e-14);
 }
 
 Test(forward, gates_clamps_and_adds_biases_as_defined)

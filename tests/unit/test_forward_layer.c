@@ -252,11 +252,50 @@ Test(forward_layer, refuses_activations_that_it_does_not_know)
     mp_activation activation;
     bool weigh_input;
 
+    open_with(QWEN ", \"hidden_act\": \"gelu\"}");
+    cr_assert_eq(
+        mp_model_activation(&catalog.config, catalog.family, &activation, &weigh_input, &err),
+        MP_ERR_UNSUPPORTED);
+    cr_assert_str_eq(err.message,
+                     "config.json: hidden_act \"gelu\"; there are silu, swigluoai and situ");
+}
+
+Test(forward_layer, wants_the_number_of_situ)
+{
+    mp_activation activation;
+    bool weigh_input;
+
     open_with(QWEN ", \"hidden_act\": \"situ\"}");
     cr_assert_eq(
         mp_model_activation(&catalog.config, catalog.family, &activation, &weigh_input, &err),
         MP_ERR_UNSUPPORTED);
-    cr_assert_str_eq(err.message, "config.json: hidden_act \"situ\"; there are silu and swigluoai");
+    cr_assert_str_eq(err.message,
+                     "config.json: hidden_act \"situ\" takes an activation_situ_beta above 0");
+}
+
+Test(forward_layer, reads_the_numbers_of_situ)
+{
+    mp_activation activation;
+    bool weigh_input;
+
+    open_with(QWEN ", \"hidden_act\": \"situ\", \"activation_situ_beta\": 4, "
+                   "\"activation_situ_linear_beta\": 25}");
+    cr_assert_eq(
+        mp_model_activation(&catalog.config, catalog.family, &activation, &weigh_input, &err), 0);
+    cr_assert_eq(activation.situ, 4);
+    cr_assert_eq(activation.situ_linear, 25);
+}
+
+Test(forward_layer, reads_situ_without_its_second_number)
+{
+    mp_activation activation;
+    bool weigh_input;
+
+    open_with(QWEN ", \"activation_situ_beta\": 3}");
+    cr_assert_eq(
+        mp_model_activation(&catalog.config, catalog.family, &activation, &weigh_input, &err), 0);
+    cr_assert_eq(activation.situ, 3);
+    cr_assert_eq(activation.situ_linear, 0);
 }
 
 Test(forward_layer, knows_what_families_do)
