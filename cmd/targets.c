@@ -23,6 +23,7 @@ static const char *const role_names[MP_ROLES] = {
     [MP_ROLE_GLOBAL_SCALE] = "global_scale",
     [MP_ROLE_INPUT_SCALE] = "input_scale",
     [MP_ROLE_OFFSET] = "offset",
+    [MP_ROLE_ACT_SCALE] = "act_scale",
 };
 
 static json_t *tensor_json(const mp_slot_tensor *tensor)

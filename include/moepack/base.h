@@ -206,12 +206,16 @@ typedef enum mp_role {
     MP_ROLE_OFFSET,       /* zero points, one a row */
     MP_ROLE_SHAPE,        /* [N, K] of packed weights */
     MP_ROLE_ALPHA,        /* of packs: the second scale as a multiplier */
+    MP_ROLE_ACT_SCALE,    /* of packs: the input scale of L2 as its kernel multiplies by it */
     MP_ROLES
 } mp_role;
 
 /* "weight", "scale", "global_scale", "bias", ...; a static string. */
 const char *mp_role_name(mp_role role);
 bool mp_role_parse(const char *name, mp_role *role);
+
+/* The role of the stored tensor that one of a pack is made from. */
+mp_role mp_role_source(mp_role role);
 
 /* A set of roles; 0 is empty. */
 typedef uint32_t mp_role_set;

@@ -41,7 +41,7 @@ uint64_t mp_side_rows(const mp_dims *dims, mp_side side);
 uint64_t mp_side_cols(const mp_dims *dims, mp_side side);
 
 /* One tensor of a target. All but weight and scale is one float32 a part, gate first, or
- * (offset) one a row, or (input scale) one a side. */
+ * (offset) one a row, or (input and act scale) one a side. */
 typedef struct mp_slot_tensor {
     const char *name; /* "l1_weight", ...; a static string */
     mp_side side;
@@ -54,7 +54,7 @@ typedef struct mp_slot_tensor {
     uint64_t slot_bytes;
 } mp_slot_tensor;
 
-#define MP_TARGET_TENSORS 10
+#define MP_TARGET_TENSORS 11
 
 /* How the weights of a side are cut into tiles. */
 typedef enum mp_tile_kind {

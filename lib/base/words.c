@@ -27,6 +27,7 @@ static const char *const roles[MP_ROLES] = {
     [MP_ROLE_OFFSET] = "offset",
     [MP_ROLE_SHAPE] = "shape",
     [MP_ROLE_ALPHA] = "alpha",
+    [MP_ROLE_ACT_SCALE] = "act_scale",
 };
 
 static const char *const roundings[] = {[MP_ROUND_DEEPGEMM] = "deepgemm", [MP_ROUND_OCP] = "ocp"};
@@ -79,6 +80,18 @@ unsigned mp_side_parts(mp_side side)
 mp_projection mp_side_first(mp_side side)
 {
     return side == MP_L1 ? MP_GATE : MP_DOWN;
+}
+
+mp_role mp_role_source(mp_role role)
+{
+    switch (role) {
+    case MP_ROLE_ALPHA:
+        return MP_ROLE_GLOBAL_SCALE;
+    case MP_ROLE_ACT_SCALE:
+        return MP_ROLE_INPUT_SCALE;
+    default:
+        return role;
+    }
 }
 
 char *mp_role_set_text(mp_role_set set, char text[MP_ROLE_SET_TEXT])

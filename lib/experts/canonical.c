@@ -412,6 +412,7 @@ static const mp_tensor *vector_of(const mp_matrix *matrix, mp_role role)
     case MP_ROLE_GLOBAL_SCALE:
         return matrix->global;
     case MP_ROLE_INPUT_SCALE:
+    case MP_ROLE_ACT_SCALE:
         return matrix->input_scale;
     case MP_ROLE_OFFSET:
         return matrix->offset;
@@ -479,8 +480,12 @@ int mp_canonical_vector(const mp_canonical *c, const mp_slot_tensor *tensor, flo
     uint64_t count = tensor->slot_bytes / sizeof *out / parts;
     int rc = 0;
 
-    if (tensor->role == MP_ROLE_INPUT_SCALE)
-        return read_input_scale(c, out, err);
+    if (tensor->role == MP_ROLE_INPUT_SCALE || tensor->role == MP_ROLE_ACT_SCALE) {
+        rc = read_input_scale(c, out, err);
+        if (rc == 0 && tensor->role == MP_ROLE_ACT_SCALE && c->from->storage->global_divides)
+            *out = 1 / *out;
+        return rc;
+    }
     if (tensor->role == MP_ROLE_ALPHA)
         memcpy(out, c->global, parts * sizeof *out);
     else

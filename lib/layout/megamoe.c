@@ -213,6 +213,7 @@ static unsigned describe_nvfp4(const mp_dims *dims, mp_slot_tensor tensors[MP_TA
     tensors[count++] = floats("l2_input_scale", MP_L2, MP_ROLE_INPUT_SCALE, 0);
     tensors[count++] = floats("l1_global_scale", MP_L1, MP_ROLE_GLOBAL_SCALE, 2);
     tensors[count++] = floats("l2_global_scale", MP_L2, MP_ROLE_GLOBAL_SCALE, 0);
+    tensors[count++] = floats("l2_act_scale", MP_L2, MP_ROLE_ACT_SCALE, 0);
     for (unsigned t = needed; t < count; t++)
         tensors[t].optional = true;
     return count;

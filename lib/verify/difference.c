@@ -188,21 +188,23 @@ int mp_report_difference(mp_slot_side *s, mp_role role, const mp_difference *d, 
 static void write_vector(const mp_slot_side *s, mp_role role, uint64_t index, uint64_t count,
                          char *text, size_t size)
 {
-    uint64_t per_part = role == MP_ROLE_INPUT_SCALE ? count : count / mp_side_parts(s->side);
+    bool input = role == MP_ROLE_INPUT_SCALE || role == MP_ROLE_ACT_SCALE;
+    uint64_t per_part = input ? count : count / mp_side_parts(s->side);
     unsigned part = (unsigned)(index / per_part);
     const mp_matrix *matrix = matrix_of(s, part);
     char name[SOURCE_TEXT];
-    const mp_tensor *tensor = role == MP_ROLE_OFFSET        ? matrix->offset
-                              : role == MP_ROLE_INPUT_SCALE ? matrix->input_scale
-                              : s->want.passes              ? matrix->global
-                                                            : matrix->weight;
+    const mp_tensor *tensor = role == MP_ROLE_OFFSET ? matrix->offset
+                              : input                ? matrix->input_scale
+                              : s->want.passes       ? matrix->global
+                                                     : matrix->weight;
 
     write_tensor(s, tensor, part, name, sizeof name);
     if (role == MP_ROLE_OFFSET)
         snprintf(text, size, "%s row %" PRIu64 " says", name, index % per_part);
     else if (role == MP_ROLE_ALPHA && !s->want.passes)
         snprintf(text, size, "%s gets the second scale", name);
-    else if (role == MP_ROLE_ALPHA && s->from.storage->global_divides)
+    else if ((role == MP_ROLE_ALPHA || role == MP_ROLE_ACT_SCALE) &&
+             s->from.storage->global_divides)
         snprintf(text, size, "%s, inverted, says", name);
     else
         snprintf(text, size, "%s says", name);

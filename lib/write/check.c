@@ -171,7 +171,7 @@ int mp_check_optional(const mp_plan *plan, const mp_plan_layer *layer, const mp_
     uint32_t all = 0, count = 0;
 
     *has = !tensor->optional;
-    if (!tensor->optional || (plan->drop & MP_ROLE_BIT(tensor->role)))
+    if (!tensor->optional || (plan->drop & MP_ROLE_BIT(mp_role_source(tensor->role))))
         return 0;
     for (uint32_t id = 0; id < plan->shape.num_ids; id++) {
         bool routed = id < source->num_experts;

@@ -156,7 +156,8 @@ Test(layout_targets, tensors_of_nvfp4)
                    {"l1_input_scale", MP_L1, MP_ROLE_INPUT_SCALE, MP_F32, 0, {0}, true, false},
                    {"l2_input_scale", MP_L2, MP_ROLE_INPUT_SCALE, MP_F32, 0, {0}, true, false},
                    {"l1_global_scale", MP_L1, MP_ROLE_GLOBAL_SCALE, MP_F32, 1, {2}, true, false},
-                   {"l2_global_scale", MP_L2, MP_ROLE_GLOBAL_SCALE, MP_F32, 0, {0}, true, false});
+                   {"l2_global_scale", MP_L2, MP_ROLE_GLOBAL_SCALE, MP_F32, 0, {0}, true, false},
+                   {"l2_act_scale", MP_L2, MP_ROLE_ACT_SCALE, MP_F32, 0, {0}, true, false});
 }
 
 Test(layout_targets, tensors_of_bf16)

@@ -102,7 +102,7 @@ Test(verify_vectors, names_second_scales_and_input_scales)
     verify_now();
     expect_count(0);
     cr_expect_eq(report.slots, 2 * 4);
-    cr_expect_eq(report.tensors, 2 * 2 * 8);
+    cr_expect_eq(report.tensors, 2 * 2 * 9);
     const mp_tensor *up = matrix(1, 3, MP_UP)->global, *down = matrix(1, 2, MP_DOWN)->global;
     expect_float(1, layer, "l1_alpha", 1, 2, 1, 0.5f, "holds 0.5 where %s says %.9g", up->name,
                  (double)read_float(up));
@@ -114,6 +114,8 @@ Test(verify_vectors, names_second_scales_and_input_scales)
                  gate_in->name, (double)read_float(gate_in));
     expect_float(0, layer, "l2_input_scale", 0, 1, 0, 7, "holds 7 where %s says %.9g",
                  down_in->name, (double)read_float(down_in));
+    expect_float(0, layer, "l2_act_scale", 0, 1, 0, 7, "holds 7 where %s says %.9g", down_in->name,
+                 (double)read_float(down_in));
 }
 
 /* compressed-tensors divides by its second scale, and both are packed. */
