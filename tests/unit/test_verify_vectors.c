@@ -132,6 +132,9 @@ Test(verify_vectors, names_scales_that_divide)
                  up->name, (double)(1 / divisor));
     expect_float(1, layer, "l1_global_scale", 0, 2, 1, 1, "holds 1 where %s says %.9g", up->name,
                  (double)divisor);
+    const mp_tensor *down_in = matrix(0, 0, MP_DOWN)->input_scale;
+    expect_float(0, layer, "l2_act_scale", 0, 1, 0, 7, "holds 7 where %s, inverted, says %.9g",
+                 down_in->name, (double)(1 / read_float(down_in)));
 }
 
 Test(verify_vectors, names_second_scales_that_were_chosen)
