@@ -16,21 +16,11 @@ typedef struct targets_options {
 /* Sizes that every target takes; names and dtypes do not depend on them. */
 static const mp_dims sample_dims = {.hidden_size = 4096, .intermediate_size = 2048};
 
-static const char *const role_names[MP_ROLES] = {
-    [MP_ROLE_WEIGHT] = "weight",
-    [MP_ROLE_SCALE] = "scale",
-    [MP_ROLE_ALPHA] = "alpha",
-    [MP_ROLE_GLOBAL_SCALE] = "global_scale",
-    [MP_ROLE_INPUT_SCALE] = "input_scale",
-    [MP_ROLE_OFFSET] = "offset",
-    [MP_ROLE_ACT_SCALE] = "act_scale",
-};
-
 static json_t *tensor_json(const mp_slot_tensor *tensor)
 {
     return json_pack("{s:s, s:s, s:s, s:s, s:b}", "name", tensor->name, "side",
-                     tensor->side == MP_L1 ? "l1" : "l2", "role", role_names[tensor->role], "dtype",
-                     mp_dtype_name(tensor->dtype), "optional", tensor->optional);
+                     tensor->side == MP_L1 ? "l1" : "l2", "role", mp_role_name(tensor->role),
+                     "dtype", mp_dtype_name(tensor->dtype), "optional", tensor->optional);
 }
 
 static json_t *tensors_json(const mp_target *target)
