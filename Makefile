@@ -14,6 +14,7 @@ LIB_SOURCES := \
 	lib/base/digest.c \
 	lib/base/error.c \
 	lib/base/file.c \
+	lib/base/foreign.c \
 	lib/base/formats.c \
 	lib/base/json.c \
 	lib/base/json_edit.c \
@@ -26,6 +27,7 @@ LIB_SOURCES := \
 	lib/checkpoint/checkpoint.c \
 	lib/checkpoint/complete.c \
 	lib/checkpoint/config.c \
+	lib/checkpoint/config_layers.c \
 	lib/checkpoint/config_rewrite.c \
 	lib/checkpoint/expert.c \
 	lib/checkpoint/families.c \
@@ -35,9 +37,13 @@ LIB_SOURCES := \
 	lib/checkpoint/index.c \
 	lib/checkpoint/members.c \
 	lib/checkpoint/names.c \
+	lib/checkpoint/promises.c \
+	lib/checkpoint/router_names.c \
 	lib/checkpoint/rows.c \
+	lib/checkpoint/rules.c \
 	lib/checkpoint/safetensors.c \
 	lib/checkpoint/storage.c \
+	lib/checkpoint/towers.c \
 	lib/diff/diff.c \
 	lib/diff/diff_compare.c \
 	lib/diff/diff_list.c \
@@ -69,6 +75,7 @@ LIB_SOURCES := \
 	lib/forward/activations.c \
 	lib/forward/catalog_experts.c \
 	lib/forward/forward.c \
+	lib/forward/layer_act.c \
 	lib/forward/layer_route.c \
 	lib/forward/layer_router.c \
 	lib/forward/measure.c \
@@ -79,6 +86,7 @@ LIB_SOURCES := \
 	lib/forward/product_x86.c \
 	lib/forward/recipe.c \
 	lib/forward/router.c \
+	lib/forward/shared_expert.c \
 	lib/forward/side.c \
 	lib/layout/deepep.c \
 	lib/layout/fuseep.c \
@@ -397,6 +405,7 @@ SCRIPTS := \
 	tests/cli/run \
 	tests/cli/symbols.sh \
 	tests/cli/synth.sh \
+	tests/cli/transformers.sh \
 	tests/cli/unpack.sh \
 	tests/cli/verify.sh \
 	tests/cli/verify_numeric.sh \

@@ -39,6 +39,7 @@ typedef struct forward_job {
     mp_layer_router router;
     mp_catalog_experts experts;
     mp_pack pack;
+    mp_shared_expert alone; /* a shared expert that no slots can hold */
     mp_packed_experts slots;
     mp_config config; /* of a packed directory */
     mp_forward_options how;
@@ -46,6 +47,7 @@ typedef struct forward_job {
     uint32_t columns;    /* choices of a token, shared experts included */
     int32_t *ids;        /* [tokens, columns] of what is computed: experts or slots */
     float *weights;      /* [tokens, columns] */
+    float *identity;     /* [tokens], or null: what x itself weighs */
     double *y;           /* [tokens, H] */
     double rms, max_abs; /* of y */
 } forward_job;
@@ -70,12 +72,42 @@ static int open_layer(forward_job *job, const char *path, const char *layer, mp_
     int rc = mp_catalog_open(&job->catalog, path, &job->context, err);
 
     if (rc == 0)
+        rc = mp_catalog_choose(&job->catalog, layer, err);
+    if (rc == 0)
         rc = mp_catalog_check(&job->catalog, err);
     if (rc == 0)
         rc = mp_find_layer(&job->catalog, layer, &job->layer, err);
     if (rc == 0)
         rc = mp_layer_router_open(&job->router, &job->catalog, job->layer, err);
     return rc;
+}
+
+/* No kernel clamps behind SiLU, or does what GPT-OSS does. */
+static int find_activation(forward_job *job, const mp_config *config, uint64_t layer, mp_error *err)
+{
+    mp_forward_options *how = &job->how;
+    int rc = mp_model_activation(config, layer, &how->activation, &how->shared_activation,
+                                 &how->weigh_input, err);
+
+    if (rc == 0 && how->emulation != MP_EMULATE_EXACT && how->activation.late &&
+        how->activation.limit > 0)
+        rc = cmd_fail(err, MP_ERR_UNSUPPORTED,
+                      "layer %" PRIu64 ": swiglu_limits[%" PRIu64
+                      "] clamps after SiLU, which no kernel does; --emulate exact computes it",
+                      layer, layer);
+    return rc;
+}
+
+/* A shared expert of another width than some routed ones together. */
+static int open_alone(forward_job *job, mp_error *err)
+{
+    if (job->how.emulation != MP_EMULATE_EXACT)
+        return cmd_fail(err, MP_ERR_UNSUPPORTED,
+                        "%s: the shared expert, %" PRIu64
+                        " wide, is no number of routed ones: no kernel computes it with them; give "
+                        "--no-shared, or --emulate exact",
+                        job->layer->prefix, job->layer->shared_width);
+    return mp_shared_expert_open(&job->alone, &job->catalog, job->layer, &job->context, err);
 }
 
 /* Weights become what the emulated kernel takes; those of shared experts only where the user
@@ -91,11 +123,13 @@ static int open_experts(forward_job *job, mp_error *err)
     int rc = open_layer(job, job->o->input, job->o->layer, err);
 
     if (rc == 0)
-        rc = mp_model_activation(&job->catalog.config, job->catalog.family, &job->how.activation,
-                                 &job->how.weigh_input, err);
+        rc = find_activation(job, &job->catalog.config, job->layer->number, err);
     if (rc == 0)
         rc = mp_catalog_experts_open(&job->experts, &job->catalog, job->layer, &options,
                                      &job->context, err);
+    job->how.first_shared = job->layer ? job->layer->num_experts : 0;
+    if (rc == 0 && job->layer->has_shared && job->router.shared == 0 && !job->o->no_shared)
+        rc = open_alone(job, err);
     return rc;
 }
 
@@ -104,14 +138,24 @@ static int add_packed_shared(forward_job *job, mp_error *err)
 {
     const mp_manifest *m = &job->pack.manifest;
     const mp_family *family = mp_family_find(m->family);
+    const mp_family *known = mp_family_of_type(job->config.model_type);
 
-    if (!family || family->shared_gate)
+    if (!family || family->shared_gate || !known || known->shared_gate)
         return cmd_fail(err, MP_ERR_USAGE,
                         "what shared experts weigh is in the checkpoint: give --source, or "
                         "--no-shared");
-    job->router.router.num_experts = (uint32_t)m->num_experts;
+    job->router.router.num_experts = job->router.num_experts = (uint32_t)m->num_experts;
+    job->router.part = 1;
     job->router.shared = (uint32_t)m->num_shared_experts;
     return 0;
+}
+
+/* The number that ends "model.layers.3"; none of "mtp.0". */
+static uint64_t number_of(const char *layer)
+{
+    const char *dot = strrchr(layer, '.');
+
+    return dot && !strstr(layer, "mtp") ? strtoull(dot + 1, NULL, 10) : UINT64_MAX;
 }
 
 static int open_slots(forward_job *job, mp_error *err)
@@ -129,8 +173,7 @@ static int open_slots(forward_job *job, mp_error *err)
     if (rc == 0)
         rc = mp_config_load(&job->config, o->input, err);
     if (rc == 0)
-        rc = mp_model_activation(&job->config, m->family, &job->how.activation,
-                                 &job->how.weigh_input, err);
+        rc = find_activation(job, &job->config, number_of(m->layers[layer]), err);
     if (rc == 0 && o->source)
         rc = open_layer(job, o->source, m->layers[layer], err);
     if (rc != 0)
@@ -176,6 +219,21 @@ static int choose(forward_job *job, mp_error *err)
                           t->weights, err);
 }
 
+/* Zero experts are no choice of any expert; x is added by itself. */
+static int take_zero(forward_job *job, int32_t *ids, mp_error *err)
+{
+    const forward_tokens *t = &job->t;
+
+    memcpy(ids, t->ids, t->tokens * t->k * sizeof *ids);
+    if (job->router.router.num_experts <= job->router.num_experts)
+        return 0;
+    job->identity = calloc(t->tokens + 1, sizeof *job->identity);
+    if (!job->identity)
+        return no_memory(err);
+    mp_layer_take_zero(&job->router, t->tokens, t->k, ids, t->weights, job->identity);
+    return 0;
+}
+
 /* What is computed: choices with the shared experts behind them, as experts or as slots. */
 static int place_choices(forward_job *job, mp_error *err)
 {
@@ -185,15 +243,17 @@ static int place_choices(forward_job *job, mp_error *err)
 
     job->columns = t->k + shared;
     uint64_t count = t->tokens * job->columns;
+    int32_t *routed = calloc(t->tokens * t->k + 1, sizeof *routed);
     int32_t *ids = calloc(count + 1, sizeof *ids);
     job->ids = calloc(count + 1, sizeof *job->ids);
     job->weights = calloc(count + 1, sizeof *job->weights);
-    int rc = ids && job->ids && job->weights ? 0 : no_memory(err);
-    if (rc == 0 && shared > 0)
-        mp_layer_add_shared(&job->router, t->x, t->tokens, t->k, t->ids, t->weights, ids,
+    int rc =
+        routed && ids && job->ids && job->weights ? take_zero(job, routed, err) : no_memory(err);
+    if (rc == 0 && (job->layer || shared > 0))
+        mp_layer_add_shared(&job->router, t->x, t->tokens, t->k, shared, routed, t->weights, ids,
                             job->weights);
     else if (rc == 0) {
-        memcpy(ids, t->ids, count * sizeof *ids);
+        memcpy(ids, routed, count * sizeof *ids);
         memcpy(job->weights, t->weights, count * sizeof *job->weights);
     }
     if (rc == 0 && job->packed)
@@ -201,6 +261,7 @@ static int place_choices(forward_job *job, mp_error *err)
                              job->ids, job->weights, err);
     else if (rc == 0)
         memcpy(job->ids, ids, count * sizeof *ids);
+    free(routed);
     free(ids);
     return rc;
 }
@@ -219,7 +280,12 @@ static int compute(forward_job *job, mp_error *err)
     job->y = calloc(n + 1, sizeof *job->y);
     if (!job->y)
         return no_memory(err);
+    job->how.identity = job->identity;
+    job->how.bias = job->router.block_bias;
     if (mp_forward(source, &job->how, &batch, &job->context, job->y, err) != 0)
+        return err->code;
+    if (job->alone.experts.catalog && mp_shared_expert_add(&job->alone, &job->router, &job->how,
+                                                           &batch, &job->context, job->y, err) != 0)
         return err->code;
     for (uint64_t i = 0; i < n; i++) {
         sum += job->y[i] * job->y[i];
@@ -368,11 +434,13 @@ static void release(forward_job *job)
     forward_tokens_release(&job->t);
     mp_catalog_experts_release(&job->experts);
     mp_pack_release(&job->pack);
+    mp_shared_expert_release(&job->alone);
     mp_layer_router_release(&job->router);
     mp_catalog_release(&job->catalog);
     mp_config_release(&job->config);
     free(job->ids);
     free(job->weights);
+    free(job->identity);
     free(job->y);
 }
 

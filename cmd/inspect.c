@@ -16,13 +16,43 @@ static json_t *number_json(uint64_t value)
     return value == MP_CONFIG_ABSENT ? json_null() : json_integer((json_int_t)value);
 }
 
+/* Models of their own in one checkpoint. */
+static json_t *towers_json(const mp_catalog *c)
+{
+    json_t *list = json_array();
+
+    for (unsigned t = 0; t < c->num_towers; t++) {
+        const mp_tower *tower = &c->towers[t];
+
+        json_array_append_new(
+            list,
+            json_pack("{s:s, s:o, s:o, s:i, s:i, s:o}", "name", tower->name, "hidden_size",
+                      number_json(tower->hidden_size), "moe_intermediate_size",
+                      number_json(tower->moe_intermediate_size), "num_experts",
+                      (int)tower->num_experts, "num_shared_experts", (int)tower->num_shared_experts,
+                      "experts_per_token", number_json(tower->config.experts_per_token)));
+    }
+    return list;
+}
+
+/* Shared experts of a layer, as wide as its routed ones. */
+static uint32_t shared_of(const mp_catalog *c, const mp_moe_layer *layer)
+{
+    size_t index = (size_t)(layer - c->layers);
+
+    for (unsigned t = 0; t < c->num_towers; t++)
+        if (index >= c->towers[t].first && index - c->towers[t].first < c->towers[t].count)
+            return c->towers[t].num_shared_experts;
+    return c->num_shared_experts;
+}
+
 static json_t *layer_json(const mp_catalog *catalog, const mp_moe_layer *layer)
 {
     const mp_storage *s = &layer->storage;
 
     return json_pack("{s:s, s:i, s:i, s:s, s:o, s:o}", "name", layer->prefix, "experts",
                      (int)layer->num_experts, "shared_experts",
-                     layer->has_shared ? (int)catalog->num_shared_experts : 0, "format",
+                     layer->has_shared ? (int)shared_of(catalog, layer) : 0, "format",
                      mp_scheme_name(s->scheme), "scale",
                      s->has_scale ? json_string(mp_dtype_name(s->scale_dtype)) : json_null(),
                      "bytes", number_json(layer->bytes));
@@ -80,15 +110,20 @@ static int print_catalog_json(const mp_catalog *c, bool with_tensors, mp_error *
         json_object_set_new(passed_over, c->others[k].kind, number_json(c->others[k].tensors));
     }
     json = json_pack(
-        "{s:s, s:s, s:o, s:o, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "family",
-        c->family, "reason", c->reason, "hidden_size", number_json(c->hidden_size),
+        "{s:o, s:s, s:s, s:o, s:o, s:i, s:i, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
+        "s:o}",
+        "model_type", c->config.model_type[0] ? json_string(c->config.model_type) : json_null(),
+        "family", c->family, "reason", c->reason, "hidden_size", number_json(c->hidden_size),
         "moe_intermediate_size", number_json(c->moe_intermediate_size), "num_experts",
         (int)c->num_experts, "num_shared_experts", (int)c->num_shared_experts, "experts_per_token",
         number_json(c->config.experts_per_token), "layers", layers, "num_tensors",
         number_json(c->checkpoint.num_tensors), "expert_tensors", number_json(c->expert_tensors),
         "other_tensors", number_json(others), "passed_over", passed_over, "bytes",
         number_json(tensor_bytes(&c->checkpoint)), "shards", number_json(c->checkpoint.num_shards),
-        "problems", problems_json(&c->problems));
+        "problems", problems_json(&c->problems), "warnings", problems_json(&c->promises), "notes",
+        problems_json(&c->notes));
+    if (json && c->num_towers > 0)
+        json_object_set_new(json, "towers", towers_json(c));
     if (json && with_tensors)
         json_object_set_new(json, "tensors", tensors_json(&c->checkpoint));
     return print_json(json, err);
@@ -174,15 +209,33 @@ static void print_counts(const mp_catalog *c)
     printf("\n");
 }
 
+static void print_sizes(uint64_t hidden, uint64_t width, uint32_t experts, uint32_t shared,
+                        uint64_t a_token)
+{
+    printf("hidden size %llu, expert intermediate size %llu, %u experts, %u shared",
+           (unsigned long long)hidden, (unsigned long long)width, experts, shared);
+    if (a_token != MP_CONFIG_ABSENT)
+        printf(", %llu a token", (unsigned long long)a_token);
+    printf("\n");
+}
+
 static void print_catalog(const mp_catalog *c, bool each_layer, const output_ink *ink)
 {
-    printf("%s%s%s (%s)\n", ink->bold, c->family, ink->plain, c->reason);
-    printf("hidden size %llu, expert intermediate size %llu, %u experts, %u shared",
-           (unsigned long long)c->hidden_size, (unsigned long long)c->moe_intermediate_size,
-           c->num_experts, c->num_shared_experts);
-    if (c->config.experts_per_token != MP_CONFIG_ABSENT)
-        printf(", %llu a token", (unsigned long long)c->config.experts_per_token);
-    printf("\n\n");
+    char model[MP_MODEL_TEXT];
+
+    printf("%s%s%s (%s)\n", ink->bold, mp_model_text(c->config.model_type, c->family, model),
+           ink->plain, c->reason);
+    for (unsigned t = 0; t < c->num_towers; t++) {
+        const mp_tower *tower = &c->towers[t];
+
+        printf("%s: ", tower->name);
+        print_sizes(tower->hidden_size, tower->moe_intermediate_size, tower->num_experts,
+                    tower->num_shared_experts, tower->config.experts_per_token);
+    }
+    if (c->num_towers == 0)
+        print_sizes(c->hidden_size, c->moe_intermediate_size, c->num_experts, c->num_shared_experts,
+                    c->config.experts_per_token);
+    printf("\n");
     print_layers(c, each_layer);
     printf("\n");
     print_counts(c);
@@ -209,6 +262,10 @@ static int inspect_checkpoint(const inspect_options *o, const mp_context *contex
             printf("\n");
             print_tensors(&catalog.checkpoint);
         }
+    }
+    if (rc == 0 && !o->common.quiet) {
+        print_problems(stderr, "moepack: inspect: note", &catalog.notes);
+        print_problems(stderr, "moepack: inspect: warning", &catalog.promises);
     }
     if (rc == 0 && catalog.problems.count > 0) {
         print_problems(stderr, "moepack: inspect", &catalog.problems);

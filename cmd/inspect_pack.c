@@ -94,9 +94,11 @@ static int print_pack_json(const packed *p, bool with_tensors, mp_error *err)
     const mp_manifest *m = p->m;
     size_t tensors = count_tensors(m);
     json_t *json = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:n, s:o, s:I, s:I, s:i, s:I, s:I, s:o, s:s, s:I, s:I, "
+        "{s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:n, s:o, s:I, s:I, s:i, s:I, s:I, s:o, s:s, s:I, "
+        "s:I, "
         "s:s}",
-        "family", m->family, "reason", "moepack.json", "hidden_size", (json_int_t)m->hidden_size,
+        "model_type", m->model_type ? json_string(m->model_type) : json_null(), "family", m->family,
+        "reason", "moepack.json", "hidden_size", (json_int_t)m->hidden_size,
         "moe_intermediate_size", (json_int_t)m->moe_intermediate_size, "num_experts",
         (json_int_t)m->num_experts, "num_shared_experts", (json_int_t)m->num_shared_experts,
         "experts_per_token", "layers", layers_json(p), "num_tensors", (json_int_t)tensors,
@@ -113,10 +115,11 @@ static int print_pack_json(const packed *p, bool with_tensors, mp_error *err)
 static void print_pack(const packed *p, const output_ink *ink)
 {
     const mp_manifest *m = p->m;
-    char bytes[SIZE_TEXT];
+    char bytes[SIZE_TEXT], model[MP_MODEL_TEXT];
 
     printf("%s%s%s/%llu, packed from %s (%s%s)\n", ink->bold, m->target, ink->plain,
-           (unsigned long long)m->target_version, m->family,
+           (unsigned long long)m->target_version,
+           m->model_type ? mp_model_text(m->model_type, m->family, model) : m->family,
            m->source_scheme == MP_SCHEME_COUNT ? "mixed" : mp_scheme_name(m->source_scheme),
            m->lossless ? ", lossless" : ", requantized");
     printf("hidden size %llu, expert intermediate size %llu, %llu experts as %llu physical\n",

@@ -117,6 +117,13 @@ static int prepare(quantize_job *job, mp_error *err)
         rc = cmd_fail(err, MP_ERR_INPUT, "%s: problems: %llu", o->source,
                       (unsigned long long)job->catalog.problems.count);
     }
+    if (rc == 0 && job->catalog.promises.count > 0 && !o->layers) {
+        print_problems(stderr, "moepack: quantize", &job->catalog.promises);
+        rc = cmd_fail(err, MP_ERR_INPUT,
+                      "%s: not all there: name the layers to be written by --layers", o->source);
+    }
+    if (rc == 0)
+        rc = mp_catalog_choose(&job->catalog, o->layers, err);
     if (rc == 0)
         rc = select_layers(o->layers, &job->catalog, &job->layers, err);
     if (rc == 0 && !(job->command = command_text(o)))

@@ -165,6 +165,8 @@ static int prepare(repack_job *job, const mp_context *context, mp_error *err)
                       (unsigned long long)job->catalog.problems.count);
     }
     if (rc == 0)
+        rc = mp_catalog_choose(&job->catalog, o->layers, err);
+    if (rc == 0)
         rc = read_placement(job, err);
     if (rc == 0)
         rc = select_layers(o->layers, &job->catalog, &job->layers, err);

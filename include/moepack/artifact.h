@@ -77,7 +77,8 @@ typedef struct mp_manifest {
     mp_rounding rounding;
     double amax_floor;
     /* model */
-    char *family;
+    char *model_type; /* null where config.json has none, and in manifests of 0.1 */
+    char *family;     /* whose names the source has */
     uint64_t hidden_size;
     uint64_t moe_intermediate_size;
     uint64_t num_experts;

@@ -188,10 +188,11 @@ typedef enum mp_fusion {
     MP_FUSION_ROWS,        /* gate rows first, then up rows */
     MP_FUSION_ROWS_PAIRED, /* gate and up rows in turn */
     MP_FUSION_COLS,        /* transposed, gate columns first */
-    MP_FUSION_COLS_PAIRED  /* transposed, gate and up columns in turn */
+    MP_FUSION_COLS_PAIRED, /* transposed, gate and up columns in turn */
+    MP_FUSION_STACKED      /* gate, up and down each [E, N, K] */
 } mp_fusion;
 
-/* "none", "rows", "rows_paired", "cols", "cols_paired"; a static string. */
+/* "none", "rows", "rows_paired", "cols", "cols_paired", "stacked"; a static string. */
 const char *mp_fusion_name(mp_fusion fusion);
 bool mp_fusion_parse(const char *name, mp_fusion *fusion);
 bool mp_fusion_is_transposed(mp_fusion fusion);

@@ -20,50 +20,85 @@ extern "C" {
 /* A number that config.json does not give, or gives as null. */
 #define MP_CONFIG_ABSENT UINT64_MAX
 
+/* Towers of a model at most. */
+#define MP_CONFIG_TOWERS 4
+
 /* Facts of config.json, from its root or the nested text_config. Synonyms are
- * resolved: num_experts also stands for n_routed_experts, and so on. */
+ * resolved: num_experts also stands for n_routed_experts, and so on. Without a config.json those
+ * of params.json, which Mistral's own files have. */
 typedef struct mp_config {
-    bool present;        /* there was a config.json at all */
-    char model_type[64]; /* "" where absent */
+    bool present; /* there was a config.json at all */
+    /* "" where absent. Of those of nested objects the outermost one whose rules are known, else
+     * that of the root. */
+    char model_type[64];
     uint64_t hidden_size;
     uint64_t latent_size; /* H of routed experts, where that is not hidden_size */
     uint64_t moe_intermediate_size;
     uint64_t num_experts;
+    uint64_t zero_experts; /* choices behind the experts that give back what goes in */
     uint64_t num_shared_experts;
+    uint64_t shared_width; /* of the shared expert, where config.json has a key for it */
     uint64_t experts_per_token;
     uint64_t num_hidden_layers;
+    uint64_t num_mtp_layers;
+    uint64_t vocab_size;
+    uint64_t block_rows; /* of a scale: weight_block_size, block_structure, group_size of FP8 */
+    uint64_t block_cols;
+    uint64_t group_size;   /* columns of a scale, of schemes that have a scale for each group */
+    uint64_t weight_bits;  /* num_bits of weights */
+    char quant_method[64]; /* "" where absent */
+    /* Which layers have experts: a list, or else these. */
     uint64_t first_k_dense_replace;
     uint64_t moe_layer_freq; /* absent where it is a list */
     uint64_t decoder_sparse_step;
-    uint64_t vocab_size;
-    uint64_t block_rows; /* quantization_config.weight_block_size */
-    uint64_t block_cols;
-    char quant_method[64]; /* "" where absent */
+    uint64_t moe_layer_start, moe_layer_end, moe_layer_interval;
+    uint64_t expert_layer_period, expert_layer_offset;
+    unsigned char *dense_layers; /* num_dense_layers flags, 1: dense by a list; or null */
+    uint64_t num_dense_layers;
+    bool lists_layers; /* the list is of all layers, and decides alone */
+    bool says_layers;  /* there is any such list or number */
     /* What the router and the experts compute; a float that is absent is a NaN. */
     char scoring_func[32]; /* "" where absent */
     char topk_method[32];
     char hidden_act[32];
+    char shared_combination[32]; /* "average": of routed and shared experts */
     uint64_t n_group;
     uint64_t topk_group;
     int norm_topk_prob; /* 0, 1, or -1 where absent */
     double routed_scaling_factor;
-    double swiglu_limit;
+    double norm_min;     /* least sum that weights are divided by */
+    double jitter;       /* router_jitter_noise */
+    double logit_cap;    /* l becomes cap * tanh(l / cap) */
+    double swiglu_limit; /* 0 where it is null */
     double swiglu_alpha;
     double swiglu_beta;
-    double situ_beta; /* activation_situ_beta */
+    double situ_beta;
     double situ_linear_beta;
-    unsigned char *dense_layers; /* num_dense_layers flags, 1: dense by a list; or null */
-    uint64_t num_dense_layers;
+    double *swiglu_limits; /* [num_swiglu_limits], 0: none; by layer, or null */
+    uint64_t num_swiglu_limits;
+    /* Models of their own in one checkpoint: "thinker" where there is a thinker_config with a
+     * text_config. */
+    char towers[MP_CONFIG_TOWERS][32];
+    unsigned num_towers;
+    char refused[64]; /* a flag that is set and changes what the router does as nothing here */
 } mp_config;
 
 /* Reads DIR/config.json. A missing file gives present = false and no error.
- * MP_ERR_INPUT if it is not JSON, or a number has another type or sign. */
+ * MP_ERR_INPUT if it is not JSON, or a number has another type or sign, MP_ERR_UNSUPPORTED for
+ * lists by layer or by modality of what is one number here. */
 int mp_config_load(mp_config *config, const char *dir, mp_error *err);
 void mp_config_release(mp_config *config);
+
+/* The same of one of the towers of a model: of the object "thinker_config" for "thinker". */
+int mp_config_load_tower(mp_config *config, const char *dir, const char *tower, mp_error *err);
 
 /* Whether config.json makes decoder layer `layer` an MoE layer. True also where
  * config.json does not say. */
 bool mp_config_is_moe_layer(const mp_config *config, uint64_t layer);
+
+/* Whether config.json says of a decoder layer that it has experts or has none: by a key, or since
+ * no model of that model_type has dense layers. */
+bool mp_config_says_layer(const mp_config *config, uint64_t layer);
 
 /* ------------------------------------------------------------------------
  * The catalog
@@ -78,6 +113,7 @@ typedef struct mp_storage {
     bool has_scale;
     bool has_global;     /* a second scale for the whole matrix (nvfp4) */
     bool global_divides; /* the second scale divides instead of multiplying */
+    bool signed_nibbles; /* int4 in two's complement, which is read as 8 more, as others are */
     uint32_t block_rows; /* of one scale; UINT32_MAX where it covers all rows */
     uint32_t block_cols; /* the same for columns */
 } mp_storage;
@@ -87,7 +123,7 @@ typedef struct mp_matrix {
     const mp_tensor *weight;
     const mp_tensor *scale;
     const mp_tensor *global;      /* second scale, one F32 */
-    const mp_tensor *input_scale; /* of activations */
+    const mp_tensor *input_scale; /* of activations, one number */
     const mp_tensor *offset;      /* zero points, one a row */
     const mp_tensor *bias;        /* one a row */
     const mp_tensor *shape;       /* [N, K] of packed weights */
@@ -131,11 +167,14 @@ typedef struct mp_moe_layer {
     bool has_shared;
     mp_expert shared; /* one matrix set of width num_shared_experts * I */
     mp_storage shared_storage;
-    uint64_t bytes; /* of all tensors of its routed experts */
-    const mp_naming *naming;
-    const char *shared_name; /* "shared_experts" or "shared_expert", where has_shared */
-    mp_matrix fused[2];      /* where fused: gate_up and down, of all experts */
-    size_t room;             /* private: of experts */
+    uint64_t bytes;          /* of all tensors of its routed experts */
+    mp_naming *naming;       /* as its tensors are named */
+    const char *shared_name; /* "shared_experts", "shared_mlp" ..., where has_shared */
+    uint64_t shared_width;   /* of the shared expert: 0 where there is none, or not understood */
+    bool shared_joined;      /* its gate and up are in one tensor */
+    /* Where fused: gate_up and down of all experts; where stacked, gate, down and up. */
+    mp_matrix fused[3];
+    size_t room; /* private: of experts */
 } mp_moe_layer;
 
 /* Tensors that are not experts, counted by what they are. */
@@ -147,21 +186,39 @@ typedef struct mp_kind_count {
 
 #define MP_KINDS 7
 
+/* One of several models in a checkpoint, whose layers are called after it:
+ * "thinker.model.layers.0". It has sizes and a config.json of its own. */
+typedef struct mp_tower {
+    const char *name;    /* owned by the catalog's config */
+    size_t first, count; /* of the catalog's layers */
+    mp_config config;
+    uint64_t hidden_size;
+    uint64_t moe_intermediate_size;
+    uint32_t num_experts;
+    uint32_t num_shared_experts;
+} mp_tower;
+
 typedef struct mp_catalog {
     mp_checkpoint checkpoint;
     mp_config config;
-    const char *family;             /* "deepseek_v4", ...; a static string */
+    const char *family;             /* whose names experts have: "deepseek_v4"; a static string */
     char reason[256];               /* why it is that family */
     uint64_t hidden_size;           /* H of the experts, from the tensors */
     uint64_t moe_intermediate_size; /* I */
     uint32_t num_experts;           /* of the first layer */
     uint32_t num_shared_experts;    /* 0 too where these have another H than the routed ones */
+    /* Where there are two or more: the numbers above are of the first, until mp_catalog_choose()
+     * has left one of them. */
+    mp_tower towers[MP_CONFIG_TOWERS];
+    unsigned num_towers;
     bool unpacked;        /* holds MP_UNPACK_NAME (artifact.h): config.json may promise more */
     mp_moe_layer *layers; /* decoder layers ascending, then MTP blocks */
     size_t num_layers;
     uint64_t expert_tensors;        /* understood as expert weights or scales */
     mp_kind_count others[MP_KINDS]; /* passed over, by kind */
     mp_problems problems;           /* everything that is wrong or contradictory */
+    mp_problems notes;              /* what is odd and does no harm */
+    mp_problems promises;           /* what config.json or the folder promises and is not there */
 } mp_catalog;
 
 /* Opens a checkpoint and finds its experts.
@@ -174,7 +231,18 @@ int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *con
                     mp_error *err);
 void mp_catalog_release(mp_catalog *catalog);
 
-/* MP_ERR_INPUT with the first problem and the count of the others, if any. */
+/* "model_type X", or where X is not known "model_type X, named like Y"; without one "named like
+ * Y". model_type may be null. Returns the buffer. */
+#define MP_MODEL_TEXT 160
+char *mp_model_text(const char *model_type, const char *family, char text[MP_MODEL_TEXT]);
+
+/* Of a catalog with towers, keeps the one that the layers of a list, as of mp_select_layers, are
+ * of. layers: null where none are named. Nothing where there are no towers.
+ * MP_ERR_USAGE for layers of two towers, or none. */
+int mp_catalog_choose(mp_catalog *catalog, const char *layers, mp_error *err);
+
+/* MP_ERR_INPUT with the first problem and the count of the others, if any; MP_ERR_USAGE where
+ * there are towers of which none is chosen. */
 int mp_catalog_check(const mp_catalog *catalog, mp_error *err);
 
 /* Rows and columns of one routed expert's matrix: N, K. */
@@ -201,6 +269,10 @@ mp_matrix mp_matrix_columns(const mp_matrix *matrix, uint64_t cols, uint64_t col
 int mp_layer_expert(const mp_catalog *catalog, const mp_moe_layer *layer, uint32_t id,
                     mp_expert *view, const mp_storage **storage, mp_error *err);
 
+/* Whether the shared expert of a layer can be a slot like those of routed ones: it weighs 1, and
+ * computes the same. MP_ERR_UNSUPPORTED, with the reason, where it does not. */
+int mp_layer_check_fusable(const mp_catalog *catalog, const mp_moe_layer *layer, mp_error *err);
+
 /* Reads weight rows row0 .. row0+rows-1 of a matrix with `cols` columns, and the
  * scale rows that cover them.
  * weight: rows * mp_storage_row_bytes() bytes; may be null to leave them out.
@@ -214,6 +286,13 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
  * where there is none. MP_ERR_INPUT for a scale that is not a positive finite number. */
 int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *global,
                      mp_error *err);
+
+/* The number that a tensor of a matrix (`global` or `input_scale`) holds for it: of tensors for
+ * all slices, which may have one for all of them, one for each, or two, for gate and up.
+ * MP_ERR_INPUT for one that is not a positive finite number, MP_ERR_UNSUPPORTED for another type
+ * than F32. */
+int mp_matrix_scalar(const mp_catalog *catalog, const mp_matrix *matrix, const mp_tensor *tensor,
+                     float *number, mp_error *err);
 
 /* MP_ERR_INPUT when the matrix says another shape of its packed weights than [rows, cols].
  * Nothing for a matrix that says none. */
@@ -276,6 +355,9 @@ typedef struct mp_family {
 
 /* The family of that name, or null. */
 const mp_family *mp_family_find(const char *name);
+
+/* The family that a model_type of config.json is of, or null. */
+const mp_family *mp_family_of_type(const char *model_type);
 
 /* All families; *count of them. */
 const mp_family *mp_families(size_t *count);

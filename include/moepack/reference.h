@@ -13,7 +13,7 @@
  *     if (mp_catalog_experts_open(&experts, &catalog, layer, &options, &context, &err) != 0 ||
  *         mp_layer_router_open(&router, &catalog, layer, &err) != 0 ||
  *         mp_layer_route(&router, x, NULL, tokens, &context, ids, weights, &err) != 0 ||
- *         mp_model_activation(&catalog.config, catalog.family, &how.activation,
+ *         mp_model_activation(&catalog.config, layer->number, &how.activation, NULL,
  *                             &how.weigh_input, &err) != 0)
  *         ...
  *     mp_batch batch = {tokens, router.router.k, x, ids, weights};
@@ -82,10 +82,11 @@ typedef enum mp_scoring {
     MP_SCORE_SOFTMAX,
     MP_SCORE_SIGMOID,
     MP_SCORE_SQRTSOFTPLUS, /* sqrt(log(1 + e^x)) */
+    MP_SCORE_SPARSEMIXER,  /* two choices, each weighed among the logits that are near it */
     MP_SCORINGS
 } mp_scoring;
 
-/* "softmax", "sigmoid", "sqrtsoftplus"; a static string. */
+/* "softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"; a static string. */
 const char *mp_scoring_name(mp_scoring scoring);
 bool mp_scoring_parse(const char *name, mp_scoring *scoring);
 
@@ -93,18 +94,23 @@ bool mp_scoring_parse(const char *name, mp_scoring *scoring);
 typedef struct mp_router {
     mp_scoring scoring;
     uint32_t num_experts; /* N */
-    uint32_t k;           /* choices of a token, at most N */
+    uint32_t k;           /* choices of a token, at most N; 2 for sparsemixer */
     uint32_t n_group;     /* 0 or 1: no groups; divides N */
     uint32_t topk_group;  /* that stay, where there are groups */
-    bool renormalize;     /* weights of a token are divided by their sum */
-    float scale;          /* then multiplied by this: routed_scaling_factor */
-    const float *bias;    /* [N]: added to scores for the choice, not for the weights; or null */
+    uint32_t group_best; /* scores that are a group's, summed: 1 or 2; 0 is 2 with a bias, else 1 */
+    bool by_logits;      /* the choice goes by logits, where scores may be equal and logits not */
+    bool renormalize;    /* weights of a token are divided by their sum */
+    float epsilon;       /* that is added to the sum */
+    float least_sum;     /* that the sum counts as at least */
+    float scale;         /* then multiplied by this: routed_scaling_factor */
+    float near;          /* of sparsemixer: a logit l is near the largest m where
+                            (m - l) / max(|l|, m) <= 2 near */
+    const float *bias;   /* [N]: added to scores for the choice, not for the weights; or null */
 } mp_router;
 
 /* Chooses experts for tokens.
  * logits: [tokens, N]; ids, weights: [tokens, k], best choice first.
- * The score of a group is the sum of its two best biased scores, or without a bias its
- * best one. Of equal scores the lowest id wins. All in float32.
+ * Of equal scores the lowest id wins. All in float32.
  * MP_ERR_USAGE for a router whose numbers do not go together, MP_ERR_INPUT for a logit
  * that is not finite, naming token and expert. */
 int mp_router_choose(const mp_router *router, const float *logits, uint64_t tokens, int32_t *ids,
@@ -150,6 +156,7 @@ typedef struct mp_activation {
     float limit; /* 0: none */
     float alpha; /* 0: 1 */
     float beta;
+    bool late; /* min(silu(g), limit) * u' instead */
     float situ;
     float situ_linear;
 } mp_activation;
@@ -157,9 +164,14 @@ typedef struct mp_activation {
 typedef struct mp_forward_options {
     mp_emulation emulation;
     mp_activation activation;
+    mp_activation shared_activation; /* of ids from first_shared on, where that is not 0 */
+    uint32_t first_shared;
     bool weigh_input; /* choices weigh what goes into an expert, not what comes out (Llama 4) */
     uint64_t memory;  /* bytes of intermediate results; more tokens than fit are done in turn,
                          each time reading the weights anew. 0: 512 MiB */
+    /* What is added to the sum, before it is rounded: x times a weight, and a bias; or null. */
+    const float *identity; /* [tokens] */
+    const float *bias;     /* [H] */
 } mp_forward_options;
 
 /* Tokens and their choices. A shared expert is a choice like any other. */
@@ -218,28 +230,39 @@ void mp_random_token_ids(uint64_t seed, uint64_t tokens, uint64_t vocab, int64_t
 int mp_find_layer(const mp_catalog *catalog, const char *name, const mp_moe_layer **layer,
                   mp_error *err);
 
-/* What the experts of a model compute: by its config.json and its family.
- * weigh_input: as in mp_forward_options.
+/* What the experts of a decoder layer compute, by config.json. layer: its number, or UINT64_MAX
+ * for an MTP block.
+ * shared: the same of shared experts; may be null.
+ * weigh_input: as in mp_forward_options; may be null.
  * MP_ERR_UNSUPPORTED for experts that do something else than mp_activation says. */
-int mp_model_activation(const mp_config *config, const char *family, mp_activation *activation,
-                        bool *weigh_input, mp_error *err);
+int mp_model_activation(const mp_config *config, uint64_t layer, mp_activation *activation,
+                        mp_activation *shared, bool *weigh_input, mp_error *err);
 
 /* The router of a layer, with what config.json says of it. */
 typedef struct mp_layer_router {
     mp_router router;
     uint64_t hidden_size;
-    float *gate;        /* [N, H] with zeros behind rows and below, private; or null */
-    float *logit_bias;  /* [N], or null */
-    float *bias;        /* [N], or null: router.bias */
-    int32_t *by_token;  /* [vocab, k]: experts of each token id; or null */
-    uint64_t vocab;     /* rows of by_token */
-    float *shared_gate; /* [H], or null: weighs the shared experts by a sigmoid */
-    uint32_t shared;    /* shared experts: ids N .. N + shared - 1 */
+    uint32_t num_experts; /* of these N: ids from here on are zero experts, which give back x */
+    float logit_cap;      /* 0: none */
+    float *gate;          /* [N, H] with zeros behind rows and below, private; or null */
+    float *logit_bias;    /* [N], or null */
+    float *bias;          /* [N], or null: router.bias */
+    int32_t *by_token;    /* [vocab, k]: experts of each token id; or null */
+    uint64_t vocab;       /* rows of by_token */
+    float *shared_gate;   /* [H], or null: weighs the shared experts by a sigmoid */
+    float *mix;           /* [2, H], or null: softmax weighs routed against shared experts */
+    float mix_bias[2];
+    float part;        /* what routed and shared experts weigh in the sum: 1, or 0.5 */
+    float *block_bias; /* [H], or null: added to y */
+    uint32_t shared;   /* shared experts: ids num_experts .. num_experts + shared - 1 */
+    mp_error cannot;   /* why it cannot route, where it cannot: code is not 0 */
 } mp_layer_router;
 
-/* Reads the router's tensors.
+/* Reads the router's tensors. A router whose rules are not known, or that has tensors that no
+ * rule reads, opens all the same; its choices have to be given.
  * MP_ERR_INPUT where one has the wrong shape or numbers that are not finite,
- * MP_ERR_UNSUPPORTED for a layer whose experts are not fed with x itself. */
+ * MP_ERR_UNSUPPORTED for a layer whose experts are not fed with x itself, or that does more with
+ * what they give. */
 int mp_layer_router_open(mp_layer_router *router, const mp_catalog *catalog,
                          const mp_moe_layer *layer, mp_error *err);
 void mp_layer_router_release(mp_layer_router *router);
@@ -247,16 +270,27 @@ void mp_layer_router_release(mp_layer_router *router);
 /* Routes tokens: logits in float32, then mp_router_choose, or the layer's table.
  * x: [tokens, H]; token_ids: [tokens], may be null unless there is a table.
  * ids, weights: [tokens, k].
- * MP_ERR_INPUT where the layer has no router, or a token id is out of range. */
+ * MP_ERR_UNSUPPORTED where it is not known how, MP_ERR_INPUT where the layer has no router, or a
+ * token id is out of range. */
 int mp_layer_route(const mp_layer_router *router, const float *x, const int64_t *token_ids,
                    uint64_t tokens, const mp_context *context, int32_t *ids, float *weights,
                    mp_error *err);
 
-/* Appends the shared experts to choices, with weight 1 or what their gate gives.
- * ids, weights: [tokens, k]; all_ids, all_weights: [tokens, k + router->shared]. */
+/* Takes choices of zero experts out: they become -1, and identity [tokens] the sum of their
+ * weights. Returns whether there were any. */
+bool mp_layer_take_zero(const mp_layer_router *router, uint64_t tokens, uint32_t k, int32_t *ids,
+                        const float *weights, float *identity);
+
+/* Appends the shared experts to choices, with weight 1 or what their gate gives, and weighs
+ * routed ones against them where the family does. shared: router->shared, or 0 to leave them out.
+ * ids, weights: [tokens, k]; all_ids, all_weights: [tokens, k + shared]. */
 void mp_layer_add_shared(const mp_layer_router *router, const float *x, uint64_t tokens, uint32_t k,
-                         const int32_t *ids, const float *weights, int32_t *all_ids,
-                         float *all_weights);
+                         uint32_t shared, const int32_t *ids, const float *weights,
+                         int32_t *all_ids, float *all_weights);
+
+/* What the shared expert weighs for each token: [tokens]. */
+void mp_layer_weigh_shared(const mp_layer_router *router, const float *x, uint64_t tokens,
+                           float *weights);
 
 typedef struct mp_catalog_experts_options {
     /* What weights are requantized to where they are stored otherwise, as repacking for a
@@ -283,6 +317,25 @@ int mp_catalog_experts_open(mp_catalog_experts *experts, const mp_catalog *catal
                             const mp_moe_layer *layer, const mp_catalog_experts_options *options,
                             const mp_context *context, mp_error *err);
 void mp_catalog_experts_release(mp_catalog_experts *experts);
+
+/* A shared expert by itself: one that is no whole number of routed ones wide, or takes another
+ * input, and so cannot stand among them. */
+typedef struct mp_shared_expert {
+    mp_catalog catalog;         /* private: the checkpoint, as if it had no other expert */
+    mp_moe_layer layer;         /* private */
+    mp_catalog_experts experts; /* must not move */
+} mp_shared_expert;
+
+/* The catalog has to stay open. MP_ERR_INPUT for a layer without a shared expert. */
+int mp_shared_expert_open(mp_shared_expert *shared, const mp_catalog *catalog,
+                          const mp_moe_layer *layer, const mp_context *context, mp_error *err);
+void mp_shared_expert_release(mp_shared_expert *shared);
+
+/* Adds to y [tokens, H] what the shared expert gives for the tokens of a batch, computed
+ * exactly. */
+int mp_shared_expert_add(const mp_shared_expert *shared, const mp_layer_router *router,
+                         const mp_forward_options *options, const mp_batch *batch,
+                         const mp_context *context, double *y, mp_error *err);
 
 /* ------------------------------------------------------------------------
  * Packed directories

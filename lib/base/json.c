@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/foreign.h"
 
 bool mp_json_out_of_memory(const json_error_t *where)
 {
@@ -135,7 +136,12 @@ static int load(const char *path, uint64_t limit, parse_function *parse, json_t 
     int rc = mp_read_text(path, limit, &text, &length, err);
     if (rc != 0)
         return rc;
-    rc = parse(text, length, strcmp(path, "-") == 0 ? "standard input" : path, json, err);
+    const char *what = strcmp(path, "-") == 0 ? "standard input" : path;
+    const char *foreign = mp_foreign_content(text, length);
+    if (foreign)
+        rc = mp_fail(err, MP_ERR_INPUT, "%s: %s", what, foreign);
+    else
+        rc = parse(text, length, what, json, err);
     free(text);
     return rc;
 }

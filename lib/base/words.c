@@ -16,6 +16,7 @@ static const char *const fusions[] = {
     [MP_FUSION_ROWS_PAIRED] = "rows_paired",
     [MP_FUSION_COLS] = "cols",
     [MP_FUSION_COLS_PAIRED] = "cols_paired",
+    [MP_FUSION_STACKED] = "stacked",
 };
 
 static const char *const roles[MP_ROLES] = {

@@ -8,6 +8,9 @@
 #include "checkpoint/families.h"
 #include "checkpoint/fused.h"
 #include "checkpoint/names.h"
+#include "checkpoint/promises.h"
+#include "checkpoint/rules.h"
+#include "checkpoint/towers.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,6 +30,7 @@ static mp_moe_layer *layer_of(mp_catalog *catalog, const char *name, const mp_ex
                               mp_error *err)
 {
     mp_moe_layer *layers = catalog->layers, *layer;
+    mp_naming *naming;
     char *prefix;
 
     /* Tensors come sorted by name, so the layer is nearly always the last one. */
@@ -48,14 +52,19 @@ static mp_moe_layer *layer_of(mp_catalog *catalog, const char *name, const mp_ex
         catalog->layers = layers;
     }
     prefix = strndup(name, parts->prefix_length);
-    if (!prefix)
+    naming = mp_alloc(1, sizeof *naming);
+    if (!prefix || !naming) {
+        free(prefix);
+        free(naming);
         return no_memory(err);
+    }
+    *naming = *parts->naming;
     layer = &layers[catalog->num_layers++];
     *layer = (mp_moe_layer){
         .prefix = prefix,
         .number = parts->layer,
         .mtp = parts->mtp,
-        .naming = parts->naming,
+        .naming = naming,
     };
     return layer;
 }
@@ -120,6 +129,47 @@ static void set_role(mp_catalog *catalog, mp_matrix *matrix, const mp_expert_nam
     catalog->expert_tensors++;
 }
 
+/* The first tensor of a kind gives the layer its names; whether another has the same. */
+static bool take_names(mp_moe_layer *layer, const mp_expert_name *parts)
+{
+    mp_naming *naming = layer->naming;
+
+    if (strcmp(naming->block, parts->naming->block) != 0)
+        return false;
+    if (parts->kind == MP_NAME_ROUTED) {
+        if (layer->num_experts == 0)
+            memcpy(naming->projection, parts->projections, sizeof naming->projection);
+        return naming->projection[MP_GATE] == parts->projections[MP_GATE];
+    }
+    if (parts->kind == MP_NAME_FUSED)
+        return true;
+    if (!layer->has_shared) {
+        naming->shared = layer->shared_name = parts->shared;
+        memcpy(naming->shared_projection, parts->projections, sizeof naming->shared_projection);
+    }
+    /* A linear_gate goes with up_proj and down_proj. */
+    if (parts->projections == mp_names_linear && naming->shared_projection[0] == mp_names_proj[0])
+        naming->shared_projection[MP_GATE] = mp_names_linear[MP_GATE];
+    return naming->shared == parts->shared &&
+           naming->shared_projection[MP_UP] == parts->projections[MP_UP];
+}
+
+/* Where the matrix of a tensor of all experts is kept. */
+static mp_matrix *fused_matrix(mp_moe_layer *layer, mp_projection projection)
+{
+    static const unsigned char places[MP_PROJECTIONS] = {[MP_GATE] = 0, [MP_DOWN] = 1, [MP_UP] = 2};
+
+    return &layer->fused[places[projection]];
+}
+
+static void add_other_tensor(mp_catalog *catalog, const mp_tensor *tensor)
+{
+    mp_kind_count *other = &catalog->others[mp_other_kind(tensor->name)];
+
+    other->tensors++;
+    other->bytes += tensor->bytes;
+}
+
 static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
                              const mp_expert_name *parts, mp_error *err)
 {
@@ -127,20 +177,26 @@ static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
 
     if (!layer)
         return err->code;
-    if (layer->naming != parts->naming) {
+    /* W4AFP8 has scales of activations under other names than weights; nobody reads them. */
+    if (parts->kind == MP_NAME_ROUTED && parts->role == MP_ROLE_INPUT_SCALE &&
+        layer->num_experts > 0 && layer->naming->projection[0] != parts->projections[0]) {
+        add_other_tensor(catalog, tensor);
+        return 0;
+    }
+    if (!take_names(layer, parts)) {
         mp_problem(&catalog->problems, "%s: another naming than the rest of layer %s", tensor->name,
                    layer->prefix);
         return 0;
     }
     if (parts->kind == MP_NAME_SHARED) {
         layer->has_shared = true;
-        layer->shared_name = parts->shared;
+        layer->shared_joined |= parts->joined;
         set_role(catalog, &layer->shared.matrix[parts->projection], parts, tensor);
         return 0;
     }
     layer->bytes += tensor->bytes;
     if (parts->kind == MP_NAME_FUSED) {
-        set_role(catalog, &layer->fused[parts->projection == MP_DOWN], parts, tensor);
+        set_role(catalog, fused_matrix(layer, parts->projection), parts, tensor);
         return 0;
     }
     if (!check_number(catalog, layer, tensor, parts->expert))
@@ -151,12 +207,35 @@ static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
     return 0;
 }
 
-static void add_other_tensor(mp_catalog *catalog, const mp_tensor *tensor)
+/* LongCat's identities have numbers behind the experts, and in some files weights that nobody
+ * reads. */
+static bool is_zero_expert(const mp_catalog *catalog, const mp_expert_name *parts)
 {
-    mp_kind_count *other = &catalog->others[mp_other_kind(tensor->name)];
+    const mp_config *config = &catalog->config;
 
-    other->tensors++;
-    other->bytes += tensor->bytes;
+    return parts->kind == MP_NAME_ROUTED && config->zero_experts != MP_CONFIG_ABSENT &&
+           config->num_experts != MP_CONFIG_ABSENT && parts->expert >= config->num_experts &&
+           parts->expert - config->num_experts < config->zero_experts;
+}
+
+/* Forms that quant_method names and nothing here reads. Suffixes of tensors say it a second time,
+ * where config.json does not. */
+static int refuse_method(const mp_config *config, mp_error *err)
+{
+    static const struct {
+        const char *method, *form;
+    } foreign[] = {
+        {"awq", "AWQ"},         {"gptq", "GPTQ"}, {"bitsandbytes", "bitsandbytes"},
+        {"torchao", "torchao"}, {"hqq", "HQQ"},   {"eetq", "EETQ"},
+        {"gguf", "GGUF"},       {"aqlm", "AQLM"}, {"quip", "QuIP"},
+    };
+
+    for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++)
+        if (strcmp(foreign[i].method, config->quant_method) == 0)
+            return mp_fail(err, MP_ERR_UNSUPPORTED,
+                           "config.json: quant_method \"%s\": %s is not supported",
+                           config->quant_method, foreign[i].form);
+    return 0;
 }
 
 static int sort_tensors(mp_catalog *catalog, mp_error *err)
@@ -168,7 +247,8 @@ static int sort_tensors(mp_catalog *catalog, mp_error *err)
         mp_expert_name parts;
 
         mp_expert_name_parse(tensor->name, &parts);
-        if (parts.kind == MP_NAME_OTHER) {
+        if (parts.kind == MP_NAME_OTHER || (parts.unnamed && tensor->rank != 3) ||
+            is_zero_expert(catalog, &parts)) {
             add_other_tensor(catalog, tensor);
         } else if (parts.kind == MP_NAME_FOREIGN) {
             return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be read", tensor->name,
@@ -195,39 +275,91 @@ static int compare_layers(const void *a, const void *b)
     return strcmp(x->prefix, y->prefix);
 }
 
-/* Decides on the family by the experts' names; config.json may only agree. */
+/* Prefixes of towers differ in their first part, which is told from the rest by its dot. */
+static int compare_in_towers(const void *a, const void *b)
+{
+    const mp_moe_layer *x = a, *y = b;
+    size_t n = strcspn(x->prefix, "."), m = strcspn(y->prefix, ".");
+    int order = strncmp(x->prefix, y->prefix, n < m ? n : m);
+
+    return order ? order : n != m ? (n < m ? -1 : 1) : compare_layers(a, b);
+}
+
+/* What the experts are named like. What they compute is model_type's affair, which another tool
+ * may have saved under other names than usual. */
 static void detect_family(mp_catalog *catalog)
 {
     const mp_moe_layer *layer = &catalog->layers[0];
     const mp_config *config = &catalog->config;
-    const mp_family *family = mp_family_of_model_type(config->model_type);
-    char storage[MP_STORAGE_TEXT], says[96] = "no model_type in config.json";
+    const mp_family *family = mp_family_of_type(config->model_type);
+    const char *says = config->model_type[0] ? ""
+                       : config->present     ? "; no model_type in config.json"
+                                             : "; there is no config.json";
+    char storage[MP_STORAGE_TEXT];
 
-    if (config->model_type[0])
-        snprintf(says, sizeof says, "config.json says model_type \"%s\"", config->model_type);
-    if (family && family->naming != layer->naming) {
-        mp_problem(&catalog->problems,
-                   "config.json: model_type \"%s\", but experts are named as in \"%s.%s\"",
-                   config->model_type, layer->prefix, layer->naming->block);
+    if (family && !mp_naming_same(family->naming, layer->naming)) {
+        mp_problem(&catalog->notes,
+                   "model_type \"%s\" usually has \"%s.experts.N.%s\", not \"%s%s%s\"",
+                   config->model_type, family->naming->block, family->naming->projection[MP_GATE],
+                   layer->naming->block, layer->naming->block[0] ? ".experts.N." : "experts.N.",
+                   layer->naming->projection[MP_GATE]);
         family = NULL;
     }
     if (!family)
         family = mp_family_of_naming(layer->naming, layer->has_shared);
     catalog->family = family->name;
-    snprintf(catalog->reason, sizeof catalog->reason, "%.80s.%s.experts.N.%s: %s; %s",
-             layer->prefix, layer->naming->block, layer->naming->projection[MP_GATE],
-             mp_storage_text(&layer->storage, storage), says);
+    snprintf(catalog->reason, sizeof catalog->reason, "%.80s.%s%sexperts.N.%s: %s%s", layer->prefix,
+             layer->naming->block, layer->naming->block[0] ? "." : "",
+             layer->naming->projection[MP_GATE], mp_storage_text(&layer->storage, storage), says);
+}
+
+char *mp_model_text(const char *model_type, const char *family, char text[MP_MODEL_TEXT])
+{
+    if (!model_type || !model_type[0])
+        snprintf(text, MP_MODEL_TEXT, "named like %s", family);
+    else if (mp_model_rule_of(model_type))
+        snprintf(text, MP_MODEL_TEXT, "model_type %s", model_type);
+    else
+        snprintf(text, MP_MODEL_TEXT, "model_type %s, named like %s", model_type, family);
+    return text;
+}
+
+/* The first name of a checkpoint without experts that speaks of any, or null. */
+static const char *first_expert_name(const mp_catalog *catalog)
+{
+    for (size_t i = 0; i < catalog->checkpoint.num_tensors; i++)
+        if (strstr(catalog->checkpoint.tensors[i].name, "expert"))
+            return catalog->checkpoint.tensors[i].name;
+    return NULL;
+}
+
+static int fail_without_experts(mp_catalog *catalog, mp_error *err)
+{
+    const mp_config *config = &catalog->config;
+    const char *name = first_expert_name(catalog);
+
+    if (config->num_experts != MP_CONFIG_ABSENT && config->num_experts > 1 && name)
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "model_type \"%s\": experts are named in no known way, as \"%s\" is",
+                       config->model_type, name);
+    if (catalog->problems.count > 0)
+        return mp_catalog_check(catalog, err);
+    return mp_fail(err, MP_ERR_INPUT, "no expert weights among %zu tensors",
+                   catalog->checkpoint.num_tensors);
 }
 
 static int find_experts(mp_catalog *catalog, mp_error *err)
 {
-    if (sort_tensors(catalog, err) != 0)
+    if (refuse_method(&catalog->config, err) != 0 || sort_tensors(catalog, err) != 0)
         return err->code;
-    if (catalog->num_layers == 0) {
-        if (catalog->problems.count > 0)
-            return mp_catalog_check(catalog, err);
-        return mp_fail(err, MP_ERR_INPUT, "no expert weights among %zu tensors",
-                       catalog->checkpoint.num_tensors);
+    if (catalog->num_layers == 0)
+        return fail_without_experts(catalog, err);
+    if (mp_catalog_has_towers(catalog)) {
+        qsort(catalog->layers, catalog->num_layers, sizeof *catalog->layers, compare_in_towers);
+        if (mp_catalog_complete_towers(catalog, err) != 0)
+            return err->code;
+        detect_family(catalog);
+        return catalog->num_towers > 1 ? 0 : mp_catalog_choose(catalog, NULL, err);
     }
     qsort(catalog->layers, catalog->num_layers, sizeof *catalog->layers, compare_layers);
     for (size_t i = 0; i < catalog->num_layers; i++)
@@ -263,6 +395,8 @@ int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *con
         rc = look_for_report(catalog, err);
     if (rc == 0)
         rc = find_experts(catalog, err);
+    if (rc == 0)
+        rc = mp_catalog_find_promises(catalog, path, err);
     if (rc != 0)
         mp_catalog_release(catalog);
     return rc;
@@ -272,11 +406,16 @@ void mp_catalog_release(mp_catalog *catalog)
 {
     for (size_t i = 0; i < catalog->num_layers; i++) {
         free(catalog->layers[i].prefix);
+        free(catalog->layers[i].naming);
         free(catalog->layers[i].experts);
     }
     free(catalog->layers);
     mp_problems_release(&catalog->problems);
+    mp_problems_release(&catalog->notes);
+    mp_problems_release(&catalog->promises);
     mp_config_release(&catalog->config);
+    for (unsigned t = 0; t < catalog->num_towers; t++)
+        mp_config_release(&catalog->towers[t].config);
     mp_checkpoint_release(&catalog->checkpoint);
     memset(catalog, 0, sizeof *catalog);
 }
@@ -285,6 +424,9 @@ int mp_catalog_check(const mp_catalog *catalog, mp_error *err)
 {
     const mp_problems *problems = &catalog->problems;
 
+    if (problems->count == 0 && catalog->num_towers > 1)
+        return mp_fail(err, MP_ERR_USAGE, "%s and %s are models of their own: name layers of one",
+                       catalog->towers[0].name, catalog->towers[1].name);
     if (problems->count == 0)
         return 0;
     if (problems->count == 1)

@@ -4,8 +4,11 @@
 #include "checkpoint/complete.h"
 
 #include "base/error.h"
+#include "checkpoint/router_names.h"
+#include "checkpoint/rules.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* No model has this many; keeps a wild number in config.json from being counted through. */
@@ -19,22 +22,28 @@ typedef struct sizes {
 /* "layers.3.ffn.experts.7" */
 #define EXPERT_TEXT 256
 
+/* "layers.3.ffn.NAME" */
+static const char *block_text(const mp_moe_layer *layer, const char *name, char text[EXPERT_TEXT])
+{
+    const char *block = layer->naming->block;
+
+    snprintf(text, EXPERT_TEXT, "%.180s.%s%s%s", layer->prefix, block, block[0] ? "." : "", name);
+    return text;
+}
+
 static const char *expert_text(const mp_moe_layer *layer, uint32_t expert, char text[EXPERT_TEXT])
 {
-    snprintf(text, EXPERT_TEXT, "%.180s.%s.%s.%u", layer->prefix, layer->naming->block,
-             layer->naming->experts, expert);
+    size_t n;
+
+    block_text(layer, layer->naming->experts, text);
+    n = strlen(text);
+    snprintf(text + n, EXPERT_TEXT - n, ".%u", expert);
     return text;
 }
 
-static const char *shared_text(const mp_moe_layer *layer, char text[EXPERT_TEXT])
-{
-    snprintf(text, EXPERT_TEXT, "%.180s.%s.%s", layer->prefix, layer->naming->block,
-             layer->shared_name);
-    return text;
-}
-
-/* Storage and sizes as one expert has them; false unless its gate and down agree. */
-static bool look_at(const mp_expert *expert, mp_fusion fusion, const mp_config *config,
+/* Storage and sizes as one expert has them; false unless its gate and down agree. joined: the
+ * tensor of the gate has rows of up as well. */
+static bool look_at(const mp_expert *expert, mp_fusion fusion, bool joined, const mp_config *config,
                     mp_storage *storage, sizes *size)
 {
     const mp_matrix *gate = &expert->matrix[MP_GATE], *down = &expert->matrix[MP_DOWN];
@@ -45,11 +54,16 @@ static bool look_at(const mp_expert *expert, mp_fusion fusion, const mp_config *
         !mp_storage_recognize(gate, fusion, config, storage, &gate_rows, &size->hidden_size) ||
         !mp_storage_recognize(down, fusion, config, &down_storage, &down_rows, &down_cols))
         return false;
-    if (fusion != MP_FUSION_NONE)
+    if (joined)
         gate_rows /= 2;
     size->intermediate_size = down_cols;
     return down_storage.scheme == storage->scheme && down_rows == size->hidden_size &&
            gate_rows == down_cols && down_cols > 0;
+}
+
+static bool is_joined(const mp_moe_layer *layer)
+{
+    return layer->storage.fusion != MP_FUSION_NONE && layer->storage.fusion != MP_FUSION_STACKED;
 }
 
 /* The first expert of a layer that is whole in itself. */
@@ -57,7 +71,8 @@ static bool look_at_layer(const mp_moe_layer *layer, const mp_config *config, mp
                           sizes *size)
 {
     for (uint32_t e = 0; e < layer->num_experts; e++)
-        if (look_at(&layer->experts[e], layer->storage.fusion, config, storage, size))
+        if (look_at(&layer->experts[e], layer->storage.fusion, is_joined(layer), config, storage,
+                    size))
             return true;
     return false;
 }
@@ -128,13 +143,21 @@ static mp_code list_unknown(mp_catalog *catalog, const mp_moe_layer *layer)
 {
     const mp_expert *first = layer->experts;
     char text[EXPERT_TEXT];
-    bool missing = false;
+    bool missing = false, gated = false;
 
     if (layer->num_experts == 0) {
         /* Without a shared one there are only numbers that are listed as wild. */
         if (layer->has_shared)
             mp_problem(&catalog->problems, "%s: a shared expert, but no routed one", layer->prefix);
         return MP_ERR_INPUT;
+    }
+    for (uint32_t e = 0; e < layer->num_experts; e++)
+        gated |= layer->experts[e].matrix[MP_GATE].weight != NULL;
+    if (!gated && strcmp(catalog->config.model_type, "nemotron_h") == 0) {
+        mp_problem(&catalog->problems,
+                   "%s: no gate: experts are relu(up)^2, which is not supported",
+                   expert_text(layer, 0, text));
+        return MP_ERR_UNSUPPORTED;
     }
     for (uint32_t e = 0; e < layer->num_experts; e++)
         missing |= list_missing(catalog, expert_text(layer, e, text), layer->naming->projection,
@@ -167,7 +190,8 @@ static unsigned votes_for(const mp_moe_layer *layer, const mp_config *config, co
         mp_storage storage;
         sizes other;
 
-        if (look_at(&layer->experts[e], layer->storage.fusion, config, &storage, &other) &&
+        if (look_at(&layer->experts[e], layer->storage.fusion, is_joined(layer), config, &storage,
+                    &other) &&
             other.hidden_size == size->hidden_size &&
             other.intermediate_size == size->intermediate_size)
             votes++;
@@ -263,19 +287,91 @@ static void check_expert(mp_catalog *catalog, const char *text, const char *cons
 static void check_fused(mp_catalog *catalog, const mp_moe_layer *layer)
 {
     const mp_storage *storage = &layer->storage;
+    const uint32_t experts = layer->num_experts;
     uint64_t h = catalog->hidden_size, i = catalog->moe_intermediate_size;
     char text[EXPERT_TEXT];
 
-    snprintf(text, sizeof text, "%.180s.%s.%s", layer->prefix, layer->naming->block,
-             layer->naming->experts);
-    check_matrix(catalog, text, "gate_up_proj", storage, &layer->fused[0], layer->num_experts,
-                 2 * i, h);
-    check_matrix(catalog, text, "down_proj", storage, &layer->fused[1], layer->num_experts, h, i);
+    block_text(layer, layer->naming->experts, text);
+    check_matrix(catalog, text, "down_proj", storage, &layer->fused[1], experts, h, i);
+    if (!is_joined(layer)) {
+        check_matrix(catalog, text, "gate_proj", storage, &layer->fused[0], experts, i, h);
+        check_matrix(catalog, text, "up_proj", storage, &layer->fused[2], experts, i, h);
+        return;
+    }
+    check_matrix(catalog, text, "gate_up_proj", storage, &layer->fused[0], experts, 2 * i, h);
     if (storage->has_scale && storage->block_rows != 1 && storage->block_rows != UINT32_MAX &&
         i % storage->block_rows != 0)
         mp_problem(&catalog->problems,
                    "%s.gate_up_proj: gate ends inside a block: I = %llu in blocks of %u rows", text,
                    (unsigned long long)i, storage->block_rows);
+}
+
+/* A row of the router's weight for each expert, and for each identity of LongCat. */
+static int check_router(mp_catalog *catalog, const mp_moe_layer *layer, mp_error *err)
+{
+    uint64_t zero = catalog->config.zero_experts, rows = layer->num_experts;
+    const mp_tensor *weight;
+    int rc = mp_block_tensor_of(catalog, layer, mp_router_weights, &weight, err);
+
+    if (zero != MP_CONFIG_ABSENT)
+        rows += zero;
+    if (rc == 0 && weight && weight->rank == 2 && weight->shape[0] != rows)
+        mp_problem(&catalog->problems, "%s: %llu rows, expected %llu, one an expert", weight->name,
+                   (unsigned long long)weight->shape[0], (unsigned long long)rows);
+    return rc;
+}
+
+/* Blocks that nobody says are assumed, which is said once. */
+static void note_assumed_blocks(mp_catalog *catalog, const mp_moe_layer *layer)
+{
+    if (layer->storage.scheme == MP_SCHEME_FP8_BLOCK && layer == catalog->layers &&
+        catalog->config.block_rows == MP_CONFIG_ABSENT)
+        mp_problem(&catalog->notes,
+                   "config.json does not say what a scale covers: blocks of %ux%u are assumed",
+                   layer->storage.block_rows, layer->storage.block_cols);
+}
+
+/* What follows the name of a matrix in that of one of its tensors. */
+static const char *suffix_of(const mp_tensor *tensor, const char *projection)
+{
+    const char *at = tensor ? strstr(tensor->name, projection) : NULL, *next;
+
+    while (at && (next = strstr(at + 1, projection)))
+        at = next;
+    return at ? at + strlen(projection) : "";
+}
+
+/* Experts come back in one form, that of the first one: the others have to be named and shaped
+ * alike. Whether a scale of activations is there at all is a matter of the whole layer, too. */
+static void check_alike(mp_catalog *catalog, const mp_moe_layer *layer)
+{
+    const mp_expert *first = layer->experts;
+    const mp_tensor *scaled = NULL;
+
+    for (uint32_t e = 0; e < layer->num_experts; e++)
+        for (int p = 0; p < MP_PROJECTIONS && !scaled; p++)
+            scaled = layer->experts[e].matrix[p].input_scale;
+    for (uint32_t e = 0; e < layer->num_experts; e++) {
+        for (int p = 0; p < MP_PROJECTIONS; p++) {
+            const char *name = layer->naming->projection[p];
+            const mp_matrix *a = &first->matrix[p], *b = &layer->experts[e].matrix[p];
+            const mp_tensor *const pairs[][2] = {{a->weight, b->weight},
+                                                 {a->scale, b->scale},
+                                                 {a->global, b->global},
+                                                 {a->input_scale, b->input_scale}};
+            char text[EXPERT_TEXT];
+
+            for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++)
+                if (pairs[i][0] && pairs[i][1] &&
+                    (pairs[i][0]->rank != pairs[i][1]->rank ||
+                     strcmp(suffix_of(pairs[i][0], name), suffix_of(pairs[i][1], name)) != 0))
+                    mp_problem(&catalog->problems, "%s: not named and shaped like \"%s\"",
+                               pairs[i][1]->name, pairs[i][0]->name);
+            if (scaled && b->weight && !b->input_scale)
+                mp_problem(&catalog->problems, "%s.%s: no input scale, but there is \"%s\"",
+                           expert_text(layer, e, text), name, scaled->name);
+        }
+    }
 }
 
 static void check_routed(mp_catalog *catalog, mp_moe_layer *layer)
@@ -287,58 +383,115 @@ static void check_routed(mp_catalog *catalog, mp_moe_layer *layer)
         list_unknown(catalog, layer);
         return;
     }
+    note_assumed_blocks(catalog, layer);
     if (layer->storage.fusion != MP_FUSION_NONE)
         check_fused(catalog, layer);
     for (uint32_t e = 0; layer->storage.fusion == MP_FUSION_NONE && e < layer->num_experts; e++)
         check_expert(catalog, expert_text(layer, e, text), layer->naming->projection,
                      &layer->storage, &layer->experts[e],
                      (sizes){catalog->hidden_size, catalog->moe_intermediate_size});
+    if (layer->storage.fusion == MP_FUSION_NONE && catalog->problems.count == 0)
+        check_alike(catalog, layer);
     if (!layer->mtp && differs(catalog->config.num_experts, layer->num_experts))
         mp_problem(&catalog->problems, "%s: %u experts, config.json says %llu", layer->prefix,
                    layer->num_experts, (unsigned long long)catalog->config.num_experts);
 }
 
-/* The shared experts are one matrix set of width num_shared_experts * I. */
+/* How wide config.json says the shared expert is: 0 for none, MP_CONFIG_ABSENT where it does not
+ * say. */
+static uint64_t config_shared_width(const mp_catalog *catalog)
+{
+    const mp_config *config = &catalog->config;
+    const mp_model_rule *rule = mp_model_rule_of(config->model_type);
+    uint64_t count = config->num_shared_experts, width = config->shared_width;
+
+    if (rule && rule->beside)
+        return MP_CONFIG_ABSENT;
+    if (width == MP_CONFIG_ABSENT && count == MP_CONFIG_ABSENT)
+        return MP_CONFIG_ABSENT;
+    if (width == MP_CONFIG_ABSENT)
+        width = catalog->moe_intermediate_size;
+    else if (!rule || !rule->widths || count == MP_CONFIG_ABSENT)
+        return width;
+    return mp_mul_u64(width, count, &width) ? width : MP_CONFIG_ABSENT - 1; /* nothing is */
+}
+
+/* Lists that the shared expert has not the width that config.json says. */
+static bool check_shared_width(mp_catalog *catalog, const char *text, uint64_t width)
+{
+    uint64_t expected = config_shared_width(catalog), count = catalog->config.num_shared_experts;
+
+    /* Of files that say 0, some have one. */
+    if (expected == MP_CONFIG_ABSENT || expected == 0 || expected == width)
+        return true;
+    if (catalog->config.shared_width == MP_CONFIG_ABSENT)
+        mp_problem(&catalog->problems, "%s: %llu wide, expected %llu experts of %llu", text,
+                   (unsigned long long)width, (unsigned long long)count,
+                   (unsigned long long)catalog->moe_intermediate_size);
+    else
+        mp_problem(&catalog->problems, "%s: %llu wide, config.json says %llu", text,
+                   (unsigned long long)width, (unsigned long long)expected);
+    return false;
+}
+
+/* The tensors of a shared expert of that width. */
+static void check_shared_tensors(mp_catalog *catalog, const mp_moe_layer *layer, const char *text,
+                                 sizes size)
+{
+    const char *const *names = layer->naming->shared_projection;
+    uint64_t h = size.hidden_size, width = size.intermediate_size;
+
+    if (!layer->shared_joined) {
+        check_expert(catalog, text, names, &layer->shared_storage, &layer->shared, size);
+        return;
+    }
+    check_matrix(catalog, text, "gate_up_proj", &layer->shared_storage,
+                 &layer->shared.matrix[MP_GATE], 1, 2 * width, h);
+    check_matrix(catalog, text, names[MP_DOWN], &layer->shared_storage,
+                 &layer->shared.matrix[MP_DOWN], 1, h, width);
+}
+
+/* The shared experts are one matrix set. Where it is a whole number of times as wide as a routed
+ * one, and takes the same input, parts of it can stand in for routed ones. */
 static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
 {
     uint64_t i = catalog->moe_intermediate_size, h = catalog->hidden_size;
-    uint64_t count = catalog->config.num_shared_experts;
-    bool latent = catalog->config.latent_size != MP_CONFIG_ABSENT;
+    uint64_t said = config_shared_width(catalog);
+    mp_matrix *matrix = layer->shared.matrix;
     char text[EXPERT_TEXT];
     sizes size;
 
     if (!layer->has_shared) {
-        if (count != MP_CONFIG_ABSENT && count > 0 && !catalog->unpacked)
+        if (said != MP_CONFIG_ABSENT && said > 0 && !catalog->unpacked)
             mp_problem(&catalog->problems, "%s: no shared expert, config.json says %llu",
-                       layer->prefix, (unsigned long long)count);
+                       layer->prefix,
+                       (unsigned long long)(catalog->config.num_shared_experts == MP_CONFIG_ABSENT
+                                                ? 1
+                                                : catalog->config.num_shared_experts));
         return;
     }
-    shared_text(layer, text);
-    if (!look_at(&layer->shared, MP_FUSION_NONE, &catalog->config, &layer->shared_storage, &size)) {
+    block_text(layer, layer->shared_name, text);
+    if (layer->shared_joined && matrix[MP_GATE].weight && matrix[MP_GATE].weight->rank == 2) {
+        matrix[MP_UP] = matrix[MP_GATE];
+        matrix[MP_UP].first = matrix[MP_GATE].weight->shape[0] / 2;
+    }
+    if (!look_at(&layer->shared, MP_FUSION_NONE, layer->shared_joined, &catalog->config,
+                 &layer->shared_storage, &size)) {
         if (!list_missing(catalog, text, layer->naming->shared_projection, &layer->shared))
             list_misfit(catalog, text, layer->naming->shared_projection, &layer->shared,
                         MP_FUSION_NONE);
         return;
     }
-    if (size.intermediate_size % i != 0) {
-        mp_problem(&catalog->problems, "%s: %llu wide, expected a multiple of %llu", text,
-                   (unsigned long long)size.intermediate_size, (unsigned long long)i);
+    if (!check_shared_width(catalog, text, size.intermediate_size))
         return;
-    }
-    if (count == MP_CONFIG_ABSENT || count == 0)
-        count = size.intermediate_size / i;
-    if (size.intermediate_size / i != count) {
-        mp_problem(&catalog->problems, "%s: %llu wide, expected %llu experts of %llu", text,
-                   (unsigned long long)size.intermediate_size, (unsigned long long)count,
-                   (unsigned long long)i);
-        return;
-    }
-    if (latent && catalog->config.hidden_size != MP_CONFIG_ABSENT)
+    if (catalog->config.latent_size != MP_CONFIG_ABSENT &&
+        catalog->config.hidden_size != MP_CONFIG_ABSENT)
         h = catalog->config.hidden_size;
-    /* An expert on another hidden size cannot stand in for a routed one. */
-    catalog->num_shared_experts = h == catalog->hidden_size ? (uint32_t)count : 0;
-    check_expert(catalog, text, layer->naming->shared_projection, &layer->shared_storage,
-                 &layer->shared, (sizes){h, count * i});
+    layer->shared_width = size.intermediate_size;
+    catalog->num_shared_experts = 0;
+    if (h == catalog->hidden_size && size.intermediate_size % i == 0 && !layer->shared_joined)
+        catalog->num_shared_experts = (uint32_t)(size.intermediate_size / i);
+    check_shared_tensors(catalog, layer, text, (sizes){h, size.intermediate_size});
 }
 
 /* ------------------------------------------------------------------------
@@ -432,22 +585,76 @@ static void check_layers(mp_catalog *catalog)
         return;
     }
     for (uint64_t n = 0; n < layers && !catalog->unpacked; n++) {
+        bool has, moe = mp_config_is_moe_layer(config, n), said = mp_config_says_layer(config, n);
+
         while (found < catalog->num_layers && !catalog->layers[found].mtp &&
                catalog->layers[found].number < n)
             found++;
-        if (mp_config_is_moe_layer(config, n) &&
-            (found == catalog->num_layers || catalog->layers[found].mtp ||
-             catalog->layers[found].number != n))
+        has = found < catalog->num_layers && !catalog->layers[found].mtp &&
+              catalog->layers[found].number == n;
+        if (!has && said && moe)
             mp_problem(&catalog->problems, "layer %llu: no experts, config.json says %llu layers",
                        (unsigned long long)n, (unsigned long long)layers);
+        else if (!has && !said)
+            mp_problem(&catalog->notes,
+                       "layer %llu: no experts; config.json does not say which layers have some",
+                       (unsigned long long)n);
+        else if (has && said && !moe)
+            mp_problem(&catalog->notes,
+                       "layer %llu: has experts, config.json says that it is dense",
+                       (unsigned long long)n);
     }
+}
+
+/* Routers of layers without experts, among those that are called like the first one. */
+static void check_lone_routers(mp_catalog *catalog)
+{
+    const char *prefix = catalog->layers[0].prefix;
+    size_t head = (size_t)(strrchr(prefix, '.') - prefix) + 1;
+
+    for (size_t i = 0; i < catalog->checkpoint.num_tensors && !catalog->unpacked; i++) {
+        const char *name = catalog->checkpoint.tensors[i].name;
+        uint64_t layer;
+        bool has = false;
+
+        if (strncmp(name, prefix, head) != 0 || !mp_is_router_weight(name, &layer))
+            continue;
+        for (size_t l = 0; l < catalog->num_layers && !has; l++)
+            has = catalog->layers[l].number == layer;
+        if (!has)
+            mp_problem(&catalog->problems, "%s: a router, but layer %llu has no experts", name,
+                       (unsigned long long)layer);
+    }
+}
+
+/* Words of 32 bits hold eight numbers of four bits; of a shape of other ones, or where config.json
+ * says so, they are refused for what they are. */
+static int check_words(const mp_catalog *catalog, mp_error *err)
+{
+    const mp_moe_layer *layer = &catalog->layers[0];
+    const mp_matrix *gate = layer->num_experts > 0 ? &layer->experts[0].matrix[MP_GATE] : NULL;
+    uint64_t bits = catalog->config.weight_bits;
+    int64_t numbers[2] = {0};
+
+    if (!gate || !gate->weight || gate->weight->dtype != MP_I32 || gate->weight->rank != 2)
+        return 0;
+    if (gate->shape) {
+        if (read_shape(catalog, gate->shape, numbers, err) != 0)
+            return err->code == MP_ERR_INPUT ? 0 : err->code; /* checked where all are */
+        bits = numbers[1] > 0 ? gate->weight->shape[1] * 32 / (uint64_t)numbers[1] : 4;
+    }
+    if (bits == MP_CONFIG_ABSENT || bits == 4 || bits == 0 || bits > 16)
+        return 0;
+    return mp_fail(err, MP_ERR_UNSUPPORTED,
+                   "%s: words of %llu-bit weights are not supported, of 4-bit ones they are",
+                   gate->weight->name, (unsigned long long)bits);
 }
 
 int mp_catalog_complete(mp_catalog *catalog, mp_error *err)
 {
     const mp_config *config = &catalog->config;
 
-    if (settle_sizes(catalog, err) != 0)
+    if (check_words(catalog, err) != 0 || settle_sizes(catalog, err) != 0)
         return err->code;
     check_number(catalog,
                  config->latent_size != MP_CONFIG_ABSENT ? "hidden size of experts" : "hidden_size",
@@ -455,8 +662,11 @@ int mp_catalog_complete(mp_catalog *catalog, mp_error *err)
     check_number(catalog, "moe_intermediate_size", config->moe_intermediate_size,
                  catalog->moe_intermediate_size);
     check_layers(catalog);
+    check_lone_routers(catalog);
     for (size_t i = 0; i < catalog->num_layers; i++) {
         check_routed(catalog, &catalog->layers[i]);
+        if (check_router(catalog, &catalog->layers[i], err) != 0)
+            return err->code;
         check_shared(catalog, &catalog->layers[i]);
         if (check_zero_points(&catalog->layers[i], err) != 0 ||
             check_first_shapes(catalog, &catalog->layers[i], err) != 0)

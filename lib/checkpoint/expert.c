@@ -2,7 +2,11 @@
 /* Parts of matrices: columns of one, and the shared expert cut as wide as a routed one. */
 #include <moepack/model.h>
 
+#include <string.h>
+
 #include "base/error.h"
+#include "checkpoint/router_names.h"
+#include "checkpoint/rules.h"
 
 const mp_tensor **mp_matrix_place(mp_matrix *matrix, mp_role role)
 {
@@ -75,5 +79,30 @@ int mp_layer_expert(const mp_catalog *catalog, const mp_moe_layer *layer, uint32
     if (parts > 1)
         view->matrix[MP_DOWN] =
             mp_matrix_columns(&layer->shared.matrix[MP_DOWN], parts * width, shared * width);
+    return 0;
+}
+
+int mp_layer_check_fusable(const mp_catalog *catalog, const mp_moe_layer *layer, mp_error *err)
+{
+    err = MP_NEVER_NULL(err);
+    const mp_config *config = &catalog->config;
+    const mp_model_rule *rule = mp_model_rule_of(config->model_type);
+    bool average = strcmp(config->model_type, "cohere2_moe") == 0 &&
+                   strcmp(config->shared_combination, "sum") != 0;
+    const mp_tensor *gate;
+    int rc = mp_block_tensor(catalog, layer, "shared_expert_gate.weight", &gate, err);
+
+    if (rc != 0)
+        return rc;
+    if (gate)
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "%s: it weighs the shared expert, which cannot be a slot among routed ones",
+                       gate->name);
+    if (average || (rule && (rule->mixed || rule->shared_unlimited)))
+        return mp_fail(
+            err, MP_ERR_UNSUPPORTED,
+            "model_type \"%s\": its shared expert does not count as a routed one does, and "
+            "cannot be a slot among them",
+            config->model_type);
     return 0;
 }

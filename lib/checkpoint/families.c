@@ -12,8 +12,16 @@ static const mp_naming ffn_w123 = {"ffn", "experts", "shared_experts", W123, W12
 static const mp_naming mlp_proj = {"mlp", "experts", "shared_experts", PROJ, PROJ};
 static const mp_naming sparse_w123 = {"block_sparse_moe", "experts", "shared_experts", W123, PROJ};
 static const mp_naming forward_proj = {"feed_forward", "experts", "shared_expert", PROJ, PROJ};
+static const mp_naming mixer_proj = {"mixer", "experts", "shared_experts", PROJ, PROJ};
+static const mp_naming moe_proj = {"moe", "experts", "shared_experts", PROJ, PROJ};
+static const mp_naming bare_w123 = {"", "experts", "shared_experts", W123, W123};
 
-static const mp_naming *const namings[] = {&ffn_w123, &mlp_proj, &sparse_w123, &forward_proj};
+static const mp_naming *const namings[] = {&ffn_w123, &mlp_proj, &sparse_w123, &forward_proj,
+                                           &mixer_proj, &moe_proj, &bare_w123};
+
+const char *const mp_names_proj[MP_PROJECTIONS] = PROJ;
+const char *const mp_names_w123[MP_PROJECTIONS] = W123;
+const char *const mp_names_linear[MP_PROJECTIONS] = {"linear_gate", "up_proj", "down_proj"};
 
 /* Of families with one naming, the first is taken where config.json does not decide; among
  * them, the first with or without shared experts, as the checkpoint has them. */
@@ -60,7 +68,7 @@ const mp_naming *mp_naming_of_block(const char *block, size_t length)
     return NULL;
 }
 
-const mp_family *mp_family_of_model_type(const char *model_type)
+const mp_family *mp_family_of_type(const char *model_type)
 {
     for (size_t i = 0; i < COUNT(families); i++)
         for (const char *const *type = families[i].model_types; *type; type++)
@@ -69,13 +77,32 @@ const mp_family *mp_family_of_model_type(const char *model_type)
     return NULL;
 }
 
-const mp_family *mp_family_of_naming(const mp_naming *naming, bool has_shared)
+static bool same_projections(const mp_naming *a, const mp_naming *b)
+{
+    return strcmp(a->projection[MP_GATE], b->projection[MP_GATE]) == 0;
+}
+
+bool mp_naming_same(const mp_naming *a, const mp_naming *b)
+{
+    return strcmp(a->block, b->block) == 0 && same_projections(a, b);
+}
+
+/* The first family that `alike` finds alike: with or without shared experts, else any. */
+static const mp_family *first_alike(bool (*alike)(const mp_naming *a, const mp_naming *b),
+                                    const mp_naming *naming, bool has_shared)
 {
     for (size_t i = 0; i < COUNT(families); i++)
-        if (families[i].naming == naming && families[i].shared == has_shared)
+        if (alike(families[i].naming, naming) && families[i].shared == has_shared)
             return &families[i];
     for (size_t i = 0; i < COUNT(families); i++)
-        if (families[i].naming == naming)
+        if (alike(families[i].naming, naming))
             return &families[i];
     return NULL;
+}
+
+const mp_family *mp_family_of_naming(const mp_naming *naming, bool has_shared)
+{
+    const mp_family *family = first_alike(mp_naming_same, naming, has_shared);
+
+    return family ? family : first_alike(same_projections, naming, has_shared);
 }

@@ -5,13 +5,18 @@
 
 #include <moepack/model.h>
 
-/* The naming whose block is called so ("ffn", "mlp"), or null. */
+/* Names of gate, up and down. */
+extern const char *const mp_names_proj[MP_PROJECTIONS];   /* gate_proj, up_proj, down_proj */
+extern const char *const mp_names_w123[MP_PROJECTIONS];   /* w1, w3, w2 */
+extern const char *const mp_names_linear[MP_PROJECTIONS]; /* linear_gate, up_proj, down_proj */
+
+/* The usual naming of a block that is called so ("ffn", "mlp", "" for none), or null. */
 const mp_naming *mp_naming_of_block(const char *block, size_t length);
 
-/* The family that config.json's model_type means, or null. */
-const mp_family *mp_family_of_model_type(const char *model_type);
+/* Whether blocks and routed projections are called alike. */
+bool mp_naming_same(const mp_naming *a, const mp_naming *b);
 
-/* The likeliest family with that naming; never null for a naming of the table. */
+/* The likeliest family with that naming, or with the same names of projections; never null. */
 const mp_family *mp_family_of_naming(const mp_naming *naming, bool has_shared);
 
 #endif

@@ -104,12 +104,16 @@ static int add_matrices(mp_form *form, const mp_moe_layer *layer, bool shared, m
     bool fused = !shared && layer->storage.fusion != MP_FUSION_NONE;
     int rc = 0;
 
-    if (fused) {
+    if (shared && layer->shared_joined)
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "%s: gate and up of the shared expert are in one tensor", layer->prefix);
+    if (fused && layer->storage.fusion != MP_FUSION_STACKED) {
         rc = add_matrix(form, layer, &layer->fused[0], false, MP_GATE_UP, err);
         return rc ? rc : add_matrix(form, layer, &layer->fused[1], false, MP_DOWN, err);
     }
     for (int p = 0; p < MP_PROJECTIONS && rc == 0; p++)
-        rc = add_matrix(form, layer, &expert->matrix[p], !shared, (mp_projection)p, err);
+        rc = add_matrix(form, layer, &expert->matrix[p], !shared && !fused,
+                        (mp_projection)p, err);
     return rc;
 }
 
@@ -281,8 +285,9 @@ static int add_part(mp_form *form, const part *p, const mp_naming *naming, bool 
     const char *const *names = shared ? naming->shared_projection : naming->projection;
     uint64_t shape[2];
     uint32_t rank = part_shape(p, form->scheme, rows, cols, shape);
-    char *name = mp_format("%s.%s%s.%s%s", naming->block, shared ? naming->shared : naming->experts,
-                           shared ? "" : ".{}", names[projection], p->suffix);
+    char *name = mp_format("%s%s%s%s.%s%s", naming->block, naming->block[0] ? "." : "",
+                           shared ? naming->shared : naming->experts, shared ? "" : ".{}",
+                           names[projection], p->suffix);
 
     return add_tensor(form, name, projection, p->role, p->dtype, shape, rank, err);
 }

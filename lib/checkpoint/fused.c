@@ -65,11 +65,34 @@ static bool is_paired(const mp_catalog *catalog, const mp_moe_layer *layer)
            strcmp(catalog->config.model_type, "gpt_oss") == 0;
 }
 
+/* Whether anything says how gate and up lie in one tensor. */
+static bool knows_halves(const mp_catalog *catalog, const mp_moe_layer *layer)
+{
+    const mp_matrix *gate_up = &layer->fused[0];
+
+    return catalog->config.model_type[0] || gate_up->weight->rank == 4 || gate_up->bias ||
+           strstr(gate_up->weight->name, ".input_linear.");
+}
+
 static mp_fusion fusion_of(bool transposed, bool paired)
 {
     if (transposed)
         return paired ? MP_FUSION_COLS_PAIRED : MP_FUSION_COLS;
     return paired ? MP_FUSION_ROWS_PAIRED : MP_FUSION_ROWS;
+}
+
+/* Each expert is a slice of three tensors. */
+static void fill_stacked(mp_moe_layer *layer)
+{
+    for (uint32_t e = 0; e < layer->num_experts; e++) {
+        mp_matrix *matrix = layer->experts[e].matrix;
+
+        matrix[MP_GATE] = layer->fused[0];
+        matrix[MP_UP] = layer->fused[2];
+        matrix[MP_DOWN] = layer->fused[1];
+        for (int p = 0; p < MP_PROJECTIONS; p++)
+            matrix[p].slice = e;
+    }
 }
 
 static void fill_experts(mp_moe_layer *layer, bool transposed, bool paired)
@@ -94,13 +117,43 @@ static bool is_any(const mp_matrix *m)
     return m->scale || m->global || m->input_scale || m->offset || m->bias || m->shape;
 }
 
+/* Lists what is wrong with weights of all experts that do not go together. */
+static void list_misfit(mp_catalog *catalog, const mp_tensor *one, const mp_tensor *other)
+{
+    char a[MP_SHAPE_TEXT], b[MP_SHAPE_TEXT];
+
+    mp_problem(&catalog->problems, "%s: shape %s does not go with %s of \"%s\"", one->name,
+               mp_shape_text(one->shape, one->rank, a), mp_shape_text(other->shape, other->rank, b),
+               other->name);
+}
+
+/* Gate and up are as wide as down is long, all with as many experts. Nobody transposes these. */
+static bool is_stacked(const mp_moe_layer *layer)
+{
+    const mp_tensor *gate = layer->fused[0].weight, *down = layer->fused[1].weight;
+    const mp_tensor *up = layer->fused[2].weight;
+    uint64_t packing = packing_of(gate->dtype);
+
+    return gate->rank == 3 && down->rank == 3 && up->rank == 3 && gate->shape[0] == up->shape[0] &&
+           gate->shape[1] == up->shape[1] && gate->shape[2] == up->shape[2] &&
+           is_multiple(gate->shape[1], down->shape[2], packing) &&
+           is_multiple(down->shape[1], gate->shape[2], packing);
+}
+
+/* Without bytes, a shape could say any number of experts. */
+static bool is_sane(const mp_tensor *gate, const mp_tensor *down)
+{
+    return gate->shape[0] == down->shape[0] && gate->bytes > 0 && down->bytes > 0 &&
+           gate->shape[0] <= EXPERTS_MAX;
+}
+
 int mp_layer_unfuse(mp_catalog *catalog, mp_moe_layer *layer, mp_error *err)
 {
     const mp_tensor *gate_up = layer->fused[0].weight, *down = layer->fused[1].weight;
-    bool transposed = false, paired;
+    bool stacked = layer->fused[2].weight, transposed = false, paired;
 
     if (!gate_up && !down) {
-        if (is_any(&layer->fused[0]) || is_any(&layer->fused[1]))
+        if (is_any(&layer->fused[0]) || is_any(&layer->fused[1]) || stacked)
             mp_problem(&catalog->problems, "%s: fused experts without weights", layer->prefix);
         return 0;
     }
@@ -114,20 +167,24 @@ int mp_layer_unfuse(mp_catalog *catalog, mp_moe_layer *layer, mp_error *err)
                    gate_up->name);
         return 0;
     }
-    /* Without bytes, a shape could say any number of experts. */
-    if (!orientation(gate_up, down, &transposed) || gate_up->shape[0] != down->shape[0] ||
-        gate_up->bytes == 0 || down->bytes == 0 || gate_up->shape[0] > EXPERTS_MAX) {
-        char a[MP_SHAPE_TEXT], b[MP_SHAPE_TEXT];
-
-        mp_problem(&catalog->problems, "%s: shape %s does not go with %s of \"%s\"", gate_up->name,
-                   mp_shape_text(gate_up->shape, gate_up->rank, a),
-                   mp_shape_text(down->shape, down->rank, b), down->name);
+    if (!(stacked ? is_stacked(layer) : orientation(gate_up, down, &transposed)) ||
+        !is_sane(gate_up, down)) {
+        list_misfit(catalog, gate_up, down);
         return 0;
     }
     layer->experts = mp_alloc_zeroed(gate_up->shape[0], sizeof *layer->experts);
     if (!layer->experts)
         return mp_fail_memory(err);
     layer->num_experts = (uint32_t)gate_up->shape[0];
+    if (stacked) {
+        layer->storage.fusion = MP_FUSION_STACKED;
+        fill_stacked(layer);
+        return 0;
+    }
+    if (!knows_halves(catalog, layer))
+        mp_problem(
+            &catalog->problems, "%s: gate and up as halves or in turn: %s to tell", gate_up->name,
+            catalog->config.present ? "config.json has no model_type" : "there is no config.json");
     paired = is_paired(catalog, layer);
     layer->storage.fusion = fusion_of(transposed, paired);
     fill_experts(layer, transposed, paired);

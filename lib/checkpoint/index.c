@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/foreign.h"
 #include "base/json.h"
 
 #define INDEX_NAME   "model.safetensors.index.json"
@@ -133,7 +134,11 @@ static int read_json(mp_index *index, const char *dir, mp_error *err)
     free(path);
     if (rc != 0)
         return rc;
-    rc = mp_json_parse(text, length, index->name, &index->json, err);
+    const char *foreign = mp_foreign_content(text, length);
+    if (foreign)
+        rc = mp_fail(err, MP_ERR_INPUT, "%s: %s", index->name, foreign);
+    else
+        rc = mp_json_parse(text, length, index->name, &index->json, err);
     free(text);
     return rc;
 }
@@ -196,6 +201,30 @@ static int collect_shards(mp_index *index, mp_error *err)
     return 0;
 }
 
+/* A download of the hub lies in a folder below, and a model may be there in another format. */
+static int fail_without_shards(const char *dir, mp_error *err)
+{
+    char *snapshots = mp_path_join(dir, "snapshots");
+    mp_names gguf = {0};
+
+    if (!snapshots)
+        return mp_fail_memory(err);
+    bool cache = mp_path_exists(snapshots);
+    free(snapshots);
+    if (cache)
+        return mp_fail(
+            err, MP_ERR_INPUT,
+            "\"%s\" is a folder of the hub's cache: give the one in it, snapshots/REVISION", dir);
+    int rc = names_list(&gguf, dir, ".gguf", err);
+    if (rc == 0 && gguf.count > 0)
+        rc = mp_fail(err, MP_ERR_UNSUPPORTED, "\"%s\" holds GGUF files: they are not supported",
+                     dir);
+    else if (rc == 0)
+        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" holds no *.safetensors", dir);
+    names_release(&gguf);
+    return rc;
+}
+
 int mp_index_open(mp_index *index, const char *dir, const char *file, mp_error *err)
 {
     *index = (mp_index){0};
@@ -207,7 +236,7 @@ int mp_index_open(mp_index *index, const char *dir, const char *file, mp_error *
     if (!index->name) {
         rc = names_list(&index->shards, dir, SHARD_SUFFIX, err);
         if (rc == 0 && index->shards.count == 0)
-            rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" holds no *.safetensors", dir);
+            rc = fail_without_shards(dir, err);
         return rc;
     }
     rc = read_json(index, dir, err);

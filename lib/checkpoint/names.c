@@ -23,19 +23,20 @@ static const struct {
     {".weight_global_scale", MP_ROLE_GLOBAL_SCALE, true},
     {".input_scale", MP_ROLE_INPUT_SCALE, false},
     {".input_global_scale", MP_ROLE_INPUT_SCALE, false},
+    {".qscale_weight", MP_ROLE_SCALE, false},
+    {".qscale_act", MP_ROLE_INPUT_SCALE, false},
     {".weight_offset", MP_ROLE_OFFSET, false},
     {".weight_zero_point", MP_ROLE_OFFSET, false},
     {".bias", MP_ROLE_BIAS, false},
     {".weight_shape", MP_ROLE_SHAPE, false},
 };
 
-/* The same behind "gate_up_proj" and "down_proj" of fused experts. */
+/* What else may follow "gate_up_proj" and "down_proj" of fused experts. */
 static const struct {
     const char *suffix;
     mp_role role;
 } fused_suffixes[] = {
     {"", MP_ROLE_WEIGHT},
-    {".weight", MP_ROLE_WEIGHT},
     {"_blocks", MP_ROLE_WEIGHT},
     {"_scales", MP_ROLE_SCALE},
     {"_scale_inv", MP_ROLE_SCALE},
@@ -63,7 +64,21 @@ static const struct {
     {".bitmask", "sparse weights"},
     {".scale_bias", "weights of ModelSlim's W4A8_DYNAMIC"},
     {".deq_scale", "weights of ModelSlim's static W8A8"},
+    {".quant_bias", "weights of ModelSlim's static W8A8"},
     {".weight_dual_scale", "weights of ModelSlim with two scales"},
+    {".pre_quant_scale", "weights for inputs that AWQ has scaled (pre_quant_scale)"},
+    {".weight_quantizer", "weights of SVDQuant"},
+    {".weight.absmax", "weights of bitsandbytes"},
+    {".weight.nested_absmax", "weights of bitsandbytes"},
+    {".weight.nested_quant_map", "weights of bitsandbytes"},
+    {".weight.quant_map", "weights of bitsandbytes"},
+    {".weight.quant_state", "weights of bitsandbytes"},
+    {".SCB", "weights of bitsandbytes"},
+    {".weight_format", "weights of bitsandbytes"},
+    {".weight_qdata", "weights of torchao"},
+    {"._weight_qdata", "weights of torchao"},
+    {".W_q", "weights of HQQ"},
+    {".weight_scales", "weights of EETQ"},
 };
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
@@ -84,21 +99,34 @@ static bool read_number(const char **text, const char *end, uint64_t *number)
     return true;
 }
 
-/* Whether "mtp" is one of the parts between the dots. */
+/* Whether the part that ends at `end`, behind a dot or at the beginning, is that word. */
+static bool ends_in(const char *prefix, const char *end, const char *word)
+{
+    size_t length = (size_t)(end - prefix), n = strlen(word);
+
+    return length >= n && memcmp(end - n, word, n) == 0 && (length == n || end[-1 - (int)n] == '.');
+}
+
+/* Whether "mtp" or "mtp_layers" is one of the parts between the dots. */
 static bool has_mtp(const char *prefix, size_t length)
 {
-    return (length > 4 && memcmp(prefix, "mtp.", 4) == 0) || memmem(prefix, length, ".mtp.", 5);
+    static const char *const words[] = {"mtp.", "mtp_layers."};
+
+    for (size_t i = 0; i < COUNT(words); i++) {
+        size_t n = strlen(words[i]);
+        const char *p = prefix;
+
+        while (p && (size_t)(prefix + length - p) > n) {
+            if (memcmp(p, words[i], n) == 0)
+                return true;
+            p = memchr(p, '.', (size_t)(prefix + length - p));
+            p = p ? p + 1 : NULL;
+        }
+    }
+    return false;
 }
 
-/* Whether the part that ends at `end`, behind a dot or at the beginning, is "layers". */
-static bool ends_in_layers(const char *prefix, const char *end)
-{
-    size_t length = (size_t)(end - prefix);
-
-    return length >= 6 && memcmp(end - 6, "layers", 6) == 0 && (length == 6 || end[-7] == '.');
-}
-
-/* "....layers.N" or "....mtp.N": the number at the end, and which of the two. */
+/* "....layers.N", "....blocks.N" or "....mtp.N": the number at the end, and which of these. */
 static bool parse_prefix(const char *prefix, size_t length, mp_expert_name *parts)
 {
     const char *end = prefix + length;
@@ -112,14 +140,19 @@ static bool parse_prefix(const char *prefix, size_t length, mp_expert_name *part
         return false;
     parts->prefix_length = length;
     parts->mtp = has_mtp(prefix, length);
-    return parts->mtp || ends_in_layers(prefix, digits - 1);
+    return parts->mtp || ends_in(prefix, digits - 1, "layers") ||
+           ends_in(prefix, digits - 1, "blocks");
 }
 
-/* "PREFIX.BLOCK" in front of ".experts." or ".shared_experts.". */
+/* "PREFIX.BLOCK", or "PREFIX" alone, in front of ".experts." or ".shared_experts.". */
 static bool parse_block(const char *name, size_t length, mp_expert_name *parts)
 {
     size_t dot = length;
 
+    if (parse_prefix(name, length, parts)) {
+        parts->naming = mp_naming_of_block("", 0);
+        return true;
+    }
     while (dot > 0 && name[dot - 1] != '.')
         dot--;
     if (dot < 2)
@@ -131,10 +164,27 @@ static bool parse_block(const char *name, size_t length, mp_expert_name *parts)
 /* The form that has tensors of that suffix, or null. */
 static const char *foreign_form(const char *suffix)
 {
-    for (size_t i = 0; i < COUNT(foreign_suffixes); i++)
-        if (strcmp(foreign_suffixes[i].suffix, suffix) == 0)
+    for (size_t i = 0; i < COUNT(foreign_suffixes); i++) {
+        size_t n = strlen(foreign_suffixes[i].suffix);
+
+        if (strncmp(foreign_suffixes[i].suffix, suffix, n) == 0 &&
+            (suffix[n] == '\0' || suffix[n] == '.'))
             return foreign_suffixes[i].form;
+    }
     return NULL;
+}
+
+/* What a suffix of a matrix's tensors holds; false for one that is not known. */
+static bool find_role(const char *suffix, mp_expert_name *parts)
+{
+    for (size_t i = 0; i < COUNT(suffixes); i++) {
+        if (strcmp(suffixes[i].suffix, suffix) == 0) {
+            parts->role = suffixes[i].role;
+            parts->global_divides = suffixes[i].global_divides;
+            return true;
+        }
+    }
+    return false;
 }
 
 /* "PROJECTION.SUFFIX" at the end of the name. */
@@ -146,12 +196,8 @@ static bool parse_matrix(const char *text, const char *const projections[MP_PROJ
 
         if (strncmp(projections[p], text, length) != 0)
             continue;
-        for (size_t i = 0; i < COUNT(suffixes); i++) {
-            if (strcmp(suffixes[i].suffix, text + length) != 0)
-                continue;
+        if (find_role(text + length, parts)) {
             parts->projection = (mp_projection)p;
-            parts->role = suffixes[i].role;
-            parts->global_divides = suffixes[i].global_divides;
             return true;
         }
         parts->foreign = foreign_form(text + length);
@@ -159,35 +205,101 @@ static bool parse_matrix(const char *text, const char *const projections[MP_PROJ
     return false;
 }
 
-/* "gate_up_proj", "down_proj_scales": a tensor of all experts of the layer. */
-static bool parse_fused(const char *text, mp_expert_name *parts)
+/* The same under any of the names that projections have; which goes to *set. */
+static bool parse_any_matrix(const char *text, const char *const *const sets[], size_t count,
+                             const char *const **set, mp_expert_name *parts)
 {
-    static const char gate_up[] = "gate_up_proj", down[] = "down_proj";
-    bool is_down = strncmp(text, down, sizeof down - 1) == 0;
-
-    if (!is_down && strncmp(text, gate_up, sizeof gate_up - 1) != 0)
-        return false;
-    text += is_down ? sizeof down - 1 : sizeof gate_up - 1;
-    for (size_t i = 0; i < COUNT(fused_suffixes); i++) {
-        if (strcmp(fused_suffixes[i].suffix, text) != 0)
-            continue;
-        parts->projection = is_down ? MP_DOWN : MP_GATE;
-        parts->role = fused_suffixes[i].role;
-        return true;
+    for (size_t i = 0; i < count; i++) {
+        if (parse_matrix(text, sets[i], parts)) {
+            *set = sets[i];
+            return true;
+        }
     }
     return false;
 }
 
+/* What follows the name of a tensor of all experts: what tools of single experts write, or what
+ * only fused ones have. */
+static bool find_fused_role(const char *suffix, mp_expert_name *parts)
+{
+    for (size_t i = 0; i < COUNT(fused_suffixes); i++) {
+        if (strcmp(fused_suffixes[i].suffix, suffix) == 0) {
+            parts->role = fused_suffixes[i].role;
+            return true;
+        }
+    }
+    return find_role(suffix, parts);
+}
+
+/* Tensors of all experts of a layer: gate and up together ("joined") or each by itself. */
+static const struct {
+    const char *name;
+    mp_projection projection;
+    bool joined;
+} stacks[] = {
+    {"gate_up_proj", MP_GATE, true}, {"input_linear", MP_GATE, true},
+    {"gate_proj", MP_GATE, false},   {"up_proj", MP_UP, false},
+    {"down_proj", MP_DOWN, false},   {"output_linear", MP_DOWN, false},
+};
+
+/* "gate_up_proj", "down_proj_scales": a tensor of all experts of the layer. */
+static bool parse_fused(const char *text, mp_expert_name *parts)
+{
+    for (size_t i = 0; i < COUNT(stacks); i++) {
+        size_t n = strlen(stacks[i].name);
+
+        if (strncmp(text, stacks[i].name, n) != 0)
+            continue;
+        if (find_fused_role(text + n, parts)) {
+            parts->projection = stacks[i].projection;
+            parts->joined = stacks[i].joined;
+            return true;
+        }
+        parts->foreign = foreign_form(text + n);
+        if (!parts->foreign && text[n] == '.' && isdigit((unsigned char)text[n + 1]))
+            parts->foreign = "experts by projection first";
+    }
+    return false;
+}
+
+/* What stands behind ".experts." in families that nothing here reads. */
+static const char *foreign_experts(const char *text)
+{
+    static const struct {
+        const char *begin, *form;
+    } known[] = {
+        {"mlp.", "all experts in one matrix (dbrx)"},
+        {"w13_weight", "gate and up in turn in one matrix (inkling)"},
+        {"fc1", "experts of aria"},
+        {"fc2", "experts of aria"},
+        {"gate_up_proj_packed", "packed weights under the names of fused ones"},
+        {"down_proj_packed", "packed weights under the names of fused ones"},
+    };
+    size_t digits = strspn(text, "0123456789");
+
+    for (size_t i = 0; i < COUNT(known); i++)
+        if (strncmp(text, known[i].begin, strlen(known[i].begin)) == 0)
+            return known[i].form;
+    if (digits > 0 && strncmp(text + digits, ".gate_and_up_proj.", 18) == 0)
+        return "up and gate in one matrix (Hunyuan-Large)";
+    return NULL;
+}
+
 static mp_name_kind parse_routed(const char *name, const char *marker, mp_expert_name *parts)
 {
+    static const char *const *const sets[] = {mp_names_proj, mp_names_w123};
     const char *p = marker + strlen(".experts.");
 
+    if (strcmp(p, "e_score_correction_bias") == 0 || ends_in(name, marker, "self_attention"))
+        return MP_NAME_OTHER; /* the router's; attention that chooses among projections */
     if (!parse_block(name, (size_t)(marker - name), parts))
         return MP_NAME_UNKNOWN;
     if (parse_fused(p, parts))
         return MP_NAME_FUSED;
+    if (!parts->foreign)
+        parts->foreign = foreign_experts(p);
     if (read_number(&p, p + strlen(p), &parts->expert) && *p == '.' &&
-        parse_matrix(p + 1, parts->naming->projection, parts))
+        parse_any_matrix(p + 1, sets, COUNT(sets), &parts->projections, parts))
         return MP_NAME_ROUTED;
     return parts->foreign ? MP_NAME_FOREIGN : MP_NAME_UNKNOWN;
 }
@@ -195,20 +307,55 @@ static mp_name_kind parse_routed(const char *name, const char *marker, mp_expert
 static mp_name_kind parse_shared(const char *name, const char *marker, const char *shared,
                                  mp_expert_name *parts)
 {
-    if (!parse_block(name, (size_t)(marker - name), parts) ||
-        !parse_matrix(marker + strlen(shared) + 2, parts->naming->shared_projection, parts))
-        return parts->foreign ? MP_NAME_FOREIGN : MP_NAME_UNKNOWN;
+    static const char *const *const sets[] = {mp_names_proj, mp_names_w123, mp_names_linear};
+    const char *p = marker + strlen(shared) + 2;
+
+    if (!parse_block(name, (size_t)(marker - name), parts))
+        return MP_NAME_UNKNOWN;
+    if (parts->naming->block[0] == '\0' && strcmp(shared, "shared_mlp") == 0)
+        return MP_NAME_OTHER; /* beside the block: a dense MLP that is added to it */
     parts->shared = shared;
-    return MP_NAME_SHARED;
+    parts->projections = mp_names_proj;
+    if (strncmp(p, "gate_up_proj.", 13) == 0 && find_role(p + 12, parts)) {
+        parts->projection = MP_GATE;
+        parts->joined = true;
+        return MP_NAME_SHARED;
+    }
+    if (parse_any_matrix(p, sets, COUNT(sets), &parts->projections, parts))
+        return MP_NAME_SHARED;
+    return parts->foreign ? MP_NAME_FOREIGN : MP_NAME_UNKNOWN;
+}
+
+/* "PREFIX.BLOCK.input_linear.weight", "PREFIX.moe.gate_proj.weight": experts of some families
+ * have no name of their own, and are told from a dense MLP by their three dimensions. */
+static mp_name_kind parse_unnamed(const char *name, mp_expert_name *parts)
+{
+    static const char *const names[] = {".input_linear.", ".output_linear.", ".moe.gate_proj.",
+                                        ".moe.up_proj.", ".moe.down_proj."};
+
+    for (size_t i = 0; i < COUNT(names); i++) {
+        const char *marker = strstr(name, names[i]);
+
+        if (!marker)
+            continue;
+        if (i >= 2)
+            marker += strlen(".moe");
+        if (!parse_block(name, (size_t)(marker - name), parts) || !parts->naming->block[0] ||
+            !parse_fused(marker + 1, parts))
+            return parts->foreign && parts->naming ? MP_NAME_FOREIGN : MP_NAME_OTHER;
+        parts->unnamed = true;
+        return MP_NAME_FUSED;
+    }
+    return MP_NAME_OTHER;
 }
 
 void mp_expert_name_parse(const char *name, mp_expert_name *parts)
 {
-    static const char *const shared_names[] = {"shared_experts", "shared_expert"};
+    static const char *const shared_names[] = {"shared_experts", "shared_expert", "shared_mlp"};
     const char *marker = strstr(name, ".experts.");
 
     *parts = (mp_expert_name){.kind = MP_NAME_OTHER};
-    if (strstr(name, ".switch_mlp.")) {
+    if (strstr(name, ".switch_mlp.") || strstr(name, ".switch_glu.")) {
         parts->kind = MP_NAME_FOREIGN;
         parts->foreign = "experts in the order of MLX";
         return;
@@ -226,6 +373,7 @@ void mp_expert_name_parse(const char *name, mp_expert_name *parts)
             return;
         }
     }
+    parts->kind = parse_unnamed(name, parts);
 }
 
 const char *const mp_other_kind_names[MP_KINDS] = {
@@ -242,6 +390,8 @@ static const struct {
     {".router.", 1},
     {"shared_expert_gate", 1},
     {"e_score_correction_bias", 1},
+    {"expert_bias", 1},
+    {".router_bias", 1},
     {"attn", 2},
     {"embed", 3},
     {"head", 3},

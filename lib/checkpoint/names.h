@@ -22,12 +22,15 @@ typedef struct mp_expert_name {
     uint64_t layer;       /* the 3 */
     bool mtp;
     const mp_naming *naming;
-    uint64_t expert;          /* the 7; 0 for a shared expert */
-    mp_projection projection; /* MP_GATE for gate_up of a fused tensor */
+    const char *const *projections; /* their names, where they are not fused: "w1", "w3", "w2" */
+    uint64_t expert;                /* the 7; 0 for a shared expert */
+    mp_projection projection;       /* MP_GATE for gate_up */
+    bool joined;                    /* gate and up in one tensor */
+    bool unnamed; /* fused experts of a block: only where there are 3 dimensions */
     mp_role role;
     bool global_divides; /* of a global scale: it divides instead of multiplying */
     const char *foreign; /* which form that is; static */
-    const char *shared;  /* "shared_experts" or "shared_expert"; static, of a shared expert */
+    const char *shared;  /* "shared_experts", "shared_mlp"; static, of a shared expert */
 } mp_expert_name;
 
 /* Takes a tensor's name apart. Members but kind are set for experts only. */

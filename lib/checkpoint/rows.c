@@ -154,6 +154,9 @@ static int read_scale(const mp_catalog *catalog, const mp_storage *storage, cons
     uint64_t first = row0 / block, count = (row0 + rows - 1) / block - first + 1;
     uint64_t per_slice = 0;
     mp_matrix blocks = *matrix;
+
+    if (matrix->scale->bytes * 8 == mp_dtype_bits(matrix->scale->dtype)) /* one for all slices */
+        blocks.slice = 0;
     pieces piece = {
         .stride = mp_storage_scale_row_bytes(storage, stored_cols(matrix, cols)),
         .bytes = mp_storage_scale_row_bytes(storage, cols),
@@ -180,28 +183,44 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
         return 0;
     if (weight && read_weight(catalog, storage, matrix, cols, row0, rows, weight, err) != 0)
         return err->code;
+    if (weight && storage->signed_nibbles) /* n + 8 of n in -8..7 differs in the sign bit */
+        for (uint64_t i = 0; i < rows * mp_storage_row_bytes(storage, cols); i++)
+            ((uint8_t *)weight)[i] ^= 0x88;
     if (!scale || !storage->has_scale)
         return 0;
     return read_scale(catalog, storage, matrix, cols, row0, rows, scale, err);
+}
+
+int mp_matrix_scalar(const mp_catalog *catalog, const mp_matrix *matrix, const mp_tensor *tensor,
+                     float *number, mp_error *err)
+{
+    err = MP_NEVER_NULL(err);
+    uint64_t count = tensor->bytes / sizeof *number, slices = 1, at = matrix->slice;
+
+    if (tensor->dtype != MP_F32)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be carried, only F32", tensor->name,
+                       mp_dtype_name(tensor->dtype));
+    if (matrix->weight && matrix->weight->rank > 2)
+        slices = matrix->weight->shape[0];
+    if (count < slices || count == 1) /* one does for all */
+        at = 0;
+    else if (count == 2 * slices) /* of gate and of up */
+        at = 2 * at + (matrix->first > 0);
+    if (mp_tensor_read(&catalog->checkpoint, tensor, at * sizeof *number, sizeof *number, number,
+                       err) != 0)
+        return err->code;
+    if (!(*number > 0) || !isfinite(*number))
+        return mp_fail(err, MP_ERR_INPUT, "%s: %g, expected a positive finite number", tensor->name,
+                       (double)*number);
+    return 0;
 }
 
 int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *global,
                      mp_error *err)
 {
     err = MP_NEVER_NULL(err);
-    uint64_t at = 0;
-
     *global = 1;
-    if (!matrix->global)
-        return 0;
-    if (matrix->global->bytes > sizeof *global) /* else one does for all slices */
-        at = matrix->slice * sizeof *global;
-    if (mp_tensor_read(&catalog->checkpoint, matrix->global, at, sizeof *global, global, err) != 0)
-        return err->code;
-    if (!(*global > 0) || !isfinite(*global))
-        return mp_fail(err, MP_ERR_INPUT, "%s: %g, expected a positive finite number",
-                       matrix->global->name, (double)*global);
-    return 0;
+    return matrix->global ? mp_matrix_scalar(catalog, matrix, matrix->global, global, err) : 0;
 }
 
 int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, mp_error *err)

@@ -8,6 +8,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/foreign.h"
 #include "checkpoint/members.h"
 
 #define LENGTH_BYTES 8
@@ -312,16 +313,21 @@ static uint64_t little_endian(const unsigned char bytes[LENGTH_BYTES])
 /* Sets the size of the file and of its header. */
 static int measure(mp_shard *shard, mp_error *err)
 {
-    unsigned char bytes[LENGTH_BYTES];
+    unsigned char bytes[MP_FOREIGN_BYTES];
+    const char *foreign;
     int rc = mp_file_size(shard->fd, shard->name, &shard->size, err);
     if (rc != 0)
         return rc;
     if (shard->size < LENGTH_BYTES)
         return mp_fail(err, MP_ERR_INPUT, "file of %llu bytes is too small for a header",
                        (unsigned long long)shard->size);
-    rc = mp_pread_all(shard->fd, bytes, LENGTH_BYTES, 0, shard->name, err);
+    uint64_t begin = shard->size < sizeof bytes ? shard->size : sizeof bytes;
+    rc = mp_pread_all(shard->fd, bytes, begin, 0, shard->name, err);
     if (rc != 0)
         return rc;
+    foreign = mp_foreign_content(bytes, begin);
+    if (foreign)
+        return mp_fail(err, bytes[0] == 'G' ? MP_ERR_UNSUPPORTED : MP_ERR_INPUT, "%s", foreign);
     uint64_t length = little_endian(bytes);
     if (length > MP_SAFETENSORS_HEADER_MAX)
         return mp_fail(err, MP_ERR_INPUT, "header of %llu bytes is over the limit of %u",

@@ -9,6 +9,7 @@
 
 #define DEFAULT_BLOCK 128
 #define WHOLE         UINT32_MAX
+#define SCALE_RANK    8 /* more dimensions than any exporter gives a scale */
 #define BIT(dtype)    (1u << (dtype))
 #define NO_SCALE      0u
 #define FLOATS        (BIT(MP_F32) | BIT(MP_BF16) | BIT(MP_F16))
@@ -43,6 +44,7 @@ static const form forms[] = {
     {MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, FLOATS | EXPONENTS, BLOCK, 0, 1, false, false},
     {MP_SCHEME_FP8_CHANNEL, MP_F8_E4M3, FLOATS, CHANNEL, 0, 1, false, true},
     {MP_SCHEME_FP8_TENSOR, MP_F8_E4M3, FLOATS, TENSOR, 0, 1, false, true},
+    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, COLUMNS, 128, 2, false, true}, /* SGLang's W4AFP8 */
     {MP_SCHEME_INT8_CHANNEL, MP_I8, FLOATS, CHANNEL, 0, 1, false, false},
     {MP_SCHEME_INT4_GROUP, MP_I32, FLOATS, COLUMNS, 0, 8, false, false},
 };
@@ -79,13 +81,20 @@ static bool stored_shape(const mp_tensor *weight, mp_fusion fusion, uint64_t *ro
     return weight->rank == 3 || (weight->rank == 4 && mp_mul_u64(*cols, shape[3], cols));
 }
 
-static bool types_fit(const form *f, const mp_matrix *matrix)
+static bool types_fit(const form *f, const mp_matrix *matrix, const mp_config *config)
 {
     const mp_tensor *scale = matrix->scale;
+    bool int4 = f->scheme == MP_SCHEME_INT4_GROUP;
 
-    /* Words of INT4 come with the shape that they were packed from. */
+    /* Bytes of it have the scales of FP8, by their name. */
+    if (int4 && f->weight == MP_I8)
+        return matrix->weight->dtype == MP_I8 && !matrix->global && !matrix->shape && scale &&
+               (BIT(scale->dtype) & FLOATS) && strstr(scale->name, "weight_scale_inv");
+
+    /* Words of INT4 come with the shape that they were packed from, or config.json has to say how
+     * many bits a number has. */
     if (matrix->weight->dtype != f->weight || (matrix->global != NULL) != f->global ||
-        (matrix->shape != NULL) != (f->scheme == MP_SCHEME_INT4_GROUP))
+        (matrix->shape && !int4) || (int4 && !matrix->shape && config->weight_bits != 4))
         return false;
     if (f->scales == NO_SCALE || !scale)
         return f->scales == NO_SCALE && !scale;
@@ -103,6 +112,7 @@ static mp_storage storage_of(const form *f, const mp_matrix *matrix, mp_fusion f
         .has_scale = f->scales != NO_SCALE,
         .has_global = f->global,
         .global_divides = matrix->global_divides,
+        .signed_nibbles = f->scheme == MP_SCHEME_INT4_GROUP && f->weight == MP_I8,
         .block_rows = 1,
         .block_cols = f->scales == NO_SCALE ? 1 : WHOLE,
     };
@@ -138,38 +148,52 @@ static uint64_t elements(const mp_tensor *tensor)
     return tensor->bytes * 8 / mp_dtype_bits(tensor->dtype);
 }
 
-/* Whether the scale has one of the shapes that [rows, cols] scales may have: trailing ones
- * may be missing where there is one scale a row or in all. */
+/* Dimensions other than 1, in order; returns how many. Exporters put dimensions of 1 in and leave
+ * them out, which moves no number. */
+static unsigned squeeze(const uint64_t *shape, unsigned rank, uint64_t *out)
+{
+    unsigned n = 0;
+
+    for (unsigned d = 0; d < rank; d++)
+        if (shape[d] != 1)
+            out[n++] = shape[d];
+    return n;
+}
+
+/* Whether the scale is [rows / block, cols / block], of each slice, but for dimensions of 1. */
 static bool scale_fits(const mp_storage *s, const mp_tensor *scale, uint64_t slices, uint64_t rows,
                        uint64_t cols)
 {
     uint64_t scale_rows = mp_ceil_div(rows, s->block_rows);
     uint64_t scale_cols = mp_ceil_div(cols, s->block_cols);
     bool transposed = is_transposed(s->fusion);
-    uint64_t want[3] = {slices, transposed ? scale_cols : scale_rows,
-                        transposed ? scale_rows : scale_cols};
-    unsigned skip = is_fused(s->fusion) ? 0 : 1;
-    unsigned rank = 3 - skip;
+    const uint64_t want[3] = {slices, transposed ? scale_cols : scale_rows,
+                              transposed ? scale_rows : scale_cols};
+    uint64_t expected[3], have[SCALE_RANK];
+    unsigned n;
 
     if (transposed && s->block_rows != 1 && s->block_rows != WHOLE)
         return false; /* nobody has blocks of transposed weights */
-    if (s->block_cols == WHOLE && !transposed && scale->rank == rank - 1)
-        rank--;
-    if (s->block_rows == WHOLE && scale->rank == 0)
-        return !is_fused(s->fusion);
-    if (scale->rank != rank)
+    if (s->block_rows == WHOLE && elements(scale) == 1)
+        return true; /* one for all slices */
+    if (transposed && s->block_rows == 1)
+        return scale->rank == 3 && memcmp(scale->shape, want, sizeof want) == 0;
+    if (scale->rank > SCALE_RANK)
         return false;
-    for (unsigned d = 0; d < rank; d++)
-        if (scale->shape[d] != want[d + skip])
-            return false;
-    return true;
+    n = squeeze(want, 3, expected);
+    return squeeze(scale->shape, scale->rank, have) == n &&
+           memcmp(have, expected, n * sizeof *have) == 0;
 }
 
-/* A single number a slice is a scale of all of it, unless config.json has blocks: then it is
- * of the only one. */
-static bool is_one_scale(const mp_tensor *scale, uint64_t slices, const mp_config *config)
+/* A single number, of a fused tensor one a slice, is a scale of all of it, unless config.json has
+ * blocks: then it is of the only one. */
+static bool is_one_scale(const mp_tensor *scale, mp_fusion fusion, uint64_t slices,
+                         const mp_config *config)
 {
-    return config->block_rows == MP_CONFIG_ABSENT && elements(scale) == slices;
+    if (config->block_rows != MP_CONFIG_ABSENT)
+        return false;
+    return is_fused(fusion) ? elements(scale) == slices || elements(scale) == 1
+                            : scale->rank < 2 && elements(scale) == 1;
 }
 
 bool mp_storage_recognize(const mp_matrix *matrix, mp_fusion fusion, const mp_config *config,
@@ -185,9 +209,9 @@ bool mp_storage_recognize(const mp_matrix *matrix, mp_fusion fusion, const mp_co
         mp_storage candidate;
         uint64_t width;
 
-        if (!types_fit(f, matrix) || !mp_mul_u64(stored_cols, f->packing, &width) ||
-            (f->covers == BLOCK && is_fused(fusion) && matrix->scale &&
-             is_one_scale(matrix->scale, slices, config)))
+        if (!types_fit(f, matrix, config) || !mp_mul_u64(stored_cols, f->packing, &width) ||
+            (f->covers == BLOCK && matrix->scale &&
+             is_one_scale(matrix->scale, fusion, slices, config)))
             continue;
         candidate = storage_of(f, matrix, fusion, config, width);
         if (!candidate.has_scale || scale_fits(&candidate, matrix->scale, slices, *rows, width)) {
@@ -258,7 +282,7 @@ static void check_weight(const mp_storage *storage, const mp_tensor *weight, uin
 static void check_scale(const mp_storage *storage, const mp_tensor *scale, uint64_t slices,
                         uint64_t rows, uint64_t cols, mp_problems *problems)
 {
-    char text[MP_SHAPE_TEXT], why[96];
+    char text[MP_SHAPE_TEXT], why[96], experts[24] = "";
 
     if (!storage->has_scale) {
         mp_problem(problems, "%s: a scale, but the layer's experts are %s", scale->name,
@@ -280,10 +304,28 @@ static void check_scale(const mp_storage *storage, const mp_tensor *scale, uint6
     else
         snprintf(why, sizeof why, "for [%llu, %llu] in blocks of %ux%u", (unsigned long long)rows,
                  (unsigned long long)cols, storage->block_rows, storage->block_cols);
-    mp_problem(problems, "%s: shape %s, expected [%llu, %llu] %s", scale->name,
-               mp_shape_text(scale->shape, scale->rank, text),
+    if (is_fused(storage->fusion))
+        snprintf(experts, sizeof experts, "%llu, ", (unsigned long long)slices);
+    mp_problem(problems, "%s: shape %s, expected [%s%llu, %llu] %s", scale->name,
+               mp_shape_text(scale->shape, scale->rank, text), experts,
                (unsigned long long)mp_ceil_div(rows, storage->block_rows),
                (unsigned long long)mp_ceil_div(cols, storage->block_cols), why);
+}
+
+/* One number a matrix; of fused ones one for all, one for each, or one for gate and one for up of
+ * each. */
+static void check_scalar(const mp_tensor *tensor, mp_fusion fusion, uint64_t slices,
+                         mp_problems *problems)
+{
+    char text[MP_SHAPE_TEXT];
+    uint64_t count;
+
+    if (!tensor)
+        return;
+    count = elements(tensor);
+    if (count != 1 && count != slices && !(is_fused(fusion) && count == 2 * slices))
+        mp_problem(problems, "%s: shape %s, expected %llu numbers, one a matrix", tensor->name,
+                   mp_shape_text(tensor->shape, tensor->rank, text), (unsigned long long)slices);
 }
 
 static void check_elements(const mp_tensor *tensor, uint64_t count, const char *what,
@@ -313,8 +355,8 @@ void mp_storage_check(const mp_storage *storage, const mp_matrix *matrix, uint64
                    storage->global_divides ? "divide" : "multiply");
     if (matrix->global && matrix->global->dtype != MP_F32)
         check_dtype(matrix->global, MP_F32, problems);
-    if (matrix->global && elements(matrix->global) != 1) /* one may do for all slices */
-        check_elements(matrix->global, slices, "one a matrix", problems);
+    check_scalar(matrix->global, storage->fusion, slices, problems);
+    check_scalar(matrix->input_scale, storage->fusion, slices, problems);
     check_elements(matrix->shape, 2, "rows and columns", problems);
     check_elements(matrix->offset, slices * rows, "one a row", problems);
     check_elements(matrix->bias, slices * rows, "one a row", problems);

@@ -117,14 +117,14 @@ static void name_layer(const mp_family *family, uint64_t layer,
     const char *block = family ? family->naming->block : "mlp";
 
     for (size_t i = 0; i < MP_LAYER_NAMES; i++)
-        snprintf(names[i], sizeof names[i], "%s%s%" PRIu64 ".%s.experts%s", i < 3 ? "" : "model.",
-                 prefix, layer, block, ends[i % 3]);
+        snprintf(names[i], sizeof names[i], "%s%s%" PRIu64 ".%s%sexperts%s", i < 3 ? "" : "model.",
+                 prefix, layer, block, block[0] ? "." : "", ends[i % 3]);
 }
 
 int mp_layer_forms_init(mp_layer_forms *forms, const mp_config *config, const mp_form_word *plain,
                         mp_error *err)
 {
-    const mp_family *family = mp_family_of_model_type(config->model_type);
+    const mp_family *family = mp_family_of_type(config->model_type);
     uint64_t layers = config->num_hidden_layers;
 
     *forms = (mp_layer_forms){.config = config, .count = 1};

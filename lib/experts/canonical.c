@@ -454,14 +454,15 @@ static int read_vector(const mp_canonical *c, unsigned part, mp_role role, uint6
 
 static int read_input_scale(const mp_canonical *c, float *out, mp_error *err)
 {
+    const mp_catalog *catalog = c->from->catalog;
     const mp_matrix *matrix = c->from->matrix;
     float up;
 
-    if (read_vector(c, 0, MP_ROLE_INPUT_SCALE, 1, out, err) != 0)
+    if (mp_matrix_scalar(catalog, &matrix[0], matrix[0].input_scale, out, err) != 0)
         return err->code;
     if (c->from->side == MP_L2)
         return 0;
-    if (read_vector(c, 1, MP_ROLE_INPUT_SCALE, 1, &up, err) != 0)
+    if (mp_matrix_scalar(catalog, &matrix[1], matrix[1].input_scale, &up, err) != 0)
         return err->code;
     if (up == *out)
         return 0;

@@ -137,6 +137,23 @@ static void add_choice(const pass *p, float weight, uint64_t at, uint64_t count,
         sums[i] += weight * values[i];
 }
 
+/* Adds to columns of a token what comes of no expert. */
+static void add_others(const pass *p, uint64_t token, uint64_t first, uint64_t count, double *exact,
+                       float *sums)
+{
+    const mp_forward_options *o = p->options;
+    const float *x = p->batch->x + token * p->experts->hidden_size + first;
+
+    for (uint64_t i = 0; o->identity && i < count; i++) {
+        exact[i] += (double)o->identity[token] * (double)x[i];
+        sums[i] += o->identity[token] * x[i];
+    }
+    for (uint64_t i = 0; o->bias && i < count; i++) {
+        exact[i] += (double)o->bias[first + i];
+        sums[i] += o->bias[first + i];
+    }
+}
+
 /* Columns first .. first+count-1 of a token: its choices' results in their order. */
 static void combine_columns(const pass *p, uint64_t token, uint64_t first, uint64_t count)
 {
@@ -154,6 +171,7 @@ static void combine_columns(const pass *p, uint64_t token, uint64_t first, uint6
             add_choice(p, weighed ? 1 : b->weights[i], p->place[token * b->k + j] * cols + first,
                        count, exact, sums);
     }
+    add_others(p, p->first_token + token, first, count, exact, sums);
     for (uint64_t i = 0; i < count; i++)
         y[i] = mp_is_exact(p) ? exact[i] : (double)mp_round_bf16(sums[i]);
 }

@@ -62,9 +62,11 @@ static void compute_logits(const mp_layer_router *r, const float *x, uint64_t co
     }
     mp_products_best()->f32(rows, count, r->gate, mp_gate_rows(r), stride, s->logits);
     for (uint64_t t = 0; t < count; t++)
-        for (uint64_t e = 0; e < n; e++)
-            s->logits[t * n + e] =
-                s->logits[t * mp_gate_rows(r) + e] + (r->logit_bias ? r->logit_bias[e] : 0);
+        for (uint64_t e = 0; e < n; e++) {
+            float l = s->logits[t * mp_gate_rows(r) + e] + (r->logit_bias ? r->logit_bias[e] : 0);
+
+            s->logits[t * n + e] = r->logit_cap > 0 ? r->logit_cap * tanhf(l / r->logit_cap) : l;
+        }
 }
 
 static int choose(const route_job *job, uint64_t first, uint64_t count, strip *s, mp_error *err)
@@ -110,6 +112,8 @@ int mp_layer_route(const mp_layer_router *router, const float *x, const int64_t 
     route_job job = {router, x, token_ids, tokens, ids, weights};
     uint64_t scratch = x_bytes(router) + logits_bytes(router) + 2 * choices_bytes(router);
 
+    if (router->cannot.code != 0)
+        return mp_fail(err, router->cannot.code, "%s", router->cannot.message);
     if (!router->gate)
         return mp_fail(err, MP_ERR_INPUT,
                        "the layer has no router: neither gate.weight nor router.weight");
@@ -118,31 +122,78 @@ int mp_layer_route(const mp_layer_router *router, const float *x, const int64_t 
     return mp_parallel(context, mp_ceil_div(tokens, TOKENS), scratch, route_strip, &job, err);
 }
 
-static float shared_weight(const mp_layer_router *r, const float *x)
+static float dot(const float *a, const float *b, uint64_t n)
 {
     float sum = 0;
 
-    if (!r->shared_gate)
-        return 1;
-    for (uint64_t h = 0; h < r->hidden_size; h++)
-        sum += x[h] * r->shared_gate[h];
-    return 1 / (1 + expf(-sum));
+    for (uint64_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+/* What routed and shared experts weigh in the sum of a token. */
+static void parts_of(const mp_layer_router *r, const float *x, float *routed, float *shared)
+{
+    const uint64_t n = r->hidden_size;
+
+    *routed = *shared = r->part;
+    if (r->shared_gate)
+        *shared = r->part / (1 + expf(-dot(x, r->shared_gate, n)));
+    if (r->mix) { /* a softmax of two */
+        float difference =
+            dot(x, r->mix + n, n) + r->mix_bias[1] - dot(x, r->mix, n) - r->mix_bias[0];
+
+        *routed = 1 / (1 + expf(difference));
+        *shared = 1 / (1 + expf(-difference));
+    }
+}
+
+bool mp_layer_take_zero(const mp_layer_router *router, uint64_t tokens, uint32_t k, int32_t *ids,
+                        const float *weights, float *identity)
+{
+    bool any = false;
+
+    for (uint64_t t = 0; t < tokens; t++) {
+        identity[t] = 0;
+        for (uint64_t i = t * k; i < (t + 1) * k; i++) {
+            if (ids[i] < (int32_t)router->num_experts ||
+                ids[i] >= (int32_t)router->router.num_experts)
+                continue;
+            identity[t] += weights[i];
+            ids[i] = -1;
+            any = true;
+        }
+    }
+    return any;
 }
 
 void mp_layer_add_shared(const mp_layer_router *router, const float *x, uint64_t tokens, uint32_t k,
-                         const int32_t *ids, const float *weights, int32_t *all_ids,
-                         float *all_weights)
+                         uint32_t shared, const int32_t *ids, const float *weights,
+                         int32_t *all_ids, float *all_weights)
 {
-    uint64_t columns = (uint64_t)k + router->shared;
+    uint64_t columns = (uint64_t)k + shared;
 
     for (uint64_t t = 0; t < tokens; t++) {
-        float weight = shared_weight(router, x + t * router->hidden_size);
+        float routed, weight;
 
-        memcpy(all_ids + t * columns, ids + t * k, k * sizeof *ids);
-        memcpy(all_weights + t * columns, weights + t * k, k * sizeof *weights);
-        for (uint32_t s = 0; s < router->shared; s++) {
-            all_ids[t * columns + k + s] = (int32_t)(router->router.num_experts + s);
+        parts_of(router, x + t * router->hidden_size, &routed, &weight);
+        for (uint32_t j = 0; j < k; j++) {
+            all_ids[t * columns + j] = ids[t * k + j];
+            all_weights[t * columns + j] = weights[t * k + j] * routed;
+        }
+        for (uint32_t s = 0; s < shared; s++) {
+            all_ids[t * columns + k + s] = (int32_t)(router->num_experts + s);
             all_weights[t * columns + k + s] = weight;
         }
+    }
+}
+
+void mp_layer_weigh_shared(const mp_layer_router *router, const float *x, uint64_t tokens,
+                           float *weights)
+{
+    for (uint64_t t = 0; t < tokens; t++) {
+        float routed;
+
+        parts_of(router, x + t * router->hidden_size, &routed, &weights[t]);
     }
 }

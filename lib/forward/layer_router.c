@@ -8,148 +8,151 @@
 
 #include "base/error.h"
 #include "base/select.h"
+#include "checkpoint/router_names.h"
+#include "checkpoint/rules.h"
 #include "forward/layer_router.h"
 
 /* ------------------------------------------------------------------------
  * Rules
  */
 
-/* What a family does where config.json does not say. */
-typedef struct family_rule {
-    const char *family;
-    mp_scoring scoring;
-    bool renormalize;
-    bool weigh_input;
-    bool swiglu_oai; /* the gate of GPT-OSS */
-} family_rule;
-
-static const family_rule rules[] = {
-    {"deepseek_v4", MP_SCORE_SQRTSOFTPLUS, true, false, false},
-    {"deepseek_v3", MP_SCORE_SIGMOID, true, false, false},
-    {"kimi_k2", MP_SCORE_SIGMOID, true, false, false},
-    {"glm_moe", MP_SCORE_SIGMOID, true, false, false},
-    {"minimax_m2", MP_SCORE_SIGMOID, true, false, false},
-    {"minimax_m3", MP_SCORE_SIGMOID, true, false, true},
-    {"deepseek_v2", MP_SCORE_SOFTMAX, false, false, false},
-    {"qwen3_moe", MP_SCORE_SOFTMAX, false, false, false},
-    {"gpt_oss", MP_SCORE_SOFTMAX, true, false, true},
-    {"llama4", MP_SCORE_SIGMOID, false, true, false},
-};
-
-/* Of all others: Mixtral, and the Qwen after Qwen3. */
-static const family_rule usual = {NULL, MP_SCORE_SOFTMAX, true, false, false};
-
-static const family_rule *rule_of(const char *family)
+static bool is(const char *a, const char *b)
 {
-    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++)
-        if (strcmp(rules[i].family, family) == 0)
-            return &rules[i];
-    return &usual;
+    return strcmp(a, b) == 0;
 }
 
-/* Alpha and beta are in its code, not in its config.json. */
-static const mp_activation swiglu_oai = {.limit = 7, .alpha = 1.702f, .beta = 1};
-
-static void replace(float *number, double given)
+static int cannot_tell(const mp_config *config, mp_error *err)
 {
-    if (!isnan(given))
-        *number = (float)given;
-}
-
-/* Kimi K3's: its numbers have no defaults but "none" for the second one. */
-static int read_situ(const mp_config *config, mp_activation *activation, mp_error *err)
-{
-    replace(&activation->situ, config->situ_beta);
-    replace(&activation->situ_linear, config->situ_linear_beta);
-    if (!(activation->situ > 0) || !isfinite(activation->situ))
+    if (!config->model_type[0])
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "config.json: hidden_act \"situ\" takes an activation_situ_beta above 0");
-    if (!(activation->situ_linear >= 0) || !isfinite(activation->situ_linear))
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "config.json: activation_situ_linear_beta is %g",
-                       (double)activation->situ_linear);
+                       "config.json has no model_type: how it routes is not known; give topk_ids "
+                       "and topk_weights with --input");
+    return mp_fail(err, MP_ERR_UNSUPPORTED,
+                   "how model_type \"%s\" routes is not known; give topk_ids and topk_weights with "
+                   "--input",
+                   config->model_type);
+}
+
+/* Groups of experts, where config.json has more than the token may choose from. */
+static int read_groups(mp_router *r, const mp_config *config, const mp_model_rule *rule,
+                       mp_error *err)
+{
+    bool v2 = rule && rule->groups == MP_GROUPS_OF_V2;
+    bool best = is(config->topk_method, "group_limited_greedy");
+
+    if (config->n_group == MP_CONFIG_ABSENT || config->topk_group == MP_CONFIG_ABSENT ||
+        (rule && rule->groups == MP_GROUPS_NONE) || is(config->topk_method, "greedy") ||
+        is(config->topk_method, "gready") || (v2 && !best && !is(config->topk_method, "noaux_tc")))
+        return 0;
+    if (config->n_group > r->num_experts || config->topk_group > config->n_group)
+        return mp_fail(err, MP_ERR_INPUT, "config.json: %llu of %llu groups of %u experts",
+                       (unsigned long long)config->topk_group, (unsigned long long)config->n_group,
+                       r->num_experts);
+    r->n_group = (uint32_t)config->n_group;
+    r->topk_group = (uint32_t)config->topk_group;
+    r->group_best = v2 && best ? 1 : 2;
     return 0;
 }
 
-int mp_model_activation(const mp_config *config, const char *family, mp_activation *activation,
-                        bool *weigh_input, mp_error *err)
+static bool renormalizes(const mp_config *config, const mp_model_rule *rule, const mp_router *r)
 {
-    static const char *const known[] = {"", "silu", "swish", "swigluoai", "situ"};
-    const family_rule *rule = rule_of(family);
-    size_t i = 0;
+    bool several = rule->groups == MP_GROUPS_OF_V2 || rule->shared_unlimited || rule->widths;
 
-    while (i < sizeof known / sizeof known[0] && strcmp(known[i], config->hidden_act) != 0)
-        i++;
-    if (i == sizeof known / sizeof known[0])
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "config.json: hidden_act \"%s\"; there are silu, swigluoai and situ",
-                       config->hidden_act);
-    *activation = (mp_activation){0};
-    if (rule->swiglu_oai || strcmp(config->hidden_act, "swigluoai") == 0)
-        *activation = swiglu_oai;
-    replace(&activation->limit, config->swiglu_limit);
-    replace(&activation->alpha, config->swiglu_alpha);
-    replace(&activation->beta, config->swiglu_beta);
-    *weigh_input = rule->weigh_input;
-    if (strcmp(config->hidden_act, "situ") == 0 || config->situ_beta > 0)
-        return read_situ(config, activation, err);
-    return 0;
+    /* A softmax over the chosen logits is one over all of them, divided by its sum. */
+    if (rule->by_logits && r->scoring == MP_SCORE_SOFTMAX)
+        return true;
+    switch (rule->renormalize) {
+    case MP_RENORM_ALWAYS:
+        return true;
+    case MP_RENORM_NEVER:
+        return false;
+    case MP_RENORM_SEVERAL:
+        return r->k > 1;
+    case MP_RENORM_TRUE:
+    case MP_RENORM_FALSE:
+        break;
+    }
+    if (several && r->k == 1)
+        return false;
+    return config->norm_topk_prob < 0 ? rule->renormalize == MP_RENORM_TRUE
+                                      : config->norm_topk_prob > 0;
 }
 
-static int read_rules(mp_layer_router *r, const mp_catalog *catalog, const mp_moe_layer *layer,
-                      mp_error *err)
+/* The rule of a layer: some bailing_moe are of the second version. */
+static const mp_model_rule *rule_of(const mp_catalog *catalog, bool biased)
 {
     const mp_config *config = &catalog->config;
-    const family_rule *rule = rule_of(catalog->family);
-    bool groups = config->n_group != MP_CONFIG_ABSENT && config->topk_group != MP_CONFIG_ABSENT &&
-                  strcmp(config->topk_method, "greedy") != 0;
+
+    if (is(config->model_type, "bailing_moe") && (biased || is(config->scoring_func, "sigmoid")))
+        return mp_model_rule_of("bailing_moe_v2");
+    return mp_model_rule_of(config->model_type);
+}
+
+/* biased: there is the tensor of a bias of the choice. */
+static int read_known(mp_layer_router *r, const mp_config *config, const mp_model_rule *rule,
+                      bool biased, mp_error *err)
+{
+    bool plain = rule->score_by_bias && !biased;
+    const char *score = rule->config_score && config->scoring_func[0] ? config->scoring_func
+                        : plain                                       ? "softmax"
+                                                                      : rule->score;
+
+    if (config->refused[0])
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "config.json: \"%s\" is not supported",
+                       config->refused);
+    if (!mp_scoring_parse(score, &r->router.scoring))
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "config.json: scoring_func \"%s\"; there are softmax, sigmoid and "
+                       "sqrtsoftplus",
+                       score);
+    r->router.by_logits = rule->by_logits;
+    r->router.renormalize =
+        renormalizes(config, rule, &r->router) && !(plain && r->router.scoring == MP_SCORE_SOFTMAX);
+    r->router.epsilon = (float)rule->epsilon;
+    if (rule->norm_min)
+        r->router.least_sum = isnan(config->norm_min) ? 1e-12f : (float)config->norm_min;
+    if (rule->scale > 0)
+        r->router.scale =
+            (float)(isnan(config->routed_scaling_factor) ? rule->scale
+                                                         : config->routed_scaling_factor);
+    r->router.near = isnan(config->jitter) ? 0.01f : (float)config->jitter;
+    r->logit_cap = isnan(config->logit_cap) ? 0 : (float)config->logit_cap;
+    return 0;
+}
+
+/* A model_type that is not known: only what config.json itself says. */
+static int read_unknown(mp_layer_router *r, const mp_config *config, mp_error *err)
+{
+    if (!mp_scoring_parse(config->scoring_func, &r->router.scoring) ||
+        r->router.scoring == MP_SCORE_SPARSEMIXER || config->norm_topk_prob < 0 ||
+        config->refused[0])
+        return cannot_tell(config, err);
+    r->router.renormalize = config->norm_topk_prob > 0;
+    if (!isnan(config->routed_scaling_factor))
+        r->router.scale = (float)config->routed_scaling_factor;
+    return 0;
+}
+
+/* How the layer routes. The number of experts is settled whatever comes of it. */
+static int read_rules(mp_layer_router *r, const mp_catalog *catalog, const mp_moe_layer *layer,
+                      const mp_model_rule *rule, bool biased, mp_error *err)
+{
+    const mp_config *config = &catalog->config;
 
     if (config->experts_per_token == MP_CONFIG_ABSENT)
         return mp_fail(err, MP_ERR_INPUT, "config.json: no num_experts_per_tok");
     if (config->experts_per_token == 0 || config->experts_per_token > layer->num_experts)
         return mp_fail(err, MP_ERR_INPUT, "config.json: %llu of %u experts a token",
                        (unsigned long long)config->experts_per_token, layer->num_experts);
-    r->router = (mp_router){
-        .scoring = rule->scoring,
-        .num_experts = layer->num_experts,
-        .k = (uint32_t)config->experts_per_token,
-        .renormalize = config->norm_topk_prob < 0 ? rule->renormalize : config->norm_topk_prob > 0,
-        .scale = isnan(config->routed_scaling_factor) ? 1 : (float)config->routed_scaling_factor,
-    };
-    if (groups && config->n_group <= layer->num_experts && config->topk_group <= config->n_group) {
-        r->router.n_group = (uint32_t)config->n_group;
-        r->router.topk_group = (uint32_t)config->topk_group;
-    } else if (groups) {
-        return mp_fail(err, MP_ERR_INPUT, "config.json: %llu of %llu groups of %u experts",
-                       (unsigned long long)config->topk_group, (unsigned long long)config->n_group,
-                       layer->num_experts);
-    }
-    if (config->scoring_func[0] && !mp_scoring_parse(config->scoring_func, &r->router.scoring))
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "config.json: scoring_func \"%s\"; there are softmax, sigmoid and "
-                       "sqrtsoftplus",
-                       config->scoring_func);
-    return 0;
+    r->router.k = (uint32_t)config->experts_per_token;
+    if (rule ? read_known(r, config, rule, biased, err) : read_unknown(r, config, err))
+        return err->code;
+    return read_groups(&r->router, config, rule, err);
 }
 
 /* ------------------------------------------------------------------------
  * Tensors
  */
-
-/* The first there is of the tensors PREFIX.BLOCK.NAME; null-terminated names. */
-static int find_tensor(const mp_catalog *catalog, const mp_moe_layer *layer,
-                       const char *const *names, const mp_tensor **tensor, mp_error *err)
-{
-    *tensor = NULL;
-    for (; *names && !*tensor; names++) {
-        char *name = mp_format("%s.%s.%s", layer->prefix, layer->naming->block, *names);
-
-        if (!name)
-            return mp_fail_memory(err);
-        *tensor = mp_checkpoint_find(&catalog->checkpoint, name);
-        free(name);
-    }
-    return 0;
-}
 
 /* A tensor of rows * cols numbers, with or without dimensions of 1 before these. */
 static int check_shape(const mp_tensor *tensor, uint64_t rows, uint64_t cols, mp_error *err)
@@ -202,7 +205,7 @@ static int read_vector(const mp_catalog *catalog, const mp_moe_layer *layer,
                        const char *const *names, uint64_t n, float **out, mp_error *err)
 {
     const mp_tensor *tensor;
-    int rc = find_tensor(catalog, layer, names, &tensor, err);
+    int rc = mp_block_tensor_of(catalog, layer, names, &tensor, err);
 
     if (rc == 0 && tensor)
         rc = check_shape(tensor, 1, n, err);
@@ -217,9 +220,8 @@ static int read_vector(const mp_catalog *catalog, const mp_moe_layer *layer,
 static int read_gate(mp_layer_router *r, const mp_catalog *catalog, const mp_moe_layer *layer,
                      mp_error *err)
 {
-    static const char *const names[] = {"gate.weight", "router.weight", NULL};
     const mp_tensor *tensor;
-    int rc = find_tensor(catalog, layer, names, &tensor, err);
+    int rc = mp_block_tensor_of(catalog, layer, mp_router_weights, &tensor, err);
 
     if (rc != 0)
         return rc;
@@ -265,7 +267,7 @@ static int read_table(mp_layer_router *r, const mp_catalog *catalog, const mp_mo
     static const char *const names[] = {"gate.tid2eid", NULL};
     const mp_tensor *tensor;
     char shape[MP_SHAPE_TEXT];
-    int rc = find_tensor(catalog, layer, names, &tensor, err);
+    int rc = mp_block_tensor_of(catalog, layer, names, &tensor, err);
 
     if (rc != 0 || !tensor)
         return rc;
@@ -286,37 +288,107 @@ static int read_table(mp_layer_router *r, const mp_catalog *catalog, const mp_mo
     return rc;
 }
 
-/* What a router may have and this one does not compute. */
-static int refuse_others(const mp_catalog *catalog, const mp_moe_layer *layer, mp_error *err)
-{
-    static const char *const names[] = {"gate.gate_temp", "gate_temp",
-                                        "routed_expert_down_proj.weight", NULL};
-    const mp_tensor *tensor;
-    int rc = find_tensor(catalog, layer, names, &tensor, err);
+/* What a block may hold beside its experts that changes what it gives. */
+typedef enum concern { NOTHING, CHOICES, RESULT } concern;
 
-    if (rc != 0 || !tensor)
+/* What a tensor, named as it is behind its block, has to do with the result: nothing if it is
+ * read or of no account. */
+static concern concern_of(const char *name, const mp_model_rule *rule)
+{
+    static const char *const results[] = {"coefficient", "routed_expert_", "multi_gate"};
+    static const char *const choices[] = {"router.", "gate.", "per_expert_scale"};
+    const size_t n = strlen(name);
+    bool choice_bias = false;
+
+    for (const char *const *bias = mp_choice_biases; *bias; bias++)
+        choice_bias |= is(*bias, name);
+    for (const char *const *weight = mp_router_weights; *weight; weight++)
+        if (is(*weight, name))
+            return NOTHING;
+    if (is(name, "gate.tid2eid") || (choice_bias && (!rule || rule->bias)) ||
+        (is(name, "gate.bias") && rule && is(rule->score, "sqrtsoftplus")) ||
+        (is(name, "router.bias") && rule && rule->logit_bias) ||
+        (is(name, "bias") && rule && rule->block_bias))
+        return NOTHING;
+    if (strstr(name, "latent_proj") || (is(name, "bias")))
+        return RESULT;
+    for (size_t i = 0; i < sizeof results / sizeof results[0]; i++)
+        if (strncmp(name, results[i], strlen(results[i])) == 0)
+            return rule && rule->mixed && strncmp(name, "coefficient.", 12) == 0 ? NOTHING : RESULT;
+    for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)
+        if (strncmp(name, choices[i], strlen(choices[i])) == 0)
+            return CHOICES;
+    return choice_bias || is(name, "gate_temp") ||
+                   (n > 4 && is(name + n - 4, "bias") && !strchr(name, '.'))
+               ? CHOICES
+               : NOTHING;
+}
+
+/* Refuses tensors of the block that no rule reads: at once where they change what experts give,
+ * else when the router has to choose. */
+static int refuse_others(mp_layer_router *r, const mp_catalog *catalog, const mp_moe_layer *layer,
+                         const mp_model_rule *rule, mp_error *err)
+{
+    for (size_t i = 0; i < catalog->checkpoint.num_tensors; i++) {
+        const char *name = catalog->checkpoint.tensors[i].name;
+        const char *rest = mp_block_rest(layer, name);
+        concern does = rest ? concern_of(rest, rule) : NOTHING;
+
+        if (does == RESULT)
+            return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: what it does is not computed", name);
+        if (does == CHOICES && r->cannot.code == 0)
+            mp_fail(&r->cannot, MP_ERR_UNSUPPORTED,
+                    "%s: what it does is not computed; give topk_ids and topk_weights with --input",
+                    name);
+    }
+    return 0;
+}
+
+/* What the block does with what its experts give. */
+static int read_block(mp_layer_router *r, const mp_catalog *catalog, const mp_moe_layer *layer,
+                      const mp_model_rule *rule, mp_error *err)
+{
+    static const char *const shared_gates[] = {"shared_expert_gate.weight", NULL};
+    static const char *const mix_biases[] = {"coefficient.bias", NULL};
+    static const char *const block_biases[] = {"bias", NULL};
+    const mp_tensor *mix = NULL;
+    float *bias = NULL;
+    int rc = 0;
+
+    if (layer->has_shared)
+        rc = read_vector(catalog, layer, shared_gates, r->hidden_size, &r->shared_gate, err);
+    if (rc == 0 && rule && rule->block_bias)
+        rc = read_vector(catalog, layer, block_biases, r->hidden_size, &r->block_bias, err);
+    if (rc == 0 && rule && rule->mixed)
+        rc = mp_block_tensor(catalog, layer, "coefficient.weight", &mix, err);
+    if (rc != 0 || !mix)
         return rc;
-    return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: what it does is not computed", tensor->name);
+    r->mix = mp_alloc(2 * r->hidden_size, sizeof *r->mix);
+    rc = r->mix ? check_shape(mix, 2, r->hidden_size, err) : mp_fail_memory(err);
+    if (rc == 0)
+        rc = read_floats(catalog, mix, 2, r->hidden_size, r->hidden_size, r->mix, err);
+    if (rc == 0)
+        rc = read_vector(catalog, layer, mix_biases, 2, &bias, err);
+    if (rc == 0 && bias)
+        memcpy(r->mix_bias, bias, sizeof r->mix_bias);
+    free(bias);
+    return rc;
 }
 
 static int read_tensors(mp_layer_router *r, const mp_catalog *catalog, const mp_moe_layer *layer,
-                        mp_error *err)
+                        const mp_model_rule *rule, mp_error *err)
 {
-    static const char *const biases[] = {"gate.e_score_correction_bias", "gate.bias",
-                                         "e_score_correction_bias", "gate.expert_bias", NULL};
+    static const char *const gate_bias[] = {"gate.bias", NULL};
     static const char *const logit_biases[] = {"router.bias", NULL};
-    static const char *const shared_gates[] = {"shared_expert_gate.weight", NULL};
     uint32_t n = r->router.num_experts;
-    int rc = refuse_others(catalog, layer, err);
+    int rc = read_gate(r, catalog, layer, err);
 
-    if (rc == 0)
-        rc = read_gate(r, catalog, layer, err);
-    if (rc == 0)
-        rc = read_vector(catalog, layer, biases, n, &r->bias, err);
-    if (rc == 0)
+    if (rc == 0 && (!rule || rule->bias))
+        rc = read_vector(catalog, layer, mp_choice_biases, n, &r->bias, err);
+    if (rc == 0 && !r->bias && rule && is(rule->score, "sqrtsoftplus"))
+        rc = read_vector(catalog, layer, gate_bias, n, &r->bias, err);
+    if (rc == 0 && rule && rule->logit_bias)
         rc = read_vector(catalog, layer, logit_biases, n, &r->logit_bias, err);
-    if (rc == 0 && layer->has_shared)
-        rc = read_vector(catalog, layer, shared_gates, r->hidden_size, &r->shared_gate, err);
     if (rc == 0)
         rc = read_table(r, catalog, layer, err);
     r->router.bias = r->bias;
@@ -326,14 +398,39 @@ static int read_tensors(mp_layer_router *r, const mp_catalog *catalog, const mp_
 int mp_layer_router_open(mp_layer_router *router, const mp_catalog *catalog,
                          const mp_moe_layer *layer, mp_error *err)
 {
+    const mp_tensor *bias;
+
     err = MP_NEVER_NULL(err);
+    *router = (mp_layer_router){0};
+    if (mp_block_tensor_of(catalog, layer, mp_choice_biases, &bias, err) != 0)
+        return err->code;
+    const mp_model_rule *rule = rule_of(catalog, bias != NULL);
+    uint64_t zero = catalog->config.zero_experts;
+    bool average =
+        is(catalog->config.shared_combination, "average") ||
+        (is(catalog->config.model_type, "cohere2_moe") && !catalog->config.shared_combination[0]);
+
     *router = (mp_layer_router){
         .hidden_size = catalog->hidden_size,
+        .num_experts = layer->num_experts,
+        .router = {.num_experts = layer->num_experts, .scale = 1},
         .shared = layer->has_shared ? catalog->num_shared_experts : 0,
+        .part = average && layer->has_shared ? 0.5f : 1,
     };
-    int rc = read_rules(router, catalog, layer, err);
+    if (zero != MP_CONFIG_ABSENT && zero <= INT32_MAX - (uint64_t)layer->num_experts)
+        router->router.num_experts += (uint32_t)zero;
+    if (rule && rule->refused)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s", rule->refused);
+    int rc = refuse_others(router, catalog, layer, rule, err);
     if (rc == 0)
-        rc = read_tensors(router, catalog, layer, err);
+        rc = read_block(router, catalog, layer, rule, err);
+    if (rc == 0 && router->cannot.code == 0 &&
+        read_rules(router, catalog, layer, rule, bias != NULL, &router->cannot) !=
+            MP_ERR_UNSUPPORTED &&
+        router->cannot.code != 0)
+        rc = mp_fail(err, router->cannot.code, "%s", router->cannot.message);
+    if (rc == 0 && router->cannot.code == 0)
+        rc = read_tensors(router, catalog, layer, rule, err);
     if (rc != 0)
         mp_layer_router_release(router);
     return rc;
@@ -346,6 +443,8 @@ void mp_layer_router_release(mp_layer_router *router)
     free(router->bias);
     free(router->by_token);
     free(router->shared_gate);
+    free(router->mix);
+    free(router->block_bias);
     *router = (mp_layer_router){0};
 }
 

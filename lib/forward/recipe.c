@@ -217,6 +217,22 @@ static void round_run(float *run, unsigned n)
     kernels->bf16_decode(codes, run, n);
 }
 
+static float situ(const mp_activation *a, float g, float u)
+{
+    if (a->situ_linear > 0)
+        u = a->situ_linear * tanhf(u / a->situ_linear);
+    return a->situ * tanhf(g / a->situ) / (1 + expf(-g)) * u;
+}
+
+static double exact_situ(const mp_activation *a, double g, double u)
+{
+    double beta = (double)a->situ, linear = (double)a->situ_linear;
+
+    if (linear > 0)
+        u = linear * tanh(u / linear);
+    return beta * tanh(g / beta) / (1 + exp(-g)) * u;
+}
+
 void mp_activate_f32(const mp_recipe *recipe, const mp_activation *a, float *gate, float *up,
                      unsigned n)
 {
@@ -227,16 +243,16 @@ void mp_activate_f32(const mp_recipe *recipe, const mp_activation *a, float *gat
         round_run(gate, n);
         round_run(up, n);
     }
-    for (unsigned i = 0; i < n && a->situ > 0; i++) {
-        float u = a->situ_linear > 0 ? a->situ_linear * tanhf(up[i] / a->situ_linear) : up[i];
-
-        gate[i] = a->situ * tanhf(gate[i] / a->situ) / (1 + expf(-gate[i])) * u;
-    }
-    for (unsigned i = 0; i < n && !(a->situ > 0); i++) {
+    for (unsigned i = 0; i < n; i++) {
         float g = gate[i] > limit ? limit : gate[i];
         float u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
 
-        gate[i] = g / (1 + expf(-alpha * g)) * (u + a->beta);
+        if (a->situ > 0)
+            gate[i] = situ(a, gate[i], up[i]);
+        else if (a->late)
+            gate[i] = fminf(gate[i] / (1 + expf(-gate[i])), limit) * u;
+        else
+            gate[i] = g / (1 + expf(-alpha * g)) * (u + a->beta);
     }
 }
 
@@ -245,16 +261,15 @@ void mp_activate_f64(const mp_activation *a, double *gate, const double *up, uns
     double alpha = a->alpha == 0 ? 1 : (double)a->alpha;
     double limit = a->limit > 0 ? (double)a->limit : (double)INFINITY;
 
-    for (unsigned i = 0; i < n && a->situ > 0; i++) {
-        double beta = (double)a->situ, linear = (double)a->situ_linear;
-        double u = linear > 0 ? linear * tanh(up[i] / linear) : up[i];
-
-        gate[i] = beta * tanh(gate[i] / beta) / (1 + exp(-gate[i])) * u;
-    }
-    for (unsigned i = 0; i < n && !(a->situ > 0); i++) {
+    for (unsigned i = 0; i < n; i++) {
         double g = gate[i] > limit ? limit : gate[i];
         double u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
 
-        gate[i] = g / (1 + exp(-alpha * g)) * (u + (double)a->beta);
+        if (a->situ > 0)
+            gate[i] = exact_situ(a, gate[i], up[i]);
+        else if (a->late)
+            gate[i] = fmin(gate[i] / (1 + exp(-gate[i])), limit) * u;
+        else
+            gate[i] = g / (1 + exp(-alpha * g)) * (u + (double)a->beta);
     }
 }

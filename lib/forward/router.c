@@ -8,7 +8,8 @@
 
 #include "base/error.h"
 
-static const char *const scorings[MP_SCORINGS] = {"softmax", "sigmoid", "sqrtsoftplus"};
+static const char *const scorings[MP_SCORINGS] = {"softmax", "sigmoid", "sqrtsoftplus",
+                                                  "sparsemixer"};
 
 const char *mp_scoring_name(mp_scoring scoring)
 {
@@ -59,6 +60,10 @@ static void score(const mp_router *r, const float *logits, float *scores)
         softmax(logits, r->num_experts, scores);
         return;
     }
+    if (r->scoring == MP_SCORE_SPARSEMIXER) {
+        memcpy(scores, logits, r->num_experts * sizeof *scores);
+        return;
+    }
     for (uint32_t e = 0; e < r->num_experts; e++)
         scores[e] =
             r->scoring == MP_SCORE_SIGMOID ? sigmoid(logits[e]) : sqrtf(softplus(logits[e]));
@@ -71,11 +76,37 @@ static void weigh(const mp_router *r, const float *scores, const int32_t *ids, f
 
     for (uint32_t j = 0; j < r->k; j++)
         sum += weights[j] = ids[j] < 0 ? 0 : scores[ids[j]];
+    sum = fmaxf(sum + r->epsilon, r->least_sum);
     for (uint32_t j = 0; j < r->k; j++) {
         if (r->renormalize && sum > 0)
             weights[j] /= sum;
         weights[j] *= r->scale;
     }
+}
+
+/* Whether a logit is near the largest one, m, as PhiMoE has it: its divisor has m with its sign.
+ * 0 / 0 counts as near. */
+static bool is_near(const mp_router *r, float m, float logit)
+{
+    return !((m - logit) / fmaxf(fabsf(logit), m) > 2 * r->near);
+}
+
+/* What choice `id` weighs among logits that are near it, without the one of `without`. */
+static float mixer_weight(const mp_router *r, const float *logits, int32_t id, int32_t without)
+{
+    float m = logits[id], sum = 0;
+
+    for (int32_t e = 0; e < (int32_t)r->num_experts; e++)
+        if (e != without && is_near(r, m, logits[e]))
+            sum += expf(logits[e] - m);
+    return 1 / sum;
+}
+
+/* Both choices weigh up to 1; nothing is divided by their sum. */
+static void weigh_mixed(const mp_router *r, const float *logits, const int32_t *ids, float *weights)
+{
+    weights[0] = ids[0] < 0 ? 0 : mixer_weight(r, logits, ids[0], -1);
+    weights[1] = ids[1] < 0 ? 0 : mixer_weight(r, logits, ids[1], ids[0]);
 }
 
 /* ------------------------------------------------------------------------
@@ -113,7 +144,9 @@ static float group_score(const mp_router *r, const float *biased, uint32_t size)
             second = biased[i];
         }
     }
-    return r->bias && size > 1 ? first + second : first;
+    bool two = r->group_best ? r->group_best == 2 : r->bias != NULL;
+
+    return two && size > 1 ? first + second : first;
 }
 
 /* Takes the experts of all but the best groups out of the choice. */
@@ -138,6 +171,9 @@ static int check_router(const mp_router *r, mp_error *err)
 
     if (r->num_experts == 0 || r->k == 0 || r->k > r->num_experts)
         return mp_fail(err, MP_ERR_USAGE, "router: %u choices of %u experts", r->k, r->num_experts);
+    if (r->scoring == MP_SCORE_SPARSEMIXER && r->k != 2)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "router: %u choices by sparsemixer, which has 2",
+                       r->k);
     if (!has_groups(r))
         return 0;
     size = r->num_experts / r->n_group;
@@ -157,11 +193,11 @@ static int check_logits(const mp_router *r, const float *logits, uint64_t tokens
     return 0;
 }
 
-static void choose(const mp_router *r, const float *scores, float *biased, float *groups,
-                   bool *stays, int32_t *ids)
+static void choose(const mp_router *r, const float *logits, const float *scores, float *biased,
+                   float *groups, bool *stays, int32_t *ids)
 {
     for (uint32_t e = 0; e < r->num_experts; e++)
-        biased[e] = scores[e] + (r->bias ? r->bias[e] : 0);
+        biased[e] = (r->by_logits ? logits : scores)[e] + (r->bias ? r->bias[e] : 0);
     if (has_groups(r))
         limit_groups(r, biased, groups, stays);
     for (uint32_t j = 0; j < r->k; j++)
@@ -185,10 +221,15 @@ static int route(const mp_router *r, const float *logits, uint64_t tokens, const
         goto out;
     }
     for (uint64_t t = 0; t < tokens; t++) {
+        const int32_t *of = (chosen ? chosen : ids) + t * r->k;
+
         score(r, logits + t * n, scores);
         if (!chosen)
-            choose(r, scores, scores + n, scores + 2 * n, stays, ids + t * r->k);
-        weigh(r, scores, chosen ? chosen + t * r->k : ids + t * r->k, weights + t * r->k);
+            choose(r, logits + t * n, scores, scores + n, scores + 2 * n, stays, ids + t * r->k);
+        if (r->scoring == MP_SCORE_SPARSEMIXER)
+            weigh_mixed(r, logits + t * n, of, weights + t * r->k);
+        else
+            weigh(r, scores, of, weights + t * r->k);
     }
 out:
     free(scores);

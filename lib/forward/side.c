@@ -33,6 +33,7 @@ typedef struct desk {
     float *bias;             /* [parts, rows] */
     float scale[BLOCK_ROWS]; /* of the block's rows, where they are codes */
     mp_rows part[2];
+    const mp_activation *activation; /* of the expert at hand */
 } desk;
 
 static uint64_t bias_bytes(const side_job *job)
@@ -205,6 +206,12 @@ static float bias_of(const side_job *job, const desk *d, unsigned part, uint64_t
     return job->p->experts->bias ? d->bias[part * job->rows + row] : 0;
 }
 
+static const mp_activation *activation_of(const mp_forward_options *options, uint32_t id)
+{
+    return options->first_shared && id >= options->first_shared ? &options->shared_activation
+                                                                : &options->activation;
+}
+
 static void exact_l1(const side_job *job, const desk *d, uint64_t i, uint64_t choice, uint64_t row,
                      unsigned count)
 {
@@ -216,7 +223,7 @@ static void exact_l1(const side_job *job, const desk *d, uint64_t i, uint64_t ch
         inner[r] = sums[r] + (double)bias_of(job, d, 0, row + r);
         up[r] = sums[BLOCK_ROWS / 2 + r] + (double)bias_of(job, d, 1, row + r);
     }
-    mp_activate_f64(&job->p->options->activation, inner, up, count);
+    mp_activate_f64(d->activation, inner, up, count);
 }
 
 /* Inner values of a choice for `count` rows from `row` on. */
@@ -238,7 +245,7 @@ static void finish_l1(const side_job *job, const desk *d, uint64_t i, uint64_t c
         gate[r] += bias_of(job, d, 0, row + r);
         up[r] += bias_of(job, d, 1, row + r);
     }
-    mp_activate_f32(p->recipe, &p->options->activation, gate, up, count);
+    mp_activate_f32(p->recipe, d->activation, gate, up, count);
     for (unsigned r = 0; r < count; r++) {
         if (p->recipe->wide)
             ((double *)p->inner)[to + r] = (double)(gate[r] * weight);
@@ -320,6 +327,7 @@ static int work_tile(void *user, uint64_t index, void *scratch, mp_error *err)
     desk d;
 
     lay_out(job, scratch, &d);
+    d.activation = activation_of(job->p->options, g->id);
     memset(d.block, 0, BLOCK_ROWS * job->fill_cols * job->p->number);
     int rc = read_tile(job, &d, g->id, row0, rows, err);
     for (uint64_t r = 0; rc == 0 && r < rows; r += step) {

@@ -32,7 +32,7 @@ static void release_rank(mp_packed_rank *rank)
 
 void mp_manifest_release(mp_manifest *m)
 {
-    char *strings[] = {m->tool_version, m->target, m->family, m->command};
+    char *strings[] = {m->tool_version, m->target, m->family, m->model_type, m->command};
 
     for (size_t i = 0; i < sizeof strings / sizeof strings[0]; i++)
         free(strings[i]);
@@ -180,6 +180,7 @@ static int read_model(const json_t *root, mp_manifest *m, mp_error *err)
     json_t *json;
 
     if (mp_json_get_object(root, "model", MP_MANIFEST_NAME, &json, err) != 0 ||
+        get_optional_string(json, "model_type", &m->model_type, err) != 0 ||
         mp_manifest_string(json, "family", &m->family, err) != 0 ||
         get_u64(json, "hidden_size", &m->hidden_size, err) != 0 ||
         get_u64(json, "moe_intermediate_size", &m->moe_intermediate_size, err) != 0 ||

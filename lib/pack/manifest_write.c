@@ -69,11 +69,13 @@ static json_t *quantization_json(const mp_manifest *m)
 
 static json_t *model_json(const mp_manifest *m)
 {
-    return json_pack("{s:s, s:o, s:o, s:o, s:o, s:o}", "family", m->family, "hidden_size",
-                     number(m->hidden_size), "moe_intermediate_size",
-                     number(m->moe_intermediate_size), "num_experts", number(m->num_experts),
-                     "num_shared_experts", number(m->num_shared_experts), "layers",
-                     number(m->model_layers));
+    json_t *json =
+        json_pack("{s:s, s:o, s:o, s:o, s:o, s:o}", "family", m->family, "hidden_size",
+                  number(m->hidden_size), "moe_intermediate_size", number(m->moe_intermediate_size),
+                  "num_experts", number(m->num_experts), "num_shared_experts",
+                  number(m->num_shared_experts), "layers", number(m->model_layers));
+
+    return m->model_type ? mp_json_with(json, "model_type", json_string(m->model_type)) : json;
 }
 
 static json_t *shards_json(const mp_manifest *m)

@@ -203,7 +203,7 @@ typedef struct mp_synth_keys {
     const char *experts;
     const char *top_k;
     const char *shared;
-    const char *shared_width; /* of all shared experts together */
+    const char *shared_width; /* of all shared experts together; of each, where `shared` counts */
     const char *dense;        /* how many first layers are dense */
     const char *dense_list;   /* which layers are dense */
     const char *moe_flags;    /* 1 for each layer that is not */

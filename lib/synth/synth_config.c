@@ -56,7 +56,7 @@ static bool add_numbers(json_t *config, const mp_synth_plan *plan)
         {keys->experts, o->num_experts},
         {keys->top_k, o->top_k},
         {keys->shared, o->num_shared_experts},
-        {keys->shared_width, o->num_shared_experts * o->intermediate_size},
+        {keys->shared_width, (keys->shared ? 1 : o->num_shared_experts) * o->intermediate_size},
         {keys->dense, o->num_dense},
         {keys->dense_width, o->dense_intermediate_size},
         {keys->hash, o->num_hash_layers},

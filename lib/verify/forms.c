@@ -123,7 +123,7 @@ static bool same_matrix(const group *g, uint32_t expert, mp_projection name,
 static bool same_expert(const group *g, uint32_t expert)
 {
     const mp_matrix *matrix = g->experts[expert].matrix;
-    bool fused = g->storage->fusion != MP_FUSION_NONE;
+    bool fused = g->storage->fusion != MP_FUSION_NONE && g->storage->fusion != MP_FUSION_STACKED;
     size_t listed = 0;
 
     if (!same_matrix(g, expert, fused ? MP_GATE_UP : MP_GATE, &matrix[MP_GATE], &listed) ||

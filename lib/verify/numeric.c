@@ -57,13 +57,13 @@ static bool is_requantized(const mp_check *check, const mp_moe_layer *source)
              !mp_manifest_passes(&check->manifest, true)));
 }
 
-static int read_model(const mp_config *config, const char *family, mp_numeric_model *model,
+static int read_model(const mp_config *config, uint64_t layer, mp_numeric_model *model,
                       mp_error *err)
 {
     double factor = config->routed_scaling_factor;
 
     model->factor = factor > 0 && isfinite(factor) ? factor : 1;
-    return mp_model_activation(config, family, &model->activation, &model->weigh_input, err);
+    return mp_model_activation(config, layer, &model->activation, NULL, &model->weigh_input, err);
 }
 
 int mp_numeric_supports(const mp_check *check, const mp_exact *exact, mp_error *err)
@@ -79,7 +79,7 @@ int mp_numeric_supports(const mp_check *check, const mp_exact *exact, mp_error *
                        "level numeric: %" PRIu64 " shared experts in one tensor are not computed; "
                        "check at level exact",
                        check->manifest.num_shared_experts);
-    if (read_model(&catalog->config, catalog->family, &model, err) != 0)
+    if (read_model(&catalog->config, UINT64_MAX, &model, err) != 0)
         return mp_error_prefix(err, "level numeric");
     return 0;
 }
@@ -90,12 +90,12 @@ static int read_models(mp_numeric_layer *layer, mp_error *err)
     const mp_catalog *catalog = &layer->exact->source.catalog;
     mp_config config;
 
-    int rc = read_model(&catalog->config, catalog->family, &layer->source_model, err);
+    int rc = read_model(&catalog->config, layer->source->number, &layer->source_model, err);
     if (rc != 0)
         return rc;
     rc = mp_config_load(&config, layer->check->dir, err);
     if (rc == 0)
-        rc = read_model(&config, layer->check->manifest.family, &layer->packed_model, err);
+        rc = read_model(&config, layer->source->number, &layer->packed_model, err);
     mp_config_release(&config);
     return rc == 0 ? 0 : mp_error_prefix(err, "packed");
 }
@@ -113,6 +113,8 @@ static int open_router(mp_numeric_layer *layer, mp_error *err)
     if (rc == MP_ERR_UNSUPPORTED) {
         layer->router = (mp_layer_router){
             .router.num_experts = layer->source->num_experts,
+            .num_experts = layer->source->num_experts,
+            .part = 1,
             .shared = layer->source->has_shared ? catalog->num_shared_experts : 0,
         };
         rc = 0;

@@ -188,9 +188,12 @@ static int choose(draft *d, const mp_numeric_layer *layer, mp_error *err)
                             err);
         free(token_ids);
     }
+    for (uint64_t i = 0; rc == 0 && i < d->tokens * d->k; i++)
+        if (d->ids[i] >= (int32_t)layer->source->num_experts)
+            d->ids[i] = -1; /* a zero expert, which is no weight */
     if (rc == 0)
-        mp_layer_add_shared(router, d->x, d->tokens, d->k, d->ids, d->weights, d->all_ids,
-                            d->all_weights);
+        mp_layer_add_shared(router, d->x, d->tokens, d->k, router->shared, d->ids, d->weights,
+                            d->all_ids, d->all_weights);
     return rc;
 }
 

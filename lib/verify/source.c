@@ -305,7 +305,10 @@ int mp_source_open(mp_source *source, mp_check *check, bool *usable, mp_error *e
     if (rc != 0)
         return mp_error_prefix(err, "\"%s\" is not the checkpoint that was packed",
                                check->options->source);
-    rc = mp_catalog_check(&source->catalog, err);
+    if (check->manifest.num_layers > 0)
+        rc = mp_catalog_choose(&source->catalog, check->manifest.layers[0], err);
+    if (rc == 0)
+        rc = mp_catalog_check(&source->catalog, err);
     if (rc != 0)
         return rc;
     source->layers = mp_alloc_zeroed(check->manifest.num_layers, sizeof *source->layers);

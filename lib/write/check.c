@@ -24,6 +24,9 @@ int mp_check_options(mp_plan *plan, mp_error *err)
                        mp_scheme_name(options->quantize_to));
     if (options->shared != MP_SHARED_NONE && plan->catalog->num_shared_experts == 0)
         return mp_fail(err, MP_ERR_USAGE, "the model has no shared experts: --shared none");
+    if (options->shared == MP_SHARED_FUSED &&
+        mp_layer_check_fusable(plan->catalog, &plan->catalog->layers[0], err) != 0)
+        return err->code;
     if (mp_role_set_parse(options->drop, DROPPABLE, &plan->drop, err) != 0)
         return mp_error_prefix(err, "drop");
     return 0;

@@ -85,18 +85,20 @@ static bool is_plain(const mp_out_tensor *t)
 
 static char *experts_of(const mp_moe_layer *layer)
 {
-    return mp_format("%s.%s.%s", layer->prefix, layer->naming->block, layer->naming->experts);
+    return mp_format("%s.%s%s%s", layer->prefix, layer->naming->block,
+                     layer->naming->block[0] ? "." : "", layer->naming->experts);
 }
 
 /* Whether a tensor is of the routed experts of a layer, which are named as one. */
 static bool is_expert(const mp_moe_layer *layer, const char *name)
 {
     const char *rest = name + strlen(layer->prefix) + 1;
-    size_t n = strlen(layer->naming->block);
+    size_t n = strlen(layer->naming->block), experts = strlen(layer->naming->experts);
 
-    return strncmp(rest, layer->naming->block, n) == 0 && rest[n] == '.' &&
-           strncmp(rest + n + 1, layer->naming->experts, strlen(layer->naming->experts)) == 0 &&
-           rest[n + 1 + strlen(layer->naming->experts)] == '.';
+    if (strncmp(rest, layer->naming->block, n) != 0 || (n > 0 && rest[n] != '.'))
+        return false;
+    rest += n > 0 ? n + 1 : 0;
+    return strncmp(rest, layer->naming->experts, experts) == 0 && rest[experts] == '.';
 }
 
 static int list_module(const mp_quantize_plan *plan, const mp_out_tensor *out, names *plain,
@@ -134,13 +136,22 @@ static int list_modules(mp_quantize_plan *plan, names *plain, names *experts, mp
  * config.json
  */
 
+/* Whether every matrix has one: static activations are declared for all of them or for none. */
 static bool has_input_scales(const mp_quantize_plan *plan)
 {
-    for (size_t i = 0; i < plan->num_layers; i++)
-        if (plan->layers[i].routed)
-            return plan->layers[i].source->experts[0].matrix[MP_GATE].input_scale &&
-                   !(plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE));
-    return false;
+    bool any = false;
+
+    for (size_t i = 0; i < plan->num_layers; i++) {
+        const mp_moe_layer *layer = plan->layers[i].source;
+
+        for (uint32_t e = 0; plan->layers[i].routed && e < layer->num_experts; e++)
+            for (int p = 0; p < MP_PROJECTIONS; p++) {
+                any = true;
+                if (!layer->experts[e].matrix[p].input_scale)
+                    return false;
+            }
+    }
+    return any && !(plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE));
 }
 
 static const char *style_of(const mp_quantize_plan *plan)

@@ -306,15 +306,11 @@ static int requantize_tile(const job *j, const mp_quant_options *options, uint64
 static int write_input_scale(const job *j, mp_error *err)
 {
     const mp_matrix *matrix = matrix_of(j);
-    uint64_t at = 0;
     float scale;
 
     if (j->unit->outputs[MP_WRITTEN_INPUT_SCALE] == UINT32_MAX)
         return 0;
-    if (matrix->input_scale->bytes > sizeof scale) /* else one does for all slices */
-        at = matrix->slice * sizeof scale;
-    if (mp_tensor_read(&j->plan->catalog->checkpoint, matrix->input_scale, at, sizeof scale, &scale,
-                       err) != 0)
+    if (mp_matrix_scalar(j->plan->catalog, matrix, matrix->input_scale, &scale, err) != 0)
         return err->code;
     if (j->unit->form->global_divides != j->storage->global_divides)
         scale = 1 / scale;

@@ -383,6 +383,8 @@ static int describe_run(const description *d, mp_error *err)
     m->target_version = options->target->version;
     m->nz = options->nz;
     m->family = strdup(catalog->family);
+    if (catalog->config.model_type[0] && !(m->model_type = strdup(catalog->config.model_type)))
+        return mp_fail_memory(err);
     m->hidden_size = catalog->hidden_size;
     m->moe_intermediate_size = catalog->moe_intermediate_size;
     m->num_experts = plan->shape.slots.num_logical;

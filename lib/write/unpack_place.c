@@ -125,6 +125,7 @@ int mp_stored_write(const mp_stored *to, mp_outputs *outputs, uint64_t row0, uin
         return write_paired(to, outputs, row0, rows, at, bytes, in, stage, err);
     case MP_FUSION_COLS:
     case MP_FUSION_COLS_PAIRED:
+    case MP_FUSION_STACKED: /* refused before */
         break;
     }
     return write_transposed(to, outputs, row0, rows, at, bytes, in, stage, err);

@@ -64,6 +64,10 @@ static int settle_form(const mp_pack *pack, const mp_unpack_layer *layer, uint32
     f->form = &m->forms[number];
     f->set = mp_shape_set(&pack->shape, id);
     f->slots = slots;
+    if (f->form->fusion == MP_FUSION_STACKED)
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "%s: %s: experts that are stacked by projection are not written again",
+                       MP_MANIFEST_NAME, layer->prefix);
     if (mp_unpack_check_form(f, layer->prefix, (uint32_t)m->num_experts, err) != 0)
         return err->code;
     return check_packed(pack, layer, f, err);

@@ -18,7 +18,7 @@ run moepack inspect "$fixtures/v4-fp4"
 assert_status 0
 assert_stderr_is ''
 assert_stdout <<'OUTPUT'
-deepseek_v4 (layers.0.ffn.experts.N.w1: mxfp4 with F8_E8M0 scales; config.json says model_type "deepseek_v4")
+model_type deepseek_v4 (layers.0.ffn.experts.N.w1: mxfp4 with F8_E8M0 scales)
 hidden size 384, expert intermediate size 256, 5 experts, 1 shared, 2 a token
 
 layers                       experts  experts are                  shared expert is             bytes a layer
@@ -92,7 +92,7 @@ run moepack inspect bare --json
 assert_status 0
 assert_json "$sizes" '["deepseek_v3",192,160,4,1,null]'
 assert_json .problems '[]'
-assert_json '.reason | test("no model_type in config.json")' true
+assert_json '.reason | test("there is no config.json")' true
 
 it "reads config.json as Python does: NaN, Infinity, a byte order mark"
 cp -r "$ROOT/testdata/fixtures/qwen3-bf16" ckpt && chmod -R u+w ckpt
@@ -148,7 +148,7 @@ run moepack inspect out
 assert_status 0
 assert_stderr_is ''
 assert_stdout <<'OUTPUT'
-megamoe-w4a8/1, packed from deepseek_v4 (mxfp4, lossless)
+megamoe-w4a8/1, packed from model_type deepseek_v4 (mxfp4, lossless)
 hidden size 384, expert intermediate size 256, 5 experts as 6 physical
 2 ranks of 3 slots, shared experts: none
 2 layers: layers.0 - mtp.0

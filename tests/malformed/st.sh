@@ -9,7 +9,7 @@ config=
 index=
 names=()
 declare -A dtype shape shard
-declare -A bits=([I8]=8 [F8_E4M3]=8 [F8_E8M0]=8 [BF16]=16 [F32]=32 [I32]=32)
+declare -A bits=([I8]=8 [U8]=8 [F8_E4M3]=8 [F8_E8M0]=8 [BF16]=16 [F32]=32 [I32]=32)
 
 # A tensor that is added at the end of its shard; the shape is "128,8".
 tensor()
@@ -93,11 +93,27 @@ expert_qwen3()
     tensor "$1.down_proj.weight" BF16 256,128
 }
 
+# One as ModelOpt brings it to NVFP4.
+expert_nvfp4()
+{
+    local name
+
+    for name in gate_proj up_proj down_proj; do
+        tensor "$1.$name.weight" U8 128,128
+        tensor "$1.$name.weight_scale" F8_E4M3 128,16
+        tensor "$1.$name.weight_scale_2" F32 1
+        tensor "$1.$name.input_scale" F32 1
+    done
+    change "$1.down_proj.weight" U8 256,64
+    change "$1.down_proj.weight_scale" F8_E4M3 256,8
+}
+
 mlp_checkpoint()
 {
     local e
 
-    config='{"model_type": "'$1'", "num_hidden_layers": 1}'
+    config='{"model_type": "'$1'", "num_hidden_layers": 1,
+        "quantization_config": {"weight_block_size": [128, 128]}}'
     for e in 0 1 2; do
         "$2" "model.layers.0.mlp.experts.$e"
     done

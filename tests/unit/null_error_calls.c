@@ -139,7 +139,8 @@ CALL(mp_manifest_load)
  * model
  */
 
-CALL(mp_config_load)
+/* Of a config.json with a number that cannot be. */
+static int load_broken(const char *tower, mp_error *err)
 {
     mp_config config;
     char dir[] = P_tmpdir "/moepack-null-XXXXXX", path[sizeof dir + 16];
@@ -147,12 +148,24 @@ CALL(mp_config_load)
     cr_assert_not_null(mkdtemp(dir));
     snprintf(path, sizeof path, "%s/config.json", dir);
     FILE *file = fopen(path, "w");
-    fputs("{\"hidden_size\": -1}", file);
+    fputs("{\"hidden_size\": -1, \"thinker_config\": {\"text_config\": {\"hidden_size\": -1}}}",
+          file);
     fclose(file);
-    int rc = mp_config_load(&config, dir, err);
+    int rc =
+        tower ? mp_config_load_tower(&config, dir, tower, err) : mp_config_load(&config, dir, err);
     unlink(path);
     rmdir(dir);
     return rc;
+}
+
+CALL(mp_config_load)
+{
+    return load_broken(NULL, err);
+}
+
+CALL(mp_config_load_tower)
+{
+    return load_broken("thinker", err);
 }
 
 CALL(mp_catalog_open)
@@ -210,6 +223,26 @@ static const uint16_t infinite[] = {0x7f80};
 static const mp_rows bf16 = {
     .scheme = MP_SCHEME_BF16, .rows = 1, .cols = 1, .weight = infinite, .block_rows = 1};
 static const mp_rows unknown_scheme = {.scheme = MP_SCHEME_COUNT, .rows = 1, .cols = 1};
+
+CALL(mp_catalog_choose)
+{
+    mp_catalog catalog = *opened();
+    WITHOUT_MEMORY(mp_catalog_choose(&catalog, NULL, err));
+}
+
+CALL(mp_layer_check_fusable)
+{
+    mp_catalog averaging = *opened();
+    memcpy(averaging.config.model_type, "cohere2_moe", sizeof "cohere2_moe");
+    return mp_layer_check_fusable(&averaging, &averaging.layers[0], err);
+}
+
+CALL(mp_matrix_scalar)
+{
+    const mp_moe_layer *layer = &opened()->layers[0];
+    float number;
+    return mp_matrix_scalar(opened(), &layer->experts[0].matrix[0], &beyond, &number, err);
+}
 
 CALL(mp_decode_rows)
 {
@@ -532,7 +565,26 @@ CALL(mp_model_activation)
     bool weigh_input;
     mp_config config = opened()->config;
     memcpy(config.hidden_act, "tanh", 5);
-    return mp_model_activation(&config, "deepseek_v4", &activation, &weigh_input, err);
+    return mp_model_activation(&config, 0, &activation, NULL, &weigh_input, err);
+}
+
+CALL(mp_shared_expert_open)
+{
+    mp_shared_expert shared;
+    mp_moe_layer none = opened()->layers[0];
+    none.shared_width = 0;
+    return mp_shared_expert_open(&shared, opened(), &none, NULL, err);
+}
+
+CALL(mp_shared_expert_add)
+{
+    static const mp_shared_expert shared = {.experts.source.hidden_size = 3};
+    const mp_layer_router nothing = {.hidden_size = 3};
+    const mp_forward_options options = {.memory = 1};
+    const float x[3] = {1, 2, 3};
+    const mp_batch batch = {.tokens = 1, .k = 1, .x = x};
+    double y[3] = {0};
+    WITHOUT_MEMORY(mp_shared_expert_add(&shared, &nothing, &options, &batch, NULL, y, err));
 }
 
 CALL(mp_layer_router_open)
@@ -720,6 +772,10 @@ const failing_call failing_calls[] = {
     ROW(mp_matrix_read_rows),
     ROW(mp_matrix_global),
     ROW(mp_matrix_check_shape),
+    ROW(mp_config_load_tower),
+    ROW(mp_catalog_choose),
+    ROW(mp_layer_check_fusable),
+    ROW(mp_matrix_scalar),
     ROW(mp_matrix_check_offset),
     ROW(mp_decode_rows),
     ROW(mp_rows_check_finite),
@@ -760,6 +816,8 @@ const failing_call failing_calls[] = {
     ROW(mp_forward),
     ROW(mp_find_layer),
     ROW(mp_model_activation),
+    ROW(mp_shared_expert_open),
+    ROW(mp_shared_expert_add),
     ROW(mp_layer_router_open),
     ROW(mp_layer_route),
     ROW(mp_catalog_experts_open),

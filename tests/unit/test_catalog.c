@@ -76,8 +76,7 @@ Test(catalog, finds_v4)
 {
     open_fixture("v4-fp4");
     cr_assert_str_eq(catalog.family, "deepseek_v4");
-    cr_assert_str_eq(catalog.reason, "layers.0.ffn.experts.N.w1: mxfp4 with F8_E8M0 scales; "
-                                     "config.json says model_type \"deepseek_v4\"");
+    cr_assert_str_eq(catalog.reason, "layers.0.ffn.experts.N.w1: mxfp4 with F8_E8M0 scales");
     expect_sizes(384, 256, 5, 1);
     cr_assert_eq(catalog.num_layers, 2);
     /* An expert is 3 matrices of 256 x 384 half bytes and 1/32 scale bytes each. */
@@ -98,8 +97,7 @@ Test(catalog, finds_v3)
     open_fixture("v3-fp8");
     cr_assert_str_eq(catalog.family, "deepseek_v3");
     cr_assert_str_eq(catalog.reason,
-                     "model.layers.1.mlp.experts.N.gate_proj: fp8_block with F32 scales; "
-                     "config.json says model_type \"deepseek_v3\"");
+                     "model.layers.1.mlp.experts.N.gate_proj: fp8_block with F32 scales");
     expect_sizes(192, 160, 4, 1);
     cr_assert_eq(catalog.num_layers, 1, "layer 0 is dense");
     expect_layer(0, "model.layers.1", 1, false, 4, 4 * 3 * (192 * 160 + 2 * 2 * 4));
@@ -113,8 +111,7 @@ Test(catalog, finds_qwen3)
 {
     open_fixture("qwen3-bf16");
     cr_assert_str_eq(catalog.family, "qwen3_moe");
-    cr_assert_str_eq(catalog.reason, "model.layers.0.mlp.experts.N.gate_proj: bf16; "
-                                     "config.json says model_type \"qwen3_moe\"");
+    cr_assert_str_eq(catalog.reason, "model.layers.0.mlp.experts.N.gate_proj: bf16");
     expect_sizes(96, 64, 4, 0);
     cr_assert_eq(catalog.num_layers, 1);
     expect_layer(0, "model.layers.0", 0, false, 4, 4 * 3 * 96 * 64 * 2);
@@ -154,8 +151,8 @@ Test(catalog, decides_without_a_config)
     add_fp4_layer("layers.0", 2, 64, 32);
     expect_model();
     cr_assert_str_eq(catalog.family, "deepseek_v4");
-    cr_assert_str_eq(catalog.reason, "layers.0.ffn.experts.N.w1: mxfp4 with F8_E8M0 scales; no "
-                                     "model_type in config.json");
+    cr_assert_str_eq(catalog.reason, "layers.0.ffn.experts.N.w1: mxfp4 with F8_E8M0 scales; "
+                                     "there is no config.json");
 
     clear_model();
     add_bf16_expert("model.layers.0", 0, 64, 48);
@@ -509,10 +506,12 @@ Test(catalog, config_of_another_model)
         "layer 2: no experts, config.json says 4 layers",
         "layer 3: no experts, config.json says 4 layers", "layers.0: 3 experts, config.json says 4",
         "layers.0: no shared expert, config.json says 2", "layers.1: 3 experts, config.json says 4",
-        "layers.1: no shared expert, config.json says 2",
-        "config.json: model_type \"qwen3_moe\", but experts are named as in "
-        "\"layers.0.ffn\"");
+        "layers.1: no shared expert, config.json says 2");
     cr_assert_str_eq(catalog.family, "deepseek_v4", "names decide");
+    cr_assert_eq(catalog.notes.count, 2, "and layer 0 is not dense");
+    cr_assert_str_eq(catalog.notes.text[1], "model_type \"qwen3_moe\" usually has "
+                                            "\"mlp.experts.N.gate_proj\", not "
+                                            "\"ffn.experts.N.w1\"");
 }
 
 /* Its experts may be fewer, and config.json does not count the block. */
@@ -532,7 +531,12 @@ Test(catalog, shared_experts_of_another_width)
     add_tensor(MP_BF16, 100, 64, "model.layers.0.mlp.shared_experts.gate_proj.weight");
     add_tensor(MP_BF16, 100, 64, "model.layers.0.mlp.shared_experts.up_proj.weight");
     add_tensor(MP_BF16, 64, 100, "model.layers.0.mlp.shared_experts.down_proj.weight");
-    EXPECT_PROBLEMS("model.layers.0.mlp.shared_experts: 100 wide, expected a multiple of 48");
+    expect_model();
+    cr_assert_eq(catalog.problems.count, 0);
+    cr_assert_eq(catalog.layers[0].shared_width, 100);
+    cr_assert_eq(catalog.num_shared_experts, 0, "no number of routed ones");
+    put_text("config.json", "{\"shared_expert_intermediate_size\": 96}");
+    EXPECT_PROBLEMS("model.layers.0.mlp.shared_experts: 100 wide, config.json says 96");
     change_tensor("model.layers.0.mlp.shared_experts.gate_proj.weight", MP_BF16, 96, 64);
     change_tensor("model.layers.0.mlp.shared_experts.up_proj.weight", MP_BF16, 96, 64);
     change_tensor("model.layers.0.mlp.shared_experts.down_proj.weight", MP_BF16, 64, 96);
@@ -541,6 +545,82 @@ Test(catalog, shared_experts_of_another_width)
     drop_tensor("model.layers.0.mlp.shared_experts.up_proj.weight");
     put_text("config.json", "{\"n_shared_experts\": 2}");
     EXPECT_PROBLEMS("model.layers.0.mlp.shared_experts.up_proj.weight: missing");
+}
+
+/* ------------------------------------------------------------------------
+ * What is promised
+ */
+
+Test(catalog, layers_that_nobody_promises)
+{
+    add_sound();
+    put_text("config.json", "{\"model_type\": \"foo\", \"num_hidden_layers\": 3}");
+    expect_model();
+    cr_assert_eq(catalog.problems.count, 0);
+    cr_assert_eq(catalog.notes.count, 1);
+    cr_assert_str_eq(catalog.notes.text[0],
+                     "layer 2: no experts; config.json does not say which layers have some");
+    put_text("config.json", "{\"model_type\": \"deepseek_v4\", \"num_hidden_layers\": 3}");
+    EXPECT_PROBLEMS("layer 2: no experts, config.json says 3 layers");
+}
+
+Test(catalog, promises)
+{
+    add_sound();
+    put_text("config.json", "{\"num_nextn_predict_layers\": 1}");
+    expect_model();
+    cr_assert_eq(catalog.promises.count, 1);
+    cr_assert_str_eq(catalog.promises.text[0],
+                     "config.json says 1 MTP blocks (num_nextn_predict_layers or the like), there "
+                     "is none");
+    add_fp4_layer("mtp.0", 2, 64, 32);
+    expect_model();
+    cr_assert_eq(catalog.promises.count, 0);
+}
+
+/* ------------------------------------------------------------------------
+ * Towers
+ */
+
+static void add_towers(void)
+{
+    add_bf16_expert("thinker.model.layers.0", 0, 64, 48);
+    add_bf16_expert("thinker.model.layers.0", 1, 64, 48);
+    for (unsigned e = 0; e < 3; e++)
+        add_bf16_expert("talker.model.layers.0", e, 32, 24);
+    add_tensor(MP_BF16, 3, 32, "talker.model.layers.0.mlp.gate.weight");
+    put_text("config.json",
+             "{\"model_type\": \"qwen3_omni_moe\", \"thinker_config\": {\"text_config\": "
+             "{\"num_experts\": 2, \"num_experts_per_tok\": 1}}, \"talker_config\": "
+             "{\"text_config\": {\"num_experts\": 3, \"num_experts_per_tok\": 2}}}");
+    expect_model();
+}
+
+Test(catalog, two_models_in_one)
+{
+    add_towers();
+    cr_assert_eq(catalog.problems.count, 0, "%s", catalog.problems.text[0]);
+    cr_assert_eq(catalog.num_towers, 2);
+    cr_assert(catalog.towers[0].hidden_size == 32 && catalog.towers[0].num_experts == 3);
+    cr_assert(catalog.towers[1].hidden_size == 64 && catalog.towers[1].num_experts == 2);
+    cr_assert_eq(mp_catalog_check(&catalog, &err), MP_ERR_USAGE);
+    cr_assert_eq(mp_catalog_choose(&catalog, "0", &err), MP_ERR_USAGE);
+    cr_assert_str_eq(err.message, "talker and thinker are models of their own: name layers of "
+                                  "one, as --layers talker.model.layers.0");
+    cr_assert_eq(mp_catalog_choose(&catalog, "thinker.model.layers.0", &err), 0);
+    cr_assert_eq(mp_catalog_check(&catalog, &err), 0);
+    cr_assert_eq(catalog.num_layers, 1);
+    expect_sizes(64, 48, 2, 0);
+    cr_assert_eq(catalog.config.experts_per_token, 1);
+    cr_assert_str_eq(catalog.config.model_type, "qwen3_omni_moe_thinker");
+}
+
+Test(catalog, the_other_of_two_models)
+{
+    add_towers();
+    cr_assert_eq(mp_catalog_choose(&catalog, "talker.model.layers.0", &err), 0);
+    expect_sizes(32, 24, 3, 0);
+    cr_assert_str_eq(catalog.config.model_type, "qwen3_omni_moe_talker");
 }
 
 /* ------------------------------------------------------------------------

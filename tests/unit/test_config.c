@@ -53,6 +53,12 @@ static void expect_fails(const char *text, const char *message)
         cr_assert_str_eq(err.message, message);
 }
 
+static void expect_unsupported(const char *text, const char *message)
+{
+    cr_assert_eq(load(text), MP_ERR_UNSUPPORTED, "%s", text);
+    cr_assert_str_eq(err.message, message);
+}
+
 /* Whether layers 0, 1, 2 ... are MoE layers, a 1 for each that is. */
 static void expect_moe_layers(const char *want)
 {
@@ -241,6 +247,43 @@ Test(config, null_is_as_absent)
     expect_loads("{\"text_config\": null}");
 }
 
+/* A number for each layer, as Hunyuan has it, or for text and for images. */
+Test(config, lists_of_one_number)
+{
+    expect_loads("{\"moe_intermediate_size\": [1408, 1408, 1408], \"moe_topk\": [2, 2]}");
+    cr_assert_eq(config.moe_intermediate_size, 1408);
+    cr_assert_eq(config.experts_per_token, 2);
+    expect_unsupported("{\"moe_topk\": [2, 2, 3]}",
+                       "config.json: \"moe_topk\" differs by layer, 2 and 3: not supported");
+    expect_unsupported("{\"moe_intermediate_size\": [1536, 512]}",
+                       "config.json: experts for text and for images, of width 1536 and 512: not "
+                       "supported");
+}
+
+/* The rules are those of the outermost model_type that has any. */
+Test(config, one_of_several_model_types)
+{
+    static const struct {
+        const char *json, *type;
+    } cases[] = {
+        {"{\"model_type\": \"mistral3\", \"text_config\": {\"model_type\": \"mistral4\"}}",
+         "mistral4"},
+        {"{\"model_type\": \"kimi_k3\", \"text_config\": {\"model_type\": \"kimi_linear\"}}",
+         "kimi_k3"},
+        {"{\"model_type\": \"DeepseekOCR\", \"language_config\": {\"model_type\": "
+         "\"deepseek_v2\"}}",
+         "DeepseekOCR"},
+        {"{\"model_type\": \"foo\", \"text_config\": {\"model_type\": \"bar\"}}", "foo"},
+        {"{\"text_config\": {\"model_type\": \"bar\"}}", "bar"},
+        {"{\"text_config\": {}, \"llm_config\": {\"model_type\": \"qwen2_moe\"}}", "qwen2_moe"},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        expect_loads(cases[i].json);
+        cr_assert_str_eq(config.model_type, cases[i].type);
+    }
+}
+
 Test(config, numbers_of_another_type)
 {
     expect_fails("{\"hidden_size\": \"96\"}",
@@ -251,9 +294,9 @@ Test(config, numbers_of_another_type)
                  "config.json: \"num_hidden_layers\" is -1, expected an integer of 0 or more");
     expect_fails("{\"num_local_experts\": true}",
                  "config.json: \"num_local_experts\" is true, expected an integer of 0 or more");
-    expect_fails("{\"moe_intermediate_size\": [1408]}", "config.json: \"moe_intermediate_size\" "
-                                                        "is [1408], expected an integer of 0 or "
-                                                        "more");
+    expect_fails("{\"moe_intermediate_size\": [[1408]]}",
+                 "config.json: \"moe_intermediate_size\" is [1408], expected an integer of 0 or "
+                 "more");
     expect_fails("{\"text_config\": {\"vocab_size\": {}}}",
                  "config.json: \"vocab_size\" is {}, expected an integer of 0 or more");
     expect_fails("{\"moe_layer_freq\": \"1\"}",
@@ -296,6 +339,28 @@ Test(config, block_sizes)
                  bad[i]);
         expect_fails(text, "config.json: \"weight_block_size\" is not two positive integers");
     }
+}
+
+/* Other methods say blocks elsewhere. */
+Test(config, block_sizes_of_other_methods)
+{
+#define GROUP(weights)                                                                            \
+    "{\"quantization_config\": {\"quant_algo\": \"FP8_PB_WO\", \"config_groups\": {\"group_0\": " \
+    "{\"weights\": " weights "}}}}"
+    expect_loads(GROUP("{\"num_bits\": 8, \"block_structure\": [64, 96]}"));
+    cr_assert(config.block_rows == 64 && config.block_cols == 96 && config.weight_bits == 8);
+    expect_loads(GROUP("{\"num_bits\": 8, \"group_size\": 96}"));
+    cr_assert(config.block_rows == 96 && config.block_cols == 96 && config.group_size == 96);
+    expect_fails(GROUP("{\"block_structure\": [64]}"),
+                 "config.json: \"block_structure\" is not two positive integers");
+#undef GROUP
+    expect_loads("{\"quantization_config\": {\"config_groups\": {\"a\": {\"weights\": "
+                 "{\"num_bits\": 4, \"group_size\": 32}}}}}");
+    cr_assert(config.block_rows == MP_CONFIG_ABSENT && config.group_size == 32);
+    put_text("hf_quant_config.json",
+             "{\"quantization\": {\"quant_algo\": \"FP8_PB_REAL\", \"group_size\": 64}}");
+    expect_loads("{}");
+    cr_assert_eq(config.block_rows, 64);
 }
 
 Test(config, what_is_no_object)
@@ -349,6 +414,50 @@ Test(config, a_step)
     expect_moe_layers("0010010");
     expect_loads("{\"decoder_sparse_step\": 0}");
     expect_moe_layers("1111111");
+}
+
+/* Lists of all layers, and the numbers of other families. */
+Test(config, other_words_for_dense_layers)
+{
+    expect_loads("{\"mlp_layer_types\": [\"dense\", \"sparse\", \"hash_moe\"], "
+                 "\"first_k_dense_replace\": 2}");
+    expect_moe_layers("011");
+    cr_assert(mp_config_says_layer(&config, 2) && !mp_config_says_layer(&config, 3));
+    expect_loads("{\"is_moe_layer\": [false, true]}");
+    expect_moe_layers("01");
+    expect_loads("{\"layers_block_type\": [\"mamba\", \"moe\", \"attention\"]}");
+    expect_moe_layers("010");
+    cr_assert_eq(config.num_hidden_layers, 3);
+    expect_loads("{\"layers_block_type\": [\"mamba\", \"attention\"]}");
+    cr_assert(!config.says_layers, "it is about attention");
+    expect_loads("{\"hybrid_override_pattern\": \"ME*-E\", \"num_hidden_layers\": 9}");
+    expect_moe_layers("01001");
+    cr_assert_eq(config.num_hidden_layers, 5);
+    expect_loads("{\"moe_layers\": [1, 3], \"num_hidden_layers\": 4, "
+                 "\"interleave_moe_layer_step\": 1}");
+    expect_moe_layers("0101");
+    expect_loads("{\"moe_layers_enum\": \"1,2\", \"num_hidden_layers\": 4}");
+    expect_moe_layers("0110");
+    expect_loads("{\"num_dense_layers\": 2}");
+    expect_moe_layers("0011");
+    expect_loads("{\"moe_layer_start_index\": 1, \"moe_layer_end_index\": 3, "
+                 "\"moe_layer_interval\": 1}");
+    expect_moe_layers("01110");
+    expect_loads("{\"moe_layer_start_index\": [2, 1], \"moe_layer_end_index\": -1, "
+                 "\"moe_layer_interval\": 2}");
+    expect_moe_layers("010101");
+    expect_loads("{\"expert_layer_period\": 3, \"expert_layer_offset\": 2}");
+    expect_moe_layers("001001");
+    expect_loads("{\"moe_layer_frequency\": 2}");
+    expect_moe_layers("0101");
+    expect_loads("{\"num_layers\": 3, \"num_hidden_layers\": 6, \"zero_expert_num\": 2}");
+    cr_assert_eq(config.num_hidden_layers, 3, "LongCat counts its layers twice");
+    expect_fails("{\"mlp_layer_types\": [1]}",
+                 "config.json: \"mlp_layer_types\": entry 0 is no text");
+    expect_fails("{\"is_moe_layer\": [1]}",
+                 "config.json: \"is_moe_layer\": entry 0 is neither true nor false");
+    expect_fails("{\"moe_layers\": [4], \"num_hidden_layers\": 4}",
+                 "config.json: \"moe_layers\": entry 0 is not a layer below 4");
 }
 
 Test(config, a_list_of_flags)

@@ -276,6 +276,7 @@ Test(families_refused, second_scales_of_stacks)
     add_stack(MP_U8, 3, 32, 96, AT "down_proj");
     add_stack(MP_F8_E4M3, 3, 4, 96, AT "down_proj_weight_scale");
     add_tensor(MP_F32, 1, 0, AT "down_proj_weight_scale_2");
+    put_text("config.json", "{\"model_type\": \"qwen3_5_moe\"}");
     expect_model();
     cr_assert_eq(catalog.problems.count, 0, "%s", catalog.problems.text[0]);
     cr_assert_eq(catalog.hidden_size, 96);

@@ -102,7 +102,7 @@ static void check_fixture(const char *name, bool biased)
                 add_expert(truth, layer->prefix, ids[j], biased, x + t * catalog.hidden_size,
                            (double)weights[j], want + t * catalog.hidden_size);
     if (biased)
-        cr_assert_eq(mp_model_activation(&catalog.config, catalog.family, &how.activation,
+        cr_assert_eq(mp_model_activation(&catalog.config, layer->number, &how.activation, NULL,
                                          &how.weigh_input, &err),
                      0);
     cr_assert_eq(mp_catalog_experts_open(&experts, &catalog, layer, &stored, NULL, &err), 0, "%s",
@@ -157,21 +157,19 @@ static void open_with(const char *config)
     expect_model();
 }
 
-static int open_router(mp_layer_router *router)
-{
-    int rc = mp_layer_router_open(router, &catalog, &catalog.layers[0], &err);
-
-    if (rc == 0)
-        mp_layer_router_release(router);
-    return rc;
-}
-
 static void expect_refusal(int code, const char *text)
 {
     mp_layer_router router;
+    float x[H] = {0}, weights[8];
+    int32_t ids[8];
+    int rc = mp_layer_router_open(&router, &catalog, &catalog.layers[0], &err);
 
-    cr_assert_eq(open_router(&router), code, "%s", err.message);
+    /* What only concerns choices is refused when there are some to make. */
+    if (rc == 0)
+        rc = mp_layer_route(&router, x, NULL, 1, NULL, ids, weights, &err);
+    cr_assert_eq(rc, code, "%s", err.message);
     cr_assert_str_eq(err.message, text);
+    mp_layer_router_release(&router);
 }
 
 #define QWEN "{\"model_type\": \"qwen3_moe\", \"num_experts_per_tok\": 2"
@@ -236,7 +234,8 @@ Test(forward_layer, refuses_a_router_in_another_type)
 
 Test(forward_layer, refuses_rules_that_it_does_not_know)
 {
-    open_with(QWEN ", \"scoring_func\": \"noisy\"}");
+    open_with("{\"model_type\": \"deepseek_v3\", \"num_experts_per_tok\": 2, "
+              "\"scoring_func\": \"noisy\"}");
     expect_refusal(MP_ERR_UNSUPPORTED, "config.json: scoring_func \"noisy\"; there are softmax, "
                                        "sigmoid and sqrtsoftplus");
 }
@@ -253,9 +252,8 @@ Test(forward_layer, refuses_activations_that_it_does_not_know)
     bool weigh_input;
 
     open_with(QWEN ", \"hidden_act\": \"gelu\"}");
-    cr_assert_eq(
-        mp_model_activation(&catalog.config, catalog.family, &activation, &weigh_input, &err),
-        MP_ERR_UNSUPPORTED);
+    cr_assert_eq(mp_model_activation(&catalog.config, 0, &activation, NULL, &weigh_input, &err),
+                 MP_ERR_UNSUPPORTED);
     cr_assert_str_eq(err.message,
                      "config.json: hidden_act \"gelu\"; there are silu, swigluoai and situ");
 }
@@ -266,9 +264,8 @@ Test(forward_layer, wants_the_number_of_situ)
     bool weigh_input;
 
     open_with(QWEN ", \"hidden_act\": \"situ\"}");
-    cr_assert_eq(
-        mp_model_activation(&catalog.config, catalog.family, &activation, &weigh_input, &err),
-        MP_ERR_UNSUPPORTED);
+    cr_assert_eq(mp_model_activation(&catalog.config, 0, &activation, NULL, &weigh_input, &err),
+                 MP_ERR_UNSUPPORTED);
     cr_assert_str_eq(err.message,
                      "config.json: hidden_act \"situ\" takes an activation_situ_beta above 0");
 }
@@ -280,8 +277,7 @@ Test(forward_layer, reads_the_numbers_of_situ)
 
     open_with(QWEN ", \"hidden_act\": \"situ\", \"activation_situ_beta\": 4, "
                    "\"activation_situ_linear_beta\": 25}");
-    cr_assert_eq(
-        mp_model_activation(&catalog.config, catalog.family, &activation, &weigh_input, &err), 0);
+    cr_assert_eq(mp_model_activation(&catalog.config, 0, &activation, NULL, &weigh_input, &err), 0);
     cr_assert_eq(activation.situ, 4);
     cr_assert_eq(activation.situ_linear, 25);
 }
@@ -291,26 +287,49 @@ Test(forward_layer, reads_situ_without_its_second_number)
     mp_activation activation;
     bool weigh_input;
 
-    open_with(QWEN ", \"activation_situ_beta\": 3}");
-    cr_assert_eq(
-        mp_model_activation(&catalog.config, catalog.family, &activation, &weigh_input, &err), 0);
+    open_with(QWEN ", \"hidden_act\": \"situ\", \"activation_situ_beta\": 3}");
+    cr_assert_eq(mp_model_activation(&catalog.config, 0, &activation, NULL, &weigh_input, &err), 0);
     cr_assert_eq(activation.situ, 3);
     cr_assert_eq(activation.situ_linear, 0);
 }
 
 Test(forward_layer, knows_what_families_do)
 {
-    const mp_config config = {.swiglu_limit = NAN, .swiglu_alpha = NAN, .swiglu_beta = NAN};
-    const mp_config limited = {.swiglu_limit = 10, .swiglu_alpha = NAN, .swiglu_beta = NAN};
-    mp_activation a;
+    static double limits[] = {0, 5};
+    mp_config config = {.swiglu_limit = NAN,
+                        .swiglu_alpha = NAN,
+                        .swiglu_beta = NAN,
+                        .swiglu_limits = limits,
+                        .num_swiglu_limits = 2};
+    mp_activation a, shared;
     bool weigh_input;
 
-    cr_assert_eq(mp_model_activation(&limited, "deepseek_v4", &a, &weigh_input, &err), 0);
-    cr_assert(a.limit == 10 && a.alpha == 0 && a.beta == 0 && !weigh_input);
-    cr_assert_eq(mp_model_activation(&config, "gpt_oss", &a, &weigh_input, &err), 0);
+#define ACTIVATION_OF(type, layer)    \
+    (strcpy(config.model_type, type), \
+     mp_model_activation(&config, layer, &a, &shared, &weigh_input, &err))
+    cr_assert_eq(ACTIVATION_OF("deepseek_v4", 0), 0);
+    cr_assert(a.limit == 10 && a.alpha == 0 && a.beta == 0 && !weigh_input && shared.limit == 10);
+    cr_assert_eq(ACTIVATION_OF("hy_v4", 0), 0);
+    cr_assert(a.limit == 10 && shared.limit == 0, "20 in a shared expert is not clamped");
+    cr_assert_eq(ACTIVATION_OF("gpt_oss", 0), 0);
     cr_assert(a.limit == 7 && a.alpha == 1.702f && a.beta == 1 && !weigh_input);
-    cr_assert_eq(mp_model_activation(&config, "llama4", &a, &weigh_input, &err), 0);
+    cr_assert_eq(ACTIVATION_OF("llama4", 0), 0);
     cr_assert(a.limit == 0 && weigh_input);
+    cr_assert_eq(ACTIVATION_OF("step3p5", 1), 0);
+    cr_assert(a.late && a.limit == 5);
+    cr_assert_eq(ACTIVATION_OF("step3p5", 2), 0);
+    cr_assert(a.limit == 0, "past the end");
+    config.swiglu_limit = 4;
+    cr_assert_eq(ACTIVATION_OF("deepseek_v4", 0), 0);
+    cr_assert(a.limit == 4);
+    cr_assert_eq(ACTIVATION_OF("qwen3_moe", 0), 0);
+    cr_assert(a.limit == 0, "a key that its code does not read");
+    cr_assert_eq(ACTIVATION_OF("foo", 0), MP_ERR_UNSUPPORTED);
+    cr_assert_str_eq(err.message,
+                     "config.json: what swiglu_limit does in model_type \"foo\" is not known");
+    cr_assert_eq(ACTIVATION_OF("nemotron_h", 0), MP_ERR_UNSUPPORTED);
+    cr_assert_str_eq(err.message, "activation relu2 of model_type \"nemotron_h\" is not computed");
+#undef ACTIVATION_OF
 }
 
 /* Choices by token id, of zeros in the file: all to expert 0. */
@@ -346,13 +365,47 @@ Test(forward_layer, appends_shared_experts)
     const int32_t ids[2] = {1, 2};
     float gate[1] = {1}, all_weights[6];
     int32_t all[6];
-    mp_layer_router r = {.router.num_experts = 4, .hidden_size = 1, .shared = 2};
+    mp_layer_router r = {.num_experts = 4, .hidden_size = 1, .shared = 2, .part = 1};
 
-    mp_layer_add_shared(&r, x, 2, 1, ids, weights, all, all_weights);
+    mp_layer_add_shared(&r, x, 2, 1, 2, ids, weights, all, all_weights);
     cr_assert_arr_eq(all, ((const int32_t[]){1, 4, 5, 2, 4, 5}), sizeof all);
     cr_assert_arr_eq(all_weights, ((const float[]){.25f, 1, 1, .5f, 1, 1}), sizeof all_weights);
     r.shared_gate = gate;
-    mp_layer_add_shared(&r, x, 2, 1, ids, weights, all, all_weights);
+    mp_layer_add_shared(&r, x, 2, 1, 2, ids, weights, all, all_weights);
     cr_assert_eq(all_weights[1], .5f);
     cr_assert_float_eq(all_weights[4], 1 / (1 + expf(-3)), 1e-6);
+}
+
+/* As Cohere averages them, and Klear mixes them. */
+Test(forward_layer, weighs_routed_against_shared_experts)
+{
+    const float x[2] = {0, 3}, weights[2] = {.25f, .5f};
+    const int32_t ids[2] = {1, 2};
+    float mix[2] = {2, 1}, all_weights[4], shared[2];
+    int32_t all[4];
+    mp_layer_router r = {.num_experts = 4, .hidden_size = 1, .shared = 1, .part = .5f};
+
+    mp_layer_add_shared(&r, x, 2, 1, 1, ids, weights, all, all_weights);
+    cr_assert_arr_eq(all_weights, ((const float[]){.125f, .5f, .25f, .5f}), sizeof all_weights);
+    r.part = 1;
+    r.mix = mix;
+    r.mix_bias[1] = 1;
+    mp_layer_add_shared(&r, x, 2, 1, 1, ids, weights, all, all_weights);
+    cr_assert_float_eq(all_weights[0], .25 / (1 + exp(1)), 1e-6);
+    cr_assert_float_eq(all_weights[1], exp(1) / (1 + exp(1)), 1e-6);
+    cr_assert_float_eq(all_weights[2], .5 / (1 + exp(-2)), 1e-6, "6 against 4");
+    mp_layer_weigh_shared(&r, x, 2, shared);
+    cr_assert_float_eq(shared[1], 1 / (1 + exp(2)), 1e-6);
+}
+
+Test(forward_layer, zero_experts_give_back_x)
+{
+    const float weights[6] = {.5f, .25f, 1, 2, .125f, 4};
+    int32_t ids[6] = {0, 4, 3, 5, -1, 4};
+    float identity[2];
+    mp_layer_router r = {.num_experts = 4, .router.num_experts = 6};
+
+    cr_assert(mp_layer_take_zero(&r, 2, 3, ids, weights, identity));
+    cr_assert_arr_eq(ids, ((const int32_t[]){0, -1, 3, -1, -1, -1}), sizeof ids);
+    cr_assert(identity[0] == .25f && identity[1] == 6);
 }

@@ -56,7 +56,7 @@ static int forward(mp_error *err)
     if (rc == 0) {
         const mp_batch batch = {TOKENS, 3, x, all, all_weights};
 
-        mp_layer_add_shared(&router, x, TOKENS, 2, ids, weights, all, all_weights);
+        mp_layer_add_shared(&router, x, TOKENS, 2, 1, ids, weights, all, all_weights);
         rc = mp_forward(&experts.source, &how, &batch, &context, y, err);
     }
     mp_layer_router_release(&router);

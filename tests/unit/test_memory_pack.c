@@ -324,7 +324,8 @@ Test(memory_pack, wild_numbers_in_the_config)
     add_fp4_expert("layers.0", 0, 64, 32);
     put_text("config.json",
              "{\"num_hidden_layers\": 9000000000000000000, \"n_routed_experts\": 9000000000000,"
-             "\"n_shared_experts\": 9000000000000000000, \"vocab_size\": 9000000000000000000}");
+             "\"n_shared_experts\": 9000000000000000000, \"vocab_size\": 9000000000000000000, "
+             "\"model_type\": \"deepseek_v4\"}");
     bytes = bytes_to_open();
     cr_assert_lt(bytes, 1 << 20, "%zu bytes", bytes);
     cr_assert_eq(catalog.problems.count, 3);

@@ -108,15 +108,12 @@ Test(names, named_like_an_expert)
     expect_kind("layers.3.ffn.experts.7.w1", MP_NAME_UNKNOWN);
     expect_kind("layers.3.ffn.experts.7", MP_NAME_UNKNOWN);
     expect_kind("layers.3.ffn.experts.", MP_NAME_UNKNOWN);
-    expect_kind("layers.3.ffn.experts.7.gate_proj.weight", MP_NAME_UNKNOWN);
-    expect_kind("model.layers.3.mlp.experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("model.layers.3.block.experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("experts.7.w1.weight.experts.7", MP_NAME_UNKNOWN);
     expect_kind(".experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind(".ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("3.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
-    expect_kind("blocks.3.ffn.experts.7.w1.weight", MP_NAME_UNKNOWN);
     expect_kind("model.layers.3.mlp.shared_experts.0.up_proj.weight", MP_NAME_UNKNOWN);
     expect_kind("model.layers.3.mlp.shared_experts.up_proj", MP_NAME_UNKNOWN);
 }
@@ -171,7 +168,53 @@ Test(names, fused_experts)
     expect_expert("model.layers.3.mlp.experts.down_proj_activation_scale", MP_NAME_FUSED,
                   "model.layers.3", 3, false, 0, MP_DOWN, MP_ROLE_INPUT_SCALE);
     expect_kind("model.layers.3.mlp.experts.gate_up_proj_weight", MP_NAME_UNKNOWN);
-    expect_kind("model.layers.3.mlp.experts.up_proj", MP_NAME_UNKNOWN);
+    expect_expert("model.layers.3.mlp.experts.gate_up_proj.weight_packed", MP_NAME_FUSED,
+                  "model.layers.3", 3, false, 0, MP_GATE, MP_ROLE_WEIGHT);
+    cr_assert(parts.joined);
+    expect_expert("model.layers.3.mlp.experts.up_proj", MP_NAME_FUSED, "model.layers.3", 3, false,
+                  0, MP_UP, MP_ROLE_WEIGHT);
+    cr_assert(!parts.joined && !parts.unnamed);
+    expect_expert("model.layers.3.moe.up_proj.weight", MP_NAME_FUSED, "model.layers.3", 3, false, 0,
+                  MP_UP, MP_ROLE_WEIGHT);
+    cr_assert(parts.unnamed);
+    expect_expert("model.layers.3.block_sparse_moe.input_linear.weight", MP_NAME_FUSED,
+                  "model.layers.3", 3, false, 0, MP_GATE, MP_ROLE_WEIGHT);
+    cr_assert(parts.joined && parts.unnamed);
+}
+
+/* What families and exporters call the same, in any block or in none. */
+Test(names, of_other_exporters)
+{
+    expect_expert("layers.3.ffn.experts.7.gate_proj.weight", MP_NAME_ROUTED, "layers.3", 3, false,
+                  7, MP_GATE, MP_ROLE_WEIGHT);
+    cr_assert_str_eq(parts.projections[MP_UP], "up_proj");
+    expect_expert("model.layers.3.mlp.experts.7.w3.weight", MP_NAME_ROUTED, "model.layers.3", 3,
+                  false, 7, MP_UP, MP_ROLE_WEIGHT);
+    expect_expert("layers.3.experts.7.w2.qscale_weight", MP_NAME_ROUTED, "layers.3", 3, false, 7,
+                  MP_DOWN, MP_ROLE_SCALE);
+    cr_assert_str_empty(parts.naming->block);
+    expect_expert("model.mtp_layers.1.mlp.experts.7.up_proj.weight", MP_NAME_ROUTED,
+                  "model.mtp_layers.1", 1, true, 7, MP_UP, MP_ROLE_WEIGHT);
+    expect_expert("transformer.blocks.3.ffn.experts.7.w1.weight", MP_NAME_ROUTED,
+                  "transformer.blocks.3", 3, false, 7, MP_GATE, MP_ROLE_WEIGHT);
+    expect_expert("model.layers.3.mlp.shared_mlp.up_proj.weight", MP_NAME_SHARED, "model.layers.3",
+                  3, false, 0, MP_UP, MP_ROLE_WEIGHT);
+    expect_expert("model.layers.3.mlp.shared_experts.linear_gate.weight", MP_NAME_SHARED,
+                  "model.layers.3", 3, false, 0, MP_GATE, MP_ROLE_WEIGHT);
+    expect_expert("model.layers.3.mlp.shared_experts.gate_up_proj.weight", MP_NAME_SHARED,
+                  "model.layers.3", 3, false, 0, MP_GATE, MP_ROLE_WEIGHT);
+    cr_assert(parts.joined);
+}
+
+/* Tensors that speak of experts and are of none. */
+Test(names, not_of_experts)
+{
+    expect_kind("model.layers.3.mlp.experts.e_score_correction_bias", MP_NAME_OTHER);
+    expect_kind("model.layers.3.self_attention.experts.input_linear.weight", MP_NAME_OTHER);
+    expect_kind("model.layers.3.shared_mlp.input_linear.weight", MP_NAME_OTHER);
+    expect_kind("model.layers.3.share_expert.gate_proj.weight", MP_NAME_OTHER);
+    expect_kind("model.layers.3.mlp.shared_expert_gate.weight", MP_NAME_OTHER);
+    expect_kind("model.layers.3.mlps.0.gate_proj.weight", MP_NAME_OTHER);
 }
 
 /* Blocks have their own names for projections, and some another for the shared expert. */

@@ -127,13 +127,95 @@ Test(router, survives_logits_far_out)
     int32_t ids[6];
 
     for (int s = 0; s < MP_SCORINGS; s++) {
-        const mp_router r = {.scoring = (mp_scoring)s, .num_experts = N, .k = 6, .scale = 1};
+        const uint32_t k = s == MP_SCORE_SPARSEMIXER ? 2 : 6;
+        const mp_router r = {.scoring = (mp_scoring)s, .num_experts = N, .k = k, .scale = 1};
 
         choose(&r, logits, ids, weights);
         cr_assert_eq(ids[0], 1);
-        for (int i = 0; i < 6; i++)
+        for (uint32_t i = 0; i < k; i++)
             cr_assert(isfinite(weights[i]) && weights[i] >= 0);
     }
+}
+
+/* Worked out by hand from PhiMoE's code: within 2 * 0.01 of the largest, relative to the larger of
+ * |l| and it, logits share the weight. */
+Test(router, mixes_sparsely)
+{
+    const mp_router r = {
+        .scoring = MP_SCORE_SPARSEMIXER, .num_experts = N, .k = 2, .scale = 1, .near = 0.01f};
+    float weights[2];
+    int32_t ids[2];
+
+    choose(&r, (const float[N]){1, 5, -3, 2, 0, 1.5f}, ids, weights);
+    cr_assert(ids[0] == 1 && ids[1] == 3 && weights[0] == 1 && weights[1] == 1, "far apart");
+    choose(&r, (const float[N]){1, 0.995f, -2, -3, -4, -5}, ids, weights);
+    cr_assert(ids[0] == 0 && ids[1] == 1);
+    cr_assert_float_eq(weights[0], 1 / (1 + exp(-0.005)), 1e-6);
+    cr_assert_eq(weights[1], 1, "the first one is out");
+    choose(&r, (const float[N]){-3, -1.01f, -1, -1.015f, -4, -5}, ids, weights);
+    cr_assert(ids[0] == 2 && ids[1] == 1);
+    cr_assert_float_eq(weights[0], 1 / (1 + exp(-0.01) + exp(-0.015)), 1e-6, "a negative largest");
+    cr_assert_float_eq(weights[1], 1 / (1 + exp(-0.005)), 1e-6);
+    choose(&r, (const float[N]){-1, 0, -2, 0, 0, -3}, ids, weights);
+    cr_assert(ids[0] == 1 && ids[1] == 3, "0 / 0 is near");
+    cr_assert_float_eq(weights[0], 1. / 3, 1e-6);
+    cr_assert_float_eq(weights[1], 1. / 2, 1e-6);
+}
+
+/* Scores of logits far below the largest are all 0; the logits are not. */
+Test(router, chooses_by_logits)
+{
+    const float logits[N] = {-300, -200, 0, -250, -400, -500};
+    mp_router r = {.num_experts = N, .k = 3, .scale = 1};
+    float weights[3];
+    int32_t ids[3];
+
+    choose(&r, logits, ids, weights);
+    cr_assert_eq(ids[1], 0);
+    r.by_logits = true;
+    choose(&r, logits, ids, weights);
+    cr_assert(ids[0] == 2 && ids[1] == 1 && ids[2] == 3);
+}
+
+Test(router, divides_by_a_sum_that_is_not_too_small)
+{
+    const float logits[N] = {0, 0, -60, -60, -60, -60};
+    mp_router r = {.scoring = MP_SCORE_SIGMOID,
+                   .num_experts = N,
+                   .k = 2,
+                   .scale = 1,
+                   .renormalize = true,
+                   .epsilon = 1};
+    float weights[2];
+    int32_t ids[2];
+
+    choose(&r, logits, ids, weights);
+    cr_assert_float_eq(weights[0], 0.25f, 1e-7);
+    r.epsilon = 0;
+    r.least_sum = 4;
+    choose(&r, logits, ids, weights);
+    cr_assert_float_eq(weights[0], 0.125f, 1e-7);
+}
+
+/* DeepSeek V2 counts a group as its best expert, all others as their two best. */
+Test(router, counts_groups_in_two_ways)
+{
+    const float logits[N] = {3, -9, 2, 2, -9, -9};
+    mp_router r = {.scoring = MP_SCORE_SIGMOID,
+                   .num_experts = N,
+                   .k = 1,
+                   .scale = 1,
+                   .n_group = 3,
+                   .topk_group = 1,
+                   .group_best = 1};
+    float weights[1];
+    int32_t ids[1];
+
+    choose(&r, logits, ids, weights);
+    cr_assert_eq(ids[0], 0);
+    r.group_best = 2;
+    choose(&r, logits, ids, weights);
+    cr_assert_eq(ids[0], 2);
 }
 
 static void expect_error(const mp_router *r, const float logits[N], int code, const char *text)

@@ -193,6 +193,82 @@ Test(storage, int4_comes_with_its_shape)
     expect_form(MP_SCHEME_INT4_GROUP, 1, 128, 384);
 }
 
+/* Without it config.json has to say that numbers have four bits. */
+Test(storage, int4_without_its_shape)
+{
+    set_weight(MP_I32, 24, 48);
+    set_scale(MP_BF16, 24, 12);
+    config.weight_bits = 4;
+    expect_form(MP_SCHEME_INT4_GROUP, 1, 32, 384);
+    config.weight_bits = 8;
+    cr_assert_not(recognize());
+}
+
+/* W4AFP8: two numbers a byte, told from INT8 by the name of its scales and their shape. */
+Test(storage, int4_in_bytes)
+{
+    scale.name = "w1.weight_scale_inv";
+    set_weight(MP_I8, 24, 192);
+    set_scale(MP_BF16, 24, 3);
+    expect_form(MP_SCHEME_INT4_GROUP, 1, 128, 384);
+    cr_assert(storage.signed_nibbles);
+    set_weight(MP_I8, 24, 64);
+    set_scale(MP_F32, 24, 1);
+    expect_form(MP_SCHEME_INT4_GROUP, 1, 128, 128);
+    scale.name = "w1.weight_scale";
+    expect_form(MP_SCHEME_INT8_CHANNEL, 1, UINT32_MAX, 64);
+    cr_assert(!storage.signed_nibbles);
+    scale.name = "w1.scale";
+}
+
+/* transformers squeezes the scales of single experts, ModelOpt inserts dimensions. */
+Test(storage, dimensions_of_one_do_not_matter)
+{
+    config.block_rows = config.block_cols = 128;
+    set_weight(MP_F8_E4M3, 96, 224);
+    set_scale(MP_F32, 2, 0);
+    scale.rank = 1;
+    expect_form(MP_SCHEME_FP8_BLOCK, 128, 128, 224);
+    set_weight(MP_F8_E4M3, 224, 96);
+    expect_form(MP_SCHEME_FP8_BLOCK, 128, 128, 96);
+    set_weight(MP_F8_E4M3, 96, 64);
+    scale.rank = 0;
+    expect_form(MP_SCHEME_FP8_BLOCK, 128, 128, 64);
+    set_weight(MP_F8_E4M3, 96, 224);
+    scale.rank = 3; /* [1, 2, 1] */
+    scale_shape[0] = scale_shape[2] = 1;
+    scale_shape[1] = 2;
+    expect_form(MP_SCHEME_FP8_BLOCK, 128, 128, 224);
+    mp_storage_check(&storage, &matrix, 1, 96, 224, &problems);
+    cr_assert_eq(problems.count, 0);
+    set_weight(MP_F8_E4M3, 300, 224); /* 6 numbers, but not in this shape */
+    set_scale(MP_F32, 2, 3);
+    cr_assert(recognize());
+    mp_storage_check(&storage, &matrix, 1, 300, 224, &problems);
+    cr_assert_eq(problems.count, 1);
+}
+
+/* ModelOpt has one number for all fused experts, or one for each; somebody [E, 1, rows]. */
+Test(storage, scales_of_fused_fp8)
+{
+    set_weight(MP_F8_E4M3, 5, 64);
+    weight.rank = 3;
+    weight_shape[2] = 40;
+    fusion = MP_FUSION_ROWS;
+    set_scale(MP_F32, 5, 1);
+    scale.bytes = 20;
+    expect_form(MP_SCHEME_FP8_TENSOR, UINT32_MAX, UINT32_MAX, 40);
+    scale.rank = 0;
+    scale.bytes = 4;
+    expect_form(MP_SCHEME_FP8_TENSOR, UINT32_MAX, UINT32_MAX, 40);
+    scale.rank = 3;
+    scale_shape[0] = 5;
+    scale_shape[1] = 1;
+    scale_shape[2] = 64;
+    scale.bytes = 5 * 64 * 4;
+    expect_form(MP_SCHEME_FP8_CHANNEL, 1, UINT32_MAX, 40);
+}
+
 /* [E, 2I, H] and, transposed, [E, H, 2I]. */
 Test(storage, fused_experts)
 {

@@ -47,7 +47,7 @@ static const pack_case cases[] = {
     {"fuseep-1", true, "deepseek_v3", MP_SCHEME_BF16, MP_SHARED_SEPARATE, 2, OTHER, NULL, 104, 128},
     {"fuseep-2", false, "deepseek_v3", MP_SCHEME_FP8_BLOCK, MP_SHARED_FUSED, 2, OTHER, NULL, 128, 128},
     {"fuseep-2", true, "deepseek_v3", MP_SCHEME_INT8_CHANNEL, MP_SHARED_SEPARATE, 1, ALIKE, NULL, 104, 40},
-    {"deepep-bf16", false, "qwen3_next", MP_SCHEME_BF16, MP_SHARED_FUSED, 1, ALIKE, NULL, 120, 88},
+    {"deepep-bf16", false, "glm_moe", MP_SCHEME_BF16, MP_SHARED_FUSED, 1, ALIKE, NULL, 120, 88},
     {"deepep-bf16", false, "deepseek_v3", MP_SCHEME_FP8_BLOCK, MP_SHARED_NONE, 1, OTHER, NULL, 128, 128},
 };
 /* clang-format on */
