@@ -3,420 +3,30 @@
 # Builds moepack. `make help` lists the targets, CONTRIBUTING.md explains them.
 #
 # A configuration (CONF) is a compiler with its flags; each has its own folder
-# build/CONF. Every source file is named in a list below: a new file is one line.
+# build/CONF. Sources are found by where they are: a new file is built without a line here.
 
 # ---------------------------------------------------------------------------
 # Sources
 # ---------------------------------------------------------------------------
 
-LIB_SOURCES := \
-	lib/base/arena.c \
-	lib/base/digest.c \
-	lib/base/error.c \
-	lib/base/file.c \
-	lib/base/foreign.c \
-	lib/base/formats.c \
-	lib/base/json.c \
-	lib/base/json_edit.c \
-	lib/base/parallel.c \
-	lib/base/select.c \
-	lib/base/text.c \
-	lib/base/transpose.c \
-	lib/base/words.c \
-	lib/checkpoint/catalog.c \
-	lib/checkpoint/checkpoint.c \
-	lib/checkpoint/complete.c \
-	lib/checkpoint/config.c \
-	lib/checkpoint/config_layers.c \
-	lib/checkpoint/config_rewrite.c \
-	lib/checkpoint/expert.c \
-	lib/checkpoint/families.c \
-	lib/checkpoint/form.c \
-	lib/checkpoint/fused.c \
-	lib/checkpoint/header.c \
-	lib/checkpoint/index.c \
-	lib/checkpoint/members.c \
-	lib/checkpoint/names.c \
-	lib/checkpoint/promises.c \
-	lib/checkpoint/router_names.c \
-	lib/checkpoint/rows.c \
-	lib/checkpoint/rules.c \
-	lib/checkpoint/safetensors.c \
-	lib/checkpoint/storage.c \
-	lib/checkpoint/towers.c \
-	lib/diff/diff.c \
-	lib/diff/diff_compare.c \
-	lib/diff/diff_list.c \
-	lib/diff/diff_plain.c \
-	lib/diff/diff_read.c \
-	lib/diff/diff_side.c \
-	lib/engine/consistency.c \
-	lib/engine/deepep.c \
-	lib/engine/engines.c \
-	lib/engine/environment.c \
-	lib/engine/format.c \
-	lib/engine/fuseep.c \
-	lib/engine/layer_forms.c \
-	lib/engine/megamoe_0_5_15.c \
-	lib/engine/memory.c \
-	lib/engine/model.c \
-	lib/engine/names.c \
-	lib/engine/pattern.c \
-	lib/engine/resolve.c \
-	lib/engine/sglang_backend.c \
-	lib/engine/sglang_budget.c \
-	lib/engine/sglang_megamoe.c \
-	lib/engine/sglang_runner.c \
-	lib/engine/trtllm.c \
-	lib/engine/vllm.c \
-	lib/experts/canonical.c \
-	lib/experts/packed.c \
-	lib/experts/stored.c \
-	lib/forward/activations.c \
-	lib/forward/catalog_experts.c \
-	lib/forward/forward.c \
-	lib/forward/layer_act.c \
-	lib/forward/layer_route.c \
-	lib/forward/layer_router.c \
-	lib/forward/measure.c \
-	lib/forward/packed.c \
-	lib/forward/packed_route.c \
-	lib/forward/product.c \
-	lib/forward/product_neon.c \
-	lib/forward/product_x86.c \
-	lib/forward/recipe.c \
-	lib/forward/router.c \
-	lib/forward/shared_expert.c \
-	lib/forward/side.c \
-	lib/layout/deepep.c \
-	lib/layout/fuseep.c \
-	lib/layout/fuseep_nz.c \
-	lib/layout/interleave.c \
-	lib/layout/megamoe.c \
-	lib/layout/megamoe_shared.c \
-	lib/layout/nz.c \
-	lib/layout/targets.c \
-	lib/layout/tile.c \
-	lib/layout/utccp.c \
-	lib/numeric/avx2.c \
-	lib/numeric/avx512.c \
-	lib/numeric/decode.c \
-	lib/numeric/dispatch.c \
-	lib/numeric/encode.c \
-	lib/numeric/exact.c \
-	lib/numeric/finite.c \
-	lib/numeric/forms.c \
-	lib/numeric/mx.c \
-	lib/numeric/neon.c \
-	lib/numeric/nvfp4.c \
-	lib/numeric/requantize.c \
-	lib/numeric/scalar.c \
-	lib/numeric/scales.c \
-	lib/numeric/stats.c \
-	lib/pack/manifest_form.c \
-	lib/pack/manifest_read.c \
-	lib/pack/manifest_write.c \
-	lib/pack/pack.c \
-	lib/pack/shape.c \
-	lib/place/bars.c \
-	lib/place/best_bound.c \
-	lib/place/best_layer.c \
-	lib/place/best_moves.c \
-	lib/place/best_node.c \
-	lib/place/best_pack.c \
-	lib/place/best_path.c \
-	lib/place/best_windows.c \
-	lib/place/chart.c \
-	lib/place/counts.c \
-	lib/place/counts_csv.c \
-	lib/place/counts_json.c \
-	lib/place/counts_torch.c \
-	lib/place/eplb.c \
-	lib/place/eplb_layer.c \
-	lib/place/eplb_refine.c \
-	lib/place/pickle.c \
-	lib/place/placement.c \
-	lib/place/placement_json.c \
-	lib/place/placement_write.c \
-	lib/place/placement_yaml.c \
-	lib/place/replicas.c \
-	lib/place/route.c \
-	lib/place/slots.c \
-	lib/place/waterfill.c \
-	lib/place/zip.c \
-	lib/run/journal.c \
-	lib/run/output.c \
-	lib/run/partial.c \
-	lib/run/run.c \
-	lib/run/sidecar.c \
-	lib/run/work.c \
-	lib/synth/presets.c \
-	lib/synth/synth.c \
-	lib/synth/synth_check.c \
-	lib/synth/synth_config.c \
-	lib/synth/synth_families.c \
-	lib/synth/synth_formats.c \
-	lib/synth/synth_forms.c \
-	lib/synth/synth_items.c \
-	lib/synth/synth_plan.c \
-	lib/synth/synth_shard.c \
-	lib/synth/synth_values.c \
-	lib/verify/difference.c \
-	lib/verify/digest.c \
-	lib/verify/exact.c \
-	lib/verify/faults.c \
-	lib/verify/forms.c \
-	lib/verify/identity.c \
-	lib/verify/index.c \
-	lib/verify/locate.c \
-	lib/verify/numeric.c \
-	lib/verify/numeric_batch.c \
-	lib/verify/numeric_report.c \
-	lib/verify/open.c \
-	lib/verify/rank.c \
-	lib/verify/side.c \
-	lib/verify/source.c \
-	lib/verify/structure.c \
-	lib/verify/verify.c \
-	lib/write/check.c \
-	lib/write/files.c \
-	lib/write/plan.c \
-	lib/write/quantize.c \
-	lib/write/quantize_config.c \
-	lib/write/quantize_layout.c \
-	lib/write/quantize_report.c \
-	lib/write/quantize_run.c \
-	lib/write/quantize_unit.c \
-	lib/write/repack.c \
-	lib/write/repack_manifest.c \
-	lib/write/unit.c \
-	lib/write/unpack.c \
-	lib/write/unpack_config.c \
-	lib/write/unpack_form.c \
-	lib/write/unpack_place.c \
-	lib/write/unpack_plan.c \
-	lib/write/unpack_unit.c \
+# Sorted, so that what is linked does not depend on the directory's order.
+files = $(sort $(wildcard $(1)))
 
-CMD_SOURCES := \
-	cmd/bench.c \
-	cmd/bench_trials.c \
-	cmd/choices.c \
-	cmd/commands.c \
-	cmd/completion.c \
-	cmd/diff.c \
-	cmd/eplb.c \
-	cmd/eplb_counts.c \
-	cmd/eplb_report.c \
-	cmd/errors.c \
-	cmd/files.c \
-	cmd/forward.c \
-	cmd/forward_tokens.c \
-	cmd/help.c \
-	cmd/inspect.c \
-	cmd/inspect_pack.c \
-	cmd/main.c \
-	cmd/map.c \
-	cmd/nearest.c \
-	cmd/options.c \
-	cmd/output.c \
-	cmd/plan.c \
-	cmd/plan_json.c \
-	cmd/plan_print.c \
-	cmd/progress.c \
-	cmd/quantize.c \
-	cmd/repack.c \
-	cmd/route.c \
-	cmd/synth.c \
-	cmd/targets.c \
-	cmd/unpack.c \
-	cmd/values.c \
-	cmd/verify.c \
-	cmd/work.c \
-
-UNIT_SOURCES := \
-	tests/unit/failing_memory.c \
-	tests/unit/golden.c \
-	tests/unit/layout_slot.c \
-	tests/unit/null_error_calls.c \
-	tests/unit/test_backend.c \
-	tests/unit/test_backend_engines.c \
-	tests/unit/test_backend_env.c \
-	tests/unit/test_backend_format.c \
-	tests/unit/test_backend_memory.c \
-	tests/unit/test_backend_model.c \
-	tests/unit/test_base.c \
-	tests/unit/test_canonical.c \
-	tests/unit/test_catalog.c \
-	tests/unit/test_checkpoint.c \
-	tests/unit/test_config.c \
-	tests/unit/test_config_rewrite.c \
-	tests/unit/test_counts.c \
-	tests/unit/test_diff.c \
-	tests/unit/test_diff_packs.c \
-	tests/unit/test_eplb.c \
-	tests/unit/test_eplb_best.c \
-	tests/unit/test_families.c \
-	tests/unit/test_families_refused.c \
-	tests/unit/test_form.c \
-	tests/unit/test_forward.c \
-	tests/unit/test_forward_layer.c \
-	tests/unit/test_forward_sm90.c \
-	tests/unit/test_journal.c \
-	tests/unit/test_kernels_rows.c \
-	tests/unit/test_layout.c \
-	tests/unit/test_layout_golden.c \
-	tests/unit/test_layout_targets.c \
-	tests/unit/test_manifest.c \
-	tests/unit/test_memory.c \
-	tests/unit/test_memory_forward.c \
-	tests/unit/test_memory_pack.c \
-	tests/unit/test_memory_quantize.c \
-	tests/unit/test_names.c \
-	tests/unit/test_null_error.c \
-	tests/unit/test_numeric.c \
-	tests/unit/test_options.c \
-	tests/unit/test_outputs.c \
-	tests/unit/test_place.c \
-	tests/unit/test_plan.c \
-	tests/unit/test_plan_shared.c \
-	tests/unit/test_product.c \
-	tests/unit/test_quantize.c \
-	tests/unit/test_requantize.c \
-	tests/unit/test_requantize_exact.c \
-	tests/unit/test_requantize_given.c \
-	tests/unit/test_requantize_loss.c \
-	tests/unit/test_route.c \
-	tests/unit/test_router.c \
-	tests/unit/test_rows.c \
-	tests/unit/test_schemes.c \
-	tests/unit/test_select.c \
-	tests/unit/test_storage.c \
-	tests/unit/test_store.c \
-	tests/unit/test_store_write.c \
-	tests/unit/test_synth.c \
-	tests/unit/test_synth_forms.c \
-	tests/unit/test_synth_run.c \
-	tests/unit/test_synth_values.c \
-	tests/unit/test_unpack.c \
-	tests/unit/test_unpack_memory.c \
-	tests/unit/test_unpack_run.c \
-	tests/unit/test_verify.c \
-	tests/unit/test_verify_locate.c \
-	tests/unit/test_verify_memory.c \
-	tests/unit/test_verify_numeric.c \
-	tests/unit/test_verify_numeric_targets.c \
-	tests/unit/test_verify_source.c \
-	tests/unit/test_verify_structure.c \
-	tests/unit/test_verify_targets.c \
-	tests/unit/test_verify_vectors.c \
-
+LIB_SOURCES  := $(call files,lib/*/*.c)
+CMD_SOURCES  := $(call files,cmd/*.c)
+UNIT_SOURCES := $(call files,tests/unit/*.c)
 # Each is a program of its own; fuzz_NAME is fed from tests/fuzz/seeds/NAME.
-FUZZ_SOURCES := \
-	tests/fuzz/fuzz_catalog.c \
-	tests/fuzz/fuzz_config.c \
-	tests/fuzz/fuzz_env.c \
-	tests/fuzz/fuzz_index.c \
-	tests/fuzz/fuzz_journal.c \
-	tests/fuzz/fuzz_json.c \
-	tests/fuzz/fuzz_layout.c \
-	tests/fuzz/fuzz_manifest.c \
-	tests/fuzz/fuzz_pickle.c \
-	tests/fuzz/fuzz_placement.c \
-	tests/fuzz/fuzz_safetensors.c \
-
+FUZZ_SOURCES := $(call files,tests/fuzz/fuzz_*.c)
 # Each is a program of its own, which tests/bench/run.sh runs.
-BENCH_SOURCES := \
-	tests/bench/eplb.c \
-	tests/bench/forward.c \
-	tests/bench/measure.c \
-	tests/bench/quantize.c \
-	tests/bench/sparse.c \
-
+BENCH_SOURCES := $(call files,tests/bench/*.c)
 # Compiled by the tests that need them.
-HELPER_SOURCES := \
-	tests/cli/fail_io.c \
+HELPER_SOURCES := $(call files,tests/cli/*.c)
+# Runs on a foreign processor, without the program.
+PORTABILITY_SOURCES := $(call files,tests/portability/*.c)
 
-PORTABILITY_SOURCES := \
-	tests/portability/kernels.c \
-
-PUBLIC_HEADERS := \
-	include/moepack/artifact.h \
-	include/moepack/backend.h \
-	include/moepack/base.h \
-	include/moepack/diff.h \
-	include/moepack/layout.h \
-	include/moepack/model.h \
-	include/moepack/moepack.h \
-	include/moepack/numeric.h \
-	include/moepack/pack.h \
-	include/moepack/place.h \
-	include/moepack/reference.h \
-	include/moepack/store.h \
-	include/moepack/synth.h \
-	include/moepack/verify.h \
-	include/moepack/work.h \
-
-MAN_PAGES := \
-	man/moepack-bench.1 \
-	man/moepack-completion.1 \
-	man/moepack-diff.1 \
-	man/moepack-eplb.1 \
-	man/moepack-format.5 \
-	man/moepack-forward.1 \
-	man/moepack-help.1 \
-	man/moepack-inspect.1 \
-	man/moepack-layouts.7 \
-	man/moepack-map.1 \
-	man/moepack-plan.1 \
-	man/moepack-quantize.1 \
-	man/moepack-repack.1 \
-	man/moepack-route.1 \
-	man/moepack-synth.1 \
-	man/moepack-targets.1 \
-	man/moepack-unpack.1 \
-	man/moepack-verify.1 \
-	man/moepack.1 \
-
-SCRIPTS := \
-	.ci/run \
-	tests/bench/run.sh \
-	tests/cli/bench.sh \
-	tests/cli/diff.sh \
-	tests/cli/eplb.sh \
-	tests/cli/faults.sh \
-	tests/cli/forward.sh \
-	tests/cli/headers.sh \
-	tests/cli/help.sh \
-	tests/cli/includes.sh \
-	tests/cli/inspect.sh \
-	tests/cli/install.sh \
-	tests/cli/interrupted.bash \
-	tests/cli/lib.sh \
-	tests/cli/malformed.sh \
-	tests/cli/man.sh \
-	tests/cli/map.sh \
-	tests/cli/options.sh \
-	tests/cli/pairs.sh \
-	tests/cli/plan.sh \
-	tests/cli/quantize.sh \
-	tests/cli/repack.sh \
-	tests/cli/resume.sh \
-	tests/cli/route.sh \
-	tests/cli/run \
-	tests/cli/symbols.sh \
-	tests/cli/synth.sh \
-	tests/cli/transformers.sh \
-	tests/cli/unpack.sh \
-	tests/cli/verify.sh \
-	tests/cli/verify_numeric.sh \
-	tests/demo.sh \
-	tests/malformed/st.sh \
-	tests/tools/deps.sh \
-	tests/tools/digests.sh \
-	tests/tools/every_pack.sh \
-	tests/tools/fuzz.sh \
-	tests/tools/pairs.sh \
-	tests/tools/tidy.sh \
+PUBLIC_HEADERS := $(call files,include/moepack/*.h)
+MAN_PAGES      := $(call files,man/*.[1-9])
+SCRIPTS        := $(call files,.ci/run tests/cli/run tests/*.sh tests/*/*.sh tests/*/*.bash)
 
 # ---------------------------------------------------------------------------
 # Configurations
@@ -427,19 +37,26 @@ CONF   ?= release
 BUILD  := build/$(CONF)
 CFLAGS ?= -O2 -g
 
+# The header says it for all: the program, the library's file name, moepack.pc, the archive.
 VERSION   := $(shell sed -n 's/^\#define MP_VERSION *"\(.*\)"/\1/p' include/moepack/base.h)
-SO_NAME   := libmoepack.so.0
+SO_NAME   := libmoepack.so.$(firstword $(subst ., ,$(VERSION)))
 PACKAGES  := jansson libxxhash yaml-0.1
 LIBRARIES := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm
 AARCH64   := aarch64-linux-gnu
 
-WARNINGS := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
 	-Wpointer-arith -Wwrite-strings -Wvla
-CPPFLAGS += -D_GNU_SOURCE -Iinclude -Ilib
+# A compiler that warns of more than ours must not keep users from building.
+ifeq ($(DEVELOPER),1)
+WARNINGS += -Werror
+endif
+# Apart from CPPFLAGS, and RELRO from LDFLAGS: these and CFLAGS are the user's, and stay as they
+# are given for a make that a test calls.
+INCLUDES := -D_GNU_SOURCE -Iinclude -Ilib
 HARDEN   := -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 # Never -march=native or -ffast-math: kernels choose at run time, and bits are exact.
 STANDARD := -std=c11 -fPIC -ffp-contract=off -fopenmp
-LDFLAGS  += -Wl,-z,relro,-z,now
+RELRO    := -Wl,-z,relro,-z,now
 
 ifeq ($(origin CC),default)
 CC := gcc
@@ -471,23 +88,32 @@ else ifeq ($(CONF),aarch64)
 # The C library comes from the cross compiler; the headers of the others are the
 # same for every processor and are taken from this system.
 CC       := $(AARCH64)-gcc
-CPPFLAGS += -I$(BUILD)/include
+INCLUDES += -I$(BUILD)/include
 else ifneq ($(CONF),release)
 $(error CONF=$(CONF) is none of release clang asan ubsan tsan fuzz aarch64)
 endif
 
 ifneq ($(CONF),aarch64)
-CPPFLAGS += $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
+INCLUDES += $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
 endif
+
+PREFIX     ?= /usr/local
+BINDIR     ?= $(PREFIX)/bin
+LIBDIR     ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR     ?= $(PREFIX)/share/man
+BASH_DIR   ?= $(PREFIX)/share/bash-completion/completions
+ZSH_DIR    ?= $(PREFIX)/share/zsh/site-functions
+FISH_DIR   ?= $(PREFIX)/share/fish/vendor_completions.d
 
 # Says in one word what is done; the whole command with V=1.
 say = $(if $(V),,@printf '  %-8s%s\n' $(1) $@;)
 
 ALL_CFLAGS := $(STANDARD) $(CFLAGS) $(WARNINGS) $(HARDEN) $(SANITIZE)
-COMPILE    = $(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP
-LINK       = $(CC) $(ALL_CFLAGS) $(LDFLAGS)
+COMPILE := $(CC) $(INCLUDES) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP
+LINK    := $(CC) $(ALL_CFLAGS) $(RELRO) $(LDFLAGS)
 
-objects     = $(patsubst %.c,$(BUILD)/%.o,$(1))
+objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
 LIB_OBJECTS  := $(call objects,$(LIB_SOURCES))
 CMD_OBJECTS  := $(call objects,$(CMD_SOURCES))
 UNIT_OBJECTS := $(call objects,$(UNIT_SOURCES))
@@ -504,52 +130,71 @@ COMPLETIONS  := $(addprefix $(BUILD)/completion/moepack.,$(SHELLS))
 all: $(BUILD)/moepack $(BUILD)/libmoepack.a $(BUILD)/libmoepack.so $(BUILD)/moepack.pc \
 	$(COMPLETIONS)
 
-$(BUILD)/%.o: %.c Makefile
+# build/CONF/NAME.stamp holds the value of the variable NAME, and is written only when that is
+# not what it was. Objects depend on the flags; what is linked depends on the list of its
+# objects too, so that those of deleted sources go.
+FLAGS   := $(COMPILE) $(LINK) $(LIBRARIES)
+PC      := $(PREFIX) $(LIBDIR) $(INCLUDEDIR) $(VERSION) $(PACKAGES)
+STAMPED := FLAGS PC LIB_OBJECTS CMD_OBJECTS UNIT_OBJECTS
+
+define stamp
+ifneq ($$(file <$(BUILD)/$(1).stamp),$$($(1)))
+.PHONY: $(BUILD)/$(1).stamp
+endif
+endef
+$(foreach name,$(STAMPED),$(eval $(call stamp,$(name))))
+
+$(STAMPED:%=$(BUILD)/%.stamp): $(BUILD)/%.stamp:
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(subst ','\'',$($*))' >$@
+
+# What a rule links, of what it depends on.
+linked = $(filter %.o %.a,$^)
+
+$(BUILD)/%.o: %.c $(BUILD)/FLAGS.stamp
 	@mkdir -p $(@D)
 	$(call say,compile)$(COMPILE) -c -o $@ $<
 
-$(BUILD)/libmoepack.a: $(LIB_OBJECTS)
-	$(call say,archive)rm -f $@ && $(AR) rcs $@ $^
+$(BUILD)/libmoepack.a: $(LIB_OBJECTS) $(BUILD)/LIB_OBJECTS.stamp
+	$(call say,archive)rm -f $@ && $(AR) rcs $@ $(linked)
 
-$(BUILD)/$(SO_NAME): $(LIB_OBJECTS)
-	$(call say,link)$(LINK) -shared -Wl,-soname,$(SO_NAME) -o $@ $^ $(LIBRARIES)
+$(BUILD)/$(SO_NAME): $(LIB_OBJECTS) $(BUILD)/LIB_OBJECTS.stamp
+	$(call say,link)$(LINK) -shared -Wl,-soname,$(SO_NAME) -o $@ $(linked) $(LIBRARIES)
 
 $(BUILD)/libmoepack.so: $(BUILD)/$(SO_NAME)
 	$(call say,link)ln -sf $(SO_NAME) $@
 
-$(BUILD)/moepack: $(CMD_OBJECTS) $(BUILD)/libmoepack.a
-	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES)
+$(BUILD)/moepack: $(CMD_OBJECTS) $(BUILD)/libmoepack.a $(BUILD)/CMD_OBJECTS.stamp
+	$(call say,link)$(LINK) -o $@ $(linked) $(LIBRARIES)
 
 # tests/unit/failing_memory.c stands between the program and these.
 WRAPPED      := malloc calloc realloc aligned_alloc strdup strndup free open_memstream
 UNIT_LDFLAGS := $(addprefix -Wl$(comma)--wrap=,$(WRAPPED))
-$(BUILD)/unit: $(UNIT_OBJECTS) $(filter-out %/main.o,$(CMD_OBJECTS)) $(BUILD)/libmoepack.a
-	$(call say,link)$(LINK) $(UNIT_LDFLAGS) -o $@ $^ $(LIBRARIES) -lcriterion
+$(BUILD)/unit: $(UNIT_OBJECTS) $(filter-out %/main.o,$(CMD_OBJECTS)) $(BUILD)/libmoepack.a \
+	$(BUILD)/UNIT_OBJECTS.stamp $(BUILD)/CMD_OBJECTS.stamp
+	$(call say,link)$(LINK) $(UNIT_LDFLAGS) -o $@ $(linked) $(LIBRARIES) -lcriterion
 
 # Preloaded by tests: system calls that fail. Never sanitized itself.
-$(BUILD)/fail_io.so: tests/cli/fail_io.c Makefile
+$(BUILD)/fail_io.so: tests/cli/fail_io.c $(BUILD)/FLAGS.stamp
 	@mkdir -p $(@D)
-	$(call say,link)$(CC) $(WARNINGS) $(CPPFLAGS) -std=c11 -O2 -shared -fPIC -o $@ $< -ldl
+	$(call say,link)$(CC) $(WARNINGS) $(INCLUDES) $(CPPFLAGS) -std=c11 -O2 -shared -fPIC -o $@ $< -ldl
 
 $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/libmoepack.a
 	@mkdir -p $(@D)
-	$(call say,link)$(LINK) -o $@ $^ $(LIBRARIES) $(BENCH_LIBRARIES)
+	$(call say,link)$(LINK) -o $@ $(linked) $(LIBRARIES) $(BENCH_LIBRARIES)
 
 # Only what is measured beside: the library itself has no use for it.
 $(BUILD)/bench/forward: BENCH_LIBRARIES := -lopenblas
 
 $(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmoepack.a
 	@mkdir -p $(@D)
-	$(call say,link)$(LINK) -fsanitize=fuzzer -o $@ $^ $(LIBRARIES)
+	$(call say,link)$(LINK) -fsanitize=fuzzer -o $@ $(linked) $(LIBRARIES)
 
 $(BUILD)/completion/moepack.%: $(BUILD)/moepack
 	@mkdir -p $(@D)
 	$(call say,write)$(BUILD)/moepack completion $* >$@.new && mv $@.new $@
 
-# Always: it depends on PREFIX.
-.PHONY: $(BUILD)/moepack.pc
-$(BUILD)/moepack.pc:
-	@mkdir -p $(@D)
+$(BUILD)/moepack.pc: $(BUILD)/PC.stamp
 	$(call say,write)printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$(LIBDIR)' 'includedir=$(INCLUDEDIR)' '' \
 		'Name: moepack' \
 		'Description: repacks the expert weights of MoE models for serving engines' \
@@ -582,8 +227,8 @@ unit: $(BUILD)/unit
 	$(BUILD)/unit
 
 # The commands' tests, without those that read sources or look at what is installed.
-COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,headers.sh includes.sh install.sh lib.sh \
-	man.sh pairs.sh symbols.sh),$(filter tests/cli/%.sh,$(SCRIPTS)))
+COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh headers.sh includes.sh install.sh \
+	lib.sh man.sh pairs.sh symbols.sh),$(call files,tests/cli/*.sh))
 commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)
 
@@ -629,7 +274,7 @@ aarch64:
 aarch64-build: $(LIB_OBJECTS) $(CMD_OBJECTS) $(BUILD)/kernels
 
 $(BUILD)/kernels: $(BUILD)/tests/portability/kernels.o $(BUILD)/libmoepack.a
-	$(call say,link)$(LINK) -static -o $@ $^ -lm
+	$(call say,link)$(LINK) -static -o $@ $(linked) -lm
 
 FOREIGN_HEADERS := $(addprefix build/aarch64/include/,jansson.h jansson_config.h xxhash.h yaml.h)
 build/aarch64/include/%.h:
@@ -659,13 +304,13 @@ lint-format:
 
 lint-tidy:
 	printf '%s\n' $(LIB_SOURCES) $(CMD_SOURCES) | $(EACH) sh -c \
-		'bash tests/tools/tidy.sh "$$1" $(CPPFLAGS) $(STANDARD)' sh
+		'bash tests/tools/tidy.sh "$$1" $(INCLUDES) $(CPPFLAGS) $(STANDARD)' sh
 
 # The compilers know better which variables are set.
 lint-cppcheck:
 	cppcheck -j $(shell nproc) --quiet --error-exitcode=1 --std=c11 --inline-suppr \
 		--enable=warning,portability --suppress=uninitvar \
-		--library=tests/tools/cppcheck.cfg $(CPPFLAGS) \
+		--library=tests/tools/cppcheck.cfg $(INCLUDES) $(CPPFLAGS) \
 		$(LIB_SOURCES) $(CMD_SOURCES)
 
 lint-shell:
@@ -680,15 +325,6 @@ lint-spelling:
 # ---------------------------------------------------------------------------
 # Installing
 # ---------------------------------------------------------------------------
-
-PREFIX     ?= /usr/local
-BINDIR     ?= $(PREFIX)/bin
-LIBDIR     ?= $(PREFIX)/lib
-INCLUDEDIR ?= $(PREFIX)/include
-MANDIR     ?= $(PREFIX)/share/man
-BASH_DIR   ?= $(PREFIX)/share/bash-completion/completions
-ZSH_DIR    ?= $(PREFIX)/share/zsh/site-functions
-FISH_DIR   ?= $(PREFIX)/share/fish/vendor_completions.d
 
 # man/moepack.1 goes to man1/moepack.1
 installed_pages = $(foreach page,$(MAN_PAGES),man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
@@ -722,7 +358,7 @@ uninstall:
 # The rest
 # ---------------------------------------------------------------------------
 
-.PHONY: deps dist clean sources help
+.PHONY: deps dist clean help
 deps:
 	bash tests/tools/deps.sh
 
@@ -732,10 +368,6 @@ dist:
 
 clean:
 	rm -rf build
-
-# What the lists above name, for the test that compares them with the folders.
-sources:
-	@printf '%s\n' $(C_SOURCES) $(PUBLIC_HEADERS) $(MAN_PAGES) $(SCRIPTS)
 
 help:
 	@printf '%s\n' \

@@ -8,8 +8,7 @@
  *      example). It includes <moepack/...> and headers of cmd/ only: run() makes
  *      its library calls, prints, and returns 0 or the code that they failed with.
  *   2. One line in COMMAND_LIST below, in the order that `moepack --help` lists.
- *   3. cmd/NAME.c in CMD_SOURCES and man/moepack-NAME.1 in MAN_PAGES of the Makefile.
- *   4. man/moepack-NAME.1: SYNOPSIS as --help prints it, and every option. `make check`
+ *   3. man/moepack-NAME.1: SYNOPSIS as --help prints it, and every option. `make check`
  *      compares the two.
  */
 #ifndef MOEPACK_CMD_COMMANDS_H

@@ -1,7 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Holds #include lines against the layers of the program, and the source lists of
-# the Makefile against the folders.
+# Holds #include lines against the layers of the program.
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -96,13 +95,6 @@ assert_equal "$(cd "$ROOT" && own_includes cmd/*.[ch] | while read -r file heade
     *) [ -f "cmd/$header" ] || echo "$file includes $header" ;;
     esac
 done)" ''
-
-it "names every source file in the Makefile"
-cd "$ROOT" && make -s sources | sort >"$WORK/listed"
-find .ci/run cmd include lib man tests -path 'tests/malformed/*/*' -prune -o \
-    \( -name '*.c' -o -name '*.sh' -o -name '*.bash' -o -path 'include/*.h' -o -path 'man/*.[1-9]' -o -name run \) \
-    -type f -print | sort >"$WORK/there"
-assert_file_is "$WORK/listed" <"$WORK/there"
 
 it "keeps files below 800 lines"
 assert_equal "$(cd "$ROOT" && find cmd include lib tests -name '*.[ch]' -exec wc -l {} + |

@@ -64,6 +64,15 @@ END
     assert_stdout "$(moepack --version | sed 's/.* //') megamoe-w4a8"
 done
 
+it "says one version everywhere"
+install_to root
+version=$(sed -n 's/^#define MP_VERSION *"\(.*\)"/\1/p' root/opt/moepack/include/moepack/base.h)
+run root/opt/moepack/bin/moepack --version
+assert_stdout "moepack $version"
+assert_equal "$(PKG_CONFIG_PATH=root/opt/moepack/lib/pkgconfig pkg-config --modversion moepack)" "$version"
+assert_equal "$(cd root/opt/moepack/lib && echo libmoepack.so.*)" "libmoepack.so.${version%%.*}"
+assert_equal "$(sed -n 's/^tool //p' root/opt/moepack/share/man/man5/moepack-format.5)" "$version"
+
 it "leaves nothing behind when it is removed"
 install_to root
 run make -s -C "$ROOT" uninstall DESTDIR="$PWD/root" PREFIX=/opt/moepack
