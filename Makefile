@@ -12,9 +12,11 @@
 # Sorted, so that what is linked does not depend on the directory's order.
 files = $(sort $(wildcard $(1)))
 
-LIB_SOURCES  := $(call files,lib/*/*.c)
-CMD_SOURCES  := $(call files,cmd/*.c)
-UNIT_SOURCES := $(call files,tests/unit/*.c)
+# Layers that the program has of its own: nobody who links the library asks for them.
+PROGRAM_SOURCES := $(call files,cmd/*.c lib/engine/*.c lib/synth/*.c)
+PROGRAM_HEADERS := include/moepack/backend.h include/moepack/synth.h
+LIB_SOURCES     := $(filter-out $(PROGRAM_SOURCES),$(call files,lib/*/*.c))
+UNIT_SOURCES    := $(call files,tests/unit/*.c)
 # Each is a program of its own; fuzz_NAME is fed from tests/fuzz/seeds/NAME.
 FUZZ_SOURCES := $(call files,tests/fuzz/fuzz_*.c)
 # Each is a program of its own, which tests/bench/run.sh runs.
@@ -24,7 +26,7 @@ HELPER_SOURCES := $(call files,tests/cli/*.c)
 # Runs on a foreign processor, without the program.
 PORTABILITY_SOURCES := $(call files,tests/portability/*.c)
 
-PUBLIC_HEADERS := $(call files,include/moepack/*.h)
+PUBLIC_HEADERS := $(filter-out $(PROGRAM_HEADERS),$(call files,include/moepack/*.h))
 MAN_PAGES      := $(call files,man/*.[1-9])
 SCRIPTS        := $(call files,.ci/run tests/cli/run tests/*.sh tests/*/*.sh tests/*/*.bash)
 
@@ -54,8 +56,9 @@ endif
 # are given for a make that a test calls.
 INCLUDES := -D_GNU_SOURCE -Iinclude -Ilib
 HARDEN   := -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+# Exported is what public headers declare: they open with a pragma that says so.
 # Never -march=native or -ffast-math: kernels choose at run time, and bits are exact.
-STANDARD := -std=c11 -fPIC -ffp-contract=off -fopenmp
+STANDARD := -std=c11 -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp
 RELRO    := -Wl,-z,relro,-z,now
 
 ifeq ($(origin CC),default)
@@ -114,13 +117,13 @@ COMPILE := $(CC) $(INCLUDES) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP
 LINK    := $(CC) $(ALL_CFLAGS) $(RELRO) $(LDFLAGS)
 
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
-LIB_OBJECTS  := $(call objects,$(LIB_SOURCES))
-CMD_OBJECTS  := $(call objects,$(CMD_SOURCES))
-UNIT_OBJECTS := $(call objects,$(UNIT_SOURCES))
-FUZZERS      := $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(FUZZ_SOURCES))
-BENCHES      := $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(BENCH_SOURCES))
-SHELLS       := bash zsh fish
-COMPLETIONS  := $(addprefix $(BUILD)/completion/moepack.,$(SHELLS))
+LIB_OBJECTS     := $(call objects,$(LIB_SOURCES))
+PROGRAM_OBJECTS := $(call objects,$(PROGRAM_SOURCES))
+UNIT_OBJECTS    := $(call objects,$(UNIT_SOURCES))
+FUZZERS         := $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(FUZZ_SOURCES))
+BENCHES         := $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(BENCH_SOURCES))
+SHELLS          := bash zsh fish
+COMPLETIONS     := $(addprefix $(BUILD)/completion/moepack.,$(SHELLS))
 
 # ---------------------------------------------------------------------------
 # Building
@@ -135,7 +138,7 @@ all: $(BUILD)/moepack $(BUILD)/libmoepack.a $(BUILD)/libmoepack.so $(BUILD)/moep
 # objects too, so that those of deleted sources go.
 FLAGS   := $(COMPILE) $(LINK) $(LIBRARIES)
 PC      := $(PREFIX) $(LIBDIR) $(INCLUDEDIR) $(VERSION) $(PACKAGES)
-STAMPED := FLAGS PC LIB_OBJECTS CMD_OBJECTS UNIT_OBJECTS
+STAMPED := FLAGS PC LIB_OBJECTS PROGRAM_OBJECTS UNIT_OBJECTS
 
 define stamp
 ifneq ($$(file <$(BUILD)/$(1).stamp),$$($(1)))
@@ -164,14 +167,14 @@ $(BUILD)/$(SO_NAME): $(LIB_OBJECTS) $(BUILD)/LIB_OBJECTS.stamp
 $(BUILD)/libmoepack.so: $(BUILD)/$(SO_NAME)
 	$(call say,link)ln -sf $(SO_NAME) $@
 
-$(BUILD)/moepack: $(CMD_OBJECTS) $(BUILD)/libmoepack.a $(BUILD)/CMD_OBJECTS.stamp
+$(BUILD)/moepack: $(PROGRAM_OBJECTS) $(BUILD)/libmoepack.a $(BUILD)/PROGRAM_OBJECTS.stamp
 	$(call say,link)$(LINK) -o $@ $(linked) $(LIBRARIES)
 
 # tests/unit/failing_memory.c stands between the program and these.
 WRAPPED      := malloc calloc realloc aligned_alloc strdup strndup free open_memstream
 UNIT_LDFLAGS := $(addprefix -Wl$(comma)--wrap=,$(WRAPPED))
-$(BUILD)/unit: $(UNIT_OBJECTS) $(filter-out %/main.o,$(CMD_OBJECTS)) $(BUILD)/libmoepack.a \
-	$(BUILD)/UNIT_OBJECTS.stamp $(BUILD)/CMD_OBJECTS.stamp
+$(BUILD)/unit: $(UNIT_OBJECTS) $(filter-out %/main.o,$(PROGRAM_OBJECTS)) $(BUILD)/libmoepack.a \
+	$(BUILD)/UNIT_OBJECTS.stamp $(BUILD)/PROGRAM_OBJECTS.stamp
 	$(call say,link)$(LINK) $(UNIT_LDFLAGS) -o $@ $(linked) $(LIBRARIES) -lcriterion
 
 # Preloaded by tests: system calls that fail. Never sanitized itself.
@@ -204,7 +207,7 @@ $(BUILD)/moepack.pc: $(BUILD)/PC.stamp
 # Objects of programs with a single source are kept.
 .SECONDARY:
 
--include $(patsubst %.o,%.d,$(LIB_OBJECTS) $(CMD_OBJECTS) $(UNIT_OBJECTS) \
+-include $(patsubst %.o,%.d,$(LIB_OBJECTS) $(PROGRAM_OBJECTS) $(UNIT_OBJECTS) \
 	$(call objects,$(FUZZ_SOURCES) $(BENCH_SOURCES) $(PORTABILITY_SOURCES)))
 
 # ---------------------------------------------------------------------------
@@ -271,7 +274,7 @@ aarch64:
 	+$(MAKE) CONF=aarch64 aarch64-build
 	qemu-aarch64-static build/aarch64/kernels
 
-aarch64-build: $(LIB_OBJECTS) $(CMD_OBJECTS) $(BUILD)/kernels
+aarch64-build: $(LIB_OBJECTS) $(PROGRAM_OBJECTS) $(BUILD)/kernels
 
 $(BUILD)/kernels: $(BUILD)/tests/portability/kernels.o $(BUILD)/libmoepack.a
 	$(call say,link)$(LINK) -static -o $@ $(linked) -lm
@@ -283,16 +286,16 @@ build/aarch64/include/%.h:
 		tr -s ' \\\n' '\n' | grep '/$*\.h$$' | xargs -I FILE cp FILE $@
 
 ifeq ($(CONF),aarch64)
-$(LIB_OBJECTS) $(CMD_OBJECTS): | $(FOREIGN_HEADERS)
+$(LIB_OBJECTS) $(PROGRAM_OBJECTS): | $(FOREIGN_HEADERS)
 endif
 
 # ---------------------------------------------------------------------------
 # Reading over
 # ---------------------------------------------------------------------------
 
-C_SOURCES := $(LIB_SOURCES) $(CMD_SOURCES) $(UNIT_SOURCES) $(FUZZ_SOURCES) $(BENCH_SOURCES) \
+C_SOURCES := $(LIB_SOURCES) $(PROGRAM_SOURCES) $(UNIT_SOURCES) $(FUZZ_SOURCES) $(BENCH_SOURCES) \
 	$(HELPER_SOURCES) $(PORTABILITY_SOURCES)
-C_HEADERS := $(PUBLIC_HEADERS) $(wildcard lib/*/*.h cmd/*.h tests/*/*.h)
+C_HEADERS := $(wildcard include/moepack/*.h lib/*/*.h cmd/*.h tests/*/*.h)
 # One process a processor; clang-tidy is what takes long.
 EACH      := xargs -n 1 -P $(shell nproc)
 
@@ -303,7 +306,7 @@ lint-format:
 	clang-format --dry-run -Werror $(C_SOURCES) $(C_HEADERS)
 
 lint-tidy:
-	printf '%s\n' $(LIB_SOURCES) $(CMD_SOURCES) | $(EACH) sh -c \
+	printf '%s\n' $(LIB_SOURCES) $(PROGRAM_SOURCES) | $(EACH) sh -c \
 		'bash tests/tools/tidy.sh "$$1" $(INCLUDES) $(CPPFLAGS) $(STANDARD)' sh
 
 # The compilers know better which variables are set.
@@ -311,7 +314,7 @@ lint-cppcheck:
 	cppcheck -j $(shell nproc) --quiet --error-exitcode=1 --std=c11 --inline-suppr \
 		--enable=warning,portability --suppress=uninitvar \
 		--library=tests/tools/cppcheck.cfg $(INCLUDES) $(CPPFLAGS) \
-		$(LIB_SOURCES) $(CMD_SOURCES)
+		$(LIB_SOURCES) $(PROGRAM_SOURCES)
 
 lint-shell:
 	shellcheck -x $(SCRIPTS)

@@ -17,6 +17,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 #define MP_FORMAT_VERSION "1"
 
@@ -240,6 +241,7 @@ int mp_pack_read(const mp_pack *pack, size_t layer, mp_place place, const mp_slo
                  const mp_slot_tensor *tensor, uint64_t offset, uint64_t n, void *buffer,
                  mp_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -10,6 +10,7 @@
  *   - Objects are plain structs: thing_init or thing_open fills one,
  *     thing_release frees what it owns and leaves it empty. Releasing a zeroed
  *     or an already released object does nothing.
+ *   - What these headers declare is what the library exports.
  *   - The library never prints, never exits and keeps no state.
  *   - Sizes are uint64_t and count bytes unless the name says otherwise.
  */
@@ -23,6 +24,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 #define MP_VERSION "0.1.0"
 
@@ -282,6 +284,7 @@ int mp_select_layers(const char *list, const char *const *prefixes, size_t count
 /* The same for ranks 0 .. ep-1: "0-3,7". */
 int mp_select_ranks(const char *list, uint32_t ep, bool *selected, mp_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

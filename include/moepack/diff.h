@@ -27,6 +27,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 typedef struct mp_diff_options {
     const char *layers; /* as mp_select_layers reads it; null: all, and what is in no layer */
@@ -82,6 +83,7 @@ void mp_diff_report_release(mp_diff_report *report);
 int mp_diff(const char *a, const char *b, const mp_diff_options *options, const mp_context *context,
             mp_diff_report *report, mp_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

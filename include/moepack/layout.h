@@ -29,6 +29,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* Sizes of one expert, in logical elements. */
 typedef struct mp_dims {
@@ -140,6 +141,7 @@ mp_tile mp_tile_at(const mp_target *target, const mp_dims *dims, mp_side side, u
 const mp_target *mp_target_find(const char *name);
 const mp_target *const *mp_targets(size_t *count);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -12,6 +12,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* ------------------------------------------------------------------------
  * config.json
@@ -362,6 +363,7 @@ const mp_family *mp_family_of_type(const char *model_type);
 /* All families; *count of them. */
 const mp_family *mp_families(size_t *count);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

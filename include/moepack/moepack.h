@@ -10,11 +10,10 @@
  *   place.h     placement, slots, load balancing, routing
  *   layout.h    target layouts
  *   artifact.h  packed directories: the manifest
- *   pack.h      repacking, unpacking, quantizing, and synthetic checkpoints
+ *   pack.h      repacking, unpacking and quantizing
  *   reference.h the reference forward of an MoE layer
  *   diff.h      how far two checkpoints or packs are apart
  *   verify.h    checks of packed directories
- *   backend.h   what the engine will do, and the memory it takes
  *
  * Each header opens with its concepts. A checkpoint is opened, its experts are
  * found, a plan is made, run, and the result is checked:
@@ -46,7 +45,6 @@
 #define MOEPACK_MOEPACK_H
 
 #include <moepack/artifact.h>
-#include <moepack/backend.h>
 #include <moepack/base.h>
 #include <moepack/diff.h>
 #include <moepack/layout.h>
@@ -56,7 +54,6 @@
 #include <moepack/place.h>
 #include <moepack/reference.h>
 #include <moepack/store.h>
-#include <moepack/synth.h>
 #include <moepack/verify.h>
 #include <moepack/work.h>
 

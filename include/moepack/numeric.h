@@ -21,6 +21,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* How to quantize. A zeroed value is the default of MegaMoE targets. */
 typedef struct mp_quant_options {
@@ -335,6 +336,7 @@ float mp_nvfp4_global(float amax);
  * exact. */
 float mp_nvfp4_global_exact(uint8_t largest);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

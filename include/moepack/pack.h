@@ -26,6 +26,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* How the rows of a placement that does not say it are meant. */
 typedef enum mp_row_order {
@@ -204,6 +205,7 @@ int mp_quantize_plan_run(const mp_quantize_plan *plan, const char *out, mp_run_m
 int mp_quantize_errors(const char *dir, mp_layer_error **errors, size_t *count, mp_error *err);
 void mp_quantize_errors_free(mp_layer_error *errors, size_t count);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -34,6 +34,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* ------------------------------------------------------------------------
  * Placement
@@ -454,6 +455,7 @@ int mp_rank_load_svg(const uint64_t *choices, uint32_t ep, char **svg, mp_error 
 int mp_rank_load_bars(const uint64_t *choices, uint32_t ep, uint32_t columns, char **text,
                       mp_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

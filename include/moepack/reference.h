@@ -35,6 +35,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* ------------------------------------------------------------------------
  * Emulations
@@ -374,6 +375,7 @@ int mp_packed_route(const mp_packed_experts *experts, const mp_packed_dispatch *
                     const int32_t *ids, const float *weights, uint64_t tokens, uint32_t k,
                     uint32_t shared, int32_t *slot_ids, float *slot_weights, mp_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

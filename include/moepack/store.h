@@ -25,6 +25,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* Largest header that the format allows, in bytes. */
 #define MP_SAFETENSORS_HEADER_MAX 100000000u
@@ -132,6 +133,7 @@ int mp_safetensors_header(const mp_tensor_spec *specs, size_t num_specs,
  * are not a whole number of bytes. */
 int mp_tensor_spec_bytes(const mp_tensor_spec *spec, uint64_t *bytes, mp_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

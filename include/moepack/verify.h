@@ -27,6 +27,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* Each level includes the ones before. */
 typedef enum mp_verify_level {
@@ -125,6 +126,7 @@ void mp_verify_report_release(mp_verify_report *report);
 int mp_verify(const char *out, const mp_verify_options *options, const mp_context *context,
               mp_verify_report *report, mp_error *err);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -14,6 +14,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* A tensor of the output. */
 typedef struct mp_out_tensor {
@@ -62,6 +63,7 @@ typedef enum mp_run_mode {
     MP_RUN_FORCE   /* discard OUT.partial; replace OUT, if it is a packed directory */
 } mp_run_mode;
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

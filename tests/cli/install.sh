@@ -26,6 +26,12 @@ assert_equal "$(cd root/opt/moepack/share/man && find . -type f | sed 's|.*/||' 
     "$(cd "$ROOT/man" && printf '%s\n' * | sort)"
 assert_equal "$(find root/opt/moepack/share/man/man1 -name '*.[!1]')" ''
 
+it "installs the headers that <moepack/moepack.h> includes"
+install_to root
+headers=root/opt/moepack/include/moepack
+assert_equal "$(cd $headers && printf '%s\n' * | grep -vx moepack.h)" \
+    "$(sed -n 's|^#include <moepack/\(.*\)>|\1|p' $headers/moepack.h | sort)"
+
 it "installs completions where the shells look for them"
 install_to root
 run cat root/opt/moepack/share/bash-completion/completions/moepack

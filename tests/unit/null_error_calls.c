@@ -7,7 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <moepack/backend.h>
 #include <moepack/moepack.h>
+#include <moepack/synth.h>
 
 #include "failing_memory.h"
 #include "null_error_calls.h"
