@@ -22,7 +22,7 @@ FUZZ_SOURCES := $(call files,tests/fuzz/fuzz_*.c)
 # Each is a program of its own, which tests/bench/run.sh runs.
 BENCH_SOURCES := $(call files,tests/bench/*.c)
 # Compiled by the tests that need them.
-HELPER_SOURCES := $(call files,tests/cli/*.c)
+HELPER_SOURCES := $(call files,tests/cli/*.c tests/examples/*.c)
 # Runs on a foreign processor, without the program.
 PORTABILITY_SOURCES := $(call files,tests/portability/*.c)
 
@@ -231,7 +231,7 @@ unit: $(BUILD)/unit
 
 # The commands' tests, without those that read sources or look at what is installed.
 COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh headers.sh includes.sh install.sh \
-	lib.sh man.sh pairs.sh symbols.sh),$(call files,tests/cli/*.sh))
+	lib.sh libmoepack.sh man.sh pairs.sh symbols.sh),$(call files,tests/cli/*.sh))
 commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)
 
@@ -335,7 +335,8 @@ installed_pages = $(foreach page,$(MAN_PAGES),man$(subst .,,$(suffix $(page)))/$
 .PHONY: install uninstall
 install: all
 	install -d $(addprefix $(DESTDIR),$(BINDIR) $(LIBDIR)/pkgconfig $(INCLUDEDIR)/moepack \
-		$(BASH_DIR) $(ZSH_DIR) $(FISH_DIR)) $(addprefix $(DESTDIR)$(MANDIR)/man,1 5 7)
+		$(BASH_DIR) $(ZSH_DIR) $(FISH_DIR)) \
+		$(addprefix $(DESTDIR)$(MANDIR)/,$(sort $(dir $(installed_pages))))
 	install -m 755 $(BUILD)/moepack $(DESTDIR)$(BINDIR)
 	install -m 644 $(BUILD)/libmoepack.a $(DESTDIR)$(LIBDIR)
 	install -m 755 $(BUILD)/$(SO_NAME) $(DESTDIR)$(LIBDIR)
