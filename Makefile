@@ -108,6 +108,7 @@ MANDIR     ?= $(PREFIX)/share/man
 BASH_DIR   ?= $(PREFIX)/share/bash-completion/completions
 ZSH_DIR    ?= $(PREFIX)/share/zsh/site-functions
 FISH_DIR   ?= $(PREFIX)/share/fish/vendor_completions.d
+PYTHON_DIR ?= $(PREFIX)/share/moepack/python
 
 # Says in one word what is done; the whole command with V=1.
 say = $(if $(V),,@printf '  %-8s%s\n' $(1) $@;)
@@ -229,9 +230,14 @@ test: all unit $(BUILD)/fail_io.so
 unit: $(BUILD)/unit
 	$(BUILD)/unit
 
+# Loading into torch, beside a load as engines do it. Says so and fails where torch is not here.
+.PHONY: check-torch
+check-torch: $(BUILD)/moepack
+	@ROOT=$(CURDIR) MOEPACK=$(CURDIR)/$(BUILD)/moepack python3 tests/loaders/check_torch.py
+
 # The commands' tests, without those that read sources or look at what is installed.
 COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh headers.sh includes.sh install.sh \
-	lib.sh libmoepack.sh man.sh pairs.sh symbols.sh),$(call files,tests/cli/*.sh))
+	lib.sh libmoepack.sh loaders.sh man.sh pairs.sh symbols.sh),$(call files,tests/cli/*.sh))
 commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)
 
@@ -335,7 +341,7 @@ installed_pages = $(foreach page,$(MAN_PAGES),man$(subst .,,$(suffix $(page)))/$
 .PHONY: install uninstall
 install: all
 	install -d $(addprefix $(DESTDIR),$(BINDIR) $(LIBDIR)/pkgconfig $(INCLUDEDIR)/moepack \
-		$(BASH_DIR) $(ZSH_DIR) $(FISH_DIR)) \
+		$(BASH_DIR) $(ZSH_DIR) $(FISH_DIR) $(PYTHON_DIR)/moepack) \
 		$(addprefix $(DESTDIR)$(MANDIR)/,$(sort $(dir $(installed_pages))))
 	install -m 755 $(BUILD)/moepack $(DESTDIR)$(BINDIR)
 	install -m 644 $(BUILD)/libmoepack.a $(DESTDIR)$(LIBDIR)
@@ -348,6 +354,7 @@ install: all
 	install -m 644 $(BUILD)/completion/moepack.bash $(DESTDIR)$(BASH_DIR)/moepack
 	install -m 644 $(BUILD)/completion/moepack.zsh $(DESTDIR)$(ZSH_DIR)/_moepack
 	install -m 644 $(BUILD)/completion/moepack.fish $(DESTDIR)$(FISH_DIR)/moepack.fish
+	install -m 644 $(wildcard lib/loaders/moepack/*.py) $(DESTDIR)$(PYTHON_DIR)/moepack
 
 uninstall:
 	rm -f $(DESTDIR)$(BINDIR)/moepack $(DESTDIR)$(LIBDIR)/libmoepack.a \
@@ -356,6 +363,7 @@ uninstall:
 		$(DESTDIR)$(ZSH_DIR)/_moepack $(DESTDIR)$(FISH_DIR)/moepack.fish \
 		$(addprefix $(DESTDIR)$(INCLUDEDIR)/moepack/,$(notdir $(PUBLIC_HEADERS))) \
 		$(addprefix $(DESTDIR)$(MANDIR)/,$(installed_pages))
+	rm -rf $(DESTDIR)$(PYTHON_DIR)/moepack
 	rmdir $(DESTDIR)$(INCLUDEDIR)/moepack
 
 # ---------------------------------------------------------------------------
@@ -379,6 +387,7 @@ help:
 		'make demo       install what is needed, build, and show a small run' \
 		'make check      install what is needed, build, and run all tests' \
 		'make test       the same without looking at what is installed' \
+		'make check-torch  loading packs into torch, where it is installed' \
 		'make lint       formatting, static analysis, scripts, man pages, spelling' \
 		'make asan       the tests under AddressSanitizer and UBSan; also: ubsan, tsan' \
 		'make clang      everything with clang' \

@@ -9,7 +9,7 @@ packages=(
     build-essential pkg-config libjansson-dev libxxhash-dev libyaml-dev libzstd-dev
     libopenblas-dev
     # to test
-    libcriterion-dev jq xxhash zstd mandoc
+    libcriterion-dev jq xxhash zstd mandoc python3
     clang libomp-dev clang-format clang-tidy cppcheck shellcheck codespell
     gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
 )
