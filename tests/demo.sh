@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # Shows a whole run: makes a checkpoint with one layer of DeepSeek-V4-Flash's shapes and 32
-# experts, looks at it, packs it for 4 ranks with 4 redundant experts, and verifies it.
+# experts, looks at it, packs it for 4 ranks with 4 redundant experts, verifies it, and loads a
+# rank of it where Python is there.
 #
 #     tests/demo.sh          into ./demo, or $DEMO_DIR
 #     tests/demo.sh clean    removes what that has written
@@ -99,6 +100,16 @@ show_fault()
     fi
 }
 
+# Loads a rank as an engine would.
+load_rank()
+{
+    local TIMEFORMAT='  %R s'
+
+    printf '$ python3 tests/examples/load_rank.py %s 2\n' "$demo/packed"
+    time PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$root/lib/loaders \
+        python3 "$root/tests/examples/load_rank.py" "$demo/packed" 2
+}
+
 run()
 {
     prepare
@@ -121,6 +132,15 @@ run()
 
     say "What there is now, with sizes in bytes"
     (cd "$demo" && find packed -type f -printf '%11s  %p\n' | sort -k 2)
+
+    if command -v python3 >/dev/null; then
+        say "Rank 2, loaded in Python: every tensor, its shape, and a digest of its bytes"
+        load_rank
+    fi
+
+    say "What to do next"
+    echo "README.md, Into your engine: how SGLang, vLLM and others load such a directory"
+    echo "man/moepack-format.5: what is in it, with loaders in Python and in C"
     echo
     echo "remove it with: ${DEMO_DIR:+DEMO_DIR=$DEMO_DIR }tests/demo.sh clean"
 }
