@@ -15,14 +15,10 @@
 #include "null_error_calls.h"
 
 #define FIXTURE "testdata/fixtures/v4-fp4"
-#define MISSING "testdata/fixtures/v4-fp4/missing"
 
 /* ------------------------------------------------------------------------
  * What calls need
  */
-
-static const mp_slots slots = {.num_logical = 5, .num_physical = 6, .ep = 2};
-static const int32_t row[] = {0, 1, 2, 3, 4, 9}; /* there is no expert 9 */
 
 /* Data beyond the end of every file. */
 static const uint64_t beyond_shape[] = {2};
@@ -52,15 +48,6 @@ static const mp_moe_layer *broken_layer(void)
         layer.experts[0].matrix[p].weight = &beyond;
     return &layer;
 }
-
-/* The code of a call without any memory. */
-#define WITHOUT_MEMORY(call)     \
-    memory_fail_at(0, true);     \
-    int without_memory = (call); \
-    memory_stop();               \
-    return without_memory
-
-#define CALL(function) static int fail_##function(mp_error *err)
 
 /* ------------------------------------------------------------------------
  * base, store
@@ -284,211 +271,6 @@ CALL(check)
 {
     const mp_dims odd = {.hidden_size = 7, .intermediate_size = 3};
     return mp_target_find("megamoe-w4a8")->check(&odd, NULL, err);
-}
-
-/* ------------------------------------------------------------------------
- * place
- */
-
-CALL(mp_placement_trivial)
-{
-    mp_placement placement;
-    return mp_placement_trivial(&placement, 1, 0, 0, err);
-}
-
-CALL(mp_placement_parse)
-{
-    mp_placement placement;
-    return mp_placement_parse(&placement, "[0, true]", 9, 2, err);
-}
-
-/* Expert 9 of 5. */
-static const mp_placement wrong = {
-    .layers = 1, .num_logical = 5, .num_physical = 6, .map = (int32_t *)(uintptr_t)row};
-
-CALL(mp_placement_write)
-{
-    char *text;
-    return mp_placement_write(&wrong, MP_PLACEMENT_VLLM_ASCEND, 5, &text, err);
-}
-
-CALL(mp_placement_check)
-{
-    return mp_placement_check(&wrong, 2, NULL, err);
-}
-
-CALL(mp_slots_init)
-{
-    mp_slots s;
-    return mp_slots_init(&s, 5, 6, 4, 0, false, err);
-}
-
-CALL(mp_slots_table)
-{
-    mp_slot table[6];
-    WITHOUT_MEMORY(mp_slots_table(&slots, row, table, err));
-}
-
-CALL(mp_replicas_init)
-{
-    mp_replicas replicas;
-    return mp_replicas_init(&replicas, row, 5, 6, err);
-}
-
-CALL(mp_recording_add)
-{
-    mp_recording recording = {0};
-    return mp_recording_add(&recording, "{}", 2, 0, err);
-}
-
-CALL(mp_recording_add_steps)
-{
-    mp_recording recording = {0};
-    const double negative[] = {1, 2, -3};
-    return mp_recording_add_steps(&recording, negative, 1, 1, 3, NULL, err);
-}
-
-CALL(mp_recording_sum)
-{
-    double much[] = {1e38, 1e38, 1e38, 1e38};
-    const mp_recording recording = {.layers = 1, .num_logical = 1, .steps = 4, .count = much};
-    mp_counts counts;
-    return mp_recording_sum(&recording, 0, &counts, err);
-}
-
-CALL(mp_eplb_balance)
-{
-    mp_eplb eplb;
-    float numbers[] = {1, 2, 3, 4, 5};
-    const mp_counts counts = {.layers = 1, .num_logical = 5, .count = numbers};
-    return mp_eplb_balance(&eplb, &counts, &(mp_eplb_options){.num_physical = 6, .ep = 4}, NULL,
-                           err);
-}
-
-CALL(mp_rank_load_parse)
-{
-    mp_rank_load load;
-    return mp_rank_load_parse(&load, "{}", 2, 2, err);
-}
-
-CALL(mp_route)
-{
-    const mp_route_options options = {.slots = slots};
-    const int32_t ids[] = {0};
-    const float weights[] = {1};
-    int32_t slot_ids[1];
-    float slot_weights[1];
-    uint64_t of_ranks[2];
-    return mp_route(&options, row, ids, weights, 1, 1, slot_ids, slot_weights, of_ranks, err);
-}
-
-CALL(mp_waterfill_assign)
-{
-    const uint64_t load[] = {UINT64_MAX, 1};
-    const mp_waterfill waterfill = {.load = load};
-    const int32_t physical[] = {0};
-    int32_t shared[1];
-    return mp_waterfill_assign(&waterfill, &slots, physical, 1, 1, shared, 1, err);
-}
-
-static double loads[] = {1, 2};
-static mp_eplb_report figures[1];
-static const mp_eplb balanced = {.placement = {.layers = 1, .num_logical = 5, .num_physical = 6},
-                                 .ep = 2,
-                                 .load_trivial = loads,
-                                 .load = loads,
-                                 .report = figures};
-static const uint64_t choices[] = {1, 2};
-
-CALL(mp_eplb_svg)
-{
-    char *text;
-    WITHOUT_MEMORY(mp_eplb_svg(&balanced, &text, err));
-}
-
-CALL(mp_eplb_bars)
-{
-    char *text;
-    WITHOUT_MEMORY(mp_eplb_bars(&balanced, 40, &text, err));
-}
-
-CALL(mp_rank_load_svg)
-{
-    char *text;
-    WITHOUT_MEMORY(mp_rank_load_svg(choices, 2, &text, err));
-}
-
-CALL(mp_rank_load_bars)
-{
-    char *text;
-    WITHOUT_MEMORY(mp_rank_load_bars(choices, 2, 40, &text, err));
-}
-
-/* ------------------------------------------------------------------------
- * backend
- */
-
-CALL(mp_env_set)
-{
-    mp_env env = {0};
-    WITHOUT_MEMORY(mp_env_set(&env, "A", "1", err));
-}
-
-CALL(mp_env_add)
-{
-    const char *list[] = {"A=1", NULL};
-    mp_env env = {0};
-    WITHOUT_MEMORY(mp_env_add(&env, list, err));
-}
-
-CALL(mp_env_parse)
-{
-    mp_env env = {0};
-    return mp_env_parse(&env, "nonsense", 8, "a text", err);
-}
-
-CALL(mp_backend_model_open)
-{
-    mp_backend_model model;
-    return mp_backend_model_open(&model, MISSING, NULL, err);
-}
-
-static const mp_backend_model model = {.source = "config.json",
-                                       .hidden_size = 384,
-                                       .moe_intermediate_size = 256,
-                                       .num_experts = 5,
-                                       .num_layers = UINT64_MAX};
-
-CALL(mp_backend_resolve)
-{
-    mp_backend backend;
-    const mp_env env = {0};
-    const mp_backend_flags flags = {
-        .backend = MP_A2A_MEGAMOE, .backend_given = true, .tp = 4, .ep = 4};
-    return mp_backend_resolve(&backend, &flags, &env, &model, err);
-}
-
-CALL(mp_backend_estimate)
-{
-    mp_backend_memory memory;
-    const mp_backend backend = {.target = "megamoe-w4a8", .slots = slots};
-    return mp_backend_estimate(&memory, &backend, &model, 0, err);
-}
-
-CALL(mp_backend_check_flags)
-{
-    const mp_backend_flags flags = {.engine = MP_ENGINE_VLLM_2026_09, .runner = MP_RUNNER_MEGAMOE};
-
-    return mp_backend_check_flags(&flags, err);
-}
-
-CALL(mp_backend_check_pack)
-{
-    mp_problems mismatches = {0};
-    const mp_backend backend = {.target = "megamoe-w4a8", .slots = slots};
-    const mp_backend_pack pack = {
-        .target = "megamoe-w4a8", .shared = MP_SHARED_NONE, .num_layers = 1, .placement_xxh3 = "0"};
-    WITHOUT_MEMORY(mp_backend_check_pack(&backend, &model, &pack, &wrong, NULL, &mismatches, err));
 }
 
 /* ------------------------------------------------------------------------
@@ -750,11 +532,6 @@ CALL(mp_verify)
 
 /* ------------------------------------------------------------------------ */
 
-#define ROW(function)              \
-    {                              \
-#function, fail_##function \
-    }
-
 const failing_call failing_calls[] = {
     ROW(mp_read_text),
     ROW(mp_select_layers),
@@ -785,32 +562,6 @@ const failing_call failing_calls[] = {
     ROW(mp_rows_channel_scales),
     ROW(mp_rows_amax),
     ROW(check),
-    ROW(mp_placement_trivial),
-    ROW(mp_placement_parse),
-    ROW(mp_placement_write),
-    ROW(mp_placement_check),
-    ROW(mp_slots_init),
-    ROW(mp_slots_table),
-    ROW(mp_replicas_init),
-    ROW(mp_recording_add),
-    ROW(mp_recording_add_steps),
-    ROW(mp_recording_sum),
-    ROW(mp_eplb_balance),
-    ROW(mp_rank_load_parse),
-    ROW(mp_route),
-    ROW(mp_waterfill_assign),
-    ROW(mp_eplb_svg),
-    ROW(mp_eplb_bars),
-    ROW(mp_rank_load_svg),
-    ROW(mp_rank_load_bars),
-    ROW(mp_env_set),
-    ROW(mp_env_add),
-    ROW(mp_env_parse),
-    ROW(mp_backend_model_open),
-    ROW(mp_backend_check_flags),
-    ROW(mp_backend_resolve),
-    ROW(mp_backend_estimate),
-    ROW(mp_backend_check_pack),
     ROW(mp_router_choose),
     ROW(mp_router_weigh),
     ROW(read),

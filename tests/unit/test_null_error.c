@@ -12,19 +12,29 @@
 
 #include "null_error_calls.h"
 
+static size_t num_calls(void)
+{
+    return num_failing_calls + num_failing_place_calls;
+}
+
+static const failing_call *call_at(size_t i)
+{
+    return i < num_failing_calls ? &failing_calls[i] : &failing_place_calls[i - num_failing_calls];
+}
+
 /* Each in a process of its own, which has the table at an address of its own: numbers of rows. */
 ParameterizedTestParameters(null_error, fails_as_with_one)
 {
-    size_t *rows = cr_malloc(num_failing_calls * sizeof *rows);
+    size_t *rows = cr_malloc(num_calls() * sizeof *rows);
 
-    for (size_t i = 0; i < num_failing_calls; i++)
+    for (size_t i = 0; i < num_calls(); i++)
         rows[i] = i;
-    return cr_make_param_array(size_t, rows, num_failing_calls);
+    return cr_make_param_array(size_t, rows, num_calls());
 }
 
 ParameterizedTest(const size_t *number, null_error, fails_as_with_one)
 {
-    const failing_call *c = &failing_calls[*number];
+    const failing_call *c = call_at(*number);
     mp_error err = {0};
     int rc = c->call(&err);
 
@@ -56,8 +66,8 @@ static void function_around(const char *text, const char *at, char name[64])
 
 static bool is_called(const char *function)
 {
-    for (size_t i = 0; i < num_failing_calls; i++) {
-        if (strcmp(failing_calls[i].function, function) == 0)
+    for (size_t i = 0; i < num_calls(); i++) {
+        if (strcmp(call_at(i)->function, function) == 0)
             return true;
     }
     return false;
@@ -79,6 +89,6 @@ Test(null_error, every_function_of_the_headers_is_called)
         }
         free(text);
     }
-    cr_assert_eq(found, num_failing_calls);
+    cr_assert_eq(found, num_calls());
     globfree(&headers);
 }

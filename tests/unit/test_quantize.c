@@ -37,7 +37,6 @@ TestSuite(quantize, .init = make_quantize_scratch, .fini = remove_quantize_scrat
 static const char *fixture_path(const char *name)
 {
     static char path[256];
-
     snprintf(path, sizeof path, "testdata/fixtures/%s", name);
     return path;
 }
@@ -46,7 +45,6 @@ static const char *fixture_path(const char *name)
 static const char *copy_fixture(const char *name)
 {
     char command[512];
-
     snprintf(command, sizeof command, "cp -r testdata/fixtures/%s %s/source", name, dir);
     cr_assert_eq(system(command), 0);
     return in_dir("source");
