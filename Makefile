@@ -42,7 +42,7 @@ CFLAGS ?= -O2 -g
 # The header says it for all: the program, the library's file name, moepack.pc, the archive.
 VERSION   := $(shell sed -n 's/^\#define MP_VERSION *"\(.*\)"/\1/p' include/moepack/base.h)
 SO_NAME   := libmoepack.so.$(firstword $(subst ., ,$(VERSION)))
-PACKAGES  := jansson libxxhash yaml-0.1
+PACKAGES  := jansson libxxhash libzstd yaml-0.1
 LIBRARIES := $(shell pkg-config --libs $(PACKAGES) 2>/dev/null) -lm
 AARCH64   := aarch64-linux-gnu
 
@@ -285,7 +285,8 @@ aarch64-build: $(LIB_OBJECTS) $(PROGRAM_OBJECTS) $(BUILD)/kernels
 $(BUILD)/kernels: $(BUILD)/tests/portability/kernels.o $(BUILD)/libmoepack.a
 	$(call say,link)$(LINK) -static -o $@ $(linked) -lm
 
-FOREIGN_HEADERS := $(addprefix build/aarch64/include/,jansson.h jansson_config.h xxhash.h yaml.h)
+FOREIGN_HEADERS := $(addprefix build/aarch64/include/,jansson.h jansson_config.h xxhash.h yaml.h \
+	zstd.h zstd_errors.h)
 build/aarch64/include/%.h:
 	@mkdir -p $(@D)
 	echo '#include <$*.h>' | cpp -M $$(pkg-config --cflags $(PACKAGES)) - | \

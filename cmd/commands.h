@@ -24,6 +24,8 @@
     X(repack)       \
     X(unpack)       \
     X(quantize)     \
+    X(compress)     \
+    X(decompress)   \
     X(verify)       \
     X(forward)      \
     X(diff)         \

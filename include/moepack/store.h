@@ -2,7 +2,8 @@
 /*
  * moepack/store.h - safetensors files and sharded checkpoints.
  *
- * A checkpoint is a directory of safetensors shards, or one safetensors file.
+ * A checkpoint is a directory of safetensors shards, or one safetensors file; each of
+ * them plain, or compressed as "X.safetensors.zst" and read as if it were the plain one.
  * Opening it reads and checks every header, no tensor data. Tensors are then
  * found by name and read through bounded views.
  *
@@ -47,9 +48,12 @@ typedef struct mp_tensor {
 
 /* One safetensors file of a checkpoint. */
 typedef struct mp_shard {
-    char *name; /* relative to the checkpoint's directory, no separators */
-    int fd;     /* read-only, close-on-exec */
-    uint64_t size;
+    char *name;      /* relative to the checkpoint's directory, no separators, without ".zst" */
+    char *file;      /* what the file itself is called */
+    int fd;          /* read-only, close-on-exec */
+    uint64_t size;   /* of the plain file */
+    uint64_t stored; /* of the file itself: less, where it is compressed */
+    struct mp_zstd_file *zstd;     /* private; null for a plain file */
     uint64_t header_bytes;         /* 8 + length of the JSON: where data begins */
     unsigned char header_xxh3[16]; /* XXH3-128, big-endian, of these bytes */
 } mp_shard;
@@ -60,15 +64,17 @@ typedef struct mp_checkpoint {
     size_t num_shards;
     mp_tensor *tensors; /* sorted by name, bytewise */
     size_t num_tensors;
-    char **metadata;     /* of the first shard: key, value, key, value ... */
-    size_t num_metadata; /* pairs */
-    void *arena;         /* private */
+    char **metadata;              /* of the first shard: key, value, key, value ... */
+    size_t num_metadata;          /* pairs */
+    void *arena;                  /* private */
+    struct mp_frame_cache *cache; /* private: decoded frames of compressed shards */
 } mp_checkpoint;
 
 /* Opens a checkpoint.
  * path: a directory with model.safetensors.index.json (or exactly one other
  *   *.safetensors.index.json), or without an index with one or many *.safetensors;
- *   or one safetensors file.
+ *   or one safetensors file. Of each file the plain one is taken, or the one with ".zst"
+ *   behind its name; both are one too many.
  * context: threads that read headers; may be null.
  * The index, where there is one, is the only authority for file names; without one,
  * names that begin with a dot are passed over. Every shard stays open, so the limit
@@ -85,7 +91,10 @@ void mp_checkpoint_release(mp_checkpoint *ckpt);
 const mp_tensor *mp_checkpoint_find(const mp_checkpoint *ckpt, const char *name);
 
 /* Reads bytes [offset, offset + n) of a tensor.
- * MP_ERR_INPUT if that is not inside the tensor, MP_ERR_IO; both name it. */
+ * Of a compressed shard only the frames that hold them are decoded.
+ * MP_ERR_INPUT if that is not inside the tensor, or a frame is damaged; MP_ERR_IO;
+ * MP_ERR_UNSUPPORTED for a compressed shard that can only be read from its beginning.
+ * All name the tensor. */
 int mp_tensor_read(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset, uint64_t n,
                    void *buffer, mp_error *err);
 

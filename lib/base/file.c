@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,6 +15,9 @@
 
 /* One call moves at most this much: Linux itself stops short of 2 GiB. */
 #define CALL_MAX ((uint64_t)1 << 30)
+
+/* Buffer that files are copied through. */
+#define COPY_BYTES ((uint64_t)1 << 20)
 
 /* Descriptors that walking a tree may hold at once; deeper trees still work. */
 #define WALK_DESCRIPTORS 16
@@ -152,6 +156,35 @@ int mp_write_file(const char *path, const void *data, uint64_t n, mp_error *err)
         return rc;
     }
     return mp_file_close(fd, path, err);
+}
+
+int mp_file_copy(const char *from, const char *to, mp_error *err)
+{
+    char *buffer = mp_alloc(COPY_BYTES, 1);
+    int in = -1, out = -1;
+    uint64_t size = 0;
+    int rc = buffer ? mp_open_read(from, &in, err) : mp_fail_memory(err);
+
+    if (rc == 0)
+        rc = mp_file_size(in, from, &size, err);
+    if (rc == 0)
+        rc = mp_open_write(to, &out, err);
+    if (rc == 0)
+        rc = mp_file_resize(out, to, size, err);
+    for (uint64_t at = 0; rc == 0 && at < size; at += COPY_BYTES) {
+        uint64_t n = size - at < COPY_BYTES ? size - at : COPY_BYTES;
+
+        rc = mp_pread_all(in, buffer, n, at, from, err);
+        if (rc == 0)
+            rc = mp_pwrite_all(out, buffer, n, at, to, err);
+    }
+    if (rc == 0)
+        rc = mp_file_sync(out, to, err);
+    if (mp_file_close(out, to, rc ? NULL : err) != 0 && rc == 0)
+        rc = err->code;
+    mp_file_close(in, from, NULL);
+    free(buffer);
+    return rc;
 }
 
 int mp_make_dir(const char *path, mp_error *err)

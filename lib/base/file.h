@@ -30,6 +30,9 @@ int mp_file_close(int fd, const char *path, mp_error *err);
 /* Writes a small file whole, synced. */
 int mp_write_file(const char *path, const void *data, uint64_t n, mp_error *err);
 
+/* Copies a file of any size, synced. */
+int mp_file_copy(const char *from, const char *to, mp_error *err);
+
 /* mkdir that accepts an existing directory. */
 int mp_make_dir(const char *path, mp_error *err);
 

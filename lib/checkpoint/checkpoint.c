@@ -10,8 +10,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
+#include "base/zstd_file.h"
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/shard.h"
 
 /* ------------------------------------------------------------------------
  * Shards
@@ -22,26 +24,8 @@ struct reading {
     mp_checkpoint *ckpt;
     mp_header *headers; /* one a shard */
     const char *index;  /* name of the index; null without one */
+    bool single;        /* a file was asked for, not a directory */
 };
-
-/* That a shard is missing, or is no file, is a fault of the checkpoint, not of the system. */
-static int open_shard(const struct reading *reading, mp_shard *shard, mp_error *err)
-{
-    struct stat st;
-    char *path = mp_path_join(reading->ckpt->dir, shard->name);
-    int rc;
-    if (!path)
-        return mp_fail_memory(err);
-    bool there = stat(path, &st) == 0;
-    if (!there && errno == ENOENT && reading->index)
-        rc = mp_fail(err, MP_ERR_INPUT, "the file is missing, \"%s\" names it", reading->index);
-    else if (there && !S_ISREG(st.st_mode)) /* to open a pipe would be to wait for its writer */
-        rc = mp_fail(err, MP_ERR_INPUT, "not a regular file");
-    else
-        rc = mp_open_read(path, &shard->fd, err);
-    free(path);
-    return rc;
-}
 
 static int read_shard(void *user, uint64_t i, void *scratch, mp_error *err)
 {
@@ -49,17 +33,18 @@ static int read_shard(void *user, uint64_t i, void *scratch, mp_error *err)
     const struct reading *reading = user;
     mp_shard *shard = &reading->ckpt->shards[i];
     mp_header *header = &reading->headers[i];
-    int rc = open_shard(reading, shard, err);
+    int rc = mp_shard_open(shard, reading->ckpt->dir, reading->single, reading->index, err);
     if (rc == 0)
-        rc = mp_header_read(header, shard, err);
+        rc = mp_header_read(header, shard, reading->ckpt->cache, err);
     for (size_t t = 0; t < header->num_tensors; t++)
         header->tensors[t].shard = (uint32_t)i;
     if (rc != 0)
-        mp_error_prefix(err, "%s", shard->name);
+        mp_error_prefix(err, "%s", shard->file);
     return rc;
 }
 
-static int name_shards(mp_checkpoint *ckpt, const mp_names *names, mp_error *err)
+/* file: the one that was asked for; null where the directory says what there is. */
+static int name_shards(mp_checkpoint *ckpt, const mp_names *names, const char *file, mp_error *err)
 {
     ckpt->shards = mp_alloc_zeroed(names->count, sizeof(*ckpt->shards));
     if (!ckpt->shards)
@@ -68,7 +53,8 @@ static int name_shards(mp_checkpoint *ckpt, const mp_names *names, mp_error *err
         mp_shard *shard = &ckpt->shards[ckpt->num_shards++];
         shard->fd = -1;
         shard->name = mp_format("%s", names->names[i]);
-        if (!shard->name)
+        shard->file = mp_format("%s", file ? file : names->names[i]);
+        if (!shard->name || !shard->file)
             return mp_fail_memory(err);
     }
     return 0;
@@ -123,10 +109,10 @@ static int gather(mp_checkpoint *ckpt, mp_header *headers, mp_error *err)
     return check_unique(ckpt, err);
 }
 
-static int read_headers(mp_checkpoint *ckpt, const mp_index *index, const mp_context *context,
-                        mp_error *err)
+static int read_headers(mp_checkpoint *ckpt, const mp_index *index, bool single,
+                        const mp_context *context, mp_error *err)
 {
-    struct reading reading = {.ckpt = ckpt, .index = index->name};
+    struct reading reading = {.ckpt = ckpt, .index = index->name, .single = single};
     reading.headers = mp_alloc_zeroed(ckpt->num_shards, sizeof(*reading.headers));
     if (!reading.headers)
         return mp_fail_memory(err);
@@ -165,14 +151,15 @@ int mp_checkpoint_open(mp_checkpoint *ckpt, const char *path, const mp_context *
 {
     mp_index index = {0};
     const char *file = NULL;
-    *ckpt = (mp_checkpoint){.arena = mp_alloc_zeroed(1, sizeof(mp_arena))};
-    int rc = ckpt->arena ? find_dir(ckpt, path, &file, err) : mp_fail_memory(err);
+    *ckpt = (mp_checkpoint){.arena = mp_alloc_zeroed(1, sizeof(mp_arena)),
+                            .cache = mp_frame_cache_new(mp_threads(context))};
+    int rc = ckpt->arena && ckpt->cache ? find_dir(ckpt, path, &file, err) : mp_fail_memory(err);
     if (rc == 0)
         rc = mp_index_open(&index, ckpt->dir, file, err);
     if (rc == 0)
-        rc = name_shards(ckpt, &index.shards, err);
+        rc = name_shards(ckpt, &index.shards, file, err);
     if (rc == 0)
-        rc = read_headers(ckpt, &index, context, err);
+        rc = read_headers(ckpt, &index, file != NULL, context, err);
     if (rc == 0)
         rc = mp_index_check(&index, ckpt, err);
     mp_index_release(&index);
@@ -184,10 +171,10 @@ int mp_checkpoint_open(mp_checkpoint *ckpt, const char *path, const mp_context *
 void mp_checkpoint_release(mp_checkpoint *ckpt)
 {
     for (size_t i = 0; i < ckpt->num_shards; i++) {
-        mp_file_close(ckpt->shards[i].fd, ckpt->shards[i].name, NULL);
-        free(ckpt->shards[i].name);
+        mp_shard_release(&ckpt->shards[i]);
     }
     free(ckpt->shards);
+    mp_frame_cache_free(ckpt->cache);
     free(ckpt->tensors);
     free(ckpt->dir);
     if (ckpt->arena)
@@ -215,14 +202,18 @@ int mp_tensor_read(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t 
                      (unsigned long long)n, (unsigned long long)offset,
                      (unsigned long long)tensor->bytes);
     else
-        rc = mp_pread_all(shard->fd, buffer, n, tensor->offset + offset, shard->name, err);
+        rc = mp_shard_read(shard, ckpt->cache, tensor->offset + offset, n, buffer, err);
     if (rc != 0)
-        mp_error_prefix(err, "%s: tensor \"%s\"", shard->name, tensor->name);
+        mp_error_prefix(err, "%s: tensor \"%s\"", shard->file, tensor->name);
     return rc;
 }
 
 void mp_tensor_forget(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset,
                       uint64_t n)
 {
-    mp_file_forget(ckpt->shards[tensor->shard].fd, tensor->offset + offset, n);
+    const mp_shard *shard = &ckpt->shards[tensor->shard];
+    if (shard->zstd)
+        mp_zstd_file_forget(shard->zstd, ckpt->cache, tensor->offset + offset, n);
+    else
+        mp_file_forget(shard->fd, tensor->offset + offset, n);
 }

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/foreign.h"
 #include "base/json.h"
+#include "checkpoint/shard.h"
 
 #define INDEX_NAME   "model.safetensors.index.json"
 #define INDEX_SUFFIX ".safetensors.index.json"
@@ -31,6 +32,7 @@ static void names_release(mp_names *names)
     *names = (mp_names){0};
 }
 
+/* Adds a name, without ".zst": a shard has the same one, compressed or not. */
 static int names_add(mp_names *names, const char *name, mp_error *err)
 {
     size_t n = names->count;
@@ -40,7 +42,7 @@ static int names_add(mp_names *names, const char *name, mp_error *err)
             return mp_fail_memory(err);
         names->names = more;
     }
-    names->names[n] = mp_arena_string(&names->arena, name, strlen(name));
+    names->names[n] = mp_arena_string(&names->arena, name, mp_shard_name_length(name));
     if (!names->names[n])
         return mp_fail_memory(err);
     names->count++;
@@ -235,6 +237,8 @@ int mp_index_open(mp_index *index, const char *dir, const char *file, mp_error *
         return rc;
     if (!index->name) {
         rc = names_list(&index->shards, dir, SHARD_SUFFIX, err);
+        if (rc == 0)
+            rc = names_list(&index->shards, dir, SHARD_SUFFIX MP_ZSTD_SUFFIX, err);
         if (rc == 0 && index->shards.count == 0)
             rc = fail_without_shards(dir, err);
         return rc;
@@ -267,9 +271,10 @@ static int check_entry(const mp_index *index, const mp_checkpoint *ckpt, const c
     if (!tensor)
         return mp_fail(err, MP_ERR_INPUT, "%s: tensor \"%s\" is missing, \"%s\" says it is here",
                        shard, name, index->name);
-    if (strcmp(ckpt->shards[tensor->shard].name, shard) != 0)
+    const char *actual = ckpt->shards[tensor->shard].name;
+    if (!mp_shard_same_name(actual, shard))
         return mp_fail(err, MP_ERR_INPUT, "%s: tensor \"%s\" is in \"%s\", \"%s\" says it is here",
-                       shard, name, ckpt->shards[tensor->shard].name, index->name);
+                       shard, name, actual, index->name);
     return 0;
 }
 

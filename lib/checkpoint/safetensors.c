@@ -9,7 +9,9 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/foreign.h"
+#include "base/zstd_file.h"
 #include "checkpoint/members.h"
+#include "checkpoint/shard.h"
 
 #define LENGTH_BYTES 8
 
@@ -311,18 +313,19 @@ static uint64_t little_endian(const unsigned char bytes[LENGTH_BYTES])
 }
 
 /* Sets the size of the file and of its header. */
-static int measure(mp_shard *shard, mp_error *err)
+static int measure(mp_shard *shard, struct mp_frame_cache *cache, mp_error *err)
 {
     unsigned char bytes[MP_FOREIGN_BYTES];
     const char *foreign;
-    int rc = mp_file_size(shard->fd, shard->name, &shard->size, err);
+    int rc = mp_file_size(shard->fd, shard->file, &shard->stored, err);
     if (rc != 0)
         return rc;
+    shard->size = shard->zstd ? shard->zstd->content : shard->stored;
     if (shard->size < LENGTH_BYTES)
         return mp_fail(err, MP_ERR_INPUT, "file of %llu bytes is too small for a header",
                        (unsigned long long)shard->size);
     uint64_t begin = shard->size < sizeof bytes ? shard->size : sizeof bytes;
-    rc = mp_pread_all(shard->fd, bytes, begin, 0, shard->name, err);
+    rc = mp_shard_read(shard, cache, 0, begin, bytes, err);
     if (rc != 0)
         return rc;
     foreign = mp_foreign_content(bytes, begin);
@@ -339,17 +342,17 @@ static int measure(mp_shard *shard, mp_error *err)
     return 0;
 }
 
-int mp_header_read(mp_header *header, mp_shard *shard, mp_error *err)
+int mp_header_read(mp_header *header, mp_shard *shard, struct mp_frame_cache *cache, mp_error *err)
 {
     mp_digest digest;
     *header = (mp_header){0};
-    int rc = measure(shard, err);
+    int rc = measure(shard, cache, err);
     if (rc != 0)
         return rc;
     char *text = mp_alloc(shard->header_bytes, 1);
     if (!text)
         return mp_fail_memory(err);
-    rc = mp_pread_all(shard->fd, text, shard->header_bytes, 0, shard->name, err);
+    rc = mp_shard_read(shard, cache, 0, shard->header_bytes, text, err);
     if (rc == 0) {
         mp_digest_of(text, (size_t)shard->header_bytes, &digest);
         memcpy(shard->header_xxh3, digest.bytes, sizeof(shard->header_xxh3));

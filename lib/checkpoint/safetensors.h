@@ -18,9 +18,9 @@ typedef struct mp_header {
     mp_arena arena; /* names, shapes and metadata */
 } mp_header;
 
-/* Reads and checks the header of an open file; sets size, header_bytes and header_xxh3 of
+/* Reads and checks the header of an open file; sets stored, size, header_bytes and header_xxh3 of
  * shard. Messages do not name the file. Release header in any case. */
-int mp_header_read(mp_header *header, mp_shard *shard, mp_error *err);
+int mp_header_read(mp_header *header, mp_shard *shard, struct mp_frame_cache *cache, mp_error *err);
 void mp_header_release(mp_header *header);
 
 /* Order of tensors by name, bytewise; for qsort and bsearch. */

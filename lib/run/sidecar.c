@@ -73,14 +73,15 @@ void mp_shard_hex(const mp_shard *shard, mp_hex_digest hex)
     mp_digest_text(&digest, hex);
 }
 
-/* The last bytes of a shard: other weights of the same shapes have other ones. */
+/* The last bytes of a shard: other weights of the same shapes have other ones. Of a compressed
+ * file it is those of its seek table, with checksums of its last frames. */
 static int digest_end(const mp_shard *shard, mp_hex_digest hex, mp_error *err)
 {
     uint8_t bytes[SAMPLE_BYTES];
-    uint64_t data = shard->size - shard->header_bytes;
+    uint64_t data = shard->zstd ? shard->stored : shard->size - shard->header_bytes;
     uint64_t n = data < SAMPLE_BYTES ? data : SAMPLE_BYTES;
 
-    if (mp_pread_all(shard->fd, bytes, n, shard->size - n, shard->name, err) != 0)
+    if (mp_pread_all(shard->fd, bytes, n, shard->stored - n, shard->file, err) != 0)
         return err->code;
     mp_hex_digest_of(bytes, n, hex);
     return 0;

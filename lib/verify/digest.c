@@ -7,6 +7,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/parallel.h"
+#include "checkpoint/shard.h"
 
 #define BUFFER_BYTES (1u << 20)
 
@@ -62,9 +63,11 @@ static int check_digest(void *user, uint64_t index, void *buffer, mp_error *err)
     if (!held->tensor || !check->layers[spot.layer])
         return 0;
     spot.tensor = held->tensor->name;
-    const mp_shard *shard = &held->file->shards[held->tensor->shard];
-    int rc = mp_digest_file(shard->fd, shard->name, held->tensor->offset, held->tensor->bytes,
-                            buffer, BUFFER_BYTES, &digest, err);
+    int rc = mp_tensor_digest(held->file, held->tensor, buffer, BUFFER_BYTES, &digest, err);
+    if (rc == MP_ERR_INPUT) { /* a frame of a compressed file is damaged */
+        mp_fault_add(&check->faults, &spot, "%s", err->message);
+        return 0;
+    }
     if (rc != 0)
         return mp_error_prefix(err, "rank %u", job->rank->packed->rank);
     mp_tensor_forget(held->file, held->tensor, 0, held->tensor->bytes);

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "checkpoint/shard.h"
 
 /* Bytes of all tensors that a rank has to hold. */
 static int rank_bytes(const mp_check *check, const mp_rank *rank, uint64_t *bytes, mp_error *err)
@@ -38,7 +39,7 @@ static void check_weight_map(mp_check *check, const mp_rank *rank, json_t *map)
         for (size_t i = 0; i < file->num_tensors; i++) {
             const char *name = json_string_value(json_object_get(map, file->tensors[i].name));
 
-            if (!name || strcmp(name, file->name) != 0)
+            if (!name || !mp_shard_same_name(name, file->name))
                 mp_fault_add(&check->faults, &spot, "%s: says that %s is in %s, not %s",
                              MP_INDEX_NAME, file->tensors[i].name, name ? name : "no file",
                              file->name);

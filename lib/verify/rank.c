@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/zstd_file.h"
 
 char *mp_packed_tensor_name(const mp_check *check, size_t layer, unsigned tensor)
 {
@@ -53,6 +54,11 @@ static int open_file(mp_rank *rank, mp_check *check, size_t f, mp_error *err)
         return mp_fail_memory(err);
     rc = mp_checkpoint_open(&rank->files[f], path, NULL, err);
     free(path);
+    if (rc == 0 && rank->files[f].shards[0].zstd) {
+        rc = mp_zstd_file_check(rank->files[f].shards[0].zstd, err);
+        if (rc == MP_ERR_INPUT)
+            mp_error_prefix(err, "%s", file->name);
+    }
     if (rc == MP_ERR_INPUT) {
         mp_fault_add(&check->faults, &spot, "%s", err->message);
         return 0;

@@ -22,7 +22,6 @@
 #define HF_CONFIG    "hf_quant_config.json"
 #define DESCRIPTION  "quant_model_description*.json"
 #define CONFIG_LIMIT (16u << 20)
-#define COPY_BUFFER  (256u << 10)
 #define COUNT(a)     (sizeof(a) / sizeof((a)[0]))
 
 /* ------------------------------------------------------------------------
@@ -243,36 +242,6 @@ bool mp_quantize_is_side_file(const char *name)
     return false;
 }
 
-/* Copies a file of any size, synced. */
-static int copy_file(const char *from, const char *to, mp_error *err)
-{
-    char *buffer = mp_alloc(COPY_BUFFER, 1);
-    int in = -1, out = -1;
-    uint64_t size = 0;
-    int rc = buffer ? mp_open_read(from, &in, err) : mp_fail_memory(err);
-
-    if (rc == 0)
-        rc = mp_file_size(in, from, &size, err);
-    if (rc == 0)
-        rc = mp_open_write(to, &out, err);
-    if (rc == 0)
-        rc = mp_file_resize(out, to, size, err);
-    for (uint64_t at = 0; rc == 0 && at < size; at += COPY_BUFFER) {
-        uint64_t n = size - at < COPY_BUFFER ? size - at : COPY_BUFFER;
-
-        rc = mp_pread_all(in, buffer, n, at, from, err);
-        if (rc == 0)
-            rc = mp_pwrite_all(out, buffer, n, at, to, err);
-    }
-    if (rc == 0)
-        rc = mp_file_sync(out, to, err);
-    if (mp_file_close(out, to, rc ? NULL : err) != 0 && rc == 0)
-        rc = err->code;
-    mp_file_close(in, from, NULL);
-    free(buffer);
-    return rc;
-}
-
 /* Whether a description names only tensors that are written: others are gone. */
 static json_t *described(const mp_quantize_plan *plan, json_t *old)
 {
@@ -334,7 +303,7 @@ static int put_side_file(const mp_quantize_plan *plan, const char *name, const c
     to = mp_path_join(dir, name);
     rc = from && to ? 0 : mp_fail_memory(err);
     if (rc == 0 && stat(from, &st) == 0 && S_ISREG(st.st_mode))
-        rc = description ? put_description(plan, from, dir, name, err) : copy_file(from, to, err);
+        rc = description ? put_description(plan, from, dir, name, err) : mp_file_copy(from, to, err);
     free(from);
     free(to);
     return rc;

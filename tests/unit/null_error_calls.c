@@ -512,6 +512,12 @@ CALL(mp_quantize_plan_run)
     return mp_quantize_plan_run(&plan, MISSING "/out", MP_RUN_FRESH, NULL, err);
 }
 
+CALL(mp_compress)
+{
+    const mp_compress_options options = {0};
+    return mp_compress(MISSING, MISSING "/out", &options, MP_RUN_FRESH, NULL, NULL, err);
+}
+
 CALL(mp_quantize_errors)
 {
     mp_layer_error *errors;
@@ -587,6 +593,7 @@ const failing_call failing_calls[] = {
     ROW(mp_unpack_plan_run),
     ROW(mp_quantize_plan_init),
     ROW(mp_quantize_plan_run),
+    ROW(mp_compress),
     ROW(mp_quantize_errors),
     ROW(mp_synth),
     ROW(mp_verify),

@@ -1,0 +1,430 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Compressed files: finding their frames, reading anywhere through a cache, reading in order.
+ *
+ * A thread holds one frame of the cache while it copies from it and none while it waits for
+ * another, so that waiting ends. Whoever misses a frame first decodes it, without the lock; who
+ * wants the same frame meanwhile waits for that. A read that takes a whole frame passes the cache
+ * by. */
+#include "base/zstd_file.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zstd.h>
+
+#include "base/error.h"
+#include "base/file.h"
+
+#define BLOCK_HEAD     3
+#define BLOCK_RLE      1
+#define BLOCK_RESERVED 3
+#define CHECKSUM_BYTES 4
+
+/* Frames of tensors that are read side by side: weights and scales of three matrices. */
+#define SLOTS_OF_THREAD 16
+
+/* ------------------------------------------------------------------------
+ * Finding frames
+ */
+
+/* Sets *end to where the frame ends that begins there, which its blocks say. */
+static int walk_frame(const mp_zstd_file *file, const mp_frame_head *head, uint64_t at,
+                      uint64_t *end, mp_error *err)
+{
+    unsigned char bytes[BLOCK_HEAD];
+    bool last = false;
+
+    *end = at + head->bytes;
+    while (!last && !head->skippable) {
+        if (*end > file->stored || file->stored - *end < BLOCK_HEAD)
+            return mp_fail(err, MP_ERR_INPUT, "cut off: the file ends inside it");
+        int rc = mp_pread_all(file->fd, bytes, BLOCK_HEAD, *end, file->name, err);
+        if (rc != 0)
+            return rc;
+        uint32_t block = bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16;
+        unsigned type = block >> 1 & 3;
+        if (type == BLOCK_RESERVED)
+            return mp_fail(err, MP_ERR_INPUT, "a block of no known type at byte %llu",
+                           (unsigned long long)*end);
+        *end += BLOCK_HEAD + (type == BLOCK_RLE ? 1 : block >> 3);
+        last = block & 1;
+    }
+    *end += head->skippable ? head->content : head->checksum ? CHECKSUM_BYTES : 0;
+    if (*end > file->stored)
+        return mp_fail(err, MP_ERR_INPUT, "cut off: the file ends inside it");
+    return 0;
+}
+
+/* Decodes all of a file to learn how much it is. */
+static int count_content(mp_zstd_file *file, mp_error *err)
+{
+    const size_t room = ZSTD_DStreamOutSize();
+    mp_zstd_stream *stream = NULL;
+    void *buffer = mp_alloc(room, 1);
+    size_t got = room;
+    int rc = buffer ? mp_zstd_stream_open(&stream, file, err) : mp_fail_memory(err);
+
+    for (file->content = 0; rc == 0 && got == room; file->content += rc == 0 ? got : 0)
+        rc = mp_zstd_stream_read(stream, buffer, room, &got, err);
+    mp_zstd_stream_close(stream);
+    free(buffer);
+    return rc;
+}
+
+/* Finds the frames where no table lists them. A skippable frame belongs to the one before it or,
+ * at the beginning, makes the list useless: then, too, the file is read in order. */
+static int walk_frames(mp_zstd_file *file, mp_error *err)
+{
+    mp_frames *frames = &file->frames;
+    uint64_t at = 0, end;
+    bool sized = true;
+    mp_frame_head head;
+
+    file->seekable = true;
+    for (size_t i = 0; at < file->stored; i++, at = end) {
+        int rc = mp_frame_head_read(&head, file->fd, file->name, at, file->stored, err);
+
+        if (rc == 0)
+            rc = walk_frame(file, &head, at, &end, err);
+        if (rc != 0)
+            return mp_error_prefix(err, "frame %zu at byte %llu", i, (unsigned long long)at);
+        sized &= head.skippable || head.sized;
+        file->seekable &= !head.skippable && head.sized && head.content <= MP_FRAME_MAX &&
+                          head.content > 0 && end - at <= 2 * MP_FRAME_MAX;
+        uint64_t content = head.skippable || !head.sized ? 0 : head.content;
+        if (mp_frames_add(frames, end - at, content, 0, err) != 0)
+            return err->code;
+    }
+    if (frames->count == 0)
+        return mp_fail(err, MP_ERR_INPUT, "file of 0 bytes holds no zstd frame");
+    file->content = frames->list[frames->count].content;
+    return sized ? 0 : count_content(file, err);
+}
+
+int mp_zstd_file_open(mp_zstd_file *file, int fd, const char *name, mp_error *err)
+{
+    bool found;
+
+    err = MP_NEVER_NULL(err);
+    *file = (mp_zstd_file){.fd = fd, .name = name};
+    int rc = mp_file_size(fd, name, &file->stored, err);
+    if (rc == 0)
+        rc = mp_frames_read_table(&file->frames, fd, name, file->stored, &found, err);
+    if (rc != 0)
+        return rc;
+    if (!found)
+        return walk_frames(file, err);
+    const mp_frames *frames = &file->frames;
+    file->seekable = true;
+    for (size_t i = 0; i < frames->count; i++)
+        file->seekable &= frames->list[i + 1].content - frames->list[i].content <= MP_FRAME_MAX;
+    file->content = frames->count > 0 ? frames->list[frames->count].content : 0;
+    return 0;
+}
+
+void mp_zstd_file_release(mp_zstd_file *file)
+{
+    mp_frames_release(&file->frames);
+}
+
+int mp_zstd_file_check(const mp_zstd_file *file, mp_error *err)
+{
+    const mp_frames *frames = &file->frames;
+    mp_frame_head head;
+
+    err = MP_NEVER_NULL(err);
+    for (size_t i = 0; i < frames->count; i++) {
+        const mp_frame *frame = &frames->list[i];
+        uint64_t content = frame[1].content - frame->content;
+        int rc = mp_frame_head_read(&head, file->fd, file->name, frame->at, frame[1].at, err);
+
+        if (rc == 0 && content > 0 && (head.skippable || (head.sized && head.content != content)))
+            rc = mp_fail(err, MP_ERR_INPUT, "declares %llu bytes of content, the seek table %llu",
+                         (unsigned long long)(head.skippable ? 0 : head.content),
+                         (unsigned long long)content);
+        if (rc != 0)
+            return mp_error_prefix(err, "frame %zu at byte %llu", i, (unsigned long long)frame->at);
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * The cache
+ */
+
+typedef struct slot {
+    const mp_zstd_file *file; /* null: free */
+    size_t frame;
+    unsigned char *content;
+    uint64_t bytes;
+    unsigned users; /* threads that decode it or copy from it */
+    bool ready;
+    uint64_t used; /* when last, by the cache's clock */
+} slot;
+
+struct mp_frame_cache {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    uint64_t bytes, limit; /* of content */
+    uint64_t clock;
+    size_t num_slots;
+    slot slots[];
+};
+
+mp_frame_cache *mp_frame_cache_new(int threads)
+{
+    size_t slots = (size_t)threads * SLOTS_OF_THREAD;
+    mp_frame_cache *cache = mp_alloc_zeroed(1, sizeof *cache + slots * sizeof(slot));
+
+    if (!cache)
+        return NULL;
+    pthread_mutex_init(&cache->lock, NULL);
+    pthread_cond_init(&cache->changed, NULL);
+    cache->limit = (uint64_t)threads * MP_FRAME_MAX;
+    cache->num_slots = slots;
+    return cache;
+}
+
+static void drop(mp_frame_cache *cache, slot *s)
+{
+    cache->bytes -= s->bytes;
+    free(s->content);
+    *s = (slot){0};
+}
+
+void mp_frame_cache_free(mp_frame_cache *cache)
+{
+    if (!cache)
+        return;
+    for (size_t i = 0; i < cache->num_slots; i++)
+        free(cache->slots[i].content);
+    pthread_mutex_destroy(&cache->lock);
+    pthread_cond_destroy(&cache->changed);
+    free(cache);
+}
+
+static slot *find_slot(mp_frame_cache *cache, const mp_zstd_file *file, size_t frame)
+{
+    for (size_t i = 0; i < cache->num_slots; i++)
+        if (cache->slots[i].file == file && cache->slots[i].frame == frame)
+            return &cache->slots[i];
+    return NULL;
+}
+
+/* A free slot with room for so many bytes; what was used longest ago goes first. Null where all
+ * are in use. */
+static slot *make_slot(mp_frame_cache *cache, uint64_t bytes)
+{
+    for (;;) {
+        slot *unused = NULL, *oldest = NULL;
+
+        for (size_t i = 0; i < cache->num_slots; i++) {
+            slot *s = &cache->slots[i];
+
+            if (!s->file)
+                unused = s;
+            else if (s->users == 0 && (!oldest || s->used < oldest->used))
+                oldest = s;
+        }
+        if (unused && cache->bytes + bytes <= cache->limit)
+            return unused;
+        if (!oldest)
+            return NULL;
+        drop(cache, oldest);
+    }
+}
+
+/* Takes a frame for use, by finding it, or by making a slot for it, which is not ready then. */
+static slot *take(mp_frame_cache *cache, const mp_zstd_file *file, size_t frame)
+{
+    const mp_frame *at = &file->frames.list[frame];
+    uint64_t bytes = at[1].content - at->content;
+    slot *s;
+
+    pthread_mutex_lock(&cache->lock);
+    for (;;) {
+        s = find_slot(cache, file, frame);
+        if (s && s->ready)
+            break;
+        if (!s && (s = make_slot(cache, bytes)) != NULL) {
+            *s = (slot){.file = file, .frame = frame, .bytes = bytes};
+            cache->bytes += bytes;
+            break;
+        }
+        pthread_cond_wait(&cache->changed, &cache->lock);
+    }
+    s->users++;
+    s->used = ++cache->clock;
+    pthread_mutex_unlock(&cache->lock);
+    return s;
+}
+
+/* Ends the use of a slot; good: its content is whole. */
+static void give(mp_frame_cache *cache, slot *s, bool good)
+{
+    pthread_mutex_lock(&cache->lock);
+    s->users--;
+    s->ready = good;
+    if (!good)
+        drop(cache, s);
+    pthread_cond_broadcast(&cache->changed);
+    pthread_mutex_unlock(&cache->lock);
+}
+
+static int read_part(const mp_zstd_file *file, mp_frame_cache *cache, size_t frame, uint64_t begin,
+                     uint64_t n, void *buffer, mp_error *err)
+{
+    slot *s = take(cache, file, frame);
+    int rc = 0;
+
+    if (!s->ready) { /* nobody else writes it: this thread is its only user */
+        s->content = mp_alloc(s->bytes, 1);
+        rc = s->content
+                 ? mp_frame_decode(&file->frames, frame, file->fd, file->name, s->content, err)
+                 : mp_fail_memory(err);
+    }
+    if (rc == 0)
+        memcpy(buffer, s->content + begin, n);
+    give(cache, s, rc == 0);
+    return rc;
+}
+
+/* The beginning of a file that is not seekable. */
+static int read_head(const mp_zstd_file *file, uint64_t offset, uint64_t n, void *buffer,
+                     mp_error *err)
+{
+    mp_zstd_stream *stream = NULL;
+    size_t got = 0;
+
+    if (offset != 0)
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "compressed in frames over %llu MiB, which can only be read from the "
+                       "beginning: moepack decompress, or recompress it with moepack compress",
+                       (unsigned long long)(MP_FRAME_MAX >> 20));
+    int rc = mp_zstd_stream_open(&stream, file, err);
+    if (rc == 0)
+        rc = mp_zstd_stream_read(stream, buffer, n, &got, err);
+    if (rc == 0 && got < n)
+        rc = mp_fail(err, MP_ERR_INPUT, "holds %zu bytes, less than its frames declare", got);
+    mp_zstd_stream_close(stream);
+    return rc;
+}
+
+int mp_zstd_file_read(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset, uint64_t n,
+                      void *buffer, mp_error *err)
+{
+    const mp_frame *list = file->frames.list;
+    unsigned char *to = buffer;
+    int rc = 0;
+
+    if (n == 0)
+        return 0;
+    if (!file->seekable)
+        return read_head(file, offset, n, buffer, err);
+    for (size_t i = mp_frames_find(&file->frames, offset); n > 0 && rc == 0; i++) {
+        uint64_t begin = offset - list[i].content, left = list[i + 1].content - offset;
+        uint64_t part = n < left ? n : left;
+
+        if (begin == 0 && part == left)
+            rc = mp_frame_decode(&file->frames, i, file->fd, file->name, to, err);
+        else
+            rc = read_part(file, cache, i, begin, part, to, err);
+        to += part;
+        offset += part;
+        n -= part;
+    }
+    return rc;
+}
+
+void mp_zstd_file_forget(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset,
+                         uint64_t n)
+{
+    if (!file->seekable || n == 0)
+        return;
+    size_t first = mp_frames_find(&file->frames, offset);
+    size_t last = mp_frames_find(&file->frames, offset + n - 1);
+    const mp_frame *list = file->frames.list;
+
+    pthread_mutex_lock(&cache->lock);
+    for (size_t i = 0; i < cache->num_slots; i++) {
+        slot *s = &cache->slots[i];
+
+        if (s->file == file && s->frame >= first && s->frame <= last && s->users == 0)
+            drop(cache, s);
+    }
+    pthread_cond_broadcast(&cache->changed);
+    pthread_mutex_unlock(&cache->lock);
+    mp_file_forget(file->fd, list[first].at, list[last + 1].at - list[first].at);
+}
+
+/* ------------------------------------------------------------------------
+ * Streams
+ */
+
+struct mp_zstd_stream {
+    const mp_zstd_file *file;
+    ZSTD_DCtx *context;
+    unsigned char *stored;
+    ZSTD_inBuffer in;
+    uint64_t at; /* in the file, behind `in` */
+    size_t hint; /* 0: between frames */
+};
+
+int mp_zstd_stream_open(mp_zstd_stream **stream, const mp_zstd_file *file, mp_error *err)
+{
+    mp_zstd_stream *s = *stream = mp_alloc_zeroed(1, sizeof *s);
+
+    if (!s)
+        return mp_fail_memory(err);
+    s->file = file;
+    s->context = ZSTD_createDCtx(); /* its limit of windows is MP_FRAME_WINDOW_MAX */
+    s->stored = mp_alloc(ZSTD_DStreamInSize(), 1);
+    s->in.src = s->stored;
+    return s->context && s->stored ? 0 : mp_fail_memory(err);
+}
+
+void mp_zstd_stream_close(mp_zstd_stream *stream)
+{
+    if (!stream)
+        return;
+    ZSTD_freeDCtx(stream->context);
+    free(stream->stored);
+    free(stream);
+}
+
+static int fill(mp_zstd_stream *s, mp_error *err)
+{
+    uint64_t left = s->file->stored - s->at;
+    size_t n = left < ZSTD_DStreamInSize() ? (size_t)left : ZSTD_DStreamInSize();
+    int rc = mp_pread_all(s->file->fd, s->stored, n, s->at, s->file->name, err);
+
+    s->at += n;
+    s->in.size = n;
+    s->in.pos = 0;
+    return rc;
+}
+
+int mp_zstd_stream_read(mp_zstd_stream *s, void *buffer, size_t n, size_t *got, mp_error *err)
+{
+    ZSTD_outBuffer out = {buffer, n, 0};
+    int rc = 0;
+
+    while (rc == 0 && out.pos < n) {
+        size_t before = out.pos;
+
+        if (s->in.pos == s->in.size && s->at < s->file->stored)
+            rc = fill(s, err);
+        bool ended = s->in.pos == s->in.size;
+        if (ended && s->hint == 0)
+            break;
+        if (rc == 0)
+            s->hint = ZSTD_decompressStream(s->context, &out, &s->in);
+        if (rc == 0 && ZSTD_isError(s->hint))
+            rc = mp_fail(err, MP_ERR_INPUT, "damaged before byte %llu of the file",
+                         (unsigned long long)s->at);
+        else if (rc == 0 && ended && out.pos == before && s->hint != 0)
+            rc = mp_fail(err, MP_ERR_INPUT, "cut off: the file ends inside a frame");
+    }
+    *got = out.pos;
+    return rc;
+}

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * base/zstd_file.h - a compressed file, read as if it were the plain one.
+ *
+ * Of a file whose frames are small enough any bytes are read by decoding the frames that hold
+ * them, and no others; which is every file with a seek table that moepack has written, and any
+ * other of which every frame says that it holds at most MP_FRAME_MAX. Others are read from
+ * beginning to end.
+ */
+#ifndef MP_BASE_ZSTD_FILE_H
+#define MP_BASE_ZSTD_FILE_H
+
+#include "base/zstd_frames.h"
+
+typedef struct mp_zstd_file {
+    int fd;           /* borrowed */
+    const char *name; /* borrowed; for messages */
+    uint64_t stored;  /* bytes of the file */
+    uint64_t content; /* bytes of the plain one */
+    bool seekable;    /* frames lists all there are */
+    mp_frames frames;
+} mp_zstd_file;
+
+/* Finds the frames of a file, by its seek table, else by walking through their heads and blocks;
+ * nothing is decoded unless a frame does not say what it holds. MP_ERR_INPUT, MP_ERR_UNSUPPORTED
+ * (a dictionary), MP_ERR_IO; messages do not name the file. Release file in any case. */
+int mp_zstd_file_open(mp_zstd_file *file, int fd, const char *name, mp_error *err);
+void mp_zstd_file_release(mp_zstd_file *file);
+
+/* That the head of every frame says of its content what the seek table does. */
+int mp_zstd_file_check(const mp_zstd_file *file, mp_error *err);
+
+/* ------------------------------------------------------------------------
+ * Reading anywhere
+ */
+
+/* Decoded frames of several files, for reads that take part of one; all functions are safe to
+ * call from several threads. */
+typedef struct mp_frame_cache mp_frame_cache;
+
+/* threads: the cache holds a frame of MP_FRAME_MAX for each, or more of smaller ones. Null
+ * without memory. */
+mp_frame_cache *mp_frame_cache_new(int threads);
+void mp_frame_cache_free(mp_frame_cache *cache);
+
+/* Reads content [offset, offset + n), which lies inside the file. Of a file that is not
+ * seekable only its beginning; else MP_ERR_UNSUPPORTED. */
+int mp_zstd_file_read(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset, uint64_t n,
+                      void *buffer, mp_error *err);
+
+/* Drops frames that hold these bytes, here and in the system's cache. */
+void mp_zstd_file_forget(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset,
+                         uint64_t n);
+
+/* ------------------------------------------------------------------------
+ * Reading in order
+ */
+
+typedef struct mp_zstd_stream mp_zstd_stream;
+
+int mp_zstd_stream_open(mp_zstd_stream **stream, const mp_zstd_file *file, mp_error *err);
+void mp_zstd_stream_close(mp_zstd_stream *stream);
+
+/* The next bytes of the content; *got is less than n at its end only. */
+int mp_zstd_stream_read(mp_zstd_stream *stream, void *buffer, size_t n, size_t *got, mp_error *err);
+
+#endif

@@ -1,0 +1,195 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# compress and decompress, and every command on what they write.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+fixtures=$ROOT/testdata/fixtures
+fail_io=$(dirname "$MOEPACK")/fail_io.so
+
+# Files below a directory, with their digests but those of the shards' own.
+same()
+{
+    assert_equal "$(diff -r "$1" "$2" 2>&1 | head -5)" ''
+}
+
+it "compresses and decompresses checkpoints to the same bytes"
+for source in v4-fp4 qwen3-bf16 ct-nvfp4 llama4-bf16-fused-b; do
+    run moepack compress "$fixtures/$source" -o small -q
+    assert_status 0
+    assert_stderr ''
+    for file in small/*.zst; do
+        plain=$(basename "$file" .zst)
+        zstd -dcq "$file" | cmp - "$fixtures/$source/$plain"
+        assert $? "zstd gives another $plain"
+    done
+    run moepack decompress small -o back -q
+    assert_status 0
+    same "$fixtures/$source" back
+    run moepack compress back -o again -q -j1
+    assert_status 0
+    same small again
+    rm -rf small back again
+done
+
+it "says what each type has become"
+run moepack compress "$fixtures/v4-fp4" -o small
+assert_status 0
+assert_stderr_has 'moepack: compress: small: '
+assert_stderr_has '  F8_E8M0 '
+run moepack decompress small -o back --json -q
+assert_status 0
+assert_equal "$(jq -r '.plain_bytes' "$stdout")" "$(cat "$fixtures"/v4-fp4/*.safetensors | wc -c)"
+assert_equal "$(jq -r '.stored_bytes' "$stdout")" "$(cat small/*.zst | wc -c)"
+assert_equal "$(jq -r '[.tensors[] | select(.dtype == "F8_E8M0")][0] | .stored_bytes < .plain_bytes' \
+    "$stdout")" true
+
+it "gives the same pack from compressed shards, and verifies it against either"
+for source in v4-fp4 qwen35-fused-a; do
+    target=$([ $source = v4-fp4 ] && echo megamoe-w4a8 || echo deepep-bf16)
+    moepack compress "$fixtures/$source" -o small -q
+    moepack repack "$fixtures/$source" -o a -q -t "$target" --ep 1
+    run moepack repack small -o b -q -t "$target" --ep 1
+    assert_status 0
+    same a/rank-000 b/rank-000
+    assert_equal "$(jq 'del(.command, .xxh3)' a/moepack.json)" \
+        "$(jq 'del(.command, .xxh3)' b/moepack.json)"
+    run moepack verify a --level exact --source small
+    assert_status 0
+    run moepack diff "$fixtures/$source" small
+    assert_status 0
+    rm -rf a b small
+done
+
+it "compresses packs, which every command reads"
+moepack repack "$fixtures/v4-fp4" -o packed -q -t megamoe-w4a8 --ep 5
+run moepack compress packed -o small -q
+assert_status 0
+run moepack verify small --level exact --source "$fixtures/v4-fp4"
+assert_status 0
+run moepack unpack small -o a -q
+assert_status 0
+moepack unpack packed -o b -q
+same_tensors=$(diff -r -x moepack-unpack.json a b)
+assert_equal "$same_tensors" ''
+run moepack diff packed small
+assert_status 0
+run moepack inspect small
+assert_status 0
+run moepack decompress small -o back -q
+assert_status 0
+same packed back
+
+it "finds a flipped bit, and names the tensor"
+moepack repack "$fixtures/v4-fp4" -o packed -q -t megamoe-w4a8 --ep 1
+moepack compress packed -o small -q
+file=$(echo small/rank-000/*.zst)
+size=$(stat -c %s "$file")
+printf '\xff\xff\xff' | dd of="$file" bs=1 seek=$((size / 2)) conv=notrunc status=none
+run moepack verify small --level structure
+assert_status 0
+run moepack verify small
+assert_status 1
+assert_stdout_has 'does not match its checksum'
+assert_stdout_has 'experts.l'
+
+it "refuses what is cut off or lies"
+mkdir bad
+cp "$fixtures"/qwen3-bf16/config.json bad/
+moepack compress "$fixtures/qwen3-bf16" -o small -q
+rm -f small/*.index.json
+file=$(basename small/*.zst)
+size=$(stat -c %s "small/$file")
+head -c $((size - 1)) "small/$file" >"bad/$file"
+run moepack inspect bad
+assert_status 3
+assert_stderr_has "$file: frame "
+head -c 100 "small/$file" >"bad/$file"
+run moepack inspect bad
+assert_status 3
+: >"bad/$file"
+run moepack inspect bad
+assert_status 3
+assert_stderr_is "moepack: inspect: $file: file of 0 bytes holds no zstd frame"
+cp "$fixtures"/qwen3-bf16/*.safetensors small/
+run moepack inspect small
+assert_status 3
+assert_stderr_is \
+    "moepack: inspect: ${file%.zst}: \"$file\" is there too: remove one of them"
+run moepack compress small -o out
+assert_status 3
+assert_stderr_has 'is there too: remove one of them'
+
+it "takes shards that zstd wrote, in order"
+mkdir one
+cp -L "$fixtures"/qwen3-bf16/*.json one/
+for file in "$fixtures"/qwen3-bf16/*.safetensors; do
+    zstd -qc <"$file" >"one/$(basename "$file").zst"
+done
+run moepack inspect one
+assert_status 0
+run moepack repack one -o packed -t deepep-bf16 --ep 1
+assert_status 5
+assert_stderr_has 'moepack decompress, or recompress it with moepack compress'
+run moepack decompress one -o back -q
+assert_status 0
+same "$fixtures/qwen3-bf16" back
+run moepack compress one -o a -q
+assert_status 0
+moepack compress "$fixtures/qwen3-bf16" -o b -q
+same a b
+
+it "goes on after being killed at any call"
+moepack repack "$fixtures/v4-fp4" -o packed -q -t megamoe-w4a8 --ep 5
+moepack compress packed -o wanted -q
+for n in 1 2 3 7 11 16 23 31 40; do
+    {
+        run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite,fdatasync,fsync,mkdir,rename FAIL_AT=$n \
+            FAIL_WITH=SIGKILL "$MOEPACK" compress packed -o small -q -j1
+    } 2>/dev/null
+    assert_status 137
+    run moepack compress packed -o small -q --resume
+    assert_status 0
+    same wanted small
+    rm -rf small
+done
+
+it "goes on after SIGTERM, and not with another level or source"
+run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite FAIL_AT=5 FAIL_TIMES=1 FAIL_WITH=SIGTERM \
+    "$MOEPACK" compress "$fixtures/v4-fp4" -o small -q -j1
+assert_status 143
+assert_stderr_is 'moepack: compress: interrupted: --resume goes on with small.partial'
+run moepack compress "$fixtures/v4-fp4" -o small -q
+assert_status 2
+run moepack compress "$fixtures/v4-fp4" -o small -q --resume --level 3
+assert_status 3
+assert_stderr_has 'the interrupted run had "compress auto", this one has "compress 3"'
+run moepack compress "$fixtures/v4-fp4" -o small -q --resume
+assert_status 0
+run moepack compress "$fixtures/v4-fp4" -o small -q --resume
+assert_status 0
+run moepack compress "$fixtures/qwen3-bf16" -o small -q --resume
+assert_status 3
+
+it "replaces only what it would write, and never its source"
+moepack compress "$fixtures/v4-fp4" -o small -q
+run moepack compress "$fixtures/v4-fp4" -o small -q
+assert_status 2
+run moepack compress "$fixtures/v4-fp4" -o small -q --force --level 3
+assert_status 0
+run moepack compress "$fixtures/qwen3-bf16" -o small -q --force
+assert_status 2
+assert_stderr_has 'holds other files than it is to hold: not replaced'
+run moepack compress small -o small -q --force
+assert_status 2
+run moepack compress small -o small/within -q
+assert_status 2
+run moepack compress small -o out --level 23
+assert_status 2
+assert_stderr_has "option --level: '23' is neither auto nor 1 to 22"
+mkdir empty
+run moepack compress empty -o out
+assert_status 3
+assert_stderr_is 'moepack: compress: "empty" holds no *.safetensors'
+
+finish
