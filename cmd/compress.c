@@ -15,29 +15,9 @@ typedef struct compress_options {
     work_options work;
 } compress_options;
 
-static json_t *report_json(const mp_compress_report *report)
-{
-    return json_pack("{s:I, s:I, s:I, s:I, s:o}", "files", (json_int_t)report->files, "shards",
-                     (json_int_t)report->shards, "plain_bytes", (json_int_t)report->plain,
-                     "stored_bytes", (json_int_t)report->stored, "tensors",
-                     zstd_sums_json(report->sums));
-}
-
-/* What the plain files and the compressed ones took, whichever were written. */
-static void print_report(const char *name, const char *out, const mp_compress_report *report)
-{
-    char plain[SIZE_TEXT], stored[SIZE_TEXT];
-
-    fprintf(stderr, "moepack: %s: %s: %llu shards, %s plain, %s compressed (%.1f%%)\n", name, out,
-            (unsigned long long)report->shards, size_text(report->plain, plain),
-            size_text(report->stored, stored), zstd_percent(report->stored, report->plain));
-    zstd_print_sums(stderr, report->sums);
-}
-
 static int run(const compress_options *o, bool decompress, mp_error *err)
 {
-    const char *name = decompress ? "decompress" : "compress";
-    mp_compress_options options = {.decompress = decompress};
+    mp_compress_options options = {.decompress = decompress, .level = MP_ZSTD_AUTO};
     mp_compress_report report;
     mp_context context;
     mp_run_mode mode = o->work.resume ? MP_RUN_RESUME : o->work.force ? MP_RUN_FORCE : MP_RUN_FRESH;
@@ -54,9 +34,11 @@ static int run(const compress_options *o, bool decompress, mp_error *err)
     if (rc != 0)
         return rc;
     progress_clear();
-    if (!o->common.quiet)
-        print_report(name, o->work.out, &report);
-    return o->common.json ? print_json(report_json(&report), err) : 0;
+    if (!o->common.quiet) {
+        fprintf(stderr, "moepack: %s: %s: ", decompress ? "decompress" : "compress", o->work.out);
+        zstd_print(stderr, &report);
+    }
+    return o->common.json ? print_json(zstd_json(&report), err) : 0;
 }
 
 static int run_compress(const void *values, mp_error *err)

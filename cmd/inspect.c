@@ -4,6 +4,7 @@
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
+#include "zstd.h"
 
 #include <string.h>
 
@@ -98,6 +99,17 @@ static uint64_t tensor_bytes(const mp_checkpoint *ckpt)
     return bytes;
 }
 
+/* Whether any shard is compressed; and what that gained. */
+static bool sum_up(const mp_checkpoint *ckpt, mp_compress_report *report)
+{
+    *report = (mp_compress_report){.shards = ckpt->num_shards};
+    for (size_t i = 0; i < ckpt->num_shards; i++) {
+        report->plain += ckpt->shards[i].size;
+        report->stored += ckpt->shards[i].stored;
+    }
+    return mp_compress_sums(ckpt, report->sums);
+}
+
 static int print_catalog_json(const mp_catalog *c, bool with_tensors, mp_error *err)
 {
     json_t *layers = json_array(), *json, *passed_over = json_object();
@@ -122,6 +134,9 @@ static int print_catalog_json(const mp_catalog *c, bool with_tensors, mp_error *
         number_json(tensor_bytes(&c->checkpoint)), "shards", number_json(c->checkpoint.num_shards),
         "problems", problems_json(&c->problems), "warnings", problems_json(&c->promises), "notes",
         problems_json(&c->notes));
+    mp_compress_report report;
+    if (json && sum_up(&c->checkpoint, &report))
+        json_object_set_new(json, "zstd", zstd_json(&report));
     if (json && c->num_towers > 0)
         json_object_set_new(json, "towers", towers_json(c));
     if (json && with_tensors)
@@ -221,6 +236,7 @@ static void print_sizes(uint64_t hidden, uint64_t width, uint32_t experts, uint3
 
 static void print_catalog(const mp_catalog *c, bool each_layer, const output_ink *ink)
 {
+    mp_compress_report report;
     char model[MP_MODEL_TEXT];
 
     printf("%s%s%s (%s)\n", ink->bold, mp_model_text(c->config.model_type, c->family, model),
@@ -239,6 +255,8 @@ static void print_catalog(const mp_catalog *c, bool each_layer, const output_ink
     print_layers(c, each_layer);
     printf("\n");
     print_counts(c);
+    if (sum_up(&c->checkpoint, &report))
+        zstd_print(stdout, &report);
 }
 
 /* ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 /* moepack inspect on a packed directory: its manifest, and whether its files fit it. */
 #include "inspect.h"
 #include "output.h"
+#include "zstd.h"
 
 #include <moepack/layout.h>
 #include <moepack/verify.h>
@@ -13,7 +14,14 @@ typedef struct packed {
     mp_shape shape;
     uint64_t *layer_bytes; /* [m->num_layers], of tensors on all ranks */
     const mp_verify_report *report;
+    mp_compress_report shards;
 } packed;
+
+/* Plain files are stored as they are; compressing always changes the size. */
+static bool is_compressed(const packed *p)
+{
+    return p->shards.stored != p->shards.plain;
+}
 
 static uint64_t file_bytes(const mp_manifest *m)
 {
@@ -109,6 +117,8 @@ static int print_pack_json(const packed *p, bool with_tensors, mp_error *err)
 
     if (json && with_tensors)
         json_object_set_new(json, "tensors", packed_tensors_json(m));
+    if (json && is_compressed(p))
+        json_object_set_new(json, "zstd", zstd_json(&p->shards));
     return print_json(json, err);
 }
 
@@ -135,6 +145,8 @@ static void print_pack(const packed *p, const output_ink *ink)
         printf(" - %s", m->layers[m->num_layers - 1]);
     printf("\n%zu tensors in %zu files of %zu ranks, %s\n", count_tensors(m), count_files(m),
            m->num_ranks, size_text(file_bytes(m), bytes));
+    if (is_compressed(p))
+        zstd_print(stdout, &p->shards);
     for (size_t i = 0; i < m->num_errors; i++)
         printf("error of %s %s: relative RMS %.4g, SQNR %.2f dB\n", m->errors[i].layer,
                m->errors[i].matrix, m->errors[i].relative_rms, m->errors[i].sqnr_db);
@@ -191,6 +203,9 @@ int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *
         .m = &m, .report = &report, .layer_bytes = calloc(m.num_layers + 1, sizeof *p.layer_bytes)};
     rc = p.layer_bytes ? mp_verify(o->path, &how, context, &report, err)
                        : cmd_fail(err, MP_ERR_IO, "out of memory");
+    /* What cannot be read is among the faults already. */
+    if (rc == 0 && mp_compress_measure(o->path, context, &p.shards, NULL) != 0)
+        p.shards = (mp_compress_report){0};
     if (rc == 0)
         rc = print_all(o, &p, err);
     free(p.layer_bytes);

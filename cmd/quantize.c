@@ -6,6 +6,7 @@
 #include "output.h"
 #include "progress.h"
 #include "work.h"
+#include "zstd.h"
 
 #include <moepack/pack.h>
 #include <stdlib.h>
@@ -87,7 +88,7 @@ static char *command_text(const quantize_options *o)
 static int make_plan(quantize_job *job, mp_error *err)
 {
     const quantize_options *o = job->o;
-    const mp_quantize_options options = {
+    mp_quantize_options options = {
         .scheme = (mp_scheme)o->format,
         .style = style_name(o),
         .quant = {.rounding = o->rounding,
@@ -101,6 +102,8 @@ static int make_plan(quantize_job *job, mp_error *err)
         .command = job->command,
     };
 
+    if (zstd_option(o->work.zstd, o->work.zstd_given, &options.zstd, err) != 0)
+        return err->code;
     return mp_quantize_plan_init(&job->plan, &job->catalog, &options, err);
 }
 
@@ -146,7 +149,7 @@ static void release(quantize_job *job)
 static int print_errors_json(const quantize_job *job, const mp_layer_error *errors, size_t count,
                              mp_error *err)
 {
-    json_t *json = work_json(&job->plan.work, &job->context);
+    json_t *json = work_json(&job->plan.work, job->o->work.out, &job->context);
     json_t *rows = error_table_json(errors, count);
 
     if (!json || json_object_set_new(json, "errors", rows) != 0) {
@@ -229,6 +232,7 @@ static const cmd_option options[] = {
              "begin another file beyond SIZE; left out: 5GB"),
     OPT_DOUBLE(0, "fail-above", "X", quantize_options, fail_above, 0, 1e30,
                "status 1 where a relative RMS error is above X"),
+    OPT_ZSTD(quantize_options),
     OPT_FLAG(0, "resume", quantize_options, work.resume, "continue an interrupted run"),
     OPT_FLAG(0, "force", quantize_options, work.force,
              "replace a requantized checkpoint OUT, discard an interrupted run"),

@@ -6,6 +6,7 @@
 #include "output.h"
 #include "progress.h"
 #include "work.h"
+#include "zstd.h"
 
 #include <moepack/artifact.h>
 #include <moepack/pack.h>
@@ -146,6 +147,8 @@ static int make_plan(repack_job *job, mp_error *err)
         .command = job->command,
     };
 
+    if (zstd_option(o->work.zstd, o->work.zstd_given, &options.zstd, err) != 0)
+        return err->code;
     if (o->quantize)
         mp_scheme_parse(o->quantize, &options.quantize_to);
     return mp_plan_init(&job->plan, &job->catalog, &options, err);
@@ -227,7 +230,7 @@ static int run_repack(const void *values, mp_error *err)
     if (rc == 0)
         rc = work_do(&work, err);
     if (rc == 0 && o->common.json && !o->work.dry_run)
-        rc = print_json(work_json(&job.plan.work, &context), err);
+        rc = print_json(work_json(&job.plan.work, o->work.out, &context), err);
     if (rc == 0 && !o->work.dry_run)
         rc = report_errors(o, err);
     release(&job);
@@ -313,6 +316,7 @@ static const cmd_option options[] = {
     OPT_WORDS(0, "ranks", "LIST", repack_options, ranks, "only these ranks, as in 0-3,7"),
     OPT_SIZE(0, "max-shard-size", "SIZE", repack_options, max_shard_size, 1, INT64_MAX,
              "begin another file of a rank beyond SIZE; left out: 5GB"),
+    OPT_ZSTD(repack_options),
     OPT_FLAG(0, "resume", repack_options, work.resume, "continue an interrupted run"),
     OPT_FLAG(0, "force", repack_options, work.force,
              "replace a packed directory OUT, discard an interrupted run"),

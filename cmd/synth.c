@@ -3,6 +3,7 @@
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
+#include "zstd.h"
 
 #include <moepack/synth.h>
 #include <string.h>
@@ -39,6 +40,8 @@ typedef struct synth_options {
     int style;             /* an mp_synth_style */
     uint64_t seed;
     uint64_t max_shard_size;
+    const char *zstd;
+    bool zstd_given;
     bool list;
 } synth_options;
 
@@ -180,6 +183,8 @@ static int run_synth(const void *values, mp_error *err)
     else if (start_from_family(o, &synth, err) != 0)
         return err->code;
     apply(o, &synth);
+    if (zstd_option(o->zstd, o->zstd_given, &synth.zstd, err) != 0)
+        return err->code;
     cmd_context(&o->common, &context);
     return mp_synth(&synth, o->output, &context, err);
 }
@@ -236,6 +241,9 @@ static const cmd_option options[] = {
     OPT_U64(0, "seed", "N", synth_options, seed, 0, UINT64_MAX, "seed of the weights"),
     OPT_SIZE(0, "max-shard-size", "SIZE", synth_options, max_shard_size, 1, INT64_MAX,
              "most bytes of tensors in a shard"),
+    OPT_STRING(0, "zstd", "LEVEL", synth_options, zstd,
+               "compress each shard as it is finished: 1 to 22, or auto",
+               .flags = OPT_OPTIONAL_VALUE, .given = offsetof(synth_options, zstd_given)),
     OPT_FLAG(0, "list", synth_options, list, "print families with their schemes and styles"),
     OPT_END,
 };

@@ -4,6 +4,7 @@
 #include "output.h"
 #include "progress.h"
 #include "work.h"
+#include "zstd.h"
 
 #include <moepack/pack.h>
 #include <stdlib.h>
@@ -47,7 +48,8 @@ static int prepare(unpack_job *job, const mp_context *context, mp_error *err)
     mp_unpack_options options = {.max_shard_size = o->max_shard_size};
     int rc;
 
-    if (work_check(&o->work, err) != 0)
+    if (work_check(&o->work, err) != 0 ||
+        zstd_option(o->work.zstd, o->work.zstd_given, &options.zstd, err) != 0)
         return err->code;
     rc = select_packed_layers(job, err);
     if (rc != 0)
@@ -76,7 +78,7 @@ static int run_unpack(const void *values, mp_error *err)
     if (rc == 0)
         rc = work_do(&work, err);
     if (rc == 0 && o->common.json && !o->work.dry_run)
-        rc = print_json(work_json(&job.plan.work, &context), err);
+        rc = print_json(work_json(&job.plan.work, o->work.out, &context), err);
     mp_unpack_plan_release(&job.plan);
     free(job.layers);
     return rc;
@@ -92,6 +94,7 @@ static const cmd_option options[] = {
     OPT_WORDS(0, "layers", "LIST", unpack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
     OPT_SIZE(0, "max-shard-size", "SIZE", unpack_options, max_shard_size, 1, INT64_MAX,
              "begin another file beyond SIZE; left out: 5GB"),
+    OPT_ZSTD(unpack_options),
     OPT_FLAG(0, "resume", unpack_options, work.resume, "continue an interrupted run"),
     OPT_FLAG(0, "force", unpack_options, work.force,
              "replace an unpacked checkpoint DIR, discard an interrupted run"),

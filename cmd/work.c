@@ -4,6 +4,7 @@
 
 #include "output.h"
 #include "progress.h"
+#include "zstd.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -78,18 +79,22 @@ static void print_work(FILE *out, const mp_work *work, const mp_context *context
             size_text(work->bytes_written, written), size_text(peak_scratch(work, context), size));
 }
 
-json_t *work_json(const mp_work *work, const mp_context *context)
+json_t *work_json(const mp_work *work, const char *out, const mp_context *context)
 {
-    json_t *files = json_array();
+    json_t *files = json_array(), *json;
+    mp_compress_report report;
 
     for (size_t f = 0; files && f < work->num_files; f++)
         json_array_append_new(files, json_pack("{s:s, s:I, s:i}", "path", work->files[f].path,
                                                "bytes", (json_int_t)work->files[f].bytes, "tensors",
                                                (int)work->files[f].num_tensors));
-    return json_pack("{s:o, s:I, s:I, s:I, s:I}", "files", files, "units",
+    json = json_pack("{s:o, s:I, s:I, s:I, s:I}", "files", files, "units",
                      (json_int_t)work->num_units, "bytes_read", (json_int_t)work->bytes_read,
                      "bytes_written", (json_int_t)work->bytes_written, "peak_scratch",
                      (json_int_t)peak_scratch(work, context));
+    if (json && out && work->zstd && mp_compress_measure(out, context, &report, NULL) == 0)
+        json_object_set_new(json, "zstd", zstd_json(&report));
+    return json;
 }
 
 static double seconds_now(void)
@@ -104,6 +109,7 @@ static double seconds_now(void)
 static void print_done(const work_job *job, double seconds)
 {
     const mp_work *work = job->work;
+    mp_compress_report report;
     char size[SIZE_TEXT];
 
     fprintf(stderr, "moepack: %s: %s: %zu files, %s in %.1f s", job->name, job->options->out,
@@ -111,6 +117,8 @@ static void print_done(const work_job *job, double seconds)
     if (!job->options->resume)
         fprintf(stderr, " (%.2f GB/s)", (double)work->bytes_written / seconds / 1e9);
     fputc('\n', stderr);
+    if (work->zstd && mp_compress_measure(job->options->out, job->context, &report, NULL) == 0)
+        zstd_print(stderr, &report);
 }
 
 int work_check(const work_options *o, mp_error *err)
@@ -152,7 +160,7 @@ int work_do(const work_job *job, mp_error *err)
         return run(job, err);
     }
     if (job->common->json)
-        return print_json(work_json(job->work, job->context), err);
+        return print_json(work_json(job->work, NULL, job->context), err);
     print_work(stdout, job->work, job->context);
     return 0;
 }

@@ -29,7 +29,15 @@ int select_layers(const char *list, const mp_catalog *catalog, bool **selected, 
 typedef struct work_options {
     const char *out;
     bool resume, force, dry_run;
+    const char *zstd; /* null: auto, where it is given */
+    bool zstd_given;
 } work_options;
+
+/* --zstd[=LEVEL|auto] of a command whose options S have `work`. */
+#define OPT_ZSTD(S)                                                      \
+    OPT_STRING(0, "zstd", "LEVEL", S, work.zstd,                         \
+               "compress each file as it is finished: 1 to 22, or auto", \
+               .flags = OPT_OPTIONAL_VALUE, .given = offsetof(S, work.zstd_given))
 
 /* MP_ERR_USAGE for options that contradict each other, and for no OUT. */
 int work_check(const work_options *o, mp_error *err);
@@ -54,7 +62,8 @@ typedef struct work_job {
  * what was done. */
 int work_do(const work_job *job, mp_error *err);
 
-/* Files, units, bytes and memory as JSON; null without memory. */
-json_t *work_json(const mp_work *work, const mp_context *context);
+/* Files, units, bytes and memory as JSON and, of an `out` that is written (else null) and was
+ * compressed, what that gained; null without memory. */
+json_t *work_json(const mp_work *work, const char *out, const mp_context *context);
 
 #endif

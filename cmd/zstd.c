@@ -21,32 +21,48 @@ int zstd_level(const char *option, const char *text, int *level, mp_error *err)
     return 0;
 }
 
-double zstd_percent(uint64_t stored, uint64_t plain)
+int zstd_option(const char *text, bool given, int *level, mp_error *err)
+{
+    *level = given ? MP_ZSTD_AUTO : MP_ZSTD_NONE;
+    return given && text ? zstd_level("zstd", text, level, err) : 0;
+}
+
+static double percent(uint64_t stored, uint64_t plain)
 {
     return plain > 0 ? 100 * (double)stored / (double)plain : 100;
 }
 
-void zstd_print_sums(FILE *out, const mp_compress_sum sums[MP_DTYPE_COUNT])
+void zstd_print(FILE *out, const mp_compress_report *report)
 {
     char plain[SIZE_TEXT], stored[SIZE_TEXT];
 
-    for (int d = 0; d < MP_DTYPE_COUNT; d++)
-        if (sums[d].tensors > 0)
+    fprintf(out, "%llu shards, %s plain, %s stored: %.1f%%\n", (unsigned long long)report->shards,
+            size_text(report->plain, plain), size_text(report->stored, stored),
+            percent(report->stored, report->plain));
+    for (int d = 0; d < MP_DTYPE_COUNT; d++) {
+        const mp_compress_sum *sum = &report->sums[d];
+
+        if (sum->tensors > 0)
             fprintf(out, "  %-8s %6llu tensors  %10s  %10s  %5.1f%%\n", mp_dtype_name((mp_dtype)d),
-                    (unsigned long long)sums[d].tensors, size_text(sums[d].plain, plain),
-                    size_text(sums[d].stored, stored), zstd_percent(sums[d].stored, sums[d].plain));
+                    (unsigned long long)sum->tensors, size_text(sum->plain, plain),
+                    size_text(sum->stored, stored), percent(sum->stored, sum->plain));
+    }
 }
 
-json_t *zstd_sums_json(const mp_compress_sum sums[MP_DTYPE_COUNT])
+json_t *zstd_json(const mp_compress_report *report)
 {
     json_t *list = json_array();
 
-    for (int d = 0; list && d < MP_DTYPE_COUNT; d++)
-        if (sums[d].tensors > 0)
-            json_array_append_new(list, json_pack("{s:s, s:I, s:I, s:I}", "dtype",
-                                                  mp_dtype_name((mp_dtype)d), "tensors",
-                                                  (json_int_t)sums[d].tensors, "plain_bytes",
-                                                  (json_int_t)sums[d].plain, "stored_bytes",
-                                                  (json_int_t)sums[d].stored));
-    return list;
+    for (int d = 0; list && d < MP_DTYPE_COUNT; d++) {
+        const mp_compress_sum *sum = &report->sums[d];
+
+        if (sum->tensors > 0)
+            json_array_append_new(
+                list, json_pack("{s:s, s:I, s:I, s:I}", "dtype", mp_dtype_name((mp_dtype)d),
+                                "tensors", (json_int_t)sum->tensors, "plain_bytes",
+                                (json_int_t)sum->plain, "stored_bytes", (json_int_t)sum->stored));
+    }
+    return json_pack("{s:I, s:I, s:I, s:o}", "shards", (json_int_t)report->shards, "plain_bytes",
+                     (json_int_t)report->plain, "stored_bytes", (json_int_t)report->stored,
+                     "tensors", list);
 }

@@ -10,13 +10,14 @@
 /* "auto", or 1 to 22. option: its long name, for MP_ERR_USAGE. */
 int zstd_level(const char *option, const char *text, int *level, mp_error *err);
 
-/* 100 stored / plain; 100 of nothing. */
-double zstd_percent(uint64_t stored, uint64_t plain);
+/* Level of --zstd[=TEXT]: MP_ZSTD_NONE where it was not given. */
+int zstd_option(const char *text, bool given, int *level, mp_error *err);
 
-/* Tensors of each type that is there: "  BF16     12 tensors  1.2 MB  0.9 MB  78.1%". */
-void zstd_print_sums(FILE *out, const mp_compress_sum sums[MP_DTYPE_COUNT]);
+/* Bytes of shards, plain and as they are stored, then a line for each type that is there:
+ * "  BF16     12 tensors  1.2 MB  0.9 MB  78.1%". */
+void zstd_print(FILE *out, const mp_compress_report *report);
 
-/* The same as an array of {dtype, tensors, plain_bytes, stored_bytes}; null without memory. */
-json_t *zstd_sums_json(const mp_compress_sum sums[MP_DTYPE_COUNT]);
+/* The same as an object; null without memory. */
+json_t *zstd_json(const mp_compress_report *report);
 
 #endif

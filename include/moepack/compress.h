@@ -17,13 +17,9 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-/* Level 1; a tensor whose first 16 MiB do not shrink by a tenth is stored as it is. */
-#define MP_ZSTD_AUTO      0
-#define MP_ZSTD_LEVEL_MAX 22
-
 typedef struct mp_compress_options {
     bool decompress; /* else compress */
-    int level;       /* 1 .. MP_ZSTD_LEVEL_MAX, or MP_ZSTD_AUTO */
+    int level;       /* of compress, not MP_ZSTD_NONE */
 } mp_compress_options;
 
 /* Bytes of tensors of one type. */
@@ -35,7 +31,6 @@ typedef struct mp_compress_sum {
 
 /* What was written. */
 typedef struct mp_compress_report {
-    uint64_t files; /* all of them */
     uint64_t shards;
     uint64_t plain, stored; /* bytes of shards, of plain files and of compressed ones */
     mp_compress_sum sums[MP_DTYPE_COUNT];
@@ -51,6 +46,10 @@ typedef struct mp_compress_report {
 int mp_compress(const char *from, const char *out, const mp_compress_options *options,
                 mp_run_mode mode, const mp_context *context, mp_compress_report *report,
                 mp_error *err);
+
+/* Sums up the shards below a directory, plain ones with stored = plain. MP_ERR_INPUT, MP_ERR_IO. */
+int mp_compress_measure(const char *dir, const mp_context *context, mp_compress_report *report,
+                        mp_error *err);
 
 /* Adds the tensors of a checkpoint to sums by type; returns whether any of its shards is
  * compressed. Of a shard that can only be read from its beginning, stored is estimated by the

@@ -50,6 +50,7 @@ typedef struct mp_repack_options {
     const bool *layers;      /* [catalog.num_layers], null: all */
     const bool *ranks;       /* [ep], null: all */
     uint64_t max_shard_size; /* 0: 5 GB */
+    int zstd;                /* how shards are compressed; 0: not at all */
     const char *drop;        /* "bias,input_scale": what of an expert to leave behind where the
                                 target cannot carry it; null: nothing */
     const char *command;     /* for the manifest; paths already cut to their last part */
@@ -103,6 +104,7 @@ int mp_plan_run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp
 typedef struct mp_unpack_options {
     const bool *layers;      /* [manifest.num_layers], null: all */
     uint64_t max_shard_size; /* 0: 5 GB */
+    int zstd;                /* how shards are compressed; 0: not at all */
 } mp_unpack_options;
 
 typedef struct mp_unpack_plan {
@@ -145,6 +147,7 @@ typedef struct mp_quantize_options {
     bool requantize_shared;  /* shared experts too; else they stay as they are */
     const bool *layers;      /* [catalog.num_layers], null: all; others stay as they are */
     uint64_t max_shard_size; /* 0: 5 GB */
+    int zstd;                /* how shards are compressed; 0: not at all */
     const char *drop;        /* "bias,input_scale": of an expert, left behind; null: nothing */
     const char *command;     /* for the report; paths already cut to their last part */
 } mp_quantize_options;

@@ -42,6 +42,7 @@ typedef struct mp_synth_options {
     double routed_scaling_factor; /* not used where the family has none */
     uint64_t seed;
     uint64_t max_shard_size; /* of a shard's tensors, in bytes; 0: 5 GB */
+    int zstd;                /* how shards are compressed ; MP_ZSTD_NONE: not at all */
 } mp_synth_options;
 
 /* A named set of options with a released model's shapes. */

@@ -53,6 +53,7 @@ typedef struct mp_work {
     uint64_t bytes_written;
     uint64_t scratch_bytes; /* of one thread */
     bool lossless;          /* no unit requantizes */
+    int zstd;               /* files become path.zst as they are finished */
 } mp_work;
 
 /* What to do about output that is there already. */

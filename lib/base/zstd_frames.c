@@ -77,6 +77,8 @@ static int make_room(mp_frames *frames, size_t count, mp_error *err)
 int mp_frames_add(mp_frames *frames, uint64_t stored, uint64_t content, uint32_t checksum,
                   mp_error *err)
 {
+    if (frames->count == MP_FRAMES_MAX)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "more than %zu frames", MP_FRAMES_MAX);
     if (make_room(frames, frames->count + 1, err) != 0)
         return MP_ERR_IO;
     mp_frame *frame = &frames->list[frames->count++];
@@ -126,9 +128,10 @@ static int parse_entries(mp_frames *frames, const unsigned char *entries, size_t
             return mp_fail(err, MP_ERR_INPUT,
                            "seek table: frame %zu takes %llu bytes for %llu of content", i,
                            (unsigned long long)stored, (unsigned long long)content);
-        if (mp_frames_add(frames, stored, content,
-                          frames->checksums ? (uint32_t)get_le(entry + 8, 4) : 0, err) != 0)
-            return MP_ERR_INPUT;
+        int rc = mp_frames_add(frames, stored, content,
+                               frames->checksums ? (uint32_t)get_le(entry + 8, 4) : 0, err);
+        if (rc != 0)
+            return rc;
     }
     return 0;
 }
@@ -171,6 +174,9 @@ int mp_frames_read_table(mp_frames *frames, int fd, const char *path, uint64_t s
     frames->checksums = (foot[4] & FLAG_CHECKSUMS) != 0;
     size_t count = (size_t)get_le(foot, 4);
     uint64_t table = SKIPPABLE_HEAD + (uint64_t)count * (frames->checksums ? 12 : 8) + TABLE_FOOT;
+    if (count > MP_FRAMES_MAX)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "seek table: %zu frames, more than %zu", count,
+                       MP_FRAMES_MAX);
     if (table > size)
         return mp_fail(err, MP_ERR_INPUT,
                        "seek table: %zu frames take %llu bytes, the file has %llu", count,
@@ -189,9 +195,6 @@ int mp_frames_read_table(mp_frames *frames, int fd, const char *path, uint64_t s
 
 int mp_frames_table(const mp_frames *frames, unsigned char **table, size_t *bytes, mp_error *err)
 {
-    if (frames->count > (UINT32_MAX - TABLE_FOOT) / 12)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%zu frames are too many for a seek table",
-                       frames->count);
     *bytes = SKIPPABLE_HEAD + frames->count * 12 + TABLE_FOOT;
     *table = mp_alloc(*bytes, 1);
     if (!*table)

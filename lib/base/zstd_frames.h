@@ -18,6 +18,9 @@
 #define MP_FRAME_MAX   ((uint64_t)16 << 20)
 #define MP_FRAME_BYTES ((uint64_t)2 << 20)
 
+/* Frames of a file: a list of them takes 24 bytes each, and is made before they are looked at. */
+#define MP_FRAMES_MAX ((size_t)1 << 22)
+
 /* How far a frame may look back. */
 #define MP_FRAME_WINDOW_MAX ((uint64_t)128 << 20)
 
@@ -38,7 +41,7 @@ typedef struct mp_frames {
 
 void mp_frames_release(mp_frames *frames);
 
-/* Adds a frame behind the last. */
+/* Adds a frame behind the last. MP_ERR_UNSUPPORTED beyond MP_FRAMES_MAX. */
 int mp_frames_add(mp_frames *frames, uint64_t stored, uint64_t content, uint32_t checksum,
                   mp_error *err);
 
@@ -47,8 +50,8 @@ size_t mp_frames_find(const mp_frames *frames, uint64_t content);
 
 /* Reads the seek table at the end of a file of `size` bytes. *found: false, and no error, where
  * there is none. MP_ERR_INPUT for one that does not cover the file or has a frame that takes
- * more than its content can; MP_ERR_UNSUPPORTED is none of its business: a frame over
- * MP_FRAME_MAX is listed. Release frames in any case. */
+ * more than its content can; a frame over MP_FRAME_MAX is listed as any other. MP_ERR_UNSUPPORTED
+ * for more than MP_FRAMES_MAX. Release frames in any case. */
 int mp_frames_read_table(mp_frames *frames, int fd, const char *path, uint64_t size, bool *found,
                          mp_error *err);
 

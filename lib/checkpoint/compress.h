@@ -9,11 +9,10 @@
 #ifndef MP_CHECKPOINT_COMPRESS_H
 #define MP_CHECKPOINT_COMPRESS_H
 
-#include <moepack/compress.h>
 #include <moepack/store.h>
 
 /* Compresses the file `from`, plain or compressed, into `to`, which is replaced; synced.
- * level: as mp_compress_options has it.
+ * level: not MP_ZSTD_NONE.
  * What can only be read from its beginning is read so. Takes about 40 MiB of memory a thread. */
 int mp_file_compress(const char *from, const char *to, int level, const mp_context *context,
                      mp_error *err);

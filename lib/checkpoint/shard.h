@@ -30,7 +30,7 @@ int mp_shard_read(const mp_shard *shard, struct mp_frame_cache *cache, uint64_t 
                   void *buffer, mp_error *err);
 
 /* Digest of a whole tensor, through a buffer of `size` bytes. */
-int mp_tensor_digest(const mp_checkpoint *ckpt, const mp_tensor *tensor, void *buffer, size_t size,
+int mp_digest_tensor(const mp_checkpoint *ckpt, const mp_tensor *tensor, void *buffer, size_t size,
                      mp_digest *digest, mp_error *err);
 
 #endif

@@ -46,6 +46,14 @@ void mp_progress_release(mp_progress_state *state)
  * Terms
  */
 
+static void print_zstd(int level, FILE *f)
+{
+    if (level > 0)
+        fprintf(f, "zstd %d\n", level);
+    else
+        fprintf(f, "zstd %s\n", level == MP_ZSTD_AUTO ? "auto" : "none");
+}
+
 /* The head of the journal, malloc'ed. */
 static int terms_text(const mp_job *job, char **text, mp_error *err)
 {
@@ -57,6 +65,7 @@ static int terms_text(const mp_job *job, char **text, mp_error *err)
         return mp_fail_memory(err);
     fprintf(f, "journal 1\ntool %s\n", mp_version());
     rc = job->terms(job->plan, f, err);
+    print_zstd(job->work->zstd, f);
     fputs(BEGIN, f);
     if (fclose(f) != 0 && rc == 0)
         rc = mp_fail_memory(err);

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "run/compress.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,7 @@ int mp_outputs_init(mp_outputs *outputs, const mp_work *work, mp_error *err)
         .work = work,
         .fds = mp_alloc(work->num_files, sizeof *outputs->fds),
         .dirty = mp_alloc_zeroed(work->num_files, sizeof *outputs->dirty),
+        .compressed = mp_alloc_zeroed(work->num_files, sizeof *outputs->compressed),
         .digests = mp_alloc_zeroed(work->num_outputs, sizeof *outputs->digests),
         .by_stage = mp_alloc(work->num_outputs, sizeof *outputs->by_stage),
         .first_of_stage =
@@ -43,8 +45,8 @@ int mp_outputs_init(mp_outputs *outputs, const mp_work *work, mp_error *err)
     };
     for (size_t f = 0; outputs->fds && f < work->num_files; f++)
         outputs->fds[f] = -1;
-    if (!outputs->fds || !outputs->dirty || !outputs->digests || !outputs->by_stage ||
-        !outputs->first_of_stage)
+    if (!outputs->fds || !outputs->dirty || !outputs->compressed || !outputs->digests ||
+        !outputs->by_stage || !outputs->first_of_stage)
         return mp_fail_memory(err);
     sort_stages(outputs);
     return 0;
@@ -59,6 +61,7 @@ void mp_outputs_release(mp_outputs *outputs)
         mp_digest_end(&outputs->digests[o].stream, NULL);
     free(outputs->fds);
     free(outputs->dirty);
+    free(outputs->compressed);
     free(outputs->digests);
     free(outputs->by_stage);
     free(outputs->first_of_stage);
@@ -111,7 +114,7 @@ int mp_outputs_sync_dirs(const mp_outputs *outputs, const char *dir, mp_error *e
  * Files
  */
 
-int mp_outputs_check(const mp_outputs *outputs, const char *dir, bool *whole, mp_error *err)
+int mp_outputs_check(mp_outputs *outputs, const char *dir, bool *whole, mp_error *err)
 {
     const mp_work *work = outputs->work;
 
@@ -122,8 +125,11 @@ int mp_outputs_check(const mp_outputs *outputs, const char *dir, bool *whole, mp
 
         if (!path)
             return mp_fail_memory(err);
-        *whole &= stat(path, &st) == 0 && (uint64_t)st.st_size == work->files[f].bytes;
+        bool there = stat(path, &st) == 0 && (uint64_t)st.st_size == work->files[f].bytes;
         free(path);
+        if (!there && mp_outputs_look_compressed(outputs, f, dir, err) != 0)
+            return err->code;
+        *whole &= there || outputs->compressed[f];
     }
     return 0;
 }
@@ -148,6 +154,8 @@ int mp_outputs_open(mp_outputs *outputs, const char *dir, mp_error *err)
     if (for_each_dir(work, dir, mp_make_dir, err) != 0)
         return err->code;
     for (size_t f = 0; f < work->num_files; f++) {
+        if (outputs->compressed[f])
+            continue;
         if (open_file(&work->files[f], dir, &outputs->fds[f], err) != 0)
             return err->code;
         outputs->dirty[f] = true;

@@ -18,6 +18,7 @@ typedef struct mp_outputs {
     const mp_work *work;
     int *fds;                  /* [work->num_files] */
     bool *dirty;               /* [work->num_files], atomic: written to since the last sync */
+    bool *compressed;          /* [work->num_files]: finished, and only the .zst is there */
     mp_tensor_digest *digests; /* [work->num_outputs] */
     uint32_t *by_stage;        /* [work->num_outputs] outputs, those of a stage together */
     uint32_t *first_of_stage;  /* [work->num_stages + 1] into by_stage */
@@ -26,8 +27,8 @@ typedef struct mp_outputs {
 int mp_outputs_init(mp_outputs *outputs, const mp_work *work, mp_error *err);
 void mp_outputs_release(mp_outputs *outputs);
 
-/* Whether every file is there, at its full size. */
-int mp_outputs_check(const mp_outputs *outputs, const char *dir, bool *whole, mp_error *err);
+/* Whether every file is there, at its full size or, finished, compressed. */
+int mp_outputs_check(mp_outputs *outputs, const char *dir, bool *whole, mp_error *err);
 
 /* Creates or opens every file below a directory, at its full size, header written; with the
  * directories that their paths name. */
@@ -55,6 +56,14 @@ int mp_outputs_sync_dirs(const mp_outputs *outputs, const char *dir, mp_error *e
  * read back through a buffer of `size` bytes. */
 int mp_outputs_digest(mp_outputs *outputs, const mp_out_tensor *out, void *buffer, size_t size,
                       mp_digest *digest, mp_error *err);
+
+/* Whether files are to be compressed and have their last tensors in this stage. */
+bool mp_outputs_finishes(const mp_outputs *outputs, uint32_t stage);
+
+/* Compresses these files and removes the plain ones, one after another. Their data and digests
+ * are journaled by then: it is what a resumed run goes by. */
+int mp_outputs_compress(mp_outputs *outputs, uint32_t stage, const char *dir,
+                        const mp_context *context, mp_error *err);
 
 /* Lets go of a stage's pages; those that are still dirty stay. */
 void mp_outputs_forget_stage(const mp_outputs *outputs, uint32_t stage);

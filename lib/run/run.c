@@ -166,6 +166,11 @@ static int run_stage(run *r, uint32_t stage, mp_error *err)
         rc = mp_parallel(r->context, list_units(r, stage), r->work->scratch_bytes, do_unit, r, err);
     if (rc == 0)
         rc = mp_parallel(r->context, outputs, DIGEST_BYTES, do_digest, &digests, err);
+    if (rc == 0 && mp_outputs_finishes(&r->outputs, stage)) {
+        rc = make_durable(r, err);
+        if (rc == 0)
+            rc = mp_outputs_compress(&r->outputs, stage, r->partial, r->context, err);
+    }
     if (rc == 0)
         mp_outputs_forget_stage(&r->outputs, stage);
     return rc;
@@ -198,8 +203,11 @@ static int open_files(run *r, mp_error *err)
         return err->code;
     if (mp_outputs_check(&r->outputs, r->partial, &whole, err) != 0)
         return err->code;
-    if (!whole && mp_journal_restart(&r->journal, r->work, &r->state, err) != 0)
-        return err->code;
+    if (!whole) {
+        memset(r->outputs.compressed, 0, r->work->num_files * sizeof *r->outputs.compressed);
+        if (mp_journal_restart(&r->journal, r->work, &r->state, err) != 0)
+            return err->code;
+    }
     if (mp_outputs_open(&r->outputs, r->partial, err) != 0)
         return err->code;
     for (uint64_t u = 0; u < r->work->num_units; u++)

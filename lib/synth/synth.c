@@ -8,10 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "checkpoint/compress.h"
+#include "checkpoint/shard.h"
 
 /* Whether something other than "." and ".." is in an open directory. */
 static bool has_entries(DIR *dir)
@@ -86,6 +89,21 @@ static int write_json(const char *dir, const char *name, json_t *json, mp_error 
     return write_text(dir, name, text, err);
 }
 
+/* Leaves the compressed shard in the plain one's place. */
+static int compress_shard(const char *dir, const char *name, int level, const mp_context *context,
+                          mp_error *err)
+{
+    char *plain = mp_path_join(dir, name);
+    char *path = plain ? mp_format("%s" MP_ZSTD_SUFFIX, plain) : NULL;
+    int rc = path ? mp_file_compress(plain, path, level, context, err) : mp_fail_memory(err);
+
+    if (rc == 0 && unlink(plain) != 0)
+        rc = mp_fail_errno(err, errno, "cannot remove \"%s\"", plain);
+    free(plain);
+    free(path);
+    return rc;
+}
+
 static int write_shards(const mp_synth_plan *plan, const char *dir, const mp_context *context,
                         mp_error *err)
 {
@@ -96,8 +114,11 @@ static int write_shards(const mp_synth_plan *plan, const char *dir, const mp_con
     if (!shapes)
         return mp_fail_memory(err);
     mp_synth_shapes(shapes);
-    for (size_t i = 0; i < plan->num_shards && rc == 0; i++)
+    for (size_t i = 0; i < plan->num_shards && rc == 0; i++) {
         rc = mp_synth_shard_write(&run, i, err);
+        if (rc == 0 && plan->options->zstd != MP_ZSTD_NONE)
+            rc = compress_shard(dir, plan->shards[i].name, plan->options->zstd, context, err);
+    }
     free(shapes);
     return rc;
 }

@@ -63,7 +63,7 @@ static int check_digest(void *user, uint64_t index, void *buffer, mp_error *err)
     if (!held->tensor || !check->layers[spot.layer])
         return 0;
     spot.tensor = held->tensor->name;
-    int rc = mp_tensor_digest(held->file, held->tensor, buffer, BUFFER_BYTES, &digest, err);
+    int rc = mp_digest_tensor(held->file, held->tensor, buffer, BUFFER_BYTES, &digest, err);
     if (rc == MP_ERR_INPUT) { /* a frame of a compressed file is damaged */
         mp_fault_add(&check->faults, &spot, "%s", err->message);
         return 0;

@@ -289,35 +289,6 @@ static int init_plan(compress_plan *plan, const char *out, mp_run_mode mode, mp_
     return rc;
 }
 
-/* Sums up the compressed shards: those of `out`, or those that were decompressed. */
-static int fill_report(const compress_plan *plan, const char *out, mp_compress_report *report,
-                       mp_error *err)
-{
-    const char *dir = plan->options->decompress ? plan->from : out;
-    int rc = 0;
-
-    *report = (mp_compress_report){.files = plan->entries.count};
-    for (size_t i = 0; rc == 0 && i < plan->entries.count; i++) {
-        const mp_entry *entry = &plan->entries.list[i];
-        mp_checkpoint ckpt = {0};
-        char *path;
-
-        if (entry->kind != MP_ENTRY_SHARD)
-            continue;
-        path = mp_path_join(dir, plan->options->decompress ? entry->path : entry->out);
-        rc = path ? mp_checkpoint_open(&ckpt, path, plan->context, err) : mp_fail_memory(err);
-        free(path);
-        if (rc != 0)
-            break;
-        report->shards++;
-        report->plain += ckpt.shards[0].size;
-        report->stored += ckpt.shards[0].stored;
-        mp_compress_sums(&ckpt, report->sums);
-        mp_checkpoint_release(&ckpt);
-    }
-    return rc;
-}
-
 int mp_compress(const char *from, const char *out, const mp_compress_options *options,
                 mp_run_mode mode, const mp_context *context, mp_compress_report *report,
                 mp_error *err)
@@ -339,7 +310,8 @@ int mp_compress(const char *from, const char *out, const mp_compress_options *op
     };
 
     err = MP_NEVER_NULL(err);
-    if (options->level < 0 || options->level > MP_ZSTD_LEVEL_MAX)
+    if (!options->decompress && options->level != MP_ZSTD_AUTO &&
+        (options->level < 1 || options->level > MP_ZSTD_LEVEL_MAX))
         return mp_fail(err, MP_ERR_USAGE, "level %d is not between 1 and %d", options->level,
                        MP_ZSTD_LEVEL_MAX);
     int rc = check_apart(from, out, err);
@@ -348,7 +320,7 @@ int mp_compress(const char *from, const char *out, const mp_compress_options *op
     if (rc == 0)
         rc = mp_job_run(&job, out, mode, context, err);
     if (rc == 0 && report)
-        rc = fill_report(&plan, out, report, err);
+        rc = mp_compress_measure(options->decompress ? from : out, context, report, err);
     mp_entries_release(&plan.entries);
     free(plan.partial);
     return rc;

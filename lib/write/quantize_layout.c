@@ -279,6 +279,7 @@ static int add_outputs(entries *all, mp_error *err)
         if (e->place)
             *e->place = (uint32_t)i;
     }
+    work->zstd = plan->options.zstd;
     return mp_work_files(work, 0, NULL, plan->options.max_shard_size,
                          own ? (const char *const *)ckpt->metadata : usual,
                          own ? ckpt->num_metadata : 1, err);

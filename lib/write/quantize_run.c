@@ -131,8 +131,9 @@ static bool is_whole(const char *out)
 
 static bool owns(const char *name)
 {
-    return fnmatch("model-*-of-*.safetensors", name, 0) == 0 || strcmp(name, MP_INDEX_NAME) == 0 ||
-           mp_quantize_is_side_file(name);
+    return fnmatch("model-*-of-*.safetensors", name, 0) == 0 ||
+           fnmatch("model-*-of-*.safetensors.zst", name, 0) == 0 ||
+           strcmp(name, MP_INDEX_NAME) == 0 || mp_quantize_is_side_file(name);
 }
 
 int mp_quantize_plan_run(const mp_quantize_plan *plan, const char *out, mp_run_mode mode,

@@ -3,6 +3,7 @@
 #include "write/repack.h"
 
 #include "base/error.h"
+#include "checkpoint/shard.h"
 #include "run/sidecar.h"
 #include "write/unit.h"
 
@@ -114,6 +115,14 @@ int mp_repack_placement(const mp_plan *plan, char **text, mp_error *err)
     return mp_placement_write(&plan->placement, MP_PLACEMENT_SGLANG, plan->options.ep, text, err);
 }
 
+static bool is_compressed(const mp_manifest *m)
+{
+    const char *name =
+        m->num_ranks > 0 && m->ranks[0].num_files > 0 ? m->ranks[0].files[0].name : "";
+
+    return name[mp_shard_name_length(name)] != '\0';
+}
+
 static int check_done(const void *user, const char *out, mp_error *err)
 {
     const mp_plan *plan = user;
@@ -135,6 +144,9 @@ static int check_done(const void *user, const char *out, mp_error *err)
         else if (!same_shards(&m, &plan->catalog->checkpoint))
             rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and was made from another source",
                          out);
+        else if (is_compressed(&m) != (plan->work.zstd != MP_ZSTD_NONE))
+            rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and its shards are %s", out,
+                         is_compressed(&m) ? "compressed" : "not compressed");
         else if (strcmp(m.placement_xxh3, placed) != 0)
             rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and has another placement", out);
     }

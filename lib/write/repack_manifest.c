@@ -4,11 +4,15 @@
 
 #include "base/error.h"
 #include "checkpoint/form.h"
+#include "checkpoint/shard.h"
+#include "run/compress.h"
 #include "run/sidecar.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* What describing a run needs. */
 typedef struct description {
@@ -44,11 +48,29 @@ static int copy_config(const description *d, mp_error *err)
  * Ranks
  */
 
+static int stored_bytes(const description *d, const mp_out_file *file, uint64_t *bytes,
+                        mp_error *err)
+{
+    char *path = mp_out_compressed_path(file, d->partial);
+    struct stat st = {0};
+    int rc = path ? 0 : mp_fail_memory(err);
+
+    if (rc == 0 && stat(path, &st) != 0)
+        rc = mp_fail_errno(err, errno, "cannot look at \"%s\"", path);
+    *bytes = (uint64_t)st.st_size;
+    free(path);
+    return rc;
+}
+
 static int describe_file(const description *d, const mp_out_file *file, mp_packed_file *packed,
                          mp_error *err)
 {
-    packed->name = strdup(strrchr(file->path, '/') + 1);
+    const char *name = strrchr(file->path, '/') + 1;
+    bool zstd = d->plan->work.zstd != MP_ZSTD_NONE;
+    packed->name = zstd ? mp_format("%s" MP_ZSTD_SUFFIX, name) : strdup(name);
     packed->size = file->bytes;
+    if (zstd && stored_bytes(d, file, &packed->size, err) != 0)
+        return err->code;
     packed->tensors = mp_alloc_zeroed(file->num_tensors, sizeof *packed->tensors);
     if (!packed->name || !packed->tensors)
         return mp_fail_memory(err);

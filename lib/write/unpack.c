@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "checkpoint/shard.h"
 #include "run/journal.h"
 #include "run/sidecar.h"
 
@@ -134,9 +135,9 @@ static bool owns(const char *name)
 {
     static const char *const names[] = {MP_UNPACK_NAME, MP_CONFIG_NAME, MP_INDEX_NAME,
                                         HF_QUANT_NAME};
-    size_t length = strlen(name), end = strlen(".safetensors");
+    size_t length = mp_shard_name_length(name), end = strlen(".safetensors");
     bool ours = strncmp(name, "model-", 6) == 0 && length > end &&
-                strcmp(name + length - end, ".safetensors") == 0;
+                strncmp(name + length - end, ".safetensors", end) == 0;
 
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         ours |= strcmp(name, names[i]) == 0;

@@ -214,6 +214,7 @@ static int add_tensors(mp_unpack_plan *plan, const listed *list, uint64_t count,
                         t->shape, t->rank, list[i].stage, err) != 0)
             return err->code;
     }
+    work->zstd = plan->options.zstd;
     return mp_work_files(work, 0, NULL, plan->options.max_shard_size, metadata, 1, err);
 }
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Usage: tests/bench/run.sh BUILD [SECTION...]
 # Measures BUILD/moepack with DeepSeek V4 Flash's shapes (H 4096, I 2048) on two threads, all
-# files in memory: sections copy, targets, transposed, quantize, memory, inspect, forward, placement and
-# kernels, or all. Speeds are printed and never judged; figures of a busy machine are worth nothing.
+# files in memory: sections copy, targets, transposed, quantize, memory, inspect, forward,
+# placement, zstd and kernels, or all. Speeds are printed and never judged; figures of a busy machine are worth nothing.
 set -euo pipefail
 
 build=$1
@@ -284,6 +284,61 @@ section_placement()
     "$build/bench/eplb" | sed 's/^/   /'
 }
 
+# medians FIRST SECOND: five runs of two shell commands in turn; sets first and second, seconds.
+medians()
+{
+    local a=() b=()
+
+    for _ in 1 2 3 4 5; do
+        take bash -c "$1"
+        a+=("$wall")
+        take bash -c "$2"
+        b+=("$wall")
+    done
+    first=$(median "${a[@]}")
+    second=$(median "${b[@]}")
+}
+
+# versus WHAT BYTES BASELINE: prints the medians as speeds, and their ratio.
+versus()
+{
+    printf '   %s %.2f GB/s, %s %.2f GB/s: %.2f of it\n' "$1" "$(calc %.4f "$2 / 1e9 / $first")" \
+        "$3" "$(calc %.4f "$2 / 1e9 / $second")" "$(calc %.4f "$second / $first")"
+}
+
+section_zstd()
+{
+    local bytes plain run="$moepack" quiet="-q -j $threads"
+
+    title "compressed shards of BF16, beside the zstd program"
+    synth bf16 --family qwen3_moe --format bf16 --hidden 4096 --intermediate 2048 --experts 16 \
+        --layers 1 --top-k 8
+    plain=$(echo "$work"/bf16/*.safetensors)
+    bytes=$(stat -c %s "$plain")
+    zstd -q -1 "$plain" -o "$work/one.zst"
+    medians "rm -rf $work/out; $run compress $work/bf16 $quiet -o $work/out" \
+        "zstd -qf -T$threads -1 $plain -o $work/two.zst"
+    versus compress "$bytes" "zstd -T$threads -1"
+    printf '   %.1f %% of the plain bytes, zstd -1 %.1f %%\n' \
+        "$(calc %.4f "100 * $(stat -c %s "$work"/out/*.zst) / $bytes")" \
+        "$(calc %.4f "100 * $(stat -c %s "$work/one.zst") / $bytes")"
+    medians "rm -rf $work/back; $run decompress $work/out $quiet -o $work/back" \
+        "zstd -T$threads -dcq $work/one.zst >$work/two"
+    versus decompress "$bytes" "zstd -T$threads -dc"
+    rm -rf "$work/back" "$work/one.zst" "$work/two.zst" "$work/two"
+    medians "rm -rf $work/a; $run repack $work/out $quiet -t deepep-bf16 --ep 4 -o $work/a" \
+        "rm -rf $work/a; $run repack $work/bf16 $quiet -t deepep-bf16 --ep 4 -o $work/a"
+    versus "repack of compressed" "$bytes" "of plain"
+    rm -rf "$work/bf16" "$work/out" "$work/a"
+
+    title "repack of V4 FP4 experts with --zstd"
+    synth v4 --preset deepseek-v4-flash --layers 1 --experts 64 --mtp 0
+    medians "rm -rf $work/a; $run repack $work/v4 $quiet -t megamoe-w4a8 --ep 4 --zstd -o $work/a" \
+        "rm -rf $work/b; $run repack $work/v4 $quiet -t megamoe-w4a8 --ep 4 -o $work/b"
+    versus "repack --zstd" "$(bytes_of "$work/b")" "without"
+    rm -rf "$work/v4" "$work/a" "$work/b"
+}
+
 section_kernels()
 {
     title "kernels on one thread, data in the cache"
@@ -295,7 +350,7 @@ printf "moepack %s, %s processors, load %s, files in %s (\$D)\n" \
     "$("$moepack" --version | sed 's/^moepack //')" "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" \
     "$root"
 sed -n 's/^model name[[:space:]]*: /   /p' /proc/cpuinfo | head -n 1
-for section in "${@:-copy targets transposed quantize memory inspect forward placement kernels}"; do
+for section in "${@:-copy targets transposed quantize memory inspect forward placement zstd kernels}"; do
     for name in $section; do
         "section_$name"
     done

@@ -120,11 +120,30 @@ run moepack compress small -o out
 assert_status 3
 assert_stderr_has 'is there too: remove one of them'
 
+it "refuses frames of more than the header says, and dictionaries"
+plain=$(echo "$fixtures"/qwen3-bf16/*.safetensors)
+mkdir bad
+cp "$fixtures"/qwen3-bf16/config.json bad/
+head -c 3000000 /dev/zero >zeros
+{ zstd -qc "$plain" && zstd -qc zeros; } >bad/model.safetensors.zst
+run moepack inspect bad
+assert_status 3
+assert_stderr_has "model.safetensors.zst: tensors end at data byte "
+run moepack decompress bad -o out
+assert_status 3
+printf '\x28\xb5\x2f\xfd\x21\x07\x01\x09\x00\x00a' >bad/model.safetensors.zst
+run moepack inspect bad
+assert_status 5
+assert_stderr_is 'moepack: inspect: model.safetensors.zst: frame 0 at byte 0: needs dictionary 7: '\
+'compress without one'
+
 it "takes shards that zstd wrote, in order"
 mkdir one
 cp -L "$fixtures"/qwen3-bf16/*.json one/
 for file in "$fixtures"/qwen3-bf16/*.safetensors; do
-    zstd -qc <"$file" >"one/$(basename "$file").zst"
+    # From a pipe, zstd does not say how much it is.
+    # shellcheck disable=SC2002
+    cat "$file" | zstd -qc >"one/$(basename "$file").zst"
 done
 run moepack inspect one
 assert_status 0
@@ -191,5 +210,94 @@ mkdir empty
 run moepack compress empty -o out
 assert_status 3
 assert_stderr_is 'moepack: compress: "empty" holds no *.safetensors'
+
+# ---------------------------------------------------------------------------
+# Writers with --zstd
+# ---------------------------------------------------------------------------
+
+it "goes from synth to pack and back, all of it compressed"
+flags=(--family deepseek_v4 --hidden 512 --intermediate 512 --experts 6 --layers 2 --shared 1 --top-k 2)
+mkdir plain small
+moepack synth "${flags[@]}" -o plain/ckpt -q
+run moepack synth "${flags[@]}" --zstd -o small/ckpt -q
+assert_status 0
+run moepack decompress small/ckpt -o back -q
+assert_status 0
+same plain/ckpt back
+run moepack repack small/ckpt -t megamoe-w4a8 --ep 3 --zstd -o packed
+assert_status 0
+assert_stderr_has '  I32 '
+run moepack verify packed --level exact --source small/ckpt
+assert_status 0
+moepack repack plain/ckpt -t megamoe-w4a8 --ep 3 -o wanted -q
+run moepack decompress packed -o again -q
+assert_status 0
+same wanted again
+run moepack compress wanted -o other -q
+assert_status 0
+same packed other
+run moepack diff wanted packed
+assert_status 0
+run moepack inspect packed --json
+assert_status 0
+assert_json '.zstd.shards' 3
+run moepack inspect small/ckpt --json
+assert_json '.zstd.plain_bytes' "$(cat plain/ckpt/*.safetensors | wc -c)"
+run moepack repack small/ckpt -t megamoe-w4a8 --ep 3 -o packed --resume
+assert_status 3
+assert_stderr_is 'moepack: repack: "packed" is complete and its shards are compressed'
+
+it "unpacks and quantizes into compressed shards"
+moepack repack "$fixtures/v4-fp4" -o packed -q -t megamoe-w4a8 --ep 1
+moepack unpack packed -o a -q --max-shard-size 300kB
+run moepack unpack packed -o b -q --max-shard-size 300kB --zstd=19
+assert_status 0
+run moepack decompress b -o back -q
+assert_status 0
+same a back
+moepack quantize "$fixtures/v4-base-fp8" --format bf16 -o c -q
+run moepack quantize "$fixtures/v4-base-fp8" --format bf16 -o d --zstd --json -q
+assert_status 0
+assert_json '.zstd.tensors[] | select(.dtype == "BF16") | .stored_bytes < .plain_bytes' true
+run moepack decompress d -o e -q
+assert_status 0
+same c e
+run moepack quantize "$fixtures/v4-base-fp8" --format bf16 -o f --zstd=0 -q
+assert_status 2
+assert_stderr_has "option --zstd: '0' is neither auto nor 1 to 22"
+
+it "goes on compressing after being killed at any call"
+flags=(-t megamoe-w4a8 --ep 5 --max-shard-size 100kB --zstd -q)
+moepack repack "$fixtures/v4-fp4" -o wanted "${flags[@]}"
+calls=pwrite,fdatasync,fsync,ftruncate,unlink,rename
+env LD_PRELOAD="$fail_io" FAIL_CALL=$calls FAIL_COUNT="$WORK/calls" \
+    "$MOEPACK" repack "$fixtures/v4-fp4" -o out "${flags[@]}" -j1
+same wanted out
+rm -rf out
+count=$(cat "$WORK/calls")
+for n in 3 9 $(seq 15 $((count / 12)) $((count - 4))) $((count - 1)); do
+    {
+        run env LD_PRELOAD="$fail_io" FAIL_CALL=$calls FAIL_AT="$n" FAIL_WITH=SIGKILL \
+            "$MOEPACK" repack "$fixtures/v4-fp4" -o out "${flags[@]}" -j1
+    } 2>/dev/null
+    assert_status 137
+    [ -e out ] || run moepack repack "$fixtures/v4-fp4" -o out "${flags[@]}" --resume
+    same wanted out
+    rm -rf out out.partial
+done
+
+it "does not go on with another level"
+run env LD_PRELOAD="$fail_io" FAIL_CALL=unlink FAIL_AT=1 FAIL_WITH=SIGTERM FAIL_TIMES=1 \
+    "$MOEPACK" repack "$fixtures/v4-fp4" -o out "${flags[@]}" -j1
+assert_status 143
+[ -n "$(find out.partial -name '*.zst')" ]
+assert $? 'nothing is compressed yet'
+run moepack repack "$fixtures/v4-fp4" -o out -t megamoe-w4a8 --ep 5 --max-shard-size 100kB -q --resume
+assert_status 3
+assert_stderr_has 'the interrupted run had "zstd auto", this one has "zstd none"'
+run moepack repack "$fixtures/v4-fp4" -o out "${flags[@]}" --resume
+assert_status 0
+run moepack verify out -q
+assert_status 0
 
 finish

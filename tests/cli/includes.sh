@@ -33,7 +33,7 @@ header_layer()
     store | model) echo checkpoint ;;
     artifact) echo pack ;;
     work) echo run ;;
-    pack) echo write ;;
+    pack | compress) echo write ;;
     reference) echo forward ;;
     backend) echo engine ;;
     *) echo "$1" ;;

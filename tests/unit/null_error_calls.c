@@ -518,6 +518,12 @@ CALL(mp_compress)
     return mp_compress(MISSING, MISSING "/out", &options, MP_RUN_FRESH, NULL, NULL, err);
 }
 
+CALL(mp_compress_measure)
+{
+    mp_compress_report report;
+    return mp_compress_measure(MISSING, NULL, &report, err);
+}
+
 CALL(mp_quantize_errors)
 {
     mp_layer_error *errors;
@@ -594,6 +600,7 @@ const failing_call failing_calls[] = {
     ROW(mp_quantize_plan_init),
     ROW(mp_quantize_plan_run),
     ROW(mp_compress),
+    ROW(mp_compress_measure),
     ROW(mp_quantize_errors),
     ROW(mp_synth),
     ROW(mp_verify),

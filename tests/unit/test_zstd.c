@@ -168,13 +168,15 @@ Test(zstd, a_flipped_bit_never_gives_other_bytes)
     for (size_t i = 0; i < 8 * s.size; i++) {
         other = s;
         other.bytes[i / 8] ^= (unsigned char)(1 << i % 8);
-        read_all(&s, other.bytes, s.size, &rc);
+        int64_t content = read_all(&s, other.bytes, s.size, &rc);
+        cr_assert(content == -1 || content == CONTENT, "bit %zu: %lld bytes", i,
+                  (long long)content);
         cr_assert(rc == 0 || rc == MP_ERR_INPUT || rc == MP_ERR_UNSUPPORTED, "bit %zu: %d", i, rc);
         accepted += rc == 0;
     }
     /* Without its magic, 32 bits, a seek table is just a skippable frame; 2 bits of its descriptor
-     * and one of each frame's have no meaning. */
-    cr_assert_eq(accepted, 32 + 2 + 5, "%d", accepted);
+     * and one of each frame's have no meaning; and some of compressed blocks have none. */
+    cr_assert_lt(accepted, 32 + 2 + 5 + 32, "%d", accepted);
 }
 
 static void refused(const unsigned char *bytes, size_t n, int code, const char *message)
