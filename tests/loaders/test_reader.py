@@ -50,7 +50,6 @@ class EveryTarget(unittest.TestCase):
     """What is read is what the C example reads, and what inspect says is there."""
 
     def test_reads_what_the_c_library_reads(self):
-        example = os.path.join(ROOT, "tests/examples/load_rank.py")
         source = synth(
             "--family", "deepseek_v3", "--hidden", "384", "--intermediate", "256", "--experts", "5",
             "--shared", "1", "--top-k", "2", "--layers", "2", "--mtp", "0",
@@ -58,38 +57,54 @@ class EveryTarget(unittest.TestCase):
         listed = {t["name"]: t["source_schemes"][0] for t in json.loads(moepack("targets", "--json"))}
         self.assertEqual(set(listed), set(TARGETS))
         for target, options in TARGETS.items():
-            pack = repack(source, target, "--quantize", listed[target], "--redundant", "1", *options)
-            opened = loaders.Pack(pack, verify="digest")
-            said = json.loads(moepack("inspect", "--json", pack))
-            opened.expect(
-                target=target, ep_size=said["ep_size"], num_physical=said["num_physical"],
-                hidden_size=said["hidden_size"], num_experts=said["num_experts"],
-                moe_intermediate_size=said["moe_intermediate_size"], shared=said["shared"],
-                layers=[layer["name"] for layer in said["layers"]], family=said["family"],
-            )  # fmt: skip
-            manifest = json.loads(read(os.path.join(pack, "moepack.json")))
-            count = size = 0
-            for number in opened.ranks:
-                status, text, message = load_rank(pack, number)
-                self.assertEqual((status, message), (0, ""))
-                done = subprocess.run(
-                    [sys.executable, example, pack, str(number)],
-                    env={**os.environ, "PYTHONPATH": os.path.join(ROOT, "lib/loaders")},
-                    capture_output=True,
-                    text=True,
-                )
-                self.assertEqual((done.returncode, done.stderr), (0, ""))
-                self.assertEqual(done.stdout, text, target)
-                (listed_rank,) = [r for r in manifest["ranks"] if r["rank"] == number]
-                self.assertEqual(
-                    [(line.split()[0], line.split()[-1]) for line in text.splitlines()],
-                    [(t["name"], t["xxh3"]) for f in listed_rank["files"] for t in f["tensors"]],
-                )
-                rank = opened.rank(number)
-                tensors = [t for layer in rank.layers for t in rank[layer].values()]
-                count += len(tensors)
-                size += sum(len(t.data) for t in tensors)
-            self.assertEqual((count, size), (said["num_tensors"], sum(layer["bytes"] for layer in said["layers"])), target)
+            scheme = ["--quantize", listed[target]]
+            self.check(repack(source, target, *scheme, "--redundant", "1", *options))
+
+    def test_reads_optional_tensors(self):
+        source = synth(
+            "--family", "qwen3_moe", "--format", "nvfp4", "--style", "modelopt", "--hidden", "384",
+            "--intermediate", "256", "--experts", "5", "--top-k", "2", "--layers", "2", "--mtp", "0",
+        )  # fmt: skip
+        pack = repack(source, "megamoe-nvfp4", "--redundant", "1")
+        self.check(pack)
+        names = set(loaders.Pack(pack).rank(0)[0])
+        self.assertTrue({"l1_input_scale", "l2_input_scale", "l2_act_scale"} <= names, names)
+
+    def check(self, pack):
+        example = os.path.join(ROOT, "tests/examples/load_rank.py")
+        opened = loaders.Pack(pack, verify="digest")
+        target = opened.target
+        said = json.loads(moepack("inspect", "--json", pack))
+        opened.expect(
+            target=said["target"], ep_size=said["ep_size"], num_physical=said["num_physical"],
+            hidden_size=said["hidden_size"], num_experts=said["num_experts"],
+            moe_intermediate_size=said["moe_intermediate_size"], shared=said["shared"],
+            layers=[layer["name"] for layer in said["layers"]], family=said["family"],
+        )  # fmt: skip
+        manifest = json.loads(read(os.path.join(pack, "moepack.json")))
+        count = size = 0
+        for number in opened.ranks:
+            status, text, message = load_rank(pack, number)
+            self.assertEqual((status, message), (0, ""))
+            done = subprocess.run(
+                [sys.executable, example, pack, str(number)],
+                env={**os.environ, "PYTHONPATH": os.path.join(ROOT, "lib/loaders")},
+                capture_output=True,
+                text=True,
+            )
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertEqual(done.stdout, text, target)
+            (listed_rank,) = [r for r in manifest["ranks"] if r["rank"] == number]
+            self.assertEqual(
+                [(line.split()[0], line.split()[-1]) for line in text.splitlines()],
+                [(t["name"], t["xxh3"]) for f in listed_rank["files"] for t in f["tensors"]],
+            )
+            rank = opened.rank(number)
+            tensors = [t for layer in rank.layers for t in rank[layer].values()]
+            count += len(tensors)
+            size += sum(len(t.data) for t in tensors)
+        expected = sum(layer["bytes"] for layer in said["layers"])
+        self.assertEqual((count, size), (said["num_tensors"], expected), target)
 
 
 class Values(unittest.TestCase):

@@ -45,6 +45,7 @@ def _nvfp4(h, i):
         SlotTensor("l2_input_scale", "F32", (), optional=True),
         SlotTensor("l1_global_scale", "F32", (2,), optional=True),
         SlotTensor("l2_global_scale", "F32", (), optional=True),
+        SlotTensor("l2_act_scale", "F32", (), optional=True),
     ]
 
 
