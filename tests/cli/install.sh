@@ -41,6 +41,12 @@ assert_stdout "$(moepack completion zsh)"
 run cat root/opt/moepack/share/fish/vendor_completions.d/moepack.fish
 assert_stdout "$(moepack completion fish)"
 
+it "installs the Python package where the README says"
+install_to root
+run env PYTHONPATH=root/opt/moepack/share/moepack/python PYTHONDONTWRITEBYTECODE=1 \
+    python3 -c 'import moepack; print(moepack.__version__)'
+assert_stdout "$(moepack --version | sed 's/.* //')"
+
 for kind in shared static; do
     it "installs a $kind library that programs can be built on"
     install_to root

@@ -9,11 +9,9 @@ export ROOT MOEPACK LOAD_RANK=$WORK/load_rank PYTHONDONTWRITEBYTECODE=1
 unset MOEPACK_DIR MOEPACK_VERIFY PYTHONPATH
 
 it "compiles the C example against the public headers only"
-make -s -C "$ROOT" install DESTDIR="$WORK/root" PREFIX=/moepack >/dev/null
-# shellcheck disable=SC2046
-run gcc -std=c11 -Wall -Wextra -Werror "$ROOT/tests/examples/load_rank.c" -o "$LOAD_RANK" \
-    $(PKG_CONFIG_SYSROOT_DIR=$WORK/root PKG_CONFIG_PATH=$WORK/root/moepack/lib/pkgconfig \
-        pkg-config --cflags --libs moepack) -lxxhash -Wl,-rpath,"$WORK/root/moepack/lib"
+built=$(dirname "$MOEPACK")
+run gcc -std=c11 -Wall -Wextra -Werror -I"$ROOT/include" "$ROOT/tests/examples/load_rank.c" \
+    -o "$LOAD_RANK" -L"$built" -lmoepack -lxxhash -Wl,-rpath,"$built"
 assert_status 0
 
 for tests in "$ROOT"/tests/loaders/test_*.py; do
@@ -21,11 +19,6 @@ for tests in "$ROOT"/tests/loaders/test_*.py; do
     run python3 "$tests"
     assert_status 0
 done
-
-it "installs the package where the README says"
-run env PYTHONPATH="$WORK/root/moepack/share/moepack/python" python3 -c \
-    'import moepack; print(moepack.__version__)'
-assert_stdout "$(moepack --version | sed 's/.* //')"
 
 it "makes a wheel that needs nothing, with the entry points of both engines"
 cat >wheel.py <<'END_OF_WHEEL'
