@@ -23,6 +23,7 @@
     X(targets)      \
     X(repack)       \
     X(unpack)       \
+    X(extract)      \
     X(quantize)     \
     X(compress)     \
     X(decompress)   \

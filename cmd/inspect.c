@@ -300,12 +300,17 @@ static int run_inspect(const void *values, mp_error *err)
     mp_context context;
 
     cmd_context(&o->common, &context);
+    if (o->ranges && !mp_is_packed(o->path))
+        return cmd_fail(err, MP_ERR_USAGE, "--ranges is for packed directories, \"%s\" is none",
+                        o->path);
     return mp_is_packed(o->path) ? inspect_pack(o, &context, err)
                                  : inspect_checkpoint(o, &context, err);
 }
 
 static const cmd_option options[] = {
     OPT_FLAG(0, "tensors", inspect_options, tensors, "list every tensor"),
+    OPT_FLAG(0, "ranges", inspect_options, ranges,
+             "list the bytes of every expert of a packed directory"),
     OPT_JSON(inspect_options),
     OPT_END,
 };

@@ -13,6 +13,7 @@ typedef struct inspect_options {
     common_options common;
     const char *path;
     bool tensors;
+    bool ranges;
 } inspect_options;
 
 /* Inspects a packed directory. */
@@ -21,5 +22,9 @@ int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *
 json_t *problems_json(const mp_problems *problems);
 json_t *tensors_json(const mp_checkpoint *ckpt);
 void print_tensors(const mp_checkpoint *ckpt);
+
+/* The bytes of every copy of every expert, in cmd/inspect_ranges.c. */
+json_t *ranges_json(const mp_pack *pack);
+void print_ranges(const mp_pack *pack);
 
 #endif

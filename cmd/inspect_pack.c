@@ -15,6 +15,7 @@ typedef struct packed {
     uint64_t *layer_bytes; /* [m->num_layers], of tensors on all ranks */
     const mp_verify_report *report;
     mp_compress_report shards;
+    const mp_pack *pack; /* null: ranges are not asked for, or problems keep it from opening */
 } packed;
 
 /* Plain files are stored as they are; compressing always changes the size. */
@@ -119,6 +120,8 @@ static int print_pack_json(const packed *p, bool with_tensors, mp_error *err)
         json_object_set_new(json, "tensors", packed_tensors_json(m));
     if (json && is_compressed(p))
         json_object_set_new(json, "zstd", zstd_json(&p->shards));
+    if (json && p->pack)
+        json_object_set_new(json, "ranges", ranges_json(p->pack));
     return print_json(json, err);
 }
 
@@ -181,6 +184,8 @@ static int print_all(const inspect_options *o, packed *p, mp_error *err)
         print_pack(p, &ink);
         if (o->tensors)
             print_packed_tensors(p->m);
+        if (p->pack)
+            print_ranges(p->pack);
     }
     if (rc != 0 || report->total_faults == 0)
         return rc;
@@ -188,6 +193,23 @@ static int print_all(const inspect_options *o, packed *p, mp_error *err)
         fprintf(stderr, "moepack: inspect: %s\n", report->faults[i].detail);
     return cmd_fail(err, MP_ERR_INPUT, "%s: problems: %llu", o->path,
                     (unsigned long long)report->total_faults);
+}
+
+/* Only a sound pack has ranges: problems are what there is to say of another. */
+static int print_with_ranges(const inspect_options *o, packed *p, const mp_context *context,
+                             mp_error *err)
+{
+    mp_pack pack;
+
+    if (!o->ranges || p->report->total_faults > 0)
+        return print_all(o, p, err);
+    int rc = mp_pack_open(&pack, o->path, NULL, context, err);
+    if (rc != 0)
+        return rc;
+    p->pack = &pack;
+    rc = print_all(o, p, err);
+    mp_pack_release(&pack);
+    return rc;
 }
 
 int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *err)
@@ -207,7 +229,7 @@ int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *
     if (rc == 0 && mp_compress_measure(o->path, context, &p.shards, NULL) != 0)
         p.shards = (mp_compress_report){0};
     if (rc == 0)
-        rc = print_all(o, &p, err);
+        rc = print_with_ranges(o, &p, context, err);
     free(p.layer_bytes);
     mp_verify_report_release(&report);
     mp_manifest_release(&m);
