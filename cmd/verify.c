@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <moepack/artifact.h>
 #include <moepack/verify.h>
 #include <string.h>
 
@@ -96,11 +97,12 @@ static void put_fault(FILE *out, const mp_fault *fault, put_text *put)
     put(out, fault->detail);
 }
 
-/* "pack" for what belongs to no rank, else "rank 3". */
-static const char *part_name(const mp_verify_part *part, char text[32])
+/* "pack" or what else was checked for what belongs to no rank, else "rank 3". */
+static const char *part_name(const mp_verify_report *report, const mp_verify_part *part,
+                             char text[32])
 {
     if (part->rank < 0)
-        return "pack";
+        return report->subject;
     snprintf(text, 32, "rank %" PRId64, part->rank);
     return text;
 }
@@ -213,7 +215,8 @@ static void print_text(const mp_verify_report *report, const output_ink *ink)
     printf("%sok%s: %s: %" PRIu64 " files, %" PRIu64 " tensors, ", ink->good, ink->plain, level,
            report->files, report->tensors);
     if (report->level >= MP_VERIFY_EXACT)
-        printf("%" PRIu64 " slots, ", report->slots);
+        printf("%" PRIu64 " %s, ", report->slots,
+               strcmp(report->subject, "checkpoint") == 0 ? "experts" : "slots");
     printf("%s\n", size_text(report->bytes, bytes));
 }
 
@@ -262,8 +265,8 @@ static void print_tap(const mp_verify_report *report)
         const mp_verify_part *part = &report->parts[i];
         char name[32];
 
-        printf("%sok %zu - %s: %s\n", part->faults ? "not " : "", i + 1, part_name(part, name),
-               mp_verify_level_name(part->level));
+        printf("%sok %zu - %s: %s\n", part->faults ? "not " : "", i + 1,
+               part_name(report, part, name), mp_verify_level_name(part->level));
         put_part(stdout, report, part, "# ", put_line);
         if (has_figures(report, part))
             put_numeric(stdout, report, "# ", put_line);
@@ -275,7 +278,7 @@ static void write_junit_case(FILE *out, const mp_verify_report *report, const mp
     bool figures = has_figures(report, part);
     char name[32];
 
-    fprintf(out, "    <testcase classname=\"%s\" name=\"%s\"", part_name(part, name),
+    fprintf(out, "    <testcase classname=\"%s\" name=\"%s\"", part_name(report, part, name),
             mp_verify_level_name(part->level));
     if (part->faults == 0 && !figures) {
         fputs("/>\n", out);
@@ -361,7 +364,7 @@ static int check_options(const verify_options *o, mp_verify_level level, mp_erro
                         name);
     if (o->tokens && level < MP_VERIFY_NUMERIC)
         return cmd_fail(err, MP_ERR_USAGE, "--tokens is for level numeric, not %s", name);
-    if (o->tolerance > 0 && level < MP_VERIFY_NUMERIC)
+    if (o->tolerance > 0 && level < MP_VERIFY_NUMERIC && mp_is_packed(o->out))
         return cmd_fail(err, MP_ERR_USAGE, "--tolerance is for level numeric, not %s", name);
     if (o->tap && o->common.json)
         return cmd_fail(err, MP_ERR_USAGE, "--tap and --json exclude each other");

@@ -54,6 +54,7 @@
 #include <moepack/pack.h>
 #include <moepack/place.h>
 #include <moepack/reference.h>
+#include <moepack/snapshot.h>
 #include <moepack/store.h>
 #include <moepack/verify.h>
 #include <moepack/work.h>

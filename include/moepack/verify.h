@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * moepack/verify.h - checks of a packed directory.
+ * moepack/verify.h - checks of a packed directory, of what an engine has dumped, and of a
+ * converted checkpoint.
  *
  * What checks packs shares the reading of a source, and its requantization, with
  * what writes them, and nothing else: files are read anew, slots are unpacked by
@@ -96,12 +97,13 @@ typedef struct mp_verify_numeric {
 
 typedef struct mp_verify_report {
     mp_verify_level level;
-    uint64_t files;    /* safetensors files that were there and well-formed */
-    uint64_t tensors;  /* checked at the level */
-    uint64_t slots;    /* held against the source: of a rank in a layer; 0 below exact */
-    uint64_t bytes;    /* of those tensors */
-    mp_fault *faults;  /* in order of rank, layer, slot, tensor, element */
-    size_t num_faults; /* kept: min(total_faults, MP_FAULTS_KEPT) */
+    const char *subject; /* what was checked: "pack", "checkpoint" or "snapshot" */
+    uint64_t files;      /* safetensors files that were there and well-formed */
+    uint64_t tensors;    /* checked at the level */
+    uint64_t slots;      /* held against the source: of a rank in a layer; 0 below exact */
+    uint64_t bytes;      /* of those tensors */
+    mp_fault *faults;    /* in order of rank, layer, slot, tensor, element */
+    size_t num_faults;   /* kept: min(total_faults, MP_FAULTS_KEPT) */
     uint64_t total_faults;
     mp_verify_part *parts; /* in order of rank and level */
     size_t num_parts;
@@ -111,7 +113,13 @@ typedef struct mp_verify_report {
 
 void mp_verify_report_release(mp_verify_report *report);
 
-/* Checks a packed directory and goes on after faults, so that all are found; only
+/* Checks a packed directory, a snapshot (snapshot.h) or, where there is a source, a checkpoint that
+ * was made of it; what they are is found by their files. Of the last two, lists of ranks, samples
+ * and level numeric are MP_ERR_USAGE, digest checks what digests there are, slots of a checkpoint
+ * are its experts, and options->tolerance is the relative RMS error that a matrix may have against
+ * the source's (0: that of its scheme), except that a snapshot's has to be the same where both are
+ * stored alike.
+ * Goes on after faults, so that all are found; only
  * what makes the rest meaningless (a changed manifest) ends the check.
  * options: level, and what it needs.
  * context: threads, cancel, and progress in bytes of tensors; may be null.

@@ -34,6 +34,9 @@ int mp_json_load_python(const char *path, uint64_t limit, json_t **json, mp_erro
  * malloc'ed, null without memory. */
 char *mp_json_text(const json_t *json);
 
+/* What Python's json.dumps(value, sort_keys=True) gives; malloc'ed, null without memory. */
+char *mp_json_text_python(const json_t *json);
+
 /* Typed members of an object; `what` names the object in messages. A missing
  * member or another type is MP_ERR_INPUT. The value is borrowed. */
 int mp_json_get_u64(const json_t *object, const char *key, const char *what, uint64_t *value,

@@ -5,10 +5,15 @@
 #include <moepack/verify.h>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/parallel.h"
 #include "verify/check.h"
+#include "verify/converted.h"
 #include "verify/exact.h"
 #include "verify/numeric.h"
+#include "verify/snapshot.h"
+
+#include <stdlib.h>
 
 const char *mp_verify_level_name(mp_verify_level level)
 {
@@ -134,23 +139,51 @@ static int check_all(mp_check *check, mp_error *err)
     return rc;
 }
 
+static int verify_pack(const char *out, const mp_verify_options *options, const mp_context *context,
+                       mp_verify_report *report, mp_error *err)
+{
+    mp_check check = {.dir = out, .options = options, .context = context, .report = report};
+    int rc = check_all(&check, err);
+
+    if (rc == 0)
+        rc = mp_faults_take(&check.faults, check.manifest.layers, report, err);
+    mp_check_release(&check);
+    return rc;
+}
+
+/* What a directory is: a pack or a snapshot by its files, and where neither, a pack that is none,
+ * unless there is a source to hold a checkpoint against. */
+static int find_kind(const char *out, bool *packed, mp_snapshot_kind *kind, mp_error *err)
+{
+    char *path = mp_path_join(out, MP_MANIFEST_NAME);
+
+    *packed = false;
+    if (!path)
+        return mp_fail_memory(err);
+    *packed = mp_path_exists(path);
+    free(path);
+    return *packed ? 0 : mp_snapshot_find(out, kind, err);
+}
+
 int mp_verify(const char *out, const mp_verify_options *options, const mp_context *context,
               mp_verify_report *report, mp_error *err)
 {
-    err = MP_NEVER_NULL(err);
-    mp_check check = {.dir = out, .options = options, .context = context, .report = report};
-    mp_error why = {0};
+    mp_error why = {0}; /* what became a fault is no error */
+    mp_snapshot_kind kind = MP_SNAPSHOT_NONE;
+    bool packed;
     int rc;
 
-    *report = (mp_verify_report){.level = options->level};
+    *report = (mp_verify_report){.level = options->level, .subject = "pack"};
     if (options->level >= MP_VERIFY_EXACT && !options->source)
-        rc = mp_fail(&why, MP_ERR_USAGE, "level %s needs the source checkpoint",
-                     mp_verify_level_name(options->level));
-    else
-        rc = check_all(&check, &why);
-    if (rc == 0)
-        rc = mp_faults_take(&check.faults, check.manifest.layers, report, &why);
-    mp_check_release(&check);
+        return mp_fail(err, MP_ERR_USAGE, "level %s needs the source checkpoint",
+                       mp_verify_level_name(options->level));
+    rc = find_kind(out, &packed, &kind, &why);
+    if (rc == 0 && kind != MP_SNAPSHOT_NONE)
+        rc = mp_verify_snapshot(out, kind, options, context, report, &why);
+    else if (rc == 0 && !packed && options->source)
+        rc = mp_verify_converted(out, options, context, report, &why);
+    else if (rc == 0)
+        rc = verify_pack(out, options, context, report, &why);
     if (rc != 0)
         mp_verify_report_release(report);
     if (rc != 0 && err)

@@ -30,7 +30,7 @@ uses()
 header_layer()
 {
     case $1 in
-    store | model) echo checkpoint ;;
+    store | model | snapshot) echo checkpoint ;;
     artifact) echo pack ;;
     work) echo run ;;
     pack | compress) echo write ;;

@@ -128,6 +128,18 @@ CALL(mp_manifest_load)
  * model
  */
 
+CALL(mp_snapshot_find)
+{
+    mp_snapshot_kind kind;
+    return mp_snapshot_find(MISSING, &kind, err);
+}
+
+CALL(mp_snapshot_open)
+{
+    mp_snapshot snapshot;
+    return mp_snapshot_open(&snapshot, MP_SNAPSHOT_PRESHARDED, MISSING, NULL, err);
+}
+
 /* Of a config.json with a number that cannot be. */
 static int load_broken(const char *tower, mp_error *err)
 {
@@ -604,6 +616,8 @@ const failing_call failing_calls[] = {
     ROW(mp_quantize_errors),
     ROW(mp_synth),
     ROW(mp_verify),
+    ROW(mp_snapshot_find),
+    ROW(mp_snapshot_open),
 };
 
 const size_t num_failing_calls = sizeof failing_calls / sizeof failing_calls[0];

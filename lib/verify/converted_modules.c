@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Tensors that are no expert's, by their names. Scales have no business of their own: they are part
+ * of the weight beside them. */
+#include "verify/converted_modules.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "checkpoint/names.h"
+#include "checkpoint/storage.h"
+#include "verify/weights.h"
+
+#define PIECE_BYTES (UINT64_C(1) << 20)
+
+typedef struct modules {
+    const mp_catalog *have, *source;
+    mp_faults *faults;
+    double tolerance;
+} modules;
+
+/* What may stand behind the name of a module, and what it is to its weight. */
+static const struct {
+    const char *suffix;
+    mp_role role;
+    bool divides;
+} roles[] = {
+    {".weight", MP_ROLE_WEIGHT, false},
+    {".weight_packed", MP_ROLE_WEIGHT, false},
+    {".scale", MP_ROLE_SCALE, false},
+    {".weight_scale", MP_ROLE_SCALE, false},
+    {".weight_scale_inv", MP_ROLE_SCALE, false},
+    {".weight_scale_2", MP_ROLE_GLOBAL_SCALE, false},
+    {".weight_global_scale", MP_ROLE_GLOBAL_SCALE, true},
+    {".weight_shape", MP_ROLE_SHAPE, false},
+    {".input_scale", MP_ROLE_INPUT_SCALE, false},
+    {".input_global_scale", MP_ROLE_INPUT_SCALE, false},
+};
+#define ROLES (sizeof roles / sizeof roles[0])
+
+/* Length of the module's name, and which role its tensor has; ROLES where it is none of these. */
+static size_t module_of(const char *name, size_t *role)
+{
+    size_t length = strlen(name);
+
+    for (*role = 0; *role < ROLES; (*role)++) {
+        size_t n = strlen(roles[*role].suffix);
+
+        if (length > n && strcmp(name + length - n, roles[*role].suffix) == 0)
+            return length - n;
+    }
+    return length;
+}
+
+static int find_beside(const mp_checkpoint *ckpt, const char *name, size_t module, size_t role,
+                       const mp_tensor **found, mp_error *err)
+{
+    char *other = mp_format("%.*s%s", (int)module, name, roles[role].suffix);
+
+    if (!other)
+        return mp_fail_memory(err);
+    *found = mp_checkpoint_find(ckpt, other);
+    free(other);
+    return 0;
+}
+
+/* The weight of a module with what stands beside it; *known: it is a matrix in a known form. */
+static int module_weights(const mp_catalog *catalog, const char *name, size_t module,
+                          mp_weights *out, bool *known, mp_error *err)
+{
+    *out = (mp_weights){.catalog = catalog};
+    for (size_t r = 0; r < ROLES; r++) {
+        const mp_tensor **place = mp_matrix_place(&out->matrix, roles[r].role), *found = NULL;
+
+        if (find_beside(&catalog->checkpoint, name, module, r, &found, err) != 0)
+            return err->code;
+        if (!found)
+            continue;
+        *place = found;
+        if (roles[r].role == MP_ROLE_GLOBAL_SCALE)
+            out->matrix.global_divides = roles[r].divides;
+    }
+    *known = out->matrix.weight && out->matrix.weight->rank == 2 &&
+             mp_storage_recognize(&out->matrix, MP_FUSION_NONE, &catalog->config, &out->storage,
+                                  &out->rows, &out->cols);
+    if (*known) {
+        mp_problems problems = {0};
+
+        mp_storage_check(&out->storage, &out->matrix, 1, out->rows, out->cols, &problems);
+        *known = problems.count == 0;
+        mp_problems_release(&problems);
+    }
+    return 0;
+}
+
+static bool same_form(const mp_tensor *a, const mp_tensor *b)
+{
+    if (a->dtype != b->dtype || a->rank != b->rank)
+        return false;
+    for (uint32_t d = 0; d < a->rank; d++)
+        if (a->shape[d] != b->shape[d])
+            return false;
+    return true;
+}
+
+/* The first byte that differs, or UINT64_MAX. */
+static int first_difference(const modules *m, const mp_tensor *have, const mp_tensor *source,
+                            uint64_t *at, mp_error *err)
+{
+    uint8_t *piece[2] = {malloc(PIECE_BYTES), malloc(PIECE_BYTES)};
+    int rc = piece[0] && piece[1] ? 0 : mp_fail_memory(err);
+
+    *at = UINT64_MAX;
+    for (uint64_t done = 0; rc == 0 && done < have->bytes && *at == UINT64_MAX;
+         done += PIECE_BYTES) {
+        uint64_t left = have->bytes - done, n = left < PIECE_BYTES ? left : PIECE_BYTES;
+
+        rc = mp_tensor_read(&m->have->checkpoint, have, done, n, piece[0], err);
+        if (rc == 0)
+            rc = mp_tensor_read(&m->source->checkpoint, source, done, n, piece[1], err);
+        for (uint64_t i = 0; rc == 0 && i < n && *at == UINT64_MAX; i++)
+            if (piece[0][i] != piece[1][i])
+                *at = done + i;
+    }
+    free(piece[0]);
+    free(piece[1]);
+    mp_tensor_forget(&m->have->checkpoint, have, 0, have->bytes);
+    mp_tensor_forget(&m->source->checkpoint, source, 0, source->bytes);
+    return rc;
+}
+
+static mp_spot spot_of(const char *name)
+{
+    return (mp_spot){MP_VERIFY_EXACT, -1, -1, -1, name, -1};
+}
+
+/* A module whose weight is stored otherwise than the source's. */
+static int compare_values(const modules *m, const mp_tensor *source, size_t module, mp_error *err)
+{
+    const mp_spot spot = spot_of(source->name);
+    mp_weights have, want;
+    bool known[2];
+    mp_likeness likeness;
+    double bound;
+
+    if (module_weights(m->have, source->name, module, &have, &known[0], err) != 0 ||
+        module_weights(m->source, source->name, module, &want, &known[1], err) != 0)
+        return err->code;
+    if (!have.matrix.weight) {
+        mp_fault_add(m->faults, &spot, "is missing");
+        return 0;
+    }
+    if (!known[0] || !known[1] || have.rows != want.rows || have.cols != want.cols) {
+        char text[2][MP_SHAPE_TEXT];
+        const mp_tensor *weight = have.matrix.weight;
+
+        mp_fault_add(m->faults, &spot, "%s %s, the source has %s %s", mp_dtype_name(weight->dtype),
+                     mp_shape_text(weight->shape, weight->rank, text[0]),
+                     mp_dtype_name(source->dtype),
+                     mp_shape_text(source->shape, source->rank, text[1]));
+        return 0;
+    }
+    if (mp_weights_compare(&have, &want, UINT64_MAX, &likeness, err) != 0)
+        return err->code;
+    bound = m->tolerance > 0 ? m->tolerance : mp_scheme_bound(have.storage.scheme);
+    if (!(likeness.relative <= bound))
+        mp_fault_add(m->faults, &spot, "relative RMS error %.3g, %s may have %g", likeness.relative,
+                     mp_scheme_name(have.storage.scheme), bound);
+    return 0;
+}
+
+static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err)
+{
+    const modules *m = user;
+    const mp_tensor *source = &m->source->checkpoint.tensors[index], *weight = NULL;
+    const mp_tensor *have = mp_checkpoint_find(&m->have->checkpoint, source->name);
+    const mp_spot spot = spot_of(source->name);
+    mp_expert_name parts;
+    size_t role, module = module_of(source->name, &role);
+    uint64_t at;
+
+    (void)scratch;
+    mp_expert_name_parse(source->name, &parts);
+    if (parts.kind != MP_NAME_OTHER)
+        return 0;
+    if (role < ROLES && roles[role].role != MP_ROLE_WEIGHT) {
+        if (find_beside(&m->source->checkpoint, source->name, module, 0, &weight, err) != 0)
+            return err->code;
+        if (weight)
+            return 0;
+    }
+    bool is_weight = role < ROLES && roles[role].role == MP_ROLE_WEIGHT;
+    if (!have && !is_weight) {
+        mp_fault_add(m->faults, &spot, "is missing");
+        return 0;
+    }
+    if (!have || !same_form(have, source)) {
+        if (is_weight && source->rank == 2)
+            return compare_values(m, source, module, err);
+        mp_fault_add(m->faults, &spot,
+                     have ? "has another type or shape than in the source" : "is missing");
+        return 0;
+    }
+    if (first_difference(m, have, source, &at, err) != 0)
+        return err->code;
+    if (at == UINT64_MAX)
+        return 0;
+    /* A weight that was quantized in the source may have got other scales. */
+    if (is_weight && mp_dtype_bits(source->dtype) <= 8)
+        return compare_values(m, source, module, err);
+    mp_fault_add(m->faults, &spot, "was to stay as it is, and differs from byte %" PRIu64 " on",
+                 at);
+    return 0;
+}
+
+int mp_check_modules(const mp_catalog *have, const mp_catalog *source, mp_faults *faults,
+                     double tolerance, const mp_context *context, mp_error *err)
+{
+    modules m = {have, source, faults, tolerance};
+
+    return mp_parallel(context, source->checkpoint.num_tensors, 0, check_tensor, &m, err);
+}

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* verify/converted_modules.h - what is not an expert in a converted checkpoint. */
+#ifndef MP_VERIFY_CONVERTED_MODULES_H
+#define MP_VERIFY_CONVERTED_MODULES_H
+
+#include <moepack/model.h>
+
+#include "verify/faults.h"
+
+/* Holds every tensor of the source that is no expert's against what became of it: the same bytes
+ * where its type stayed, else, as for the weights of quantized modules, an error within the bound
+ * of its scheme or the tolerance, if that is not 0. Makes faults of what does not hold. */
+int mp_check_modules(const mp_catalog *have, const mp_catalog *source, mp_faults *faults,
+                     double tolerance, const mp_context *context, mp_error *err);
+
+#endif

@@ -1,0 +1,259 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# verify of what engines dump: every fault that is planted is found, and named.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+tools=$ROOT/tests/tools
+# Layer "model.layers.0", 4 experts of BF16, H = 96, I = 64.
+source=$ROOT/testdata/fixtures/qwen3-bf16
+prefix=model.layers.0.mlp.experts
+shard=$(cd "$source" && echo *.safetensors)
+# FP8 in blocks of 128, 2 layers of 6 experts, H = 384, I = 256; and one more of other weights.
+for seed in 1 2; do
+    "$MOEPACK" synth -o "$WORK/fp8-$seed" --family deepseek_v3 --format fp8_block --layers 2 \
+        --experts 6 --shared 1 --top-k 2 --hidden 384 --intermediate 256 --seed $seed -q
+done
+
+dump()
+{
+    python3 "$tools/snapshots.py" "$@"
+}
+
+# A copy of a checkpoint, ./ckpt, damaged in one file; without an index, which may not fit then.
+damaged()
+{
+    [ -d ckpt ] || cp -r "$1" ckpt
+    rm -f ckpt/*.index.json
+    "$tools/tensors.py" ckpt/"$(cd ckpt && echo *.safetensors)" "${@:2}"
+}
+
+# Expects failure and these faults, with and behind the source.
+assert_faults()
+{
+    run moepack verify "$@"
+    assert_status 1
+    assert_stderr_is ''
+    assert_stdout
+}
+
+it "accepts sound dumps of every kind, order and cut"
+for flags in '--ep 2' '--ep 2 --order swapped' '--tp 2 --order 8' '--ep 2 --tp 2 --order 16' '--sha1'; do
+    # shellcheck disable=SC2086
+    out=$(dump presharded "$source" out $flags)
+    run moepack verify "$out" --source "$source"
+    assert_status 0
+    assert_stdout_has 'ok: exact: '
+    rm -r out
+done
+for kind in sharded_state bigtensor presharded; do
+    out=$(dump $kind "$WORK/fp8-1" out --ep 3)
+    run moepack verify "$out" --source "$WORK/fp8-1"
+    assert_status 0
+    assert_stdout_has ' 12 slots, '
+    rm -r out
+done
+
+it "finds a planted swap of gate and up in a presharded dump"
+damaged "$source" swap $prefix.2.gate_proj.weight $prefix.2.up_proj.weight
+out=$(dump presharded ckpt out --ep 2)
+run moepack verify "$out"
+assert_status 0
+assert_faults "$out" --source "$source" <<'END'
+rank 1, model.layers.0, slot 0, mlp.experts.w13_weight: gate and up of expert 2 are swapped
+FAILED: 1 fault
+END
+run moepack verify "$out" --source "$source" --tap
+assert_status 1
+assert_stdout <<'END'
+1..8
+ok 1 - snapshot: structure
+ok 2 - snapshot: digest
+ok 3 - rank 0: structure
+ok 4 - rank 0: digest
+ok 5 - rank 0: exact
+ok 6 - rank 1: structure
+ok 7 - rank 1: digest
+not ok 8 - rank 1: exact
+# rank 1, model.layers.0, slot 0, mlp.experts.w13_weight: gate and up of expert 2 are swapped
+END
+
+it "finds it in the other kinds too"
+damaged "$source" swap $prefix.2.gate_proj.weight $prefix.2.up_proj.weight
+for kind in sharded_state bigtensor; do
+    out=$(dump $kind ckpt $kind --ep 2)
+    assert_faults "$out" --source "$source" <<'END'
+rank 1, model.layers.0, slot 0, mlp.experts.w13_weight: gate and up of expert 2 are swapped
+FAILED: 1 fault
+END
+done
+
+it "names experts that are swapped, on the slots of their ranks"
+for half in gate_proj up_proj down_proj; do
+    damaged "$source" swap $prefix.1.$half.weight $prefix.2.$half.weight
+done
+out=$(dump presharded ckpt out --ep 2 --order 8)
+assert_faults "$out" --source "$source" <<'END'
+rank 0, model.layers.0, slot 1, mlp.experts.w13_weight: expert 1 is expert 2
+rank 0, model.layers.0, slot 1, mlp.experts.w2_weight: expert 1 is expert 2
+rank 1, model.layers.0, slot 0, mlp.experts.w13_weight: expert 2 is expert 1
+rank 1, model.layers.0, slot 0, mlp.experts.w2_weight: expert 2 is expert 1
+FAILED: 4 faults
+END
+
+it "names scales that are zero or constant"
+damaged "$WORK/fp8-1" fill model.layers.1.mlp.experts.4.up_proj.weight_scale_inv 0
+"$tools/tensors.py" ckpt/*.safetensors fill model.layers.1.mlp.experts.5.down_proj.weight_scale_inv 0x3c
+for kind in presharded sharded_state bigtensor; do
+    out=$(dump $kind ckpt $kind --ep 3)
+    assert_faults "$out" --source "$WORK/fp8-1" <<'END'
+rank 2, model.layers.1, slot 0, mlp.experts.w13_weight: up of expert 4: scales are all zero
+rank 2, model.layers.1, slot 1, mlp.experts.w2_weight: down of expert 5: scales are constant
+FAILED: 2 faults
+END
+done
+
+it "finds a layer of another checkpoint"
+cp -r "$WORK/fp8-1" ckpt
+python3 - "$tools" "$WORK" <<'END'
+import pathlib
+import sys
+sys.path.insert(0, sys.argv[1])
+from tensors import read, write
+path = next(pathlib.Path("ckpt").glob("*.safetensors"))
+ours, metadata = read(path)
+theirs, _ = read(f"{sys.argv[2]}/fp8-2/{path.name}")
+write(path, {n: theirs[n] if ".layers.1.mlp.experts" in n else e for n, e in ours.items()}, metadata)
+END
+out=$(dump presharded ckpt out --ep 2)
+run moepack verify "$out" --source "$WORK/fp8-1" --json
+assert_status 1
+assert_json '[.faults[].layer] | unique' '["model.layers.1"]'
+assert_json .total_faults 18
+run moepack verify "$out" --source "$WORK/fp8-1" --layers 0
+assert_status 0
+
+it "finds one byte, by its digest and by its place"
+out=$(dump presharded "$source" out --ep 2)
+file=$out/$(cd "$out" && echo *-rank-001.safetensor)
+size=$(stat -c %s "$file")
+printf '\125' | dd of="$file" bs=1 seek=$((size - 3)) conv=notrunc status=none
+run moepack verify "$out" --source "$source" --json
+assert_status 1
+assert_json '[.faults[] | [.level, .rank, .layer, .slot, .tensor]]' \
+    '[["digest",1,null,null,"model.layers.0.mlp.experts.w2_weight"],["exact",1,"model.layers.0",1,"model.layers.0.mlp.experts.w2_weight"]]'
+assert_json '.faults[0].detail | test("^model-0000[0-9]-rank-001.safetensor: the content of [0-9a-f]{32} has the hash [0-9a-f]{32}$")' true
+assert_json '.faults[1].detail | test("^down of expert 3: row 95 column 62 is not the source.s; relative RMS error ")' true
+
+it "finds one byte of a blob"
+out=$(dump bigtensor "$source" out --ep 2)
+printf '\125' | dd of="$out/1.snapshot" bs=1 seek=1000 conv=notrunc status=none
+run moepack verify "$out"
+assert_status 1
+assert_stdout_has 'rank 1: 1.snapshot has the SHA-256 '
+
+it "misses READY, a file, a tensor, and takes nothing that is not listed"
+out=$(dump presharded "$source" out --ep 2)
+rm "$out/READY"
+touch "$out/model-00009-common.safetensor"
+mkdir "$out/_tmp_presharding"
+assert_faults "$out" <<'END'
+READY is missing: the dump did not come to its end
+_tmp_presharding: a directory that a dump which did not end leaves behind
+model-00009-common.safetensor: a file that checksum.json does not list
+FAILED: 3 faults
+END
+rm -r "$out/_tmp_presharding" "$out"/*common*
+printf '{"plan_version":1,"world_size":4}' >"$out/READY"
+run moepack verify "$out" --source "$source"
+assert_status 1
+assert_stdout_has 'READY says world_size 4, checksum.json says 2'
+assert_stdout_has 'cannot open'
+assert_stdout_has 'rank 1, model.layers.0.mlp.gate.weight: is read as '
+
+it "finds a key that is renamed, and a checksum that is not the rank's"
+out=$(dump presharded "$source" out)
+file=$(cd "$out" && echo *.safetensor)
+key=$(jq -r .files[0].tensors[0].stored_key "$out/checksum.json")
+"$tools/tensors.py" "$out/$file" rename "$key" 0123456789abcdef0123456789abcdef
+run moepack verify "$out"
+assert_status 1
+assert_stdout_has "$file: $key is missing, checksum.json lists it"
+assert_stdout_has "$file: 0123456789abcdef0123456789abcdef is not in checksum.json"
+assert_stdout_has "$file: the content of 0123456789abcdef0123456789abcdef has the hash $key"
+rm -r out
+out=$(dump presharded "$source" out --ep 2)
+jq '.rank_checksums["1"] = "0000000000000001" | .shard_config.tp_size = 3' "$out/checksum.json" >new
+mv new "$out/checksum.json"
+run moepack verify "$out"
+assert_status 1
+assert_stdout_has "the directory's sig is "
+assert_stdout_has 'rank 1: the checksum of its reads is '
+
+it "says of MegaMoE's FP4 experts that their scales are elsewhere, and checks the rest"
+v4=$ROOT/testdata/fixtures/v4-fp4
+out=$(dump presharded "$v4" out --megamoe --order 8)
+assert_faults "$out" --source "$v4" <<'END'
+rank 0, model.layers.0, mlp.experts.w13_weight: the kernel's scales are not in this snapshot
+rank 0, model.layers.0, mlp.experts.w2_weight: the kernel's scales are not in this snapshot
+FAILED: 2 faults
+END
+out=$(dump presharded "$v4" plain --megamoe)
+run moepack verify "$out" --source "$v4"
+assert_status 1
+assert_stdout_has 'slot 4, mlp.experts.w13_weight: expert 4 is not interleaved: gate rows, then up rows, expected 8 gate rows and 8 up rows in turn'
+
+it "misses parts, ranks and tensors of sharded_state"
+out=$(dump sharded_state "$source" out --ep 4)
+rm out/model-rank-1-part-0.safetensors out/model-rank-2-part-*
+run moepack verify out
+assert_status 1
+assert_stdout_has 'rank 1: model-rank-1-part-0.safetensors is missing'
+assert_stdout_has 'rank 2: no file of this rank is here'
+assert_stdout_has 'is missing, rank 0 has it'
+rm -r out
+out=$(dump sharded_state "$source" out --ep 2)
+name=$prefix.w2_weight
+part=$(cd out && grep -l "$name" model-rank-0-*)
+cp "out/$part" out/model-rank-0-part-2.safetensors
+run moepack verify out
+assert_status 1
+assert_stdout_has 'is there twice'
+
+it "holds the description of a blob against the blob"
+out=$(dump bigtensor "$source" out --ep 2)
+jq --arg n $prefix.w2_weight '.tensors[$n].offset += 16 | .world_size = 3' out/1.json >new
+mv new out/1.json
+run moepack verify out --level structure
+assert_status 1
+assert_stdout_has 'rank 1: 1.json says world_size 3, there are 2 ranks'
+rm out/0.snapshot
+run moepack verify out --level structure
+assert_status 1
+assert_stdout_has 'rank 0: 0.snapshot is missing'
+jq --arg n $prefix.w2_weight '.tensors[$n].nbytes = 18446744073709551615' out/1.json >new
+mv new out/1.json
+run moepack verify out
+assert_status 3
+
+it "refuses what is malformed, and what it does not know"
+out=$(dump presharded "$source" out)
+cp "$out/checksum.json" plan
+try()
+{
+    jq "$1" plan >"$out/checksum.json"
+    run moepack verify "$out"
+    assert_status "$2"
+    assert_stdout ''
+    assert_stderr_is "moepack: verify: $out: $3"
+}
+try '.version = 2' 5 'checksum.json: version 2, known is 1'
+try '.files[0].filename = "../x"' 3 'checksum.json: "../x" is not the name of a file in the directory'
+try '.files += .files' 3 "checksum.json: file \"$(jq -r .files[0].filename plan)\" is listed twice"
+try '.world_size = 99999999' 3 '99999999 ranks, expected 1 to 65536'
+try '.files = 7' 3 'checksum.json: "files" is an integer, expected an array'
+try '[]' 3 'checksum.json: expected an object'
+run moepack verify "$out" --level exact
+assert_status 2
+
+finish
