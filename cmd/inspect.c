@@ -297,14 +297,19 @@ static int inspect_checkpoint(const inspect_options *o, const mp_context *contex
 static int run_inspect(const void *values, mp_error *err)
 {
     const inspect_options *o = values;
+    mp_snapshot_kind kind;
     mp_context context;
 
     cmd_context(&o->common, &context);
     if (o->ranges && !mp_is_packed(o->path))
         return cmd_fail(err, MP_ERR_USAGE, "--ranges is for packed directories, \"%s\" is none",
                         o->path);
-    return mp_is_packed(o->path) ? inspect_pack(o, &context, err)
-                                 : inspect_checkpoint(o, &context, err);
+    if (mp_is_packed(o->path))
+        return inspect_pack(o, &context, err);
+    if (mp_snapshot_find(o->path, &kind, err) != 0)
+        return err->code;
+    return kind != MP_SNAPSHOT_NONE ? inspect_snapshot(o, kind, &context, err)
+                                    : inspect_checkpoint(o, &context, err);
 }
 
 static const cmd_option options[] = {
@@ -319,7 +324,7 @@ static const inspect_options defaults = {0};
 
 const command command_inspect = {
     .name = "inspect",
-    .summary = "show what a checkpoint or a packed directory holds",
+    .summary = "show what a checkpoint, a packed directory or a snapshot holds",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

@@ -414,7 +414,8 @@ static const cmd_choice levels[] = {
 static const cmd_option options[] = {
     OPT_CHOICE(0, "level", "LEVEL", verify_options, level, levels,
                "how much to check, by default as much as --source allows"),
-    OPT_STRING(0, "source", "CKPT", verify_options, source, "the checkpoint that was packed"),
+    OPT_STRING(0, "source", "CKPT", verify_options, source,
+               "the checkpoint that was packed, loaded or converted"),
     OPT_WORDS(0, "layers", "LIST", verify_options, layers,
               "look at the bytes of these layers only: numbers, ranges, prefixes"),
     OPT_WORDS(0, "ranks", "LIST", verify_options, ranks,
@@ -426,7 +427,7 @@ static const cmd_option options[] = {
     OPT_U64(0, "seed", "N", verify_options, seed, 0, UINT64_MAX,
             "which sample to draw, and which tokens"),
     OPT_DOUBLE(0, "tolerance", "X", verify_options, tolerance, 1e-9, 1e9,
-               "relative error that the kernel may have, else the target's own"),
+               "relative error that is let pass, else the target's or scheme's own"),
     OPT_FLAG(0, "tap", verify_options, tap, "print TAP instead of text"),
     OPT_STRING(0, "junit", "FILE", verify_options, junit, "write a JUnit XML report to FILE"),
     OPT_JSON(verify_options),
@@ -438,7 +439,7 @@ static const verify_options defaults = {.level = LEVEL_FROM_SOURCE};
 
 const command command_verify = {
     .name = "verify",
-    .summary = "check a packed directory",
+    .summary = "check a packed directory, a snapshot or a converted checkpoint",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

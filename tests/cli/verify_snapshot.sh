@@ -8,7 +8,6 @@ tools=$ROOT/tests/tools
 # Layer "model.layers.0", 4 experts of BF16, H = 96, I = 64.
 source=$ROOT/testdata/fixtures/qwen3-bf16
 prefix=model.layers.0.mlp.experts
-shard=$(cd "$source" && echo *.safetensors)
 # FP8 in blocks of 128, 2 layers of 6 experts, H = 384, I = 256; and one more of other weights.
 for seed in 1 2; do
     "$MOEPACK" synth -o "$WORK/fp8-$seed" --family deepseek_v3 --format fp8_block --layers 2 \
@@ -235,6 +234,27 @@ jq --arg n $prefix.w2_weight '.tensors[$n].nbytes = 18446744073709551615' out/1.
 mv new out/1.json
 run moepack verify out
 assert_status 3
+
+it "shows what a snapshot holds"
+out=$(dump presharded "$source" out --ep 2)
+run moepack inspect "$out"
+assert_status 0
+assert_stderr_is ''
+assert_stdout <<'END'
+SGLang presharded, 2 ranks, 3 files
+rank 0: 3 tensors, 74.5 kB
+rank 1: 3 tensors, 74.5 kB
+END
+run moepack inspect "$out" --json --tensors
+assert_status 0
+assert_json '[.snapshot, .shards, .problems, [.ranks[] | [.rank, .num_tensors, .bytes]]]' \
+    '["SGLang presharded",3,[],[[0,3,74496],[1,3,74496]]]'
+assert_json '.ranks[1].tensors[0] | [.name, .dtype, .shape]' \
+    '["model.layers.0.mlp.experts.w13_weight","BF16",[2,128,96]]'
+rm "$out/READY"
+run moepack inspect "$out"
+assert_status 3
+assert_stderr_has 'moepack: inspect: READY is missing: the dump did not come to its end'
 
 it "refuses what is malformed, and what it does not know"
 out=$(dump presharded "$source" out)
