@@ -228,6 +228,11 @@ int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *
     /* What cannot be read is among the faults already. */
     if (rc == 0 && mp_compress_measure(o->path, context, &p.shards, NULL) != 0)
         p.shards = (mp_compress_report){0};
+    if (rc == 0 && o->ranges && is_compressed(&p))
+        rc = cmd_fail(err, MP_ERR_UNSUPPORTED,
+                      "\"%s\" has compressed shards, in which no expert lies alone: moepack "
+                      "decompress, or moepack extract",
+                      o->path);
     if (rc == 0)
         rc = print_with_ranges(o, &p, context, err);
     free(p.layer_bytes);

@@ -327,7 +327,8 @@ int mp_rows_channel_scales(const mp_rows *in, mp_scheme to, const mp_quant_optio
 int mp_rows_amax(const mp_rows *in, bool allow_nonfinite, void *work, float *amax, mp_error *err);
 
 /* The global scale of an nvfp4 matrix: amax / (6 * 448). Gate and up of one
- * expert share one, that of the larger amax. 0 for amax 0, else above 0. */
+ * expert share one, that of the larger amax. Above 0: 1 for a matrix of zeros, since engines and
+ * readers refuse 0, and divisors of it would be infinite. */
 float mp_nvfp4_global(float amax);
 
 /* The global scale under which mxfp4 blocks pass through to nvfp4:

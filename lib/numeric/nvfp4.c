@@ -14,7 +14,9 @@ float mp_nvfp4_global(float amax)
 {
     float global = amax / (MP_E2M1_MAX * MP_E4M3_MAX);
 
-    return global == 0 && amax > 0 ? FLT_TRUE_MIN : global;
+    if (amax == 0)
+        return 1;
+    return global == 0 ? FLT_TRUE_MIN : global;
 }
 
 float mp_nvfp4_global_exact(uint8_t largest)

@@ -104,4 +104,14 @@ run moepack inspect out --ranges --json
 assert_status 3
 assert_json .ranges null
 
+it "has no ranges of compressed shards, and extracts from them what it does from plain ones"
+moepack compress "$pack" -o compressed -q
+run moepack inspect compressed --ranges
+assert_status 5
+assert_stderr_is 'moepack: inspect: "compressed" has compressed shards, in which no expert lies alone: moepack decompress, or moepack extract'
+moepack extract "$pack" --layer 0 --expert 1 -o plain.safetensors
+run moepack extract compressed --layer 0 --expert 1 -o same.safetensors
+assert_status 0
+assert_equal "$(cmp plain.safetensors same.safetensors)" ''
+
 finish
