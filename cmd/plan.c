@@ -16,8 +16,8 @@ typedef struct plan_job {
     const plan_options *o;
     mp_backend_flags flags;
     mp_env env;
-    mp_manifest manifest; /* of the pack to check */
-    bool has_manifest;
+    mp_pack pack; /* to check */
+    bool has_pack;
     mp_placement placement;
     plan_result result;
 } plan_job;
@@ -181,11 +181,13 @@ static int read_env(plan_job *job, mp_error *err)
     return rc;
 }
 
-static int load_manifest(plan_job *job, const char *dir, mp_error *err)
+/* On a login node there may be no more than the ranks of one machine. */
+static int open_pack(plan_job *job, const char *dir, const mp_context *context, mp_error *err)
 {
-    int rc = mp_manifest_load(&job->manifest, dir, err);
+    const mp_pack_options some = {.partial = true};
+    int rc = mp_pack_open(&job->pack, dir, &some, context, err);
 
-    job->has_manifest = rc == 0;
+    job->has_pack = rc == 0;
     job->result.pack = dir;
     return rc;
 }
@@ -194,10 +196,10 @@ static int load_manifest(plan_job *job, const char *dir, mp_error *err)
 static int open_packed(plan_job *job, const char *dir, const mp_context *context, mp_error *err)
 {
     mp_backend_model *model = &job->result.model;
-    const mp_manifest *m = &job->manifest;
+    const mp_manifest *m = &job->pack.manifest;
     size_t length = strlen(dir) + sizeof "/" MP_CONFIG_NAME;
     char *path;
-    int rc = load_manifest(job, dir, err);
+    int rc = open_pack(job, dir, context, err);
 
     if (rc != 0)
         return rc;
@@ -291,12 +293,12 @@ static void take_flags_of_pack(plan_job *job)
 {
     const plan_options *o = job->o;
 
-    if (!job->has_manifest)
+    if (!job->has_pack)
         return;
     if (!o->shared)
-        job->flags.shared = job->manifest.shared;
+        job->flags.shared = job->pack.manifest.shared;
     if (!o->redundant_given && !o->placement)
-        job->flags.redundant = job->manifest.num_physical - job->manifest.num_experts;
+        job->flags.redundant = job->pack.manifest.num_physical - job->pack.manifest.num_experts;
 }
 
 /* A placement says how many redundant experts there are. */
@@ -320,7 +322,7 @@ static int read_placement(plan_job *job, mp_error *err)
 
 static int check_pack(plan_job *job, mp_error *err)
 {
-    const mp_manifest *m = &job->manifest;
+    const mp_manifest *m = &job->pack.manifest;
     const mp_backend_pack pack = {
         .target = m->target,
         .ep_size = m->ep_size,
@@ -334,7 +336,7 @@ static int check_pack(plan_job *job, mp_error *err)
     };
     plan_result *r = &job->result;
 
-    if (!job->has_manifest)
+    if (!job->has_pack)
         return 0;
     return mp_backend_check_pack(&r->backend, &r->model, &pack,
                                  job->o->placement ? &job->placement : NULL, &r->checks,
@@ -358,8 +360,8 @@ static int work_out(plan_job *job, const mp_context *context, mp_error *err)
     take_flags_of_pack(job);
     rc = read_placement(job, err);
     if (rc == 0 && o->pack) {
-        mp_manifest_release(&job->manifest);
-        rc = load_manifest(job, o->pack, err);
+        mp_pack_release(&job->pack);
+        rc = open_pack(job, o->pack, context, err);
     }
     if (rc == 0)
         rc = mp_backend_resolve(&r->backend, &job->flags, &job->env, &r->model, err);
@@ -396,7 +398,7 @@ static void release(plan_job *job)
     mp_problems_release(&job->result.mismatches);
     mp_backend_release(&job->result.backend);
     mp_placement_release(&job->placement);
-    mp_manifest_release(&job->manifest);
+    mp_pack_release(&job->pack);
     mp_env_release(&job->env);
 }
 

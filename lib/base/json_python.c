@@ -47,7 +47,7 @@ static void put_real(FILE *out, double value)
     do
         snprintf(digits, sizeof digits, "%.*e", precision, value);
     while (strtod(digits, NULL) != value && ++precision < 17);
-    int exponent = atoi(strchr(digits, 'e') + 1);
+    int exponent = (int)strtol(strchr(digits, 'e') + 1, NULL, 10);
 
     if (value != 0 && (exponent < -4 || exponent >= 16))
         fprintf(out, "%s", digits);

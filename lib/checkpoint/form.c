@@ -112,8 +112,7 @@ static int add_matrices(mp_form *form, const mp_moe_layer *layer, bool shared, m
         return rc ? rc : add_matrix(form, layer, &layer->fused[1], false, MP_DOWN, err);
     }
     for (int p = 0; p < MP_PROJECTIONS && rc == 0; p++)
-        rc = add_matrix(form, layer, &expert->matrix[p], !shared && !fused,
-                        (mp_projection)p, err);
+        rc = add_matrix(form, layer, &expert->matrix[p], !shared && !fused, (mp_projection)p, err);
     return rc;
 }
 

@@ -9,6 +9,7 @@
 #include "base/words.h"
 #include "pack/manifest.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -382,8 +383,11 @@ static int read_manifest(const json_t *root, mp_manifest *m, mp_error *err)
         mp_manifest_read_forms(root, m, err) != 0 || read_ranks(root, m, err) != 0 ||
         get_optional_string(root, "command", &m->command, err) != 0)
         return err->code;
+    if (m->num_experts > UINT32_MAX)
+        return mp_fail(err, MP_ERR_INPUT, "%s: num_experts %" PRIu64 " is over %u",
+                       MP_MANIFEST_NAME, m->num_experts, UINT32_MAX);
     if (m->ep_size == 0 || m->ep_size > UINT32_MAX || m->num_physical > UINT32_MAX ||
-        m->num_experts > UINT32_MAX || m->num_physical % m->ep_size != 0)
+        m->num_physical % m->ep_size != 0)
         return mp_fail(err, MP_ERR_INPUT, "%s: %llu physical experts on %llu ranks",
                        MP_MANIFEST_NAME, (unsigned long long)m->num_physical,
                        (unsigned long long)m->ep_size);

@@ -141,7 +141,7 @@ static int compare_values(const modules *m, const mp_tensor *source, size_t modu
 {
     const mp_spot spot = spot_of(source->name);
     mp_weights have, want;
-    bool known[2];
+    bool known[2] = {false, false};
     mp_likeness likeness;
     double bound;
 

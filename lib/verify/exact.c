@@ -181,7 +181,8 @@ static int check_optional(const mp_exact *exact, mp_check *check, const mp_rank 
                                have ? "there, but some experts of the source have no such tensor"
                                     : "there, but the source has no such tensors",
                                err);
-    if (!wanted && have == all && !(check->manifest.dropped & MP_ROLE_BIT(mp_role_source(tensor->role))))
+    if (!wanted && have == all &&
+        !(check->manifest.dropped & MP_ROLE_BIT(mp_role_source(tensor->role))))
         return report_optional(check, rank, layer, t, "missing, but the source has such tensors",
                                err);
     return 0;

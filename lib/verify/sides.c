@@ -175,7 +175,7 @@ static int find_matrix(const mp_side_check *s, unsigned p, uint32_t *other,
         for (unsigned q = 0; q < parts_of(s); q++) {
             mp_weights want;
             mp_likeness likeness;
-            bool fits;
+            bool fits = false;
 
             *projection = mp_side_first(s->side) + q;
             if (wanted(s, *other, *projection, &want, err) != 0 ||

@@ -176,7 +176,8 @@ static bool writes_powers(const mp_quantize_plan *plan)
 
     for (size_t i = 0; i < plan->num_layers; i++) {
         const mp_form_tensor *scale =
-            plan->layers[i].routed ? mp_form_find(&plan->layers[i].form, MP_GATE, MP_ROLE_SCALE) : NULL;
+            plan->layers[i].routed ? mp_form_find(&plan->layers[i].form, MP_GATE, MP_ROLE_SCALE)
+                                   : NULL;
 
         powers |= scale && scale->dtype == MP_F8_E8M0;
     }
@@ -303,7 +304,8 @@ static int put_side_file(const mp_quantize_plan *plan, const char *name, const c
     to = mp_path_join(dir, name);
     rc = from && to ? 0 : mp_fail_memory(err);
     if (rc == 0 && stat(from, &st) == 0 && S_ISREG(st.st_mode))
-        rc = description ? put_description(plan, from, dir, name, err) : mp_file_copy(from, to, err);
+        rc =
+            description ? put_description(plan, from, dir, name, err) : mp_file_copy(from, to, err);
     free(from);
     free(to);
     return rc;

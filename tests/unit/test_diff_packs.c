@@ -84,6 +84,6 @@ Test(diff_packs, refuses_a_placement_of_too_few_rows)
     digest_text(at(MP_PLACEMENT_NAME), m.placement_xxh3);
     save_manifest(&m);
     cr_assert_eq(mp_diff(out, source, &any, NULL, &found, &err), MP_ERR_INPUT, "%s", err.message);
-    cr_assert_not_null(strstr(err.message, "placement.json: 2 rows for 3 layers"),
-                       "%s", err.message);
+    cr_assert_not_null(strstr(err.message, "placement.json: 2 rows for 3 layers"), "%s",
+                       err.message);
 }
