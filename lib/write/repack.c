@@ -110,6 +110,52 @@ static bool same_shards(const mp_manifest *m, const mp_checkpoint *ckpt)
     return true;
 }
 
+/* Files by their plain names; sizes tell plain ones apart further. */
+static bool same_files(const mp_manifest *m, const mp_work *work)
+{
+    size_t number = 0;
+
+    for (size_t r = 0; r < m->num_ranks; r++)
+        for (size_t f = 0; f < m->ranks[r].num_files; f++, number++) {
+            const mp_packed_file *file = &m->ranks[r].files[f];
+            size_t plain = mp_shard_name_length(file->name), length;
+            char dir[MP_RANK_NAME_MAX];
+
+            if (number == work->num_files)
+                return false;
+            const mp_out_file *planned = &work->files[number];
+            length = strlen(mp_rank_name(m->ranks[r].rank, dir));
+            if (strncmp(planned->path, dir, length) != 0 || planned->path[length] != '/' ||
+                strlen(planned->path + length + 1) != plain ||
+                strncmp(planned->path + length + 1, file->name, plain) != 0 ||
+                (file->name[plain] == '\0' && file->size != planned->bytes))
+                return false;
+        }
+    return number == work->num_files;
+}
+
+/* Whether a finished pack is what the plan would write, but for its source and placement: by all
+ * that decides about bytes and that the manifest says. How the command was spelled does not. */
+static bool same_terms(const mp_manifest *m, const mp_plan *plan)
+{
+    const mp_repack_options *o = &plan->options;
+    const mp_quant_options *quant = &o->quant;
+    bool ruled = !mp_manifest_passes(m, false) || !mp_manifest_passes(m, true);
+
+    if (strcmp(m->target, o->target->name) != 0 || m->target_version != o->target->version ||
+        m->nz != o->nz || m->target_scheme != o->target->scheme || m->ep_size != o->ep ||
+        m->num_physical != plan->shape.slots.num_physical || m->shared != o->shared ||
+        m->dropped != plan->drop || m->num_layers != plan->num_layers)
+        return false;
+    for (size_t i = 0; i < m->num_layers; i++)
+        if (strcmp(m->layers[i], plan->layers[i].source->prefix) != 0)
+            return false;
+    if (ruled && (m->rounding != quant->rounding || m->scale_rule != quant->scale_rule ||
+                  m->amax_floor != (double)quant->amax_floor))
+        return false;
+    return same_files(m, &plan->work);
+}
+
 int mp_repack_placement(const mp_plan *plan, char **text, mp_error *err)
 {
     return mp_placement_write(&plan->placement, MP_PLACEMENT_SGLANG, plan->options.ep, text, err);
@@ -126,7 +172,6 @@ static bool is_compressed(const mp_manifest *m)
 static int check_done(const void *user, const char *out, mp_error *err)
 {
     const mp_plan *plan = user;
-    const char *command = plan->options.command ? plan->options.command : "";
     mp_hex_digest placed;
     mp_manifest m;
     char *placement;
@@ -138,9 +183,9 @@ static int check_done(const void *user, const char *out, mp_error *err)
     if (rc == 0) {
         mp_hex_digest_of(placement, strlen(placement), placed);
         free(placement);
-        if (strcmp(m.command ? m.command : "", command) != 0)
+        if (!same_terms(&m, plan))
             rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and was made otherwise: \"%s\"",
-                         out, m.command ? m.command : "");
+                         out, m.command ? m.command : m.target);
         else if (!same_shards(&m, &plan->catalog->checkpoint))
             rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and was made from another source",
                          out);

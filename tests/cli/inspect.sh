@@ -169,6 +169,29 @@ assert_json '.tensors | length' 16
 assert_equal "$(jq -c '[.tensors[].xxh3]' "$stdout")" \
     "$(jq -c '[.ranks[].files[].tensors[].xxh3]' out/moepack.json)"
 
+it "counts the bytes of layers as those of their tensors, whatever is packed"
+for shared in none fused separate; do
+    moepack synth -o source --family deepseek_v3 --format bf16 --hidden 384 --intermediate 128 \
+        --experts 3 --layers 2 --top-k 2 --shared 2 -q
+    moepack repack source -t megamoe-nvfp4 --quantize nvfp4 --ep 3 --shared "$shared" \
+        --requantize-shared -o out -q
+    run moepack inspect out --json
+    assert_status 0
+    assert_equal "$shared $(jq '[.layers[].bytes] | add' "$stdout")" \
+        "$shared $(for file in out/rank-*/*.safetensors; do
+            tail -c +9 "$file" | head -c "$(od -An -tu8 -N8 "$file" | tr -d ' ')"
+        done | jq -s '[.[] | del(.__metadata__)[] | .data_offsets | .[1] - .[0]] | add')"
+    assert_equal "$shared $(jq -c '[.layers[].shared_experts] | unique' "$stdout")" \
+        "$shared $([ "$shared" = none ] && echo '[0]' || echo '[2]')"
+    rm -rf source out
+done
+moepack synth -o source --family qwen3_moe --format nvfp4 --style compressed-tensors --hidden 384 \
+    --intermediate 128 --experts 3 --layers 2 --top-k 2 -q
+moepack repack source -t megamoe-nvfp4 --ep 3 -o out -q
+run moepack inspect out --tensors --json
+assert_json '[.tensors[].name | select(test("global_scale"))] | length' 12
+assert_json '.num_tensors == (.tensors | length)' true
+
 it "sees that a pack lacks a file"
 make_pack
 rm out/rank-001/model-00001-of-00001.safetensors

@@ -120,6 +120,27 @@ assert_status 3
 assert_stderr_has 'moepack: repack: "out" is complete and was made otherwise: "moepack repack 10x3 '
 assert_packed 'untouched'
 
+it "takes an OUT for its own whatever the command was called"
+moepack repack "$source" -o out "${flags[@]}" -q
+jq '.command = "a script" | del(.xxh3)' out/moepack.json >body
+printf '%s,\n  "xxh3": "%s"\n}\n' "$(head -n -1 body)" "$(xxhsum -q -H2 body | cut -d ' ' -f 1)" \
+    >out/moepack.json
+repack --resume
+assert_status 0
+
+it "takes no OUT of other terms for its own, command or none"
+moepack repack "$source" -o out "${flags[@]}" -q
+cp out/moepack.json made.json
+for change in '.target = "megamoe-w4a4"' '.shared = "separate"' '.layers[0] = "layers.9"' \
+    '.num_physical = 15' '.ranks[0].files[0].size += 1' '.ranks[0].files[0].name = "other"'; do
+    jq "$change | del(.xxh3) | del(.command)" made.json >body
+    printf '%s,\n  "xxh3": "%s"\n}\n' "$(head -n -1 body)" \
+        "$(xxhsum -q -H2 body | cut -d ' ' -f 1)" >out/moepack.json
+    repack --resume
+    assert_equal "$change: $status" "$change: 3"
+    assert_stderr_has 'is complete and was made otherwise: "megamoe-'
+done
+
 it "takes no OUT of another placement for its own"
 # Files of one name, so that the command is the same.
 echo '[0,1,2,3,4,5,6,7,8,9,0,1]' >placement.json
