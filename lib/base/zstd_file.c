@@ -234,8 +234,9 @@ static slot *make_slot(mp_frame_cache *cache, uint64_t bytes)
     }
 }
 
-/* Takes a frame for use, by finding it, or by making a slot for it, which is not ready then. */
-static slot *take(mp_frame_cache *cache, const mp_zstd_file *file, size_t frame)
+/* Takes a frame for use, by finding it, or by making a slot for it, which this thread has to fill
+ * then: nobody else touches it before it is given. */
+static slot *take(mp_frame_cache *cache, const mp_zstd_file *file, size_t frame, bool *fill)
 {
     const mp_frame *at = &file->frames.list[frame];
     uint64_t bytes = at[1].content - at->content;
@@ -253,6 +254,7 @@ static slot *take(mp_frame_cache *cache, const mp_zstd_file *file, size_t frame)
         }
         pthread_cond_wait(&cache->changed, &cache->lock);
     }
+    *fill = !s->ready;
     s->users++;
     s->used = ++cache->clock;
     pthread_mutex_unlock(&cache->lock);
@@ -274,10 +276,11 @@ static void give(mp_frame_cache *cache, slot *s, bool good)
 static int read_part(const mp_zstd_file *file, mp_frame_cache *cache, size_t frame, uint64_t begin,
                      uint64_t n, void *buffer, mp_error *err)
 {
-    slot *s = take(cache, file, frame);
+    bool fill;
+    slot *s = take(cache, file, frame, &fill);
     int rc = 0;
 
-    if (!s->ready) { /* nobody else writes it: this thread is its only user */
+    if (fill) {
         s->content = mp_alloc(s->bytes, 1);
         rc = s->content
                  ? mp_frame_decode(&file->frames, frame, file->fd, file->name, s->content, err)

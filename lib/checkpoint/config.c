@@ -471,6 +471,7 @@ int mp_config_load_tower(mp_config *config, const char *dir, const char *tower, 
     int rc = load_json(dir, "config.json", &root, &config->present, err);
     if (rc == 0 && !config->present) {
         json_decref(root);
+        root = NULL;
         rc = load_json(dir, "params.json", &root, &there, err);
         if (rc == 0 && there && json_is_object(json_object_get(root, "moe")))
             json_object_set_new(root, "model_type", json_string("mistral_large_3"));

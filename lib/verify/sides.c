@@ -283,10 +283,11 @@ int mp_side_judge(const mp_side_check *s, mp_error *err)
 {
     mp_likeness likeness[2];
     bool fits[2] = {true, true}, named = false;
+    unsigned parts = parts_of(s);
     char name[40], other_name[40];
     uint32_t other;
 
-    for (unsigned p = 0; p < parts_of(s); p++) {
+    for (unsigned p = 0; p < parts; p++) {
         mp_weights have = held(s, s->order, p), want;
 
         if (wanted(s, s->id, mp_side_first(s->side) + p, &want, err) != 0 ||
@@ -311,7 +312,7 @@ int mp_side_judge(const mp_side_check *s, mp_error *err)
                      name_of(s, other, other_name));
         return 0;
     }
-    for (unsigned p = 0; p < parts_of(s); p++)
+    for (unsigned p = 0; p < parts; p++)
         if (!fits[p] && report_matrix(s, p, &likeness[p], err) != 0)
             return err->code;
     return 0;

@@ -186,7 +186,9 @@ CALL(mp_backend_resolve)
     const mp_env env = {0};
     const mp_backend_flags flags = {
         .backend = MP_A2A_MEGAMOE, .backend_given = true, .tp = 4, .ep = 4};
-    return mp_backend_resolve(&backend, &flags, &env, &model, err);
+    int rc = mp_backend_resolve(&backend, &flags, &env, &model, err);
+    mp_backend_release(&backend);
+    return rc;
 }
 
 CALL(mp_backend_estimate)
