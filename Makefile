@@ -190,7 +190,9 @@ $(BUILD)/bench/%: $(BUILD)/tests/bench/%.o $(BUILD)/libmoepack.a
 # Only what is measured beside: the library itself has no use for it.
 $(BUILD)/bench/forward: BENCH_LIBRARIES := -lopenblas
 
-$(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/libmoepack.a
+# Layers of the program read files too.
+$(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(filter $(BUILD)/lib/%,$(PROGRAM_OBJECTS)) \
+	$(BUILD)/libmoepack.a
 	@mkdir -p $(@D)
 	$(call say,link)$(LINK) -fsanitize=fuzzer -o $@ $(linked) $(LIBRARIES)
 

@@ -15,7 +15,8 @@ typedef struct packed {
     uint64_t *layer_bytes; /* [m->num_layers], of tensors on all ranks */
     const mp_verify_report *report;
     mp_compress_report shards;
-    const mp_pack *pack; /* null: ranges are not asked for, or problems keep it from opening */
+    mp_pack pack; /* open where ranges are asked for, and no problem keeps it from opening */
+    bool ranges;
 } packed;
 
 /* Plain files are stored as they are; compressing always changes the size. */
@@ -120,8 +121,8 @@ static int print_pack_json(const packed *p, bool with_tensors, mp_error *err)
         json_object_set_new(json, "tensors", packed_tensors_json(m));
     if (json && is_compressed(p))
         json_object_set_new(json, "zstd", zstd_json(&p->shards));
-    if (json && p->pack)
-        json_object_set_new(json, "ranges", ranges_json(p->pack));
+    if (json && p->ranges)
+        json_object_set_new(json, "ranges", ranges_json(&p->pack));
     return print_json(json, err);
 }
 
@@ -184,8 +185,8 @@ static int print_all(const inspect_options *o, packed *p, mp_error *err)
         print_pack(p, &ink);
         if (o->tensors)
             print_packed_tensors(p->m);
-        if (p->pack)
-            print_ranges(p->pack);
+        if (p->ranges)
+            print_ranges(&p->pack);
     }
     if (rc != 0 || report->total_faults == 0)
         return rc;
@@ -199,16 +200,14 @@ static int print_all(const inspect_options *o, packed *p, mp_error *err)
 static int print_with_ranges(const inspect_options *o, packed *p, const mp_context *context,
                              mp_error *err)
 {
-    mp_pack pack;
-
     if (!o->ranges || p->report->total_faults > 0)
         return print_all(o, p, err);
-    int rc = mp_pack_open(&pack, o->path, NULL, context, err);
+    int rc = mp_pack_open(&p->pack, o->path, NULL, context, err);
     if (rc != 0)
         return rc;
-    p->pack = &pack;
+    p->ranges = true;
     rc = print_all(o, p, err);
-    mp_pack_release(&pack);
+    mp_pack_release(&p->pack);
     return rc;
 }
 

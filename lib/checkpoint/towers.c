@@ -133,11 +133,12 @@ int mp_catalog_choose(mp_catalog *catalog, const char *layers, mp_error *err)
         rc = mp_select_layers(layers, prefixes, catalog->num_layers, selected, err);
     for (unsigned t = 0; rc == 0 && t < catalog->num_towers; t++) {
         const mp_tower *tower = &catalog->towers[t];
+        bool some = false;
 
-        if (!memchr(selected + tower->first, true, tower->count))
-            continue;
-        chosen = t;
-        towers++;
+        for (size_t i = tower->first; i < tower->first + tower->count; i++)
+            some |= selected[i];
+        chosen = some ? t : chosen;
+        towers += some;
     }
     if (rc == 0 && towers > 1)
         rc = mp_fail(err, MP_ERR_USAGE,

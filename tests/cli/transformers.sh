@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # moepack forward against what transformers computes, for checkpoints that it wrote itself.
-# shellcheck source=tests/cli/lib.sh
+# shellcheck source=tests/cli/lib.sh disable=SC2119
 . "$(dirname "$0")/lib.sh"
 
 models=$ROOT/testdata/transformers

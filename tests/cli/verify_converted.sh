@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # verify CKPT --source ORIGINAL: what a conversion has lost, exchanged or spoiled is named.
-# shellcheck source=tests/cli/lib.sh
+# shellcheck source=tests/cli/lib.sh disable=SC2119
 . "$(dirname "$0")/lib.sh"
 
 fixtures=$ROOT/testdata/fixtures
