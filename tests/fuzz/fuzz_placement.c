@@ -46,7 +46,11 @@ static void check_placement(const char *text, size_t size)
         require_message(rc, &err);
         return;
     }
-    require(mp_placement_check(&p, p.num_physical, NULL, &err) == 0, "valid");
+    uint32_t ranks = p.devices > 0 ? p.devices : p.num_physical;
+    require(mp_placement_check(&p, ranks, NULL, &err) == 0, "valid");
+    require(p.devices == 0 || p.devices == 1 ||
+                mp_placement_check(&p, p.devices - 1, NULL, &err) == MP_ERR_INPUT,
+            "other ranks");
     for (int format = 0; format < MP_PLACEMENT_FORMAT_COUNT; format++)
         check_format(&p, (mp_placement_format)format);
     mp_placement_release(&p);
