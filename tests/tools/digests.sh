@@ -19,7 +19,7 @@ digests()
     while read -r _ target; do
         echo "$form" "$target" "$(cd "$form-$target" && find . -type f -print0 |
             sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1)"
-    done <targets
+    done <target_list
 }
 
 every_form digests | sort

@@ -37,7 +37,7 @@ pack_for_all()
             { [[ $why == *--drop* ]] && why=$(pack "$source" "$target" "$scheme" \
                 "$source-$target" --drop bias,input_scale 2>&1); } ||
             complain "$why"
-    done <pairs
+    done <target_list
     "$1" "${@:2}"
     rm -rf "$source" "$source"-*
 }
@@ -58,7 +58,7 @@ every_form()
 
     "$moepack" synth --list >list
     "$moepack" targets --json |
-        jq -r 'sort_by(.source_schemes[0])[] | "\(.source_schemes[0]) \(.name)"' >pairs
+        jq -r 'sort_by(.source_schemes[0])[] | "\(.source_schemes[0]) \(.name)"' >target_list
     jobs=$(nproc)
     for ((i = 0; i < jobs; i++)); do
         some_forms "$1" "$i" "$jobs" >"printed.$i" &

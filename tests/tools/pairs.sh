@@ -28,7 +28,7 @@ row()
         packed+=("$source-$target/moepack.json")
         why=$("$moepack" verify "$source-$target" --source "$source" --level exact -j 1 -q 2>&1) ||
             complain "$source as $target: $why"
-    done <targets
+    done <target_list
     echo "$1 $2 $3" "$(costs "${packed[@]}" | paste -s -d ' ')"
 }
 
@@ -36,7 +36,7 @@ row()
 # of bytes, which costs nothing.
 fold_targets()
 {
-    awk -v columns="$(cut -d ' ' -f 1 targets | paste -s -d ' ')" '
+    awk -v columns="$(cut -d ' ' -f 1 target_list | paste -s -d ' ')" '
         BEGIN { n = split(columns, column) }
         {
             line = $1 " " $2
@@ -102,7 +102,7 @@ every_form row >unsorted
 sort -k 2,3 -k 1,1 unsorted >rows
 fold_targets <rows >folded || complain "targets of one scheme differ in errors"
 printf '.It Sy experts'
-cut -d ' ' -f 1 targets | uniq | xargs printf ' Ta Sy %s'
+cut -d ' ' -f 1 target_list | uniq | xargs printf ' Ta Sy %s'
 echo ' Ta Sy families'
 fold_families <folded
 [ ! -e failed ]
