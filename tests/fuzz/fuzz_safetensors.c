@@ -10,15 +10,7 @@
 
 #include <moepack/store.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(bool holds, const char *what)
-{
-    if (holds)
-        return;
-    fprintf(stderr, "broken: %s\n", what);
-    abort();
-}
+#include "fuzz.h"
 
 static void check_tensors(const mp_checkpoint *ckpt)
 {

@@ -10,23 +10,15 @@
 
 #include "base/file.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "fuzz.h"
 
 static char dirs[2][256];
 
-static void require(bool holds, const char *what)
-{
-    if (holds)
-        return;
-    fprintf(stderr, "broken: %s\n", what);
-    abort();
-}
-
-static void put(const char *dir, const char *name, const void *data, size_t size)
+static void put_in(const char *where, const char *name, const void *data, size_t size)
 {
     char path[512];
 
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof path, "%s/%s", where, name);
     FILE *file = fopen(path, "wb");
     require(file && fwrite(data, 1, size, file) == size && fclose(file) == 0, "scratch file");
 }
@@ -52,9 +44,9 @@ static void make_dirs(void)
     atexit(remove_dirs);
     file[0] = (char)(sizeof header - 1);
     snprintf(file + 8, sizeof file - 8, "%s", header);
-    put(dirs[0], "a.safetensor", file, sizeof file);
-    put(dirs[0], "READY", "{\"world_size\":1}", 16);
-    put(dirs[1], "0.snapshot", zeros, sizeof zeros);
+    put_in(dirs[0], "a.safetensor", file, sizeof file);
+    put_in(dirs[0], "READY", "{\"world_size\":1}", 16);
+    put_in(dirs[1], "0.snapshot", zeros, sizeof zeros);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -68,7 +60,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (dirs[0][0] == '\0')
         make_dirs();
     bool blob = data[0] == 'b';
-    put(dirs[blob], blob ? "0.json" : "checksum.json", data + 1, size - 1);
+    put_in(dirs[blob], blob ? "0.json" : "checksum.json", data + 1, size - 1);
     int rc = mp_snapshot_open(&snapshot, blob ? MP_SNAPSHOT_BIG_TENSOR : MP_SNAPSHOT_PRESHARDED,
                               dirs[blob], &context, &err);
     require(rc == 0 || err.message[0] != '\0', "an error without a message");

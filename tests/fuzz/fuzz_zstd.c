@@ -11,15 +11,7 @@
 
 #define CONTENT_MAX ((uint64_t)1 << 20)
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(bool holds, const char *what)
-{
-    if (holds)
-        return;
-    fprintf(stderr, "broken: %s\n", what);
-    abort();
-}
+#include "fuzz.h"
 
 /* All of the content, in order; false where it cannot be had. */
 static bool stream(const mp_zstd_file *file, unsigned char *all)
