@@ -197,6 +197,9 @@ typedef enum mp_fusion {
 /* "none", "rows", "rows_paired", "cols", "cols_paired", "stacked"; a static string. */
 const char *mp_fusion_name(mp_fusion fusion);
 bool mp_fusion_parse(const char *name, mp_fusion *fusion);
+
+/* True where matrices are columns of fused tensors, so that rows that are read together should be
+ * many. */
 bool mp_fusion_is_transposed(mp_fusion fusion);
 
 /* What a tensor is to the matrix that it belongs to. */

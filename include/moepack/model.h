@@ -250,10 +250,6 @@ int mp_catalog_check(const mp_catalog *catalog, mp_error *err);
 void mp_catalog_shape(const mp_catalog *catalog, mp_projection projection, uint64_t *rows,
                       uint64_t *cols);
 
-/* True where matrices are columns of fused tensors, so that rows that are read together should be
- * many. */
-bool mp_storage_is_transposed(const mp_storage *storage);
-
 /* Bytes of a row of weights, and of a row of scales (which covers block_rows rows
  * of the matrix), of a matrix with `cols` columns. */
 uint64_t mp_storage_row_bytes(const mp_storage *storage, uint64_t cols);

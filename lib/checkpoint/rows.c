@@ -116,11 +116,6 @@ static int read_transposed(const mp_checkpoint *ckpt, const mp_tensor *tensor,
     return rc;
 }
 
-bool mp_storage_is_transposed(const mp_storage *storage)
-{
-    return storage->fusion == MP_FUSION_COLS || storage->fusion == MP_FUSION_COLS_PAIRED;
-}
-
 static uint64_t stored_cols(const mp_matrix *matrix, uint64_t cols)
 {
     return matrix->stored_cols ? matrix->stored_cols : cols;
@@ -138,7 +133,7 @@ static int read_weight(const mp_catalog *catalog, const mp_storage *storage,
         .bytes = mp_storage_row_bytes(storage, cols),
     };
 
-    if (mp_storage_is_transposed(storage))
+    if (mp_fusion_is_transposed(storage->fusion))
         return read_transposed(ckpt, matrix->weight, matrix,
                                mp_dtype_bits(storage->weight_dtype) / 8, &piece, row0, rows, out,
                                err);
@@ -164,12 +159,12 @@ static int read_scale(const mp_catalog *catalog, const mp_storage *storage, cons
 
     if (matrix->first_col > 0 && storage->block_cols != UINT32_MAX)
         piece.offset = mp_storage_scale_row_bytes(storage, matrix->first_col);
-    if (mp_storage_is_transposed(storage) && block == 1)
+    if (mp_fusion_is_transposed(storage->fusion) && block == 1)
         return read_transposed(ckpt, matrix->scale, matrix, mp_dtype_bits(storage->scale_dtype) / 8,
                                &piece, row0, rows, out, err);
     if (storage->fusion != MP_FUSION_NONE)
-        per_slice =
-            mp_ceil_div(matrix->weight->shape[mp_storage_is_transposed(storage) ? 2 : 1], block);
+        per_slice = mp_ceil_div(
+            matrix->weight->shape[mp_fusion_is_transposed(storage->fusion) ? 2 : 1], block);
     blocks.first = matrix->first / block;
     return read_strided(ckpt, matrix->scale, &blocks, per_slice, &piece, first, count, out, err);
 }

@@ -60,11 +60,6 @@ static bool is_fused(mp_fusion fusion)
     return fusion != MP_FUSION_NONE;
 }
 
-static bool is_transposed(mp_fusion fusion)
-{
-    return fusion == MP_FUSION_COLS || fusion == MP_FUSION_COLS_PAIRED;
-}
-
 /* Rows and stored columns of the matrix, or of all that a fused tensor holds a slice. */
 static bool stored_shape(const mp_tensor *weight, mp_fusion fusion, uint64_t *rows, uint64_t *cols)
 {
@@ -75,8 +70,8 @@ static bool stored_shape(const mp_tensor *weight, mp_fusion fusion, uint64_t *ro
         *cols = weight->rank == 2 ? shape[1] : 0;
         return weight->rank == 2;
     }
-    *rows = shape[is_transposed(fusion) ? 2 : 1];
-    *cols = shape[is_transposed(fusion) ? 1 : 2];
+    *rows = shape[mp_fusion_is_transposed(fusion) ? 2 : 1];
+    *cols = shape[mp_fusion_is_transposed(fusion) ? 1 : 2];
     /* [E, N, K/32, 16]: rows of blocks of packed bytes */
     return weight->rank == 3 || (weight->rank == 4 && mp_mul_u64(*cols, shape[3], cols));
 }
@@ -166,7 +161,7 @@ static bool scale_fits(const mp_storage *s, const mp_tensor *scale, uint64_t sli
 {
     uint64_t scale_rows = mp_ceil_div(rows, s->block_rows);
     uint64_t scale_cols = mp_ceil_div(cols, s->block_cols);
-    bool transposed = is_transposed(s->fusion);
+    bool transposed = mp_fusion_is_transposed(s->fusion);
     const uint64_t want[3] = {slices, transposed ? scale_cols : scale_rows,
                               transposed ? scale_rows : scale_cols};
     uint64_t expected[3], have[SCALE_RANK];

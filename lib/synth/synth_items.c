@@ -11,11 +11,6 @@
 /* Bytes in the last dimension of packed blocks, [.., K / 32, 16]. */
 #define BLOCK_BYTES 16
 
-static bool is_transposed(const mp_synth_item *item)
-{
-    return item->form->fusion == MP_FUSION_COLS || item->form->fusion == MP_FUSION_COLS_PAIRED;
-}
-
 static uint64_t blocks(uint64_t n, uint32_t block)
 {
     return block == MP_SYNTH_WHOLE ? 1 : mp_ceil_div(n, block);
@@ -23,14 +18,14 @@ static uint64_t blocks(uint64_t n, uint32_t block)
 
 uint64_t mp_synth_stored_rows(const mp_synth_item *item)
 {
-    return is_transposed(item) ? item->cols : item->rows;
+    return mp_fusion_is_transposed(item->form->fusion) ? item->cols : item->rows;
 }
 
 /* Elements in a row of a part. */
 static uint64_t part_cols(const mp_synth_item *item, unsigned part)
 {
     const mp_synth_part *form = &item->form->parts[part];
-    uint64_t stored = is_transposed(item) ? item->rows : item->cols;
+    uint64_t stored = mp_fusion_is_transposed(item->form->fusion) ? item->rows : item->cols;
 
     return form->numbers > 0 ? form->numbers : blocks(stored, form->block_cols);
 }
@@ -60,7 +55,7 @@ static uint64_t tile_rows(const mp_synth_item *item)
             block = item->form->parts[p].block_rows;
     if (block > 1)
         return block == MP_SYNTH_WHOLE ? mp_synth_stored_rows(item) : block;
-    if (is_transposed(item)) /* mp_synth_row begins at multiples of 4 */
+    if (mp_fusion_is_transposed(item->form->fusion)) /* mp_synth_row begins at multiples of 4 */
         return rows < 4 ? 4 : rows / 4 * 4;
     return rows < 1 ? 1 : rows;
 }
@@ -69,7 +64,7 @@ uint64_t mp_synth_work(const mp_synth_item *item)
 {
     uint64_t work = item->cols;
 
-    if (is_transposed(item))
+    if (mp_fusion_is_transposed(item->form->fusion))
         work = 2 * item->tile_rows;
     else if (item->form->scheme == MP_SCHEME_FP8_BLOCK)
         work = MP_FP8_BLOCK * MP_FP8_BLOCK;

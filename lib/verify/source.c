@@ -339,7 +339,7 @@ int mp_source_side(const mp_source *source, const mp_slot_set *set, size_t layer
         rc = mp_layer_expert(&source->catalog, moe, id, view, &storage, err);
     if (rc != 0)
         return rc;
-    wide |= mp_storage_is_transposed(storage);
+    wide |= mp_fusion_is_transposed(storage->fusion);
     *from = (mp_side_source){
         .catalog = &source->catalog,
         .storage = storage,

@@ -49,7 +49,7 @@ static uint64_t tile_bytes(const mp_storage *storage, const mp_slot_set *set, mp
 
     if (tiling.kind == MP_TILES_COLS)
         return MP_UNIT_COLS_BYTES;
-    if (!mp_storage_is_transposed(storage))
+    if (!mp_fusion_is_transposed(storage->fusion))
         return MP_UNIT_ROWS_BYTES;
     return mp_round_up(mp_ceil_div(rows, tiles ? tiles : 1), tiling.group) * parts * written;
 }

@@ -68,7 +68,7 @@ static uint64_t lay_out(job *j, uint8_t *base)
     uint64_t scale_row = scale_row_bytes(j->scheme, j->cols);
     uint64_t row = mp_scheme_row_bytes(j->scheme, j->cols);
     uint64_t group = tile_group(j->scheme), used = 0, tiles, scale_rows;
-    uint64_t bytes = mp_storage_is_transposed(j->storage) ? TRANSPOSED_BYTES : TILE_BYTES;
+    uint64_t bytes = mp_fusion_is_transposed(j->storage->fusion) ? TRANSPOSED_BYTES : TILE_BYTES;
 
     tiles = bytes / larger(raw_row, row) / group;
     j->tile_rows = larger(tiles, 1) * group;
