@@ -225,7 +225,8 @@ int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *
     rc = p.layer_bytes ? mp_verify(o->path, &how, context, &report, err)
                        : cmd_fail(err, MP_ERR_IO, "out of memory");
     /* What cannot be read is among the faults already. */
-    if (rc == 0 && mp_compress_measure(o->path, context, &p.shards, NULL) != 0)
+    if (rc == 0 && mp_manifest_compressed(&m) &&
+        mp_compress_measure(o->path, context, &p.shards, NULL) != 0)
         p.shards = (mp_compress_report){0};
     if (rc == 0 && o->ranges && is_compressed(&p))
         rc = cmd_fail(err, MP_ERR_UNSUPPORTED,

@@ -11,7 +11,7 @@
 #include "base/file.h"
 #include "base/zstd_file.h"
 
-static bool is_compressed(const char *file)
+bool mp_shard_name_compressed(const char *file)
 {
     return file[mp_shard_name_length(file)] != '\0';
 }
@@ -75,7 +75,7 @@ int mp_shard_open(mp_shard *shard, const char *dir, bool exact, const char *inde
     char *path = mp_path_join(dir, shard->file);
     rc = path ? open_file(shard, path, index, err) : mp_fail_memory(err);
     free(path);
-    if (rc != 0 || !is_compressed(shard->file))
+    if (rc != 0 || !mp_shard_name_compressed(shard->file))
         return rc;
     shard->zstd = mp_alloc_zeroed(1, sizeof *shard->zstd);
     if (!shard->zstd)

@@ -14,6 +14,7 @@ struct mp_frame_cache;
 
 /* Length of a shard's name without the ".zst" that it may end with. */
 size_t mp_shard_name_length(const char *file);
+bool mp_shard_name_compressed(const char *file);
 
 /* Whether two names are of the same shard: compressed or not, an index names it plain. */
 bool mp_shard_same_name(const char *a, const char *b);

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "checkpoint/shard.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,12 @@ bool mp_manifest_passes(const mp_manifest *m, bool shared)
     for (size_t i = 0; i < m->num_errors; i++)
         passes &= !is_of(&m->errors[i], shared);
     return passes;
+}
+
+bool mp_manifest_compressed(const mp_manifest *m)
+{
+    return m->num_ranks > 0 && m->ranks[0].num_files > 0 &&
+           mp_shard_name_compressed(m->ranks[0].files[0].name);
 }
 
 uint64_t mp_manifest_requantized_blocks(const mp_manifest *m, bool shared)

@@ -118,17 +118,15 @@ static bool same_files(const mp_manifest *m, const mp_work *work)
     for (size_t r = 0; r < m->num_ranks; r++)
         for (size_t f = 0; f < m->ranks[r].num_files; f++, number++) {
             const mp_packed_file *file = &m->ranks[r].files[f];
-            size_t plain = mp_shard_name_length(file->name), length;
             char dir[MP_RANK_NAME_MAX];
+            size_t length = strlen(mp_rank_name(m->ranks[r].rank, dir));
 
             if (number == work->num_files)
                 return false;
             const mp_out_file *planned = &work->files[number];
-            length = strlen(mp_rank_name(m->ranks[r].rank, dir));
             if (strncmp(planned->path, dir, length) != 0 || planned->path[length] != '/' ||
-                strlen(planned->path + length + 1) != plain ||
-                strncmp(planned->path + length + 1, file->name, plain) != 0 ||
-                (file->name[plain] == '\0' && file->size != planned->bytes))
+                !mp_shard_same_name(planned->path + length + 1, file->name) ||
+                (!mp_shard_name_compressed(file->name) && file->size != planned->bytes))
                 return false;
         }
     return number == work->num_files;
@@ -161,14 +159,6 @@ int mp_repack_placement(const mp_plan *plan, char **text, mp_error *err)
     return mp_placement_write(&plan->placement, MP_PLACEMENT_SGLANG, plan->options.ep, text, err);
 }
 
-static bool is_compressed(const mp_manifest *m)
-{
-    const char *name =
-        m->num_ranks > 0 && m->ranks[0].num_files > 0 ? m->ranks[0].files[0].name : "";
-
-    return name[mp_shard_name_length(name)] != '\0';
-}
-
 static int check_done(const void *user, const char *out, mp_error *err)
 {
     const mp_plan *plan = user;
@@ -189,9 +179,9 @@ static int check_done(const void *user, const char *out, mp_error *err)
         else if (!same_shards(&m, &plan->catalog->checkpoint))
             rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and was made from another source",
                          out);
-        else if (is_compressed(&m) != (plan->work.zstd != MP_ZSTD_NONE))
+        else if (mp_manifest_compressed(&m) != (plan->work.zstd != MP_ZSTD_NONE))
             rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and its shards are %s", out,
-                         is_compressed(&m) ? "compressed" : "not compressed");
+                         mp_manifest_compressed(&m) ? "compressed" : "not compressed");
         else if (strcmp(m.placement_xxh3, placed) != 0)
             rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and has another placement", out);
     }
