@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "checkpoint/rules.h"
 #include "engine/format.h"
 
 #define CONFIG_NAME  "config.json"
@@ -83,25 +84,17 @@ static void find_architecture(mp_backend_model *model, const json_t *root)
 static void find_activation(mp_backend_model *model, const json_t *root)
 {
     static const char *const keys[] = {"mlp_hidden_act", "hidden_activation", "hidden_act"};
-    static const char *const own[][2] = {
-        {"gpt_oss", "swigluoai"},
-        {"minimax_m3", "swigluoai"},
-        {"minimax_m3_vl", "swigluoai"},
-        {"minimax_m3_vl_text", "swigluoai"},
-        {"kimi_k3", "situ"},
-    };
-    const char *name = NULL;
+    const mp_model_rule *rule = mp_model_rule_of(model->model_type);
+    mp_act_rule act = rule ? rule->act : MP_ACT_SILU;
+    const char *name = act == MP_ACT_OAI ? "swigluoai" : act == MP_ACT_SITU ? "situ" : NULL;
 
     model->activation_from = "model_type";
-    for (size_t i = 0; !name && i < sizeof own / sizeof own[0]; i++)
-        if (strcmp(model->model_type, own[i][0]) == 0)
-            name = own[i][1];
     for (size_t i = 0; !name && i < sizeof keys / sizeof keys[0]; i++) {
         name = json_string_value(mp_config_find(root, keys[i]));
         if (name)
             model->activation_from = keys[i];
     }
-    if (!name && strcmp(model->model_type, "nemotron_h") == 0)
+    if (!name && act == MP_ACT_RELU2)
         name = "relu2";
     if (!name && strncmp(model->model_type, "gemma4", 6) == 0)
         name = "gelu_pytorch_tanh";

@@ -9,14 +9,6 @@ moepack synth -o "$source" --family deepseek_v4 --hidden 384 --intermediate 128 
     --layers 2 --top-k 2 -q
 moepack repack "$source" -t megamoe-w4a8 --ep 3 -o "$WORK/pack" -q
 
-# Changes moepack.json with a filter of jq, and seals it anew.
-edit()
-{
-    jq "($1) | del(.xxh3)" pack/moepack.json >body
-    printf '%s,\n  "xxh3": "%s"\n}\n' "$(head -n -1 body)" \
-        "$(xxhsum -q -H2 body | cut -d ' ' -f 1)" >pack/moepack.json
-}
-
 # What a command says at last, without its own name, the pack's and `FAILED`.
 says()
 {
@@ -45,7 +37,7 @@ refused()
 
 it "takes a pack that is sealed anew"
 cp -r "$WORK/pack" .
-edit .
+edit_manifest pack .
 run moepack verify pack
 assert_status 0
 
@@ -58,26 +50,22 @@ assert_equal "$(says | cut -c 1-29)" 'moepack.json: changed: its di'
 
 it "refuses a shared mode that it does not know"
 cp -r "$WORK/pack" .
-edit '.shared = "all"'
-rm body
+edit_manifest pack '.shared = "all"'
 refused 5 'moepack.json: this version does not know shared mode "all"'
 
 it "refuses a target that it does not know"
 cp -r "$WORK/pack" .
-edit '.target = "megamoe-w9"'
-rm body
+edit_manifest pack '.target = "megamoe-w9"'
 refused 5 'moepack.json: this version does not know target megamoe-w9/1'
 
 it "refuses sizes over what there can be"
 cp -r "$WORK/pack" .
-edit '.model.num_experts = 4294967296'
-rm body
+edit_manifest pack '.model.num_experts = 4294967296'
 refused 3 'moepack.json: num_experts 4294967296 is over 4294967295'
 
 it "refuses slots that do not divide among ranks"
 cp -r "$WORK/pack" .
-edit '.num_physical = 5'
-rm body
+edit_manifest pack '.num_physical = 5'
 refused 3 'moepack.json: 5 physical experts on 3 ranks'
 
 it "refuses a placement that is missing"

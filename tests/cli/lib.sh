@@ -156,6 +156,16 @@ assert_file_has()
 in: $(head -c 2000 "$1")"
 }
 
+# edit_manifest PACK FILTER: changes moepack.json by a filter of jq, and seals it anew.
+edit_manifest()
+{
+    local body
+
+    body=$(jq "($2) | del(.xxh3)" "$1/moepack.json")
+    printf '%s,\n  "xxh3": "%s"\n}\n' "${body%$'\n}'}" \
+        "$(xxhsum -q -H2 - <<<"$body" | cut -d ' ' -f 1)" >"$1/moepack.json"
+}
+
 assert_stdout()
 {
     assert_file_is "$stdout" "$@"

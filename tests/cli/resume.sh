@@ -122,9 +122,7 @@ assert_packed 'untouched'
 
 it "takes an OUT for its own whatever the command was called"
 moepack repack "$source" -o out "${flags[@]}" -q
-jq '.command = "a script" | del(.xxh3)' out/moepack.json >body
-printf '%s,\n  "xxh3": "%s"\n}\n' "$(head -n -1 body)" "$(xxhsum -q -H2 body | cut -d ' ' -f 1)" \
-    >out/moepack.json
+edit_manifest out '.command = "a script"'
 repack --resume
 assert_status 0
 
@@ -133,9 +131,8 @@ moepack repack "$source" -o out "${flags[@]}" -q
 cp out/moepack.json made.json
 for change in '.target = "megamoe-w4a4"' '.shared = "separate"' '.layers[0] = "layers.9"' \
     '.num_physical = 15' '.ranks[0].files[0].size += 1' '.ranks[0].files[0].name = "other"'; do
-    jq "$change | del(.xxh3) | del(.command)" made.json >body
-    printf '%s,\n  "xxh3": "%s"\n}\n' "$(head -n -1 body)" \
-        "$(xxhsum -q -H2 body | cut -d ' ' -f 1)" >out/moepack.json
+    cp made.json out/moepack.json
+    edit_manifest out "$change | del(.command)"
     repack --resume
     assert_equal "$change: $status" "$change: 3"
     assert_stderr_has 'is complete and was made otherwise: "megamoe-'
