@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/ordered.h"
 
 #define MAGIC           0xFD2FB528u
 #define MAGIC_SKIPPABLE 0x184D2A50u /* and the 15 behind it */
@@ -93,17 +94,7 @@ int mp_frames_add(mp_frames *frames, uint64_t stored, uint64_t content, uint32_t
 
 size_t mp_frames_find(const mp_frames *frames, uint64_t content)
 {
-    size_t low = 0, high = frames->count; /* list[low] begins at or before it, list[high] behind */
-
-    while (high - low > 1) {
-        size_t middle = low + (high - low) / 2;
-
-        if (frames->list[middle].content <= content)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
+    return mp_last_begun(&frames->list[0].content, sizeof *frames->list, frames->count, content);
 }
 
 /* ------------------------------------------------------------------------

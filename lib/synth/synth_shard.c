@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/ordered.h"
 #include "base/parallel.h"
 
 /* Headers of Hugging Face's own writer are padded to this. */
@@ -139,17 +140,7 @@ out:
 /* The item that a unit belongs to: the last one that begins at it or before. */
 static size_t item_of_unit(const shard_run *run, uint64_t unit)
 {
-    size_t low = 0, high = run->num_items;
-
-    while (high - low > 1) {
-        size_t middle = low + (high - low) / 2;
-
-        if (run->places[middle].first_unit <= unit)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
+    return mp_last_begun(&run->places[0].first_unit, sizeof *run->places, run->num_items, unit);
 }
 
 static void report(mp_synth_run *all, uint64_t bytes)

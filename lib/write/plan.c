@@ -3,6 +3,7 @@
 #include "write/plan.h"
 
 #include "base/error.h"
+#include "base/ordered.h"
 #include "run/work.h"
 #include "write/check.h"
 #include "write/unit.h"
@@ -16,14 +17,12 @@
 
 mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index)
 {
-    mp_unit unit = {.layer = plan->layers};
-    uint32_t l = 0, routed;
+    size_t l =
+        mp_last_begun(&plan->layers[0].first_unit, sizeof *plan->layers, plan->num_layers, index);
+    mp_unit unit = {.layer = &plan->layers[l], .layer_index = (uint32_t)l};
+    uint32_t routed;
     uint64_t within;
 
-    while (l + 1 < plan->num_layers && plan->layers[l + 1].first_unit <= index)
-        l++;
-    unit.layer = &plan->layers[l];
-    unit.layer_index = l;
     within = index - unit.layer->first_unit;
     unit.id = (uint32_t)(within / MP_SIDES);
     unit.side = (mp_side)(within % MP_SIDES);

@@ -4,6 +4,7 @@
 #include "write/quantize.h"
 
 #include "base/error.h"
+#include "base/ordered.h"
 #include "base/words.h"
 #include "checkpoint/form.h"
 #include "experts/stored.h"
@@ -176,17 +177,8 @@ mp_quantize_unit mp_quantize_unit_of(const mp_quantize_plan *plan, const mp_quan
 
 const mp_quantize_layer *mp_quantize_layer_of(const mp_quantize_plan *plan, uint64_t unit)
 {
-    size_t low = 0, high = plan->num_layers;
-
-    while (high - low > 1) {
-        size_t middle = low + (high - low) / 2;
-
-        if (plan->layers[middle].first_unit <= unit)
-            low = middle;
-        else
-            high = middle;
-    }
-    return &plan->layers[low];
+    return &plan->layers[mp_last_begun(&plan->layers[0].first_unit, sizeof *plan->layers,
+                                       plan->num_layers, unit)];
 }
 
 /* ------------------------------------------------------------------------

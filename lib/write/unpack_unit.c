@@ -5,6 +5,7 @@
 #include "write/unpack.h"
 
 #include "base/error.h"
+#include "base/ordered.h"
 #include "experts/packed.h"
 #include "write/plan.h"
 
@@ -339,13 +340,11 @@ static int write_others(work_unit *w, mp_error *err)
 mp_unpack_unit mp_unpack_unit_at(const mp_unpack_plan *plan, uint64_t index)
 {
     const struct mp_unpack_source *source = plan->source;
-    const mp_unpack_layer *layer = source->layers;
-    const mp_unpack_layer *last = layer + source->num_layers - 1;
+    const mp_unpack_layer *layer = &source->layers[mp_last_begun(
+        &source->layers[0].first_unit, sizeof *source->layers, source->num_layers, index)];
     uint32_t experts = plan->pack.shape.slots.num_logical, id;
     bool shared;
 
-    while (layer < last && layer[1].first_unit <= index)
-        layer++;
     id = (uint32_t)((index - layer->first_unit) / MP_SIDES);
     shared = id >= experts;
     return (mp_unpack_unit){
