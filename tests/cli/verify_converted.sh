@@ -157,6 +157,34 @@ model.layers.0.mlp.gate.weight: is missing
 FAILED: 1 fault
 END
 
+it "sees that a module has other scales, or none, under the same codes"
+moepack synth -o a --family qwen3_moe --layers 1 --experts 3 --top-k 2 --hidden 96 --intermediate 64 -q
+python3 - "$ROOT/tests/tools" <<'END'
+import struct, sys
+sys.path.insert(0, sys.argv[1])
+from tensors import read, write
+path = "a/model-00001-of-00001.safetensors"
+tensors, metadata = read(path)
+for name, scale in ("q", 0.25), ("k", 0.5):
+    module = f"model.layers.0.self_attn.{name}_proj.weight"
+    tensors[module] = ("F8_E4M3", [128, 96], bytes(0x30 + i * 7 % 0x40 for i in range(128 * 96)))
+    tensors[module + "_scale_inv"] = ("F32", [1, 1], struct.pack("<f", scale))
+write(path, tensors, metadata)
+END
+rm -f a/*.index.json
+moepack quantize a -o out -f nvfp4 -q 2>"$stderr"
+run moepack verify out --source a
+assert_status 0
+damage fill model.layers.0.self_attn.k_proj.weight_scale_inv 0
+run moepack verify out --source a
+assert_status 1
+assert_stdout_has 'model.layers.0.self_attn.k_proj.weight: relative RMS error '
+damage drop model.layers.0.self_attn.q_proj.weight_scale_inv
+rm -f out/*.index.json
+run moepack verify out --source a
+assert_status 1
+assert_stdout_has 'model.layers.0.self_attn.q_proj.weight: '
+
 it "names experts and layers that are missing"
 use bf16
 damage drop $prefix.3.down_proj.weight
