@@ -8,12 +8,7 @@
 #include <ctype.h>
 #include <string.h>
 
-/* What follows the projection of a matrix with tensors of its own, and what it holds. */
-static const struct {
-    const char *suffix;
-    mp_role role;
-    bool global_divides;
-} suffixes[] = {
+const mp_role_suffix mp_role_suffixes[MP_ROLE_SUFFIXES] = {
     {".weight", MP_ROLE_WEIGHT, false},
     {".weight_packed", MP_ROLE_WEIGHT, false},
     {".scale", MP_ROLE_SCALE, false},
@@ -177,10 +172,10 @@ static const char *foreign_form(const char *suffix)
 /* What a suffix of a matrix's tensors holds; false for one that is not known. */
 static bool find_role(const char *suffix, mp_expert_name *parts)
 {
-    for (size_t i = 0; i < COUNT(suffixes); i++) {
-        if (strcmp(suffixes[i].suffix, suffix) == 0) {
-            parts->role = suffixes[i].role;
-            parts->global_divides = suffixes[i].global_divides;
+    for (size_t i = 0; i < MP_ROLE_SUFFIXES; i++) {
+        if (strcmp(mp_role_suffixes[i].text, suffix) == 0) {
+            parts->role = mp_role_suffixes[i].role;
+            parts->global_divides = mp_role_suffixes[i].divides;
             return true;
         }
     }

@@ -21,43 +21,32 @@ typedef struct modules {
     double tolerance;
 } modules;
 
-/* What may stand behind the name of a module, and what it is to its weight. */
-static const struct {
-    const char *suffix;
-    mp_role role;
-    bool divides;
-} roles[] = {
-    {".weight", MP_ROLE_WEIGHT, false},
-    {".weight_packed", MP_ROLE_WEIGHT, false},
-    {".scale", MP_ROLE_SCALE, false},
-    {".weight_scale", MP_ROLE_SCALE, false},
-    {".weight_scale_inv", MP_ROLE_SCALE, false},
-    {".weight_scale_2", MP_ROLE_GLOBAL_SCALE, false},
-    {".weight_global_scale", MP_ROLE_GLOBAL_SCALE, true},
-    {".weight_shape", MP_ROLE_SHAPE, false},
-    {".input_scale", MP_ROLE_INPUT_SCALE, false},
-    {".input_global_scale", MP_ROLE_INPUT_SCALE, false},
-};
-#define ROLES (sizeof roles / sizeof roles[0])
+/* Of a matrix, biases and zero points are compared for themselves. */
+static bool is_part(const mp_role_suffix *suffix)
+{
+    return suffix->role != MP_ROLE_BIAS && suffix->role != MP_ROLE_OFFSET;
+}
 
-/* Length of the module's name, and which role its tensor has; ROLES where it is none of these. */
-static size_t module_of(const char *name, size_t *role)
+/* Length of the module's name, and what its tensor is to it; null where it is no part. */
+static size_t module_of(const char *name, const mp_role_suffix **part)
 {
     size_t length = strlen(name);
 
-    for (*role = 0; *role < ROLES; (*role)++) {
-        size_t n = strlen(roles[*role].suffix);
+    for (size_t i = 0; i < MP_ROLE_SUFFIXES; i++) {
+        size_t n = strlen(mp_role_suffixes[i].text);
 
-        if (length > n && strcmp(name + length - n, roles[*role].suffix) == 0)
+        *part = &mp_role_suffixes[i];
+        if (is_part(*part) && length > n && strcmp(name + length - n, (*part)->text) == 0)
             return length - n;
     }
+    *part = NULL;
     return length;
 }
 
-static int find_beside(const mp_checkpoint *ckpt, const char *name, size_t module, size_t role,
-                       const mp_tensor **found, mp_error *err)
+static int find_beside(const mp_checkpoint *ckpt, const char *name, size_t module,
+                       const char *suffix, const mp_tensor **found, mp_error *err)
 {
-    char *other = mp_format("%.*s%s", (int)module, name, roles[role].suffix);
+    char *other = mp_format("%.*s%s", (int)module, name, suffix);
 
     if (!other)
         return mp_fail_memory(err);
@@ -71,16 +60,19 @@ static int module_weights(const mp_catalog *catalog, const char *name, size_t mo
                           mp_weights *out, bool *known, mp_error *err)
 {
     *out = (mp_weights){.catalog = catalog};
-    for (size_t r = 0; r < ROLES; r++) {
-        const mp_tensor **place = mp_matrix_place(&out->matrix, roles[r].role), *found = NULL;
+    for (size_t i = 0; i < MP_ROLE_SUFFIXES; i++) {
+        const mp_role_suffix *part = &mp_role_suffixes[i];
+        const mp_tensor *found = NULL;
 
-        if (find_beside(&catalog->checkpoint, name, module, r, &found, err) != 0)
+        if (!is_part(part))
+            continue;
+        if (find_beside(&catalog->checkpoint, name, module, part->text, &found, err) != 0)
             return err->code;
         if (!found)
             continue;
-        *place = found;
-        if (roles[r].role == MP_ROLE_GLOBAL_SCALE)
-            out->matrix.global_divides = roles[r].divides;
+        *mp_matrix_place(&out->matrix, part->role) = found;
+        if (part->role == MP_ROLE_GLOBAL_SCALE)
+            out->matrix.global_divides = part->divides;
     }
     *known = out->matrix.weight && out->matrix.weight->rank == 2 &&
              mp_storage_recognize(&out->matrix, MP_FUSION_NONE, &catalog->config, &out->storage,
@@ -136,6 +128,14 @@ static mp_spot spot_of(const char *name)
     return (mp_spot){MP_VERIFY_EXACT, -1, -1, -1, name, -1};
 }
 
+static void report_changed(const modules *m, const char *name, uint64_t at)
+{
+    const mp_spot spot = spot_of(name);
+
+    mp_fault_add(m->faults, &spot, "was to stay as it is, and differs from byte %" PRIu64 " on",
+                 at);
+}
+
 /* A module whose weight is stored otherwise than the source's. */
 static int compare_values(const modules *m, const mp_tensor *source, size_t module, mp_error *err)
 {
@@ -171,23 +171,28 @@ static int compare_values(const modules *m, const mp_tensor *source, size_t modu
     return 0;
 }
 
-/* Whether what belongs to a weight stands beside it on both sides, byte for byte. */
+/* Whether the scales of a weight stand beside it on both sides, byte for byte. An input scale that
+ * both have is to stay with the codes. */
 static int same_scales(const modules *m, const char *name, size_t module, bool *same, mp_error *err)
 {
     *same = true;
-    for (size_t r = 0; r < ROLES && *same; r++) {
+    for (size_t i = 0; i < MP_ROLE_SUFFIXES && *same; i++) {
+        const mp_role_suffix *part = &mp_role_suffixes[i];
         const mp_tensor *have = NULL, *source = NULL;
         uint64_t at = UINT64_MAX;
 
-        if (roles[r].role == MP_ROLE_WEIGHT)
+        if (!is_part(part) || part->role == MP_ROLE_WEIGHT)
             continue;
-        if (find_beside(&m->have->checkpoint, name, module, r, &have, err) != 0 ||
-            find_beside(&m->source->checkpoint, name, module, r, &source, err) != 0)
+        if (find_beside(&m->have->checkpoint, name, module, part->text, &have, err) != 0 ||
+            find_beside(&m->source->checkpoint, name, module, part->text, &source, err) != 0)
             return err->code;
-        *same = !have == !source && (!have || same_form(have, source));
-        if (*same && have && first_difference(m, have, source, &at, err) != 0)
+        bool alike = have && source && same_form(have, source);
+        if (alike && first_difference(m, have, source, &at, err) != 0)
             return err->code;
-        *same &= at == UINT64_MAX;
+        if (part->role != MP_ROLE_INPUT_SCALE)
+            *same = at == UINT64_MAX && (alike || (!have && !source));
+        else if (at != UINT64_MAX)
+            report_changed(m, source->name, at);
     }
     return 0;
 }
@@ -199,20 +204,21 @@ static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err
     const mp_tensor *have = mp_checkpoint_find(&m->have->checkpoint, source->name);
     const mp_spot spot = spot_of(source->name);
     mp_expert_name parts;
-    size_t role, module = module_of(source->name, &role);
+    const mp_role_suffix *part;
+    size_t module = module_of(source->name, &part);
     uint64_t at;
 
     (void)scratch;
     mp_expert_name_parse(source->name, &parts);
     if (parts.kind != MP_NAME_OTHER)
         return 0;
-    if (role < ROLES && roles[role].role != MP_ROLE_WEIGHT) {
-        if (find_beside(&m->source->checkpoint, source->name, module, 0, &weight, err) != 0)
+    if (part && part->role != MP_ROLE_WEIGHT) {
+        if (find_beside(&m->source->checkpoint, source->name, module, ".weight", &weight, err) != 0)
             return err->code;
         if (weight)
             return 0;
     }
-    bool is_weight = role < ROLES && roles[role].role == MP_ROLE_WEIGHT;
+    bool is_weight = part && part->role == MP_ROLE_WEIGHT;
     if (!have && !is_weight) {
         mp_fault_add(m->faults, &spot, "is missing");
         return 0;
@@ -236,8 +242,7 @@ static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err
     }
     if (at == UINT64_MAX)
         return 0;
-    mp_fault_add(m->faults, &spot, "was to stay as it is, and differs from byte %" PRIu64 " on",
-                 at);
+    report_changed(m, source->name, at);
     return 0;
 }
 

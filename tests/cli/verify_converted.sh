@@ -169,12 +169,17 @@ for name, scale in ("q", 0.25), ("k", 0.5):
     module = f"model.layers.0.self_attn.{name}_proj.weight"
     tensors[module] = ("F8_E4M3", [128, 96], bytes(0x30 + i * 7 % 0x40 for i in range(128 * 96)))
     tensors[module + "_scale_inv"] = ("F32", [1, 1], struct.pack("<f", scale))
+    tensors[module[:-6] + "input_scale"] = ("F32", [], struct.pack("<f", 3 * scale))
 write(path, tensors, metadata)
 END
 rm -f a/*.index.json
 moepack quantize a -o out -f nvfp4 -q 2>"$stderr"
 run moepack verify out --source a
 assert_status 0
+damage write model.layers.0.self_attn.q_proj.input_scale 5
+run moepack verify out --source a
+assert_status 1
+assert_stdout_has 'model.layers.0.self_attn.q_proj.input_scale: was to stay as it is, and differs from byte '
 damage fill model.layers.0.self_attn.k_proj.weight_scale_inv 0
 run moepack verify out --source a
 assert_status 1
