@@ -8,8 +8,7 @@
 
 #include <moepack/place.h>
 
-/* How the counts of a layer are spread. */
-typedef enum spread { ZIPF_08, ZIPF_12, ZIPF_16, LOG_NORMAL, FEW_HOT, SPREADS } spread;
+#include "../unit/random_counts.h"
 
 static const char *const spread_names[] = {"zipf 0.8", "zipf 1.2", "zipf 1.6", "log-normal",
                                            "few hot"};
@@ -17,52 +16,6 @@ static const char *const spread_names[] = {"zipf 0.8", "zipf 1.2", "zipf 1.6", "
 typedef struct problem {
     uint32_t layers, experts, physical, gpus, nodes, groups;
 } problem;
-
-static uint64_t state = 1;
-
-/* In (0, 1). */
-static double uniform(void)
-{
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return ((double)(state >> 11) + 0.5) / 9007199254740992.0;
-}
-
-static double normal(void)
-{
-    double u = uniform(), v = uniform();
-    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
-}
-
-static double draw(spread kind, uint32_t rank)
-{
-    static const double exponents[] = {0.8, 1.2, 1.6};
-    switch (kind) {
-    case LOG_NORMAL:
-        return 1000 * exp(1.2 * normal());
-    case FEW_HOT:
-        return rank < 4 ? 6000 + 12000 * uniform() : 100 + 400 * uniform();
-    default:
-        return 1e6 * pow(rank + 1, -exponents[kind]) * (0.8 + 0.4 * uniform());
-    }
-}
-
-static mp_counts counts_of(const problem *p, spread kind)
-{
-    mp_counts c = {.layers = p->layers, .num_logical = p->experts};
-    c.count = malloc((size_t)p->layers * p->experts * sizeof(float));
-    for (uint32_t layer = 0; layer < p->layers; layer++) {
-        float *w = c.count + (size_t)layer * p->experts;
-        for (uint32_t e = 0; e < p->experts; e++)
-            w[e] = (float)floor(draw(kind, e));
-        for (uint32_t e = p->experts - 1; e > 0; e--) {
-            uint32_t other = (uint32_t)(uniform() * (e + 1));
-            float keep = w[e];
-            w[e] = w[other];
-            w[other] = keep;
-        }
-    }
-    return c;
-}
 
 /* Mean of the largest load over the bound, less 1, in percent. */
 static double gap(const mp_eplb *e, const double *bound)
@@ -87,7 +40,7 @@ static double run(mp_eplb *e, const mp_counts *c, mp_eplb_options options)
 
 static void measure(const problem *p, spread kind)
 {
-    mp_counts c = counts_of(p, kind);
+    mp_counts c = make_counts(p->layers, p->experts, kind);
     mp_eplb_options options = {
         .num_physical = p->physical, .ep = p->gpus, .nodes = p->nodes, .groups = p->groups};
     mp_eplb plain, swapped, best;
