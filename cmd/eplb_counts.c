@@ -353,8 +353,8 @@ static int number_by_model(const mp_catalog *c, uint32_t rows, uint32_t *ids, mp
         differ |= ids[i] != i;
     }
     if (!moe && !all)
-        return cmd_fail(err, MP_ERR_INPUT, "counts of %u layers, the model has %zu MoE layers",
-                        rows, c->num_layers);
+        return cmd_fail(err, MP_ERR_INPUT, "counts of %u layer%s, the model has %zu MoE layer%s",
+                        rows, mp_plural(rows), c->num_layers, mp_plural(c->num_layers));
     if (moe && all && differ)
         return cmd_fail(err, MP_ERR_INPUT,
                         "counts of %u layers can be of all decoder layers or of all MoE layers; "
@@ -405,8 +405,8 @@ int eplb_name_layers(const eplb_options *o, const mp_recording *r, eplb_layers *
     if (o->model && o->expert_bytes)
         return cmd_fail(err, MP_ERR_USAGE, "--model and --expert-bytes contradict each other");
     if (listed && o->layers.count != rows)
-        return cmd_fail(err, MP_ERR_INPUT, "--layers names %zu layers, the counts have %u",
-                        o->layers.count, rows);
+        return cmd_fail(err, MP_ERR_INPUT, "--layers names %zu layer%s, the counts have %u",
+                        o->layers.count, mp_plural(o->layers.count), rows);
     if (!named && !o->model && !o->expert_bytes)
         return 0;
     layers->ids = malloc(rows * sizeof *layers->ids);

@@ -402,9 +402,10 @@ static int print_result(const forward_job *job, mp_error *err)
                                     job->packed ? "slots_used" : "experts_used", (json_int_t)used,
                                     "rms", job->rms, "max_abs", job->max_abs),
                           err);
-    printf("%s, %s: %" PRIu64 " tokens, %u experts and %u shared each; %u %s of %u used\n",
-           layer_name(job), emulation, job->t.tokens, job->t.k, job->columns - job->t.k, used,
-           job->packed ? "slots" : "experts", source_of(job)->count);
+    printf("%s, %s: %" PRIu64 " token%s, %u expert%s and %u shared each; %u %s of %u used\n",
+           layer_name(job), emulation, job->t.tokens, mp_plural(job->t.tokens), job->t.k,
+           mp_plural(job->t.k), job->columns - job->t.k, used, job->packed ? "slots" : "experts",
+           source_of(job)->count);
     printf("y: rms %.9g, largest %.9g\n", job->rms, job->max_abs);
     return 0;
 }

@@ -148,13 +148,28 @@ static int print_catalog_json(const mp_catalog *c, bool with_tensors, mp_error *
  * Text
  */
 
+static int wider(int width, const char *text)
+{
+    size_t length = strlen(text);
+
+    return length > (size_t)width ? (int)length : width;
+}
+
 void print_tensors(const mp_checkpoint *ckpt)
 {
+    char shape[MP_SHAPE_TEXT];
+    int width[2] = {0, 0};
+
     for (size_t i = 0; i < ckpt->num_tensors; i++) {
         const mp_tensor *t = &ckpt->tensors[i];
-        char shape[MP_SHAPE_TEXT];
 
-        printf("%-10s %-16s %s  %s\n", mp_dtype_name(t->dtype),
+        width[0] = wider(width[0], mp_dtype_name(t->dtype));
+        width[1] = wider(width[1], mp_shape_text(t->shape, t->rank, shape));
+    }
+    for (size_t i = 0; i < ckpt->num_tensors; i++) {
+        const mp_tensor *t = &ckpt->tensors[i];
+
+        printf("%-*s  %-*s  %s  %s\n", width[0], mp_dtype_name(t->dtype), width[1],
                mp_shape_text(t->shape, t->rank, shape), t->name, ckpt->shards[t->shard].name);
     }
 }
@@ -184,26 +199,52 @@ static const char *storage_text(const mp_storage *s, char text[64])
     return text;
 }
 
-/* each: a line for every layer, not one for all that are alike. */
+/* Layers that are alike, as a line of the table. */
+typedef struct layers_line {
+    const mp_moe_layer *first;
+    size_t next;
+    char name[160], routed[64], shared[64];
+} layers_line;
+
+/* The line that begins with a layer. each: a line for every layer, not one for all that are alike.
+ */
+static layers_line line_at(const mp_catalog *c, size_t first, bool each)
+{
+    const mp_moe_layer *layer = &c->layers[first];
+    layers_line line = {.first = layer, .next = first + 1, .shared = "-"};
+
+    while (!each && line.next < c->num_layers && alike(layer, &c->layers[line.next]))
+        line.next++;
+    if (line.next - first == 1)
+        snprintf(line.name, sizeof line.name, "%s", layer->prefix);
+    else
+        snprintf(line.name, sizeof line.name, "%.120s - %llu", layer->prefix,
+                 (unsigned long long)c->layers[line.next - 1].number);
+    storage_text(&layer->storage, line.routed);
+    if (layer->has_shared)
+        storage_text(&layer->shared_storage, line.shared);
+    return line;
+}
+
 static void print_layers(const mp_catalog *c, bool each)
 {
-    printf("%-28s %7s  %-28s %-28s %s\n", "layers", "experts", "experts are", "shared expert is",
-           "bytes a layer");
-    for (size_t first = 0, next; first < c->num_layers; first = next) {
-        const mp_moe_layer *layer = &c->layers[first];
-        char name[64], routed[64], shared[64] = "-", bytes[SIZE_TEXT];
+    static const char *const head[] = {"layers", "experts are", "shared expert is"};
+    int width[3] = {wider(0, head[0]), wider(0, head[1]), wider(0, head[2])};
+    char bytes[SIZE_TEXT];
+    layers_line line;
 
-        for (next = first + 1; !each && next < c->num_layers && alike(layer, &c->layers[next]);)
-            next++;
-        if (next - first == 1)
-            snprintf(name, sizeof name, "%s", layer->prefix);
-        else
-            snprintf(name, sizeof name, "%.40s - %llu", layer->prefix,
-                     (unsigned long long)c->layers[next - 1].number);
-        if (layer->has_shared)
-            storage_text(&layer->shared_storage, shared);
-        printf("%-28s %7u  %-28s %-28s %s\n", name, layer->num_experts,
-               storage_text(&layer->storage, routed), shared, size_text(layer->bytes, bytes));
+    for (size_t i = 0; i < c->num_layers; i = line.next) {
+        line = line_at(c, i, each);
+        width[0] = wider(width[0], line.name);
+        width[1] = wider(width[1], line.routed);
+        width[2] = wider(width[2], line.shared);
+    }
+    printf("%-*s  experts  %-*s  %-*s  bytes a layer\n", width[0], head[0], width[1], head[1],
+           width[2], head[2]);
+    for (size_t i = 0; i < c->num_layers; i = line.next) {
+        line = line_at(c, i, each);
+        printf("%-*s  %7u  %-*s  %-*s  %s\n", width[0], line.name, line.first->num_experts,
+               width[1], line.routed, width[2], line.shared, size_text(line.first->bytes, bytes));
     }
 }
 
@@ -212,8 +253,9 @@ static void print_counts(const mp_catalog *c)
     char bytes[SIZE_TEXT];
     const char *before = "; passed over: ";
 
-    printf("%zu tensors in %zu shards, %s: %llu of experts", c->checkpoint.num_tensors,
-           c->checkpoint.num_shards, size_text(tensor_bytes(&c->checkpoint), bytes),
+    printf("%zu tensor%s in %zu shard%s, %s: %llu of experts", c->checkpoint.num_tensors,
+           mp_plural(c->checkpoint.num_tensors), c->checkpoint.num_shards,
+           mp_plural(c->checkpoint.num_shards), size_text(tensor_bytes(&c->checkpoint), bytes),
            (unsigned long long)c->expert_tensors);
     for (unsigned k = 0; k < MP_KINDS; k++) {
         if (c->others[k].tensors == 0)
@@ -227,8 +269,9 @@ static void print_counts(const mp_catalog *c)
 static void print_sizes(uint64_t hidden, uint64_t width, uint32_t experts, uint32_t shared,
                         uint64_t a_token)
 {
-    printf("hidden size %llu, expert intermediate size %llu, %u experts, %u shared",
-           (unsigned long long)hidden, (unsigned long long)width, experts, shared);
+    printf("hidden size %llu, expert intermediate size %llu, %u expert%s, %u shared",
+           (unsigned long long)hidden, (unsigned long long)width, experts, mp_plural(experts),
+           shared);
     if (a_token != MP_CONFIG_ABSENT)
         printf(", %llu a token", (unsigned long long)a_token);
     printf("\n");

@@ -136,19 +136,23 @@ static void print_pack(const packed *p, const output_ink *ink)
            m->model_type ? mp_model_text(m->model_type, m->family, model) : m->family,
            m->source_scheme == MP_SCHEME_COUNT ? "mixed" : mp_scheme_name(m->source_scheme),
            m->lossless ? ", lossless" : ", requantized");
-    printf("hidden size %llu, expert intermediate size %llu, %llu experts as %llu physical\n",
+    printf("hidden size %llu, expert intermediate size %llu, %llu expert%s as %llu physical\n",
            (unsigned long long)m->hidden_size, (unsigned long long)m->moe_intermediate_size,
-           (unsigned long long)m->num_experts, (unsigned long long)m->num_physical);
-    printf("%llu ranks of %u slots, shared experts: %s", (unsigned long long)m->ep_size,
-           mp_slots_per_rank(&p->shape.slots), mp_shared_mode_name(m->shared));
+           (unsigned long long)m->num_experts, mp_plural(m->num_experts),
+           (unsigned long long)m->num_physical);
+    printf("%llu rank%s of %u slot%s, shared experts: %s", (unsigned long long)m->ep_size,
+           mp_plural(m->ep_size), mp_slots_per_rank(&p->shape.slots),
+           mp_plural(mp_slots_per_rank(&p->shape.slots)), mp_shared_mode_name(m->shared));
     if (m->shared == MP_SHARED_SEPARATE)
         printf(" (%llu)", (unsigned long long)m->num_shared_experts);
     putchar('\n');
-    printf("%zu layers: %s", m->num_layers, m->num_layers ? m->layers[0] : "");
+    printf("%zu layer%s: %s", m->num_layers, mp_plural(m->num_layers),
+           m->num_layers ? m->layers[0] : "");
     if (m->num_layers > 1)
         printf(" - %s", m->layers[m->num_layers - 1]);
-    printf("\n%zu tensors in %zu files of %zu ranks, %s\n", count_tensors(m), count_files(m),
-           m->num_ranks, size_text(file_bytes(m), bytes));
+    printf("\n%zu tensor%s in %zu file%s of %zu rank%s, %s\n", count_tensors(m),
+           mp_plural(count_tensors(m)), count_files(m), mp_plural(count_files(m)), m->num_ranks,
+           mp_plural(m->num_ranks), size_text(file_bytes(m), bytes));
     if (is_compressed(p))
         zstd_print(stdout, &p->shards);
     for (size_t i = 0; i < m->num_errors; i++)

@@ -183,9 +183,10 @@ static int print_summary(const map_job *job, const mp_problems *warnings, mp_err
                                     "num_physical", (int)p->num_physical, "ep_size",
                                     (int)job->slots.ep, "warnings", (json_int_t)warnings->count),
                           err);
-    printf("%u row%s, %u logical and %u physical experts, %u rank%s of %u slots\n", p->layers,
-           p->layers == 1 ? "" : "s", p->num_logical, p->num_physical, job->slots.ep,
-           job->slots.ep == 1 ? "" : "s", mp_slots_per_rank(&job->slots));
+    printf("%u row%s, %u logical and %u physical experts, %u rank%s of %u slot%s\n", p->layers,
+           mp_plural(p->layers), p->num_logical, p->num_physical, job->slots.ep,
+           mp_plural(job->slots.ep), mp_slots_per_rank(&job->slots),
+           mp_plural(mp_slots_per_rank(&job->slots)));
     return 0;
 }
 

@@ -48,7 +48,7 @@ char *size_text(uint64_t bytes, char text[SIZE_TEXT])
     size_t unit = 0;
 
     if (bytes < 1000) {
-        snprintf(text, SIZE_TEXT, "%" PRIu64 " byte%s", bytes, bytes == 1 ? "" : "s");
+        snprintf(text, SIZE_TEXT, "%" PRIu64 " byte%s", bytes, mp_plural(bytes));
         return text;
     }
     /* 999.5 and more would be printed as 1000. */

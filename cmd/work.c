@@ -72,11 +72,12 @@ static void print_work(FILE *out, const mp_work *work, const mp_context *context
     char size[SIZE_TEXT], read[SIZE_TEXT], written[SIZE_TEXT];
 
     for (size_t f = 0; f < work->num_files; f++)
-        fprintf(out, "%s  %u tensors  %s\n", work->files[f].path, work->files[f].num_tensors,
-                size_text(work->files[f].bytes, size));
-    fprintf(out, "%llu units, %s to read, %s to write, scratch memory %s\n",
-            (unsigned long long)work->num_units, size_text(work->bytes_read, read),
-            size_text(work->bytes_written, written), size_text(peak_scratch(work, context), size));
+        fprintf(out, "%s  %u tensor%s  %s\n", work->files[f].path, work->files[f].num_tensors,
+                mp_plural(work->files[f].num_tensors), size_text(work->files[f].bytes, size));
+    fprintf(out, "%llu unit%s, %s to read, %s to write, scratch memory %s\n",
+            (unsigned long long)work->num_units, mp_plural(work->num_units),
+            size_text(work->bytes_read, read), size_text(work->bytes_written, written),
+            size_text(peak_scratch(work, context), size));
 }
 
 json_t *work_json(const mp_work *work, const char *out, const mp_context *context)
@@ -112,8 +113,9 @@ static void print_done(const work_job *job, double seconds)
     mp_compress_report report;
     char size[SIZE_TEXT];
 
-    fprintf(stderr, "moepack: %s: %s: %zu files, %s in %.1f s", job->name, job->options->out,
-            work->num_files, size_text(work->bytes_written, size), seconds);
+    fprintf(stderr, "moepack: %s: %s: %zu file%s, %s in %.1f s", job->name, job->options->out,
+            work->num_files, mp_plural(work->num_files), size_text(work->bytes_written, size),
+            seconds);
     if (!job->options->resume)
         fprintf(stderr, " (%.2f GB/s)", (double)work->bytes_written / seconds / 1e9);
     fputc('\n', stderr);

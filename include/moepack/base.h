@@ -66,6 +66,12 @@ typedef struct mp_problems {
 
 void mp_problems_release(mp_problems *problems);
 
+/* What ends a noun after a count: "s", or "" after 1. */
+static inline const char *mp_plural(uint64_t count)
+{
+    return count == 1 ? "" : "s";
+}
+
 /* ------------------------------------------------------------------------
  * Element types, as safetensors names them
  */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Small objects cut from growing blocks, freed all at once. */
+/* Small objects cut from growing blocks, freed all at once; pieces of scratch. */
 #include "base/arena.h"
 
 #include <stdlib.h>
@@ -83,4 +83,12 @@ void mp_arena_release(mp_arena *arena)
         block = next;
     }
     *arena = (mp_arena){0};
+}
+
+void *mp_scratch_take(void *base, uint64_t *used, uint64_t n)
+{
+    void *piece = base ? (uint8_t *)base + *used : NULL;
+
+    *used += mp_round_up(n, 64);
+    return piece;
 }

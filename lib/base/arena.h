@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* base/arena.h - memory that is freed all at once. */
+/* base/arena.h - memory that is freed all at once, and scratch that is laid out by hand. */
 #ifndef MP_BASE_ARENA_H
 #define MP_BASE_ARENA_H
 
@@ -22,5 +22,9 @@ char *mp_arena_string(mp_arena *arena, const char *text, size_t n);
 void mp_arena_join(mp_arena *arena, mp_arena *more);
 
 void mp_arena_release(mp_arena *arena);
+
+/* Takes n bytes, 64-byte aligned, from scratch of which *used are taken; with a null base it only
+ * counts, so that one function both measures scratch and lays it out. */
+void *mp_scratch_take(void *base, uint64_t *used, uint64_t n);
 
 #endif

@@ -308,7 +308,8 @@ static int read_head(const mp_zstd_file *file, uint64_t offset, uint64_t n, void
     if (rc == 0)
         rc = mp_zstd_stream_read(stream, buffer, n, &got, err);
     if (rc == 0 && got < n)
-        rc = mp_fail(err, MP_ERR_INPUT, "holds %zu bytes, less than its frames declare", got);
+        rc = mp_fail(err, MP_ERR_INPUT, "holds %zu byte%s, less than its frames declare", got,
+                     mp_plural(got));
     mp_zstd_stream_close(stream);
     return rc;
 }

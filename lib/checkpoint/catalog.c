@@ -84,12 +84,12 @@ static bool check_number(mp_catalog *catalog, const mp_moe_layer *layer, const m
     if (expert < tensors - others)
         return true;
     if (others == 0 || expert >= tensors)
-        mp_problem(&catalog->problems, "%s: expert %llu, but the checkpoint has %zu tensors",
-                   tensor->name, (unsigned long long)expert, tensors);
+        mp_problem(&catalog->problems, "%s: expert %llu, but the checkpoint has %zu tensor%s",
+                   tensor->name, (unsigned long long)expert, tensors, mp_plural(tensors));
     else
         mp_problem(&catalog->problems,
-                   "%s: expert %llu, and %zu in other layers, but the checkpoint has %zu tensors",
-                   tensor->name, (unsigned long long)expert, others, tensors);
+                   "%s: expert %llu, and %zu in other layers, but the checkpoint has %zu tensor%s",
+                   tensor->name, (unsigned long long)expert, others, tensors, mp_plural(tensors));
     return false;
 }
 
@@ -344,8 +344,8 @@ static int fail_without_experts(mp_catalog *catalog, mp_error *err)
                        config->model_type, name);
     if (catalog->problems.count > 0)
         return mp_catalog_check(catalog, err);
-    return mp_fail(err, MP_ERR_INPUT, "no expert weights among %zu tensors",
-                   catalog->checkpoint.num_tensors);
+    return mp_fail(err, MP_ERR_INPUT, "no expert weights among %zu tensor%s",
+                   catalog->checkpoint.num_tensors, mp_plural(catalog->checkpoint.num_tensors));
 }
 
 static int find_experts(mp_catalog *catalog, mp_error *err)

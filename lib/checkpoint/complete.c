@@ -316,8 +316,9 @@ static int check_router(mp_catalog *catalog, const mp_moe_layer *layer, mp_error
     if (zero != MP_CONFIG_ABSENT)
         rows += zero;
     if (rc == 0 && weight && weight->rank == 2 && weight->shape[0] != rows)
-        mp_problem(&catalog->problems, "%s: %llu rows, expected %llu, one an expert", weight->name,
-                   (unsigned long long)weight->shape[0], (unsigned long long)rows);
+        mp_problem(&catalog->problems, "%s: %llu row%s, expected %llu, one an expert", weight->name,
+                   (unsigned long long)weight->shape[0], mp_plural(weight->shape[0]),
+                   (unsigned long long)rows);
     return rc;
 }
 
@@ -393,8 +394,9 @@ static void check_routed(mp_catalog *catalog, mp_moe_layer *layer)
     if (layer->storage.fusion == MP_FUSION_NONE && catalog->problems.count == 0)
         check_alike(catalog, layer);
     if (!layer->mtp && differs(catalog->config.num_experts, layer->num_experts))
-        mp_problem(&catalog->problems, "%s: %u experts, config.json says %llu", layer->prefix,
-                   layer->num_experts, (unsigned long long)catalog->config.num_experts);
+        mp_problem(&catalog->problems, "%s: %u expert%s, config.json says %llu", layer->prefix,
+                   layer->num_experts, mp_plural(layer->num_experts),
+                   (unsigned long long)catalog->config.num_experts);
 }
 
 /* How wide config.json says the shared expert is: 0 for none, MP_CONFIG_ABSENT where it does not
@@ -425,8 +427,8 @@ static bool check_shared_width(mp_catalog *catalog, const char *text, uint64_t w
     if (expected == MP_CONFIG_ABSENT || expected == 0 || expected == width)
         return true;
     if (catalog->config.shared_width == MP_CONFIG_ABSENT)
-        mp_problem(&catalog->problems, "%s: %llu wide, expected %llu experts of %llu", text,
-                   (unsigned long long)width, (unsigned long long)count,
+        mp_problem(&catalog->problems, "%s: %llu wide, expected %llu expert%s of %llu", text,
+                   (unsigned long long)width, (unsigned long long)count, mp_plural(count),
                    (unsigned long long)catalog->moe_intermediate_size);
     else
         mp_problem(&catalog->problems, "%s: %llu wide, config.json says %llu", text,

@@ -86,12 +86,12 @@ static int add_tensor(blob *b, const char *name, json_t *entry, mp_error *err)
         return mp_fail(err, MP_ERR_INPUT, "%s: %s: %s", b->text, name, why.message);
     if (bytes != tensor.bytes)
         mp_snapshot_found(b->s, false, b->rank->rank, name,
-                          "%" PRIu64 " bytes, its type and shape take %" PRIu64, tensor.bytes,
-                          bytes);
+                          "%" PRIu64 " byte%s, its type and shape take %" PRIu64, tensor.bytes,
+                          mp_plural(tensor.bytes), bytes);
     else if (!mp_add_u64(tensor.offset, tensor.bytes, &end) || end > size)
         mp_snapshot_found(b->s, false, b->rank->rank, name,
-                          "%" PRIu64 " bytes at %" PRIu64 ", the blob has %" PRIu64, tensor.bytes,
-                          tensor.offset, size);
+                          "%" PRIu64 " byte%s at %" PRIu64 ", the blob has %" PRIu64, tensor.bytes,
+                          mp_plural(tensor.bytes), tensor.offset, size);
     else if (tensor.offset % ALIGN != 0)
         mp_snapshot_found(b->s, false, b->rank->rank, name,
                           "begins at byte %" PRIu64 ", no multiple of %d", tensor.offset, ALIGN);
@@ -204,8 +204,8 @@ static int read_description(blob *b, uint64_t world_size, mp_error *err)
                           rank);
     if (world != world_size)
         mp_snapshot_found(b->s, false, b->rank->rank, NULL,
-                          "%s says world_size %" PRIu64 ", there are %" PRIu64 " ranks", b->text,
-                          world, world_size);
+                          "%s says world_size %" PRIu64 ", the number of ranks is %" PRIu64,
+                          b->text, world, world_size);
     b->rank->digest = mp_format("%s", digest);
     if (!b->rank->digest)
         return mp_fail_memory(err);

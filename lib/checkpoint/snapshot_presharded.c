@@ -171,8 +171,9 @@ static int check_file(const plan *p, size_t number, mp_error *err)
                               p->names[number], key, MP_PRESHARDED_PLAN);
         else if (tensor->bytes != size)
             mp_snapshot_found(p->s, false, -1, NULL,
-                              "%s: %s has %" PRIu64 " bytes, %s says %" PRIu64, p->names[number],
-                              key, tensor->bytes, MP_PRESHARDED_PLAN, size);
+                              "%s: %s has %" PRIu64 " byte%s, %s says %" PRIu64, p->names[number],
+                              key, tensor->bytes, mp_plural(tensor->bytes), MP_PRESHARDED_PLAN,
+                              size);
     }
     for (size_t i = 0; rc == 0 && i < held->num_tensors; i++)
         if (!json_object_get(listed, held->tensors[i].name))
@@ -313,8 +314,8 @@ static int read_ranks(const plan *p, mp_error *err)
 
         if (*end != '\0' || !isdigit((unsigned char)key[0]) || rank >= p->world_size)
             mp_snapshot_found(p->s, false, -1, NULL,
-                              "%s has reads of rank \"%s\" of %" PRIu64 " ranks",
-                              MP_PRESHARDED_PLAN, key, p->world_size);
+                              "%s has reads of rank \"%s\" of %" PRIu64 " rank%s",
+                              MP_PRESHARDED_PLAN, key, p->world_size, mp_plural(p->world_size));
     }
     for (size_t r = 0; r < p->s->num_ranks; r++)
         if (read_rank(p, &p->s->ranks[r], reads, checksums, err) != 0)

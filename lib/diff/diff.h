@@ -10,6 +10,7 @@
 #include <moepack/place.h>
 
 #include "experts/packed.h"
+#include "experts/stored.h"
 
 /* ------------------------------------------------------------------------
  * Sides, in diff_side.c
@@ -127,11 +128,9 @@ typedef struct diff_rows {
 typedef struct diff_reader {
     const diff_matrix *m;
     diff_cut cut;
-    float global;    /* second scale */
-    uint8_t *memory; /* what all these lie in */
-    uint8_t *codes;  /* rows of weights or numbers */
-    uint8_t *scale;  /* of these rows */
-    mp_packed_side slot;
+    uint8_t *memory;             /* plain numbers, or what the others lie in */
+    mp_stored_matrix stored;     /* of a checkpoint */
+    mp_packed_side slot;         /* of a pack, with what follows */
     mp_rows run[2];              /* rows of the slot that are in memory: */
     uint64_t first_row, end_row; /* these */
 } diff_reader;

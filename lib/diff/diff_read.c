@@ -8,7 +8,6 @@
 
 #include "base/error.h"
 #include "checkpoint/storage.h"
-#include "experts/stored.h"
 #include "pack/pack.h"
 
 /* Bytes of a tile of columns. */
@@ -198,29 +197,8 @@ static int read_packed(diff_reader *r, uint64_t row0, uint64_t rows, mp_rows *ou
 }
 
 /* ------------------------------------------------------------------------
- * Checkpoints
+ * Plain numbers
  */
-
-static int read_stored(const diff_reader *r, uint64_t row0, uint64_t rows, mp_rows *out,
-                       mp_error *err)
-{
-    const diff_matrix *m = r->m;
-
-    *out = mp_stored_rows(&m->storage, row0, rows, m->cols, r->codes, r->scale);
-    out->global_scale = r->global;
-    out->global_divides = m->global_divides;
-    return mp_matrix_read_rows(&m->side->catalog, &m->storage, &m->matrix, m->cols, row0, rows,
-                               r->codes, r->scale, err);
-}
-
-static int open_stored(diff_reader *r, mp_error *err)
-{
-    const mp_catalog *catalog = &r->m->side->catalog;
-
-    if (mp_matrix_check_offset(catalog, &r->m->matrix, err) != 0)
-        return err->code;
-    return mp_matrix_global(catalog, &r->m->matrix, &r->global, err);
-}
 
 static int read_plain(const diff_reader *r, uint64_t row0, uint64_t rows, diff_rows *out,
                       mp_error *err)
@@ -231,58 +209,53 @@ static int read_plain(const diff_reader *r, uint64_t row0, uint64_t rows, diff_r
     uint64_t count = rows * r->cut.cols < left ? rows * r->cut.cols : left;
     unsigned bits = mp_dtype_bits(dtype);
 
-    *out = (diff_rows){.plain = true, .dtype = dtype, .bytes = r->codes, .count = count};
+    *out = (diff_rows){.plain = true, .dtype = dtype, .bytes = r->memory, .count = count};
     return mp_tensor_read(&r->m->side->catalog.checkpoint, tensor, first * bits / 8,
-                          mp_ceil_div(count * bits, 8), r->codes, err);
+                          mp_ceil_div(count * bits, 8), r->memory, err);
 }
 
 /* ------------------------------------------------------------------------
  * Readers
  */
 
-/* Takes n bytes, 64-byte aligned, from the memory; with a null base only counts. */
-static void *take(uint8_t *base, uint64_t *used, uint64_t n)
-{
-    void *piece = base ? base + *used : NULL;
-
-    *used += mp_round_up(n, 64);
-    return piece;
-}
-
-static uint64_t lay_out(diff_reader *r, uint8_t *base)
+static uint64_t scratch_bytes(const diff_reader *r)
 {
     const diff_matrix *m = r->m;
-    uint64_t all = mp_ceil_div(r->cut.elements, r->cut.cols), used = 0;
+    uint64_t all = mp_ceil_div(r->cut.elements, r->cut.cols);
     uint64_t rows = all < DIFF_TILE_ROWS ? all : DIFF_TILE_ROWS;
 
     if (m->slot.pack)
         return mp_packed_scratch(&m->slot);
-    if (m->plain) {
-        r->codes =
-            take(base, &used, mp_ceil_div(rows * r->cut.cols * mp_dtype_bits(m->plain->dtype), 8));
-        return used;
-    }
-    r->codes = take(base, &used, rows * mp_storage_row_bytes(&m->storage, m->cols));
-    /* The rows of scales that cover them may begin and end outside. */
-    r->scale = take(base, &used,
-                    (mp_ceil_div(rows, m->storage.block_rows) + 1) *
-                        mp_storage_scale_row_bytes(&m->storage, m->cols));
-    return used;
+    if (m->plain)
+        return mp_ceil_div(rows * r->cut.cols * mp_dtype_bits(m->plain->dtype), 8);
+    return mp_stored_scratch(&r->stored);
 }
 
 int mp_diff_reader_open(diff_reader *reader, const diff_matrix *matrix, diff_cut cut, mp_error *err)
 {
     int rc = 0;
 
-    *reader = (diff_reader){.m = matrix, .cut = cut, .global = 1};
-    reader->memory = aligned_alloc(64, mp_round_up(lay_out(reader, NULL), 64));
+    *reader = (diff_reader){.m = matrix, .cut = cut};
+    reader->stored = (mp_stored_matrix){
+        .catalog = &matrix->side->catalog,
+        .storage = &matrix->storage,
+        .matrix = &matrix->matrix,
+        .rows = matrix->rows,
+        .cols = matrix->cols,
+        .tile_rows = matrix->rows < DIFF_TILE_ROWS ? matrix->rows : DIFF_TILE_ROWS,
+        .tile_cols = matrix->cols,
+    };
+    reader->memory = aligned_alloc(64, mp_round_up(scratch_bytes(reader), 64));
     if (!reader->memory)
         return mp_fail_memory(err);
-    lay_out(reader, reader->memory);
-    if (matrix->slot.pack)
+    if (matrix->slot.pack) {
         rc = open_packed(reader, err);
-    else if (!matrix->plain)
-        rc = open_stored(reader, err);
+    } else if (!matrix->plain) {
+        mp_stored_init(&reader->stored, reader->memory);
+        rc = mp_stored_check(&reader->stored, err);
+        if (rc == 0)
+            rc = mp_stored_begin(&reader->stored, err);
+    }
     return rc == 0 ? 0 : mp_error_prefix(err, "%s", matrix->side->path);
 }
 
@@ -302,6 +275,7 @@ int mp_diff_read(diff_reader *reader, uint64_t row0, uint64_t rows, diff_rows *o
     else if (reader->m->plain)
         rc = read_plain(reader, row0, rows, out, err);
     else
-        rc = read_stored(reader, row0, rows, &out->rows, err);
+        rc = mp_stored_rows(&reader->stored, (mp_rectangle){row0, rows, 0, reader->stored.cols},
+                            &out->rows, err);
     return rc == 0 ? 0 : mp_error_prefix(err, "%s", reader->m->side->path);
 }

@@ -91,8 +91,9 @@ static int check_placement(comparison *c, const mp_placement *placement,
 
     if (placement->layers != 1 && placement->layers != pack->num_layers) {
         mp_problem(c->mismatches,
-                   "placement: the pack has %" PRIu64 " layers, the placement %u rows",
-                   pack->num_layers, placement->layers);
+                   "placement: the pack has %" PRIu64 " layer%s, the placement %u row%s",
+                   pack->num_layers, mp_plural(pack->num_layers), placement->layers,
+                   mp_plural(placement->layers));
         return 0;
     }
     rc = digest_placement(placement, pack, digest, err);

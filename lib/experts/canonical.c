@@ -2,8 +2,8 @@
 /* Canonical tiles: read as they are, or read and requantized. */
 #include "experts/canonical.h"
 
+#include "base/arena.h"
 #include "base/error.h"
-#include "experts/stored.h"
 
 #include <math.h>
 #include <string.h>
@@ -44,31 +44,9 @@ static uint8_t *scale_at(const mp_canonical *c, unsigned part, uint64_t row)
     return c->scale + (part * s.scale_rows + row / block) * s.scale_row_bytes;
 }
 
-/* Stored scale rows that cover so many rows, wherever these begin. */
-static uint64_t raw_scale_bytes(const mp_storage *storage, uint64_t rows, uint64_t cols)
-{
-    return (mp_ceil_div(rows, storage->block_rows) + 1) * mp_storage_scale_row_bytes(storage, cols);
-}
-
-/* Whole rows that are read at once where the side is looked at before its first tile. */
-static uint64_t strip_rows(const mp_side_source *from, const sizes *s)
-{
-    uint64_t row = mp_storage_row_bytes(from->storage, s->cols);
-    uint64_t rows = from->tile_bytes / (row ? row : 1);
-
-    if (rows > s->rows)
-        rows = s->rows;
-    return rows ? rows : 1;
-}
-
 static bool cut_in_columns(const mp_side_source *from)
 {
     return from->target->tiling(&from->dims, from->side).kind == MP_TILES_COLS;
-}
-
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
 }
 
 /* Whether stored scales of the target's scheme are, byte for byte, canonical ones: types of
@@ -81,37 +59,37 @@ static bool same_scale_bytes(const mp_side_source *from)
     return stored == wanted || (mp_dtype_bits(stored) == 8 && mp_dtype_bits(wanted) == 8);
 }
 
-/* Takes n bytes, 64-byte aligned, from the scratch; with a null base only counts. */
-static void *take(uint8_t *base, uint64_t *used, uint64_t n)
-{
-    void *piece = base ? base + *used : NULL;
-
-    *used += mp_round_up(n, 64);
-    return piece;
-}
-
+/* Both parts are read into the same scratch, one after the other. */
 static uint64_t lay_out(mp_canonical *c, uint8_t *base)
 {
     const mp_side_source *from = c->from;
     const sizes s = sizes_of(from);
     const mp_tile first = mp_tile_at(from->target, &from->dims, from->side, from->tile_bytes, 0);
     uint64_t rectangle = first.rows * mp_scheme_row_bytes(from->target->scheme, first.cols);
-    uint64_t strip = strip_rows(from, &s), used = 0;
-    uint64_t scales = larger(raw_scale_bytes(from->storage, first.rows, first.cols),
-                             raw_scale_bytes(from->storage, strip, s.cols));
+    uint64_t other = 0, used = 0;
+    void *stored;
 
     if (mp_passes_through(from->storage, from->target) && !same_scale_bytes(from))
-        scales = larger(scales, raw_scale_bytes(from->storage, s.rows, s.cols));
-
-    c->weight[0] = take(base, &used, rectangle);
-    c->weight[1] = take(base, &used, first.parts > 1 ? rectangle : 0);
-    c->scale = take(base, &used, s.parts * s.scale_rows * s.scale_row_bytes);
-    c->raw = take(base, &used,
-                  larger(first.rows * mp_storage_row_bytes(from->storage, first.cols),
-                         strip * mp_storage_row_bytes(from->storage, s.cols)));
-    c->raw_scale = take(base, &used, scales);
-    c->work = take(base, &used, mp_requantize_scratch(s.cols));
-    c->row_scales = take(base, &used, cut_in_columns(from) ? s.parts * s.rows * sizeof(float) : 0);
+        other = s.scale_rows * mp_storage_scale_row_bytes(from->storage, s.cols);
+    for (unsigned part = 0; part < s.parts; part++)
+        c->stored[part] = (mp_stored_matrix){
+            .catalog = from->catalog,
+            .storage = from->storage,
+            .matrix = &from->matrix[part],
+            .rows = s.rows,
+            .cols = s.cols,
+            .tile_rows = first.rows,
+            .tile_cols = first.cols,
+        };
+    c->weight[0] = mp_scratch_take(base, &used, rectangle);
+    c->weight[1] = mp_scratch_take(base, &used, first.parts > 1 ? rectangle : 0);
+    c->scale = mp_scratch_take(base, &used, s.parts * s.scale_rows * s.scale_row_bytes);
+    c->other_scale = mp_scratch_take(base, &used, other);
+    c->row_scales =
+        mp_scratch_take(base, &used, cut_in_columns(from) ? s.parts * s.rows * sizeof(float) : 0);
+    stored = mp_scratch_take(base, &used, mp_stored_scratch(&c->stored[0]));
+    for (unsigned part = 0; base && part < s.parts; part++)
+        mp_stored_init(&c->stored[part], stored);
     return used;
 }
 
@@ -128,30 +106,9 @@ void mp_canonical_init(mp_canonical *c, const mp_side_source *side, void *scratc
     lay_out(c, scratch);
 }
 
-/* ------------------------------------------------------------------------
- * Reading
- */
-
-/* Stored rows of a rectangle of a part; into c->raw and c->raw_scale. */
-static int read_stored(const mp_canonical *c, unsigned part, uint64_t row0, uint64_t rows,
-                       uint64_t col0, uint64_t cols, mp_rows *in, mp_error *err)
+static mp_rectangle rectangle_of(const mp_tile *tile)
 {
-    const mp_side_source *from = c->from;
-    const mp_storage *storage = from->storage;
-    const mp_matrix *matrix = &from->matrix[part];
-    const uint64_t all = mp_side_cols(&from->dims, from->side);
-    const mp_matrix view = cols == all ? *matrix : mp_matrix_columns(matrix, all, col0);
-
-    *in = mp_stored_rows(storage, row0, rows, cols, c->raw, c->raw_scale);
-    if (mp_matrix_global(from->catalog, matrix, &in->global_scale, err) != 0)
-        return err->code;
-    return mp_matrix_read_rows(from->catalog, storage, &view, cols, row0, rows, c->raw,
-                               c->raw_scale, err);
-}
-
-static int name_matrix(const mp_canonical *c, unsigned part, mp_error *err)
-{
-    return mp_error_prefix(err, "%s", c->from->matrix[part].weight->name);
+    return (mp_rectangle){tile->row0, tile->rows, tile->col0, tile->cols};
 }
 
 /* ------------------------------------------------------------------------
@@ -165,12 +122,12 @@ static int pass_scales(const mp_canonical *c, unsigned part, mp_error *err)
     const sizes s = sizes_of(from);
     const mp_dtype wanted = mp_scheme_form_of(from->target->scheme)->scale_dtype;
     uint8_t *out = scale_at(c, part, 0);
-    uint8_t *stored = same_scale_bytes(from) ? out : c->raw_scale;
+    uint8_t *stored = same_scale_bytes(from) ? out : c->other_scale;
 
     if (s.scale_rows == 0)
         return 0;
-    if (mp_matrix_read_rows(from->catalog, from->storage, &from->matrix[part], s.cols, 0, s.rows,
-                            NULL, stored, err) != 0)
+    if (mp_stored_read(&c->stored[part], (mp_rectangle){0, s.rows, 0, s.cols}, NULL, stored, err) !=
+        0)
         return err->code;
     if (stored != out &&
         !mp_scales_convert(from->storage->scale_dtype, stored,
@@ -222,9 +179,6 @@ static int pass_tile(const mp_canonical *c, unsigned part, const mp_tile *tile, 
 {
     const mp_side_source *from = c->from;
     const mp_scheme_form *form = mp_scheme_form_of(from->target->scheme);
-    const uint64_t all = mp_side_cols(&from->dims, from->side);
-    const mp_matrix *matrix = &from->matrix[part];
-    const mp_matrix view = tile->cols == all ? *matrix : mp_matrix_columns(matrix, all, tile->col0);
     const mp_rows rows = {
         .scheme = from->target->scheme,
         .scale_dtype = form->scale_dtype,
@@ -238,11 +192,10 @@ static int pass_tile(const mp_canonical *c, unsigned part, const mp_tile *tile, 
         .global_scale = c->global[part],
     };
 
-    if (mp_matrix_read_rows(from->catalog, from->storage, &view, tile->cols, tile->row0, tile->rows,
-                            out, NULL, err) != 0)
+    if (mp_stored_read(&c->stored[part], rectangle_of(tile), out, NULL, err) != 0)
         return err->code;
     if (!from->quant->allow_nonfinite && mp_rows_check_finite(&rows, err) != 0)
-        return name_matrix(c, part, err);
+        return mp_error_prefix(err, "%s", from->matrix[part].weight->name);
     return 0;
 }
 
@@ -250,100 +203,41 @@ static int pass_tile(const mp_canonical *c, unsigned part, const mp_tile *tile, 
  * Requantizing
  */
 
-/* Calls look() with all rows of a part, a strip at a time. */
-typedef int look_at(mp_canonical *c, unsigned part, const mp_rows *in, void *found, mp_error *err);
+typedef struct row_scales {
+    const mp_side_source *from;
+    float *scales; /* of a part's rows */
+} row_scales;
 
-static int each_strip(mp_canonical *c, unsigned part, look_at *look, void *found, mp_error *err)
-{
-    const sizes s = sizes_of(c->from);
-    uint64_t step = strip_rows(c->from, &s);
-
-    for (uint64_t row0 = 0; row0 < s.rows; row0 += step) {
-        uint64_t rows = s.rows - row0 < step ? s.rows - row0 : step;
-        mp_rows in;
-
-        if (read_stored(c, part, row0, rows, 0, s.cols, &in, err) != 0)
-            return err->code;
-        if (look(c, part, &in, found, err) != 0)
-            return name_matrix(c, part, err);
-    }
-    return 0;
-}
-
-static int find_amax(mp_canonical *c, unsigned part, const mp_rows *in, void *found, mp_error *err)
-{
-    float *amax = found, one;
-
-    (void)part;
-    if (mp_rows_amax(in, c->from->quant->allow_nonfinite, c->work, &one, err) != 0)
-        return err->code;
-    *amax = fmaxf(*amax, one);
-    return 0;
-}
-
-static int find_exponent(mp_canonical *c, unsigned part, const mp_rows *in, void *found,
-                         mp_error *err)
-{
-    uint8_t *largest = found;
-    uint64_t count = in->rows * mp_storage_scale_row_bytes(c->from->storage, in->cols);
-
-    (void)part;
-    (void)err;
-    for (uint64_t i = 0; i < count; i++)
-        if (c->raw_scale[i] > *largest && c->raw_scale[i] != UINT8_MAX)
-            *largest = c->raw_scale[i];
-    return 0;
-}
-
-/* Gate and up share one second scale. */
-static int choose_global(mp_canonical *c, mp_error *err)
-{
-    unsigned parts = mp_side_parts(c->from->side);
-    bool exact = c->from->storage->scheme == MP_SCHEME_MXFP4;
-    uint8_t largest = 0;
-    float amax = 0;
-
-    for (unsigned part = 0; part < parts; part++)
-        if (each_strip(c, part, exact ? find_exponent : find_amax, exact ? (void *)&largest : &amax,
-                       err) != 0)
-            return err->code;
-    c->global[0] = c->global[1] = exact ? mp_nvfp4_global_exact(largest) : mp_nvfp4_global(amax);
-    return 0;
-}
-
-static int find_row_scales(mp_canonical *c, unsigned part, const mp_rows *in, void *found,
+static int find_row_scales(const mp_stored_matrix *m, const mp_rows *rows, void *user,
                            mp_error *err)
 {
-    float *scales = c->row_scales + part * mp_side_rows(&c->from->dims, c->from->side);
+    const row_scales *found = user;
 
-    (void)found;
-    return mp_rows_channel_scales(in, c->from->target->scheme, c->from->quant, c->work,
-                                  scales + in->row0, err);
-}
-
-/* Packed words come with the shape of the whole matrix, of which this may be a part. */
-static int check_shape(const mp_side_source *from, const mp_matrix *matrix, mp_error *err)
-{
-    uint64_t cols = mp_side_cols(&from->dims, from->side);
-
-    return mp_matrix_check_shape(from->catalog, matrix, matrix->weight->shape[0],
-                                 matrix->stored_cols ? matrix->stored_cols : cols, err);
+    return mp_rows_channel_scales(rows, found->from->target->scheme, found->from->quant, m->work,
+                                  found->scales + rows->row0, err);
 }
 
 static int prepare_quantization(mp_canonical *c, mp_error *err)
 {
     const mp_side_source *from = c->from;
+    const sizes s = sizes_of(from);
+    mp_second_scale shared;
 
-    for (unsigned part = 0; part < mp_side_parts(from->side); part++) {
-        const mp_matrix *matrix = &from->matrix[part];
+    for (unsigned part = 0; part < s.parts; part++) {
+        row_scales found = {from, c->row_scales + part * s.rows};
 
-        if (mp_matrix_check_offset(from->catalog, matrix, err) != 0 ||
-            check_shape(from, matrix, err) != 0)
+        if (mp_stored_check(&c->stored[part], err) != 0)
             return err->code;
-        if (cut_in_columns(from) && each_strip(c, part, find_row_scales, NULL, err) != 0)
+        if (cut_in_columns(from) &&
+            mp_stored_each(&c->stored[part], find_row_scales, &found, err) != 0)
             return err->code;
     }
-    return from->target->scheme == MP_SCHEME_NVFP4 ? choose_global(c, err) : 0;
+    if (from->target->scheme != MP_SCHEME_NVFP4)
+        return 0;
+    if (mp_stored_second_scale(c->stored, s.parts, from->quant->allow_nonfinite, &shared, err) != 0)
+        return err->code;
+    c->global[0] = c->global[1] = mp_second_scale_multiplier(shared);
+    return 0;
 }
 
 static int quantize_tile(const mp_canonical *c, unsigned part, const mp_tile *tile, uint8_t *out,
@@ -351,7 +245,6 @@ static int quantize_tile(const mp_canonical *c, unsigned part, const mp_tile *ti
 {
     const mp_side_source *from = c->from;
     mp_quant_options options = *from->quant;
-    mp_rows in;
 
     options.global_scale = c->global[part];
     options.ue8m0 = from->target->ue8m0;
@@ -359,12 +252,8 @@ static int quantize_tile(const mp_canonical *c, unsigned part, const mp_tile *ti
     if (cut_in_columns(from))
         options.row_scales =
             c->row_scales + part * mp_side_rows(&from->dims, from->side) + tile->row0;
-    if (read_stored(c, part, tile->row0, tile->rows, tile->col0, tile->cols, &in, err) != 0)
-        return err->code;
-    if (mp_requantize(&in, from->target->scheme, &options, out, scale_at(c, part, tile->row0),
-                      c->work, stats, err) != 0)
-        return name_matrix(c, part, err);
-    return 0;
+    return mp_stored_convert(&c->stored[part], rectangle_of(tile), from->target->scheme, &options,
+                             out, scale_at(c, part, tile->row0), stats, err);
 }
 
 /* ------------------------------------------------------------------------
@@ -377,12 +266,14 @@ int mp_canonical_begin(mp_canonical *c, mp_error *err)
     unsigned parts = mp_side_parts(from->side);
 
     c->passes = mp_passes_through(from->storage, from->target);
-    for (unsigned part = 0; c->passes && part < parts; part++) {
-        if (mp_matrix_global(from->catalog, &from->matrix[part], &c->global[part], err) != 0 ||
-            pass_scales(c, part, err) != 0)
+    for (unsigned part = 0; part < parts; part++) {
+        mp_stored_matrix *stored = &c->stored[part];
+
+        if (mp_stored_begin(stored, err) != 0 || (c->passes && pass_scales(c, part, err) != 0))
             return err->code;
-        if (from->storage->global_divides)
-            c->global[part] = 1 / c->global[part];
+        if (c->passes)
+            c->global[part] = mp_second_scale_multiplier(
+                (mp_second_scale){stored->global, from->storage->global_divides});
     }
     if (c->passes && from->target->ue8m0 && check_powers(c, err) != 0)
         return err->code;

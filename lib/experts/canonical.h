@@ -18,6 +18,8 @@
 #include <moepack/layout.h>
 #include <moepack/model.h>
 
+#include "experts/stored.h"
+
 /* A side of an expert, where it comes from and what it is to become. */
 typedef struct mp_side_source {
     const mp_catalog *catalog;
@@ -42,8 +44,10 @@ typedef struct mp_canonical {
     uint8_t *scale;     /* canonical scales of the side, part after part; whole once all tiles
                            are done, where the source passes through after begin */
     float global[2];    /* nvfp4: second scale of each part, a multiplier */
-    uint8_t *raw, *raw_scale, *work; /* private */
-    float *row_scales;               /* private */
+
+    mp_stored_matrix stored[2]; /* private, as what follows */
+    uint8_t *other_scale;       /* stored scales of a part, of another type than the target's */
+    float *row_scales;
 } mp_canonical;
 
 /* Bytes of scratch for a side. */

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "base/arena.h"
 #include "base/error.h"
 
 /* Bytes of a tile of columns where rows are asked for. */
@@ -74,15 +75,6 @@ static unsigned tiles_together(const mp_packed_side *s)
  * Scratch
  */
 
-/* Takes n bytes, 64-byte aligned, from the scratch; with a null base only counts. */
-static void *take(uint8_t *base, uint64_t *used, uint64_t n)
-{
-    void *piece = base ? base + *used : NULL;
-
-    *used += mp_round_up(n, 64);
-    return piece;
-}
-
 static uint64_t lay_out(mp_packed_side *s, uint8_t *base)
 {
     const mp_slot_tensor *scale = mp_set_tensor(s->set, s->side, MP_ROLE_SCALE);
@@ -94,10 +86,11 @@ static uint64_t lay_out(mp_packed_side *s, uint8_t *base)
     if (scale && scale->slot_bytes > packed)
         packed = scale->slot_bytes;
     for (unsigned p = 0; p < mp_side_parts(s->side); p++)
-        s->part[p] = take(base, &used, s->tile_rows ? s->tile_rows * all : rectangle);
-    s->packed = take(base, &used, packed);
-    s->rectangle = take(base, &used, s->tile_rows ? first.parts * rectangle : 0);
-    s->scale = take(base, &used, mp_side_parts(s->side) * scale_rows(s) * scale_row_bytes(s));
+        s->part[p] = mp_scratch_take(base, &used, s->tile_rows ? s->tile_rows * all : rectangle);
+    s->packed = mp_scratch_take(base, &used, packed);
+    s->rectangle = mp_scratch_take(base, &used, s->tile_rows ? first.parts * rectangle : 0);
+    s->scale =
+        mp_scratch_take(base, &used, mp_side_parts(s->side) * scale_rows(s) * scale_row_bytes(s));
     return used;
 }
 

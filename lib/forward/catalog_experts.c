@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/arena.h"
 #include "base/error.h"
 #include "base/parallel.h"
 #include "experts/stored.h"
@@ -15,148 +16,115 @@
 
 /* A matrix, and what it is to become. */
 typedef struct matrix_job {
-    const mp_catalog_experts *experts;
-    uint32_t id;
-    mp_projection projection;
-    const mp_matrix *matrix;
-    const mp_storage *storage;
+    mp_expert view; /* that stored.matrix is of */
+    mp_stored_matrix stored;
     mp_scheme to; /* MP_SCHEME_COUNT: as it is */
-    uint64_t rows, cols;
-} matrix_job;
-
-/* Scratch of the rows of one part. */
-typedef struct buffers {
-    uint8_t *raw, *raw_scale;
     uint8_t *codes, *scales;
-    void *work;
-} buffers;
+} matrix_job;
 
 static uint64_t larger(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;
 }
 
-/* ------------------------------------------------------------------------
- * Sizes
- */
-
-/* A row is at most as wide as a float32 each, with a float32 scale for each 16. */
-static uint64_t raw_bytes(const mp_catalog_experts *e, uint64_t cols)
-{
-    const mp_moe_layer *layer = e->layer;
-    uint64_t row = mp_storage_row_bytes(&layer->storage, cols);
-
-    if (layer->has_shared)
-        row = larger(row, mp_storage_row_bytes(&layer->shared_storage, cols));
-    return mp_round_up(TILE_ROWS * row, 64);
-}
-
-/* Scale rows that cover a tile, which may begin and end inside of one. */
-static uint64_t raw_scale_bytes(const mp_catalog_experts *e, uint64_t cols)
-{
-    const mp_moe_layer *layer = e->layer;
-    uint64_t row = mp_storage_scale_row_bytes(&layer->storage, cols);
-
-    if (layer->has_shared)
-        row = larger(row, mp_storage_scale_row_bytes(&layer->shared_storage, cols));
-    return mp_round_up((TILE_ROWS + 1) * row, 64);
-}
-
-static uint64_t codes_bytes(uint64_t cols)
-{
-    return mp_round_up(TILE_ROWS * cols * 2, 64);
-}
-
-static uint64_t scales_bytes(uint64_t cols)
-{
-    return mp_round_up(TILE_ROWS * (mp_ceil_div(cols, 16) + sizeof(float)), 64);
-}
-
-static buffers split(const mp_catalog_experts *e, uint64_t cols, uint8_t *at)
-{
-    buffers b = {.raw = at};
-
-    b.raw_scale = b.raw + raw_bytes(e, cols);
-    b.codes = b.raw_scale + raw_scale_bytes(e, cols);
-    b.scales = b.codes + codes_bytes(cols);
-    b.work = b.scales + scales_bytes(cols);
-    return b;
-}
-
-static uint64_t part_bytes(const mp_catalog_experts *e, uint64_t cols)
-{
-    return raw_bytes(e, cols) + raw_scale_bytes(e, cols) + codes_bytes(cols) + scales_bytes(cols) +
-           mp_round_up(mp_requantize_scratch(cols), 64);
-}
-
 static int find_matrix(const mp_catalog_experts *e, uint32_t id, mp_projection projection,
-                       mp_expert *view, matrix_job *job, mp_error *err)
+                       matrix_job *job, mp_error *err)
 {
     bool shared = id >= e->layer->num_experts;
     mp_scheme to = shared ? e->options.shared_scheme : e->options.scheme;
+    const mp_storage *storage;
 
-    *job = (matrix_job){.experts = e, .id = id, .projection = projection, .to = MP_SCHEME_COUNT};
-    if (mp_layer_expert(e->catalog, e->layer, id, view, &job->storage, err) != 0)
+    if (mp_layer_expert(e->catalog, e->layer, id, &job->view, &storage, err) != 0)
         return err->code;
-    job->matrix = &view->matrix[projection];
+    job->stored = (mp_stored_matrix){.catalog = e->catalog,
+                                     .storage = storage,
+                                     .matrix = &job->view.matrix[projection],
+                                     .tile_rows = TILE_ROWS};
+    mp_catalog_shape(e->catalog, projection, &job->stored.rows, &job->stored.cols);
+    job->stored.tile_cols = job->stored.cols;
+    job->to = MP_SCHEME_COUNT;
     /* Where scales are to be powers of two, only reading them tells whether they are. */
     if (to != MP_SCHEME_COUNT &&
-        (!mp_stored_as(job->storage, to) || (to == MP_SCHEME_FP8_BLOCK && e->options.quant.ue8m0)))
+        (!mp_stored_as(storage, to) || (to == MP_SCHEME_FP8_BLOCK && e->options.quant.ue8m0)))
         job->to = to;
-    mp_catalog_shape(e->catalog, projection, &job->rows, &job->cols);
     return 0;
 }
 
-static int read_stored(const matrix_job *job, uint64_t row0, uint64_t rows, const buffers *b,
-                       mp_rows *out, mp_error *err)
-{
-    const mp_storage *storage = job->storage;
+/* ------------------------------------------------------------------------
+ * Scratch
+ */
 
-    *out = mp_stored_rows(storage, row0, rows, job->cols, b->raw, b->raw_scale);
-    if (mp_matrix_global(job->experts->catalog, job->matrix, &out->global_scale, err) != 0)
-        return err->code;
-    return mp_matrix_read_rows(job->experts->catalog, storage, job->matrix, job->cols, row0, rows,
-                               b->raw, b->raw_scale, err);
+/* A row is at most as wide as a float32 each, with a float32 scale for each 16. */
+static uint64_t lay_out(matrix_job *job, uint8_t *base)
+{
+    uint64_t cols = job->stored.cols, used = 0;
+    void *stored = mp_scratch_take(base, &used, mp_stored_scratch(&job->stored));
+
+    job->codes = mp_scratch_take(base, &used, TILE_ROWS * cols * sizeof(uint16_t));
+    job->scales =
+        mp_scratch_take(base, &used, TILE_ROWS * (mp_ceil_div(cols, 16) + 1) * sizeof(float));
+    if (base)
+        mp_stored_init(&job->stored, stored);
+    return used;
 }
 
-static int requantize(const matrix_job *job, const buffers *b, mp_rows *rows, mp_error *err)
+/* Bytes for a matrix of any expert: routed ones are alike, and so are shared ones. */
+static int part_bytes(const mp_catalog_experts *e, mp_projection projection, uint64_t *bytes,
+                      mp_error *err)
 {
-    const mp_catalog_experts *e = job->experts;
+    matrix_job job;
+
+    if (find_matrix(e, 0, projection, &job, err) != 0)
+        return err->code;
+    *bytes = lay_out(&job, NULL);
+    if (e->source.count > e->layer->num_experts) {
+        if (find_matrix(e, e->layer->num_experts, projection, &job, err) != 0)
+            return err->code;
+        *bytes = larger(*bytes, lay_out(&job, NULL));
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * Reading
+ */
+
+static int requantize(const mp_catalog_experts *e, const matrix_job *job, uint32_t id,
+                      mp_projection projection, mp_rectangle at, mp_rows *out, mp_error *err)
+{
     const mp_scheme_form *form = mp_scheme_form_of(job->to);
     mp_quant_options quant = e->options.quant;
-    const mp_rows in = *rows;
 
-    quant.global_scale = e->global ? e->global[job->id * MP_PROJECTIONS + job->projection] : 1;
-    *rows = (mp_rows){
+    quant.global_scale = e->global ? e->global[id * MP_PROJECTIONS + projection] : 1;
+    *out = (mp_rows){
         .scheme = job->to,
         .scale_dtype = form->scale_dtype,
         .block_rows = form->block_rows,
         .block_cols = form->block_cols,
-        .row0 = in.row0,
-        .rows = in.rows,
-        .cols = in.cols,
-        .weight = b->codes,
-        .scale = b->scales,
+        .row0 = at.row0,
+        .rows = at.rows,
+        .cols = at.cols,
+        .weight = job->codes,
+        .scale = job->scales,
         .global_scale = quant.global_scale,
     };
-    return mp_requantize(&in, job->to, &quant, b->codes, b->scales, b->work, NULL, err);
+    return mp_stored_convert(&job->stored, at, job->to, &quant, job->codes, job->scales, NULL, err);
 }
 
 static int read_part(const mp_catalog_experts *e, uint32_t id, mp_projection projection,
                      uint64_t row0, uint64_t rows, uint8_t *scratch, mp_rows *out, mp_error *err)
 {
-    mp_expert view;
     matrix_job job;
-    int rc = find_matrix(e, id, projection, &view, &job, err);
 
-    if (rc != 0)
-        return rc;
-    const buffers b = split(e, job.cols, scratch);
-    rc = read_stored(&job, row0, rows, &b, out, err);
-    if (rc != 0 || job.to == MP_SCHEME_COUNT)
-        return rc;
-    rc = requantize(&job, &b, out, err);
-    return rc == 0 ? 0 : mp_error_prefix(err, "%s", job.matrix->weight->name);
+    if (find_matrix(e, id, projection, &job, err) != 0)
+        return err->code;
+    lay_out(&job, scratch);
+    if (mp_stored_begin(&job.stored, err) != 0)
+        return err->code;
+
+    const mp_rectangle at = {row0, rows, 0, job.stored.cols};
+    return job.to == MP_SCHEME_COUNT ? mp_stored_rows(&job.stored, at, out, err)
+                                     : requantize(e, &job, id, projection, at, out, err);
 }
 
 static int read_side(const void *user, uint32_t id, mp_side side, uint64_t row0, uint64_t rows,
@@ -164,7 +132,7 @@ static int read_side(const void *user, uint32_t id, mp_side side, uint64_t row0,
 {
     err = MP_NEVER_NULL(err);
     const mp_catalog_experts *e = user;
-    uint8_t *second = (uint8_t *)scratch + part_bytes(e, e->catalog->hidden_size);
+    uint8_t *second = (uint8_t *)scratch + e->source.scratch_bytes / 2;
 
     if (side == MP_L2)
         return read_part(e, id, MP_DOWN, row0, rows, scratch, &part[0], err);
@@ -176,52 +144,36 @@ static int read_side(const void *user, uint32_t id, mp_side side, uint64_t row0,
  * Biases
  */
 
-/* Bytes that are read at once. */
-#define PIECE 4096
-
-/* Numbers first, first + step, ... of a tensor of floats. */
-static int read_numbers(const mp_catalog *catalog, const mp_tensor *tensor, uint64_t first,
-                        uint64_t step, uint64_t count, float *out, mp_error *err)
-{
-    uint64_t width = mp_dtype_bits(tensor->dtype) / 8, most = PIECE / (step * width);
-    uint8_t piece[PIECE];
-
-    for (uint64_t done = 0; done < count; done += most) {
-        uint64_t n = count - done < most ? count - done : most;
-        uint64_t bytes = ((n - 1) * step + 1) * width;
-
-        if (mp_tensor_read(&catalog->checkpoint, tensor, (first + done * step) * width, bytes,
-                           piece, err) != 0)
-            return err->code;
-        for (uint64_t i = 0; i < n; i++)
-            if (!mp_scales_convert(tensor->dtype, piece + i * step * width, 1, MP_F32,
-                                   &out[done + i]))
-                return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s, expected F32, BF16 or F16",
-                               tensor->name, mp_dtype_name(tensor->dtype));
-    }
-    return 0;
-}
+/* Numbers that are read at once. */
+#define PIECE 1024
 
 /* One number a row; of fused tensors those of all experts, gate and up as in the weights. */
 static int read_bias(const void *user, uint32_t id, mp_projection projection, float *out,
                      mp_error *err)
 {
     err = MP_NEVER_NULL(err);
-    const mp_catalog_experts *e = user;
-    mp_expert view;
     matrix_job job;
-    int rc = find_matrix(e, id, projection, &view, &job, err);
-    const mp_tensor *bias = rc == 0 ? job.matrix->bias : NULL;
-    uint64_t first;
+    uint8_t piece[PIECE * sizeof(float)];
 
-    if (rc != 0)
-        return rc;
-    memset(out, 0, job.rows * sizeof *out);
+    if (find_matrix(user, id, projection, &job, err) != 0)
+        return err->code;
+    const mp_tensor *bias = job.stored.matrix->bias;
+    uint64_t all = job.stored.rows;
+
+    memset(out, 0, all * sizeof *out);
     if (!bias || bias->rank == 0)
         return 0;
-    first =
-        (bias->rank > 1 ? job.matrix->slice * bias->shape[bias->rank - 1] : 0) + job.matrix->first;
-    return read_numbers(e->catalog, bias, first, job.matrix->paired ? 2 : 1, job.rows, out, err);
+    if (bias->dtype != MP_F32 && bias->dtype != MP_BF16 && bias->dtype != MP_F16)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s, expected F32, BF16 or F16", bias->name,
+                       mp_dtype_name(bias->dtype));
+    for (uint64_t row = 0; row < all; row += PIECE) {
+        uint64_t rows = all - row < PIECE ? all - row : PIECE;
+
+        if (mp_stored_bias(&job.stored, row, rows, piece, err) != 0)
+            return err->code;
+        mp_scales_convert(bias->dtype, piece, rows, MP_F32, out + row);
+    }
+    return 0;
 }
 
 static bool has_bias(const mp_moe_layer *layer)
@@ -236,70 +188,38 @@ static bool has_bias(const mp_moe_layer *layer)
  * Second scales
  */
 
-/* What a matrix says of the second scale that it is to have: its largest exponent, where
- * mxfp4 may pass through, else its amax. */
-typedef struct extent {
-    uint8_t exponent;
-    float amax;
-} extent;
-
-static int measure_tile(const matrix_job *job, uint64_t row0, uint64_t rows, const buffers *b,
-                        extent *found, mp_error *err)
+/* Gate and up of an expert share one. */
+static int choose_global(const mp_catalog_experts *e, uint32_t id, mp_side side, void *scratch,
+                         mp_error *err)
 {
-    uint64_t scales = rows * mp_storage_scale_row_bytes(job->storage, job->cols);
-    mp_rows stored;
-    float amax;
-    int rc = read_stored(job, row0, rows, b, &stored, err);
+    mp_projection first = mp_side_first(side);
+    unsigned parts = mp_side_parts(side);
+    matrix_job job[2];
+    mp_stored_matrix stored[2];
+    mp_second_scale scale;
 
-    if (rc != 0)
-        return rc;
-    if (job->storage->scheme == MP_SCHEME_MXFP4) {
-        for (uint64_t i = 0; i < scales; i++)
-            if (b->raw_scale[i] > found->exponent && b->raw_scale[i] != UINT8_MAX)
-                found->exponent = b->raw_scale[i];
-        return 0;
-    }
-    rc = mp_rows_amax(&stored, job->experts->options.quant.allow_nonfinite, b->work, &amax, err);
-    if (rc == 0 && amax > found->amax)
-        found->amax = amax;
-    return rc == 0 ? 0 : mp_error_prefix(err, "%s", job->matrix->weight->name);
-}
-
-static int measure(const matrix_job *job, uint8_t *scratch, extent *found, mp_error *err)
-{
-    const buffers b = split(job->experts, job->cols, scratch);
-
-    for (uint64_t row0 = 0; row0 < job->rows; row0 += TILE_ROWS) {
-        uint64_t rows = job->rows - row0 < TILE_ROWS ? job->rows - row0 : TILE_ROWS;
-
-        if (measure_tile(job, row0, rows, &b, found, err) != 0)
+    for (unsigned part = 0; part < parts; part++) {
+        if (find_matrix(e, id, first + part, &job[part], err) != 0)
             return err->code;
+        lay_out(&job[part], scratch);
+        if (job[part].to == MP_SCHEME_NVFP4 && mp_stored_begin(&job[part].stored, err) != 0)
+            return err->code;
+        stored[part] = job[part].stored;
     }
+    if (job[0].to != MP_SCHEME_NVFP4)
+        return 0;
+    if (mp_stored_second_scale(stored, parts, e->options.quant.allow_nonfinite, &scale, err) != 0)
+        return err->code;
+    for (unsigned part = 0; part < parts; part++)
+        e->global[id * MP_PROJECTIONS + first + part] = mp_second_scale_multiplier(scale);
     return 0;
 }
 
-/* Gate and up of an expert share a second scale. */
 static int choose_globals(void *user, uint64_t id, void *scratch, mp_error *err)
 {
-    mp_catalog_experts *e = user;
-    extent found[MP_SIDES] = {0};
-
-    for (int p = 0; p < MP_PROJECTIONS; p++) {
-        mp_expert view;
-        matrix_job job;
-
-        if (find_matrix(e, (uint32_t)id, (mp_projection)p, &view, &job, err) != 0)
+    for (mp_side side = MP_L1; side <= MP_L2; side++)
+        if (choose_global(user, (uint32_t)id, side, scratch, err) != 0)
             return err->code;
-        if (job.to == MP_SCHEME_NVFP4 &&
-            measure(&job, scratch, &found[p == MP_DOWN ? MP_L2 : MP_L1], err) != 0)
-            return err->code;
-    }
-    for (int p = 0; p < MP_PROJECTIONS; p++) {
-        const extent *of = &found[p == MP_DOWN ? MP_L2 : MP_L1];
-
-        e->global[id * MP_PROJECTIONS + p] =
-            of->exponent ? mp_nvfp4_global_exact(of->exponent) : mp_nvfp4_global(of->amax);
-    }
     return 0;
 }
 
@@ -322,18 +242,15 @@ static int find_globals(mp_catalog_experts *e, const mp_context *context, mp_err
  * Opening
  */
 
-static int check_offsets(const mp_catalog_experts *e, mp_error *err)
+static int check_matrices(const mp_catalog_experts *e, mp_error *err)
 {
-    for (uint32_t id = 0; id < e->source.count; id++) {
-        const mp_storage *storage;
-        mp_expert view;
+    for (uint32_t id = 0; id < e->source.count; id++)
+        for (mp_projection p = MP_GATE; p < MP_PROJECTIONS; p++) {
+            matrix_job job;
 
-        if (mp_layer_expert(e->catalog, e->layer, id, &view, &storage, err) != 0)
-            return err->code;
-        for (int p = 0; p < MP_PROJECTIONS; p++)
-            if (mp_matrix_check_offset(e->catalog, &view.matrix[p], err) != 0)
+            if (find_matrix(e, id, p, &job, err) != 0 || mp_stored_check(&job.stored, err) != 0)
                 return err->code;
-    }
+        }
     return 0;
 }
 
@@ -355,9 +272,13 @@ int mp_catalog_experts_open(mp_catalog_experts *experts, const mp_catalog *catal
         .layer = layer,
         .options = *options,
     };
-    experts->source.scratch_bytes = larger(2 * part_bytes(experts, catalog->hidden_size),
-                                           part_bytes(experts, catalog->moe_intermediate_size));
-    int rc = check_offsets(experts, err);
+    uint64_t gate = 0, down = 0;
+    int rc = part_bytes(experts, MP_GATE, &gate, err);
+    if (rc == 0)
+        rc = part_bytes(experts, MP_DOWN, &down, err);
+    experts->source.scratch_bytes = mp_round_up(larger(2 * gate, down), 128);
+    if (rc == 0)
+        rc = check_matrices(experts, err);
     if (rc == 0)
         rc = find_globals(experts, context, err);
     if (rc != 0)

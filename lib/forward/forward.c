@@ -18,8 +18,9 @@ static int check_batch(const mp_expert_source *experts, const mp_batch *batch, m
     uint64_t n;
 
     if (!mp_mul_u64(batch->tokens, batch->k, &n) || n > UINT32_MAX)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%llu tokens with %u choices each",
-                       (unsigned long long)batch->tokens, batch->k);
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%llu token%s with %u choice%s each",
+                       (unsigned long long)batch->tokens, mp_plural(batch->tokens), batch->k,
+                       mp_plural(batch->k));
     for (uint64_t i = 0; i < n; i++)
         if (batch->ids[i] < -1 || batch->ids[i] >= (int64_t)experts->count)
             return mp_fail(err, MP_ERR_INPUT,

@@ -3,6 +3,7 @@
  * of its choices, and what becomes of the sums. */
 #include <string.h>
 
+#include "base/arena.h"
 #include "base/error.h"
 #include "base/parallel.h"
 #include "forward/pass.h"
@@ -41,24 +42,15 @@ static uint64_t bias_bytes(const side_job *job)
     return job->p->experts->bias ? job->parts * job->rows * sizeof(float) : 0;
 }
 
-/* Takes n bytes, 64-byte aligned, from the scratch; with a null base only counts. */
-static void *take(uint8_t *base, uint64_t *used, uint64_t n)
-{
-    void *piece = base ? base + *used : NULL;
-
-    *used += mp_round_up(n, 64);
-    return piece;
-}
-
 static uint64_t lay_out(const side_job *job, uint8_t *base, desk *d)
 {
     uint64_t used = 0, number = job->p->number;
 
-    d->source = take(base, &used, job->p->experts->scratch_bytes);
-    d->block = take(base, &used, BLOCK_ROWS * job->fill_cols * number);
-    d->sums = take(base, &used, (uint64_t)STRIP * BLOCK_ROWS * number);
-    d->row = take(base, &used, job->fill_cols * sizeof *d->row);
-    d->bias = take(base, &used, bias_bytes(job));
+    d->source = mp_scratch_take(base, &used, job->p->experts->scratch_bytes);
+    d->block = mp_scratch_take(base, &used, BLOCK_ROWS * job->fill_cols * number);
+    d->sums = mp_scratch_take(base, &used, (uint64_t)STRIP * BLOCK_ROWS * number);
+    d->row = mp_scratch_take(base, &used, job->fill_cols * sizeof *d->row);
+    d->bias = mp_scratch_take(base, &used, bias_bytes(job));
     return used;
 }
 

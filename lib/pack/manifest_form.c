@@ -207,8 +207,8 @@ static int read_numbers(const json_t *root, const char *key, const mp_manifest *
         return err->code;
     *numbers = list;
     if (count != m->num_layers)
-        return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" of %zu layers, there are %zu",
-                       MP_MANIFEST_NAME, key, count, m->num_layers);
+        return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" of %zu layer%s, expected %zu",
+                       MP_MANIFEST_NAME, key, count, mp_plural(count), m->num_layers);
     for (size_t i = 0; i < count; i++) {
         const json_t *number = json_array_get(array, i);
 

@@ -66,7 +66,8 @@ static int check_placement(const mp_placement *p, const mp_manifest *m, mp_error
         return mp_fail(err, MP_ERR_INPUT, "%u physical experts, the manifest says %" PRIu64,
                        p->num_physical, m->num_physical);
     if (p->layers != 1 && p->layers != m->num_layers)
-        return mp_fail(err, MP_ERR_INPUT, "%u rows for %zu layers", p->layers, m->num_layers);
+        return mp_fail(err, MP_ERR_INPUT, "%u row%s for %zu layer%s", p->layers,
+                       mp_plural(p->layers), m->num_layers, mp_plural(m->num_layers));
     return mp_placement_check(p, (uint32_t)m->ep_size, NULL, err);
 }
 
@@ -203,7 +204,7 @@ static int open_ranks(mp_pack *pack, const mp_pack_options *options, const mp_co
             rc = open_rank(pack, r, options->partial, context, err);
     free(wanted);
     if (rc == 0 && pack->num_open == 0)
-        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\": none of the %zu ranks is here", pack->dir,
+        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\": none of its ranks (%zu) is here", pack->dir,
                      m->num_ranks);
     return rc;
 }

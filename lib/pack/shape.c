@@ -131,8 +131,9 @@ static int check_layers(const mp_manifest *m, mp_error *err)
 static int check_manifest(const mp_manifest *m, const mp_target *target, mp_error *err)
 {
     if (m->num_layers == 0 || m->num_layers > m->model_layers)
-        return mp_fail(err, MP_ERR_INPUT, "%zu of the model's %" PRIu64 " MoE layers",
-                       m->num_layers, m->model_layers);
+        return mp_fail(err, MP_ERR_INPUT, "%zu layer%s, the model has %" PRIu64 " MoE layer%s",
+                       m->num_layers, mp_plural(m->num_layers), m->model_layers,
+                       mp_plural(m->model_layers));
     if (m->num_ranks == 0)
         return mp_fail(err, MP_ERR_INPUT, "no rank");
     if (m->target_scheme != target->scheme)

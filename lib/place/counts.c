@@ -151,7 +151,8 @@ static int agree(const mp_recording *r, const mp_steps *s, mp_error *err)
                        r->num_logical);
     bool sparse = r->guessed && s->guessed;
     if (s->layers != r->layers && !sparse)
-        return mp_fail(err, MP_ERR_INPUT, "%u layers, inputs before have %u", s->layers, r->layers);
+        return mp_fail(err, MP_ERR_INPUT, "%u layer%s, inputs before have %u", s->layers,
+                       mp_plural(s->layers), r->layers);
     for (uint32_t layer = 0; s->layer_ids && !sparse && layer < s->layers; layer++)
         if (s->layer_ids[layer] != r->layer_ids[layer])
             return mp_fail(err, MP_ERR_INPUT, "row %u is layer %u, in inputs before layer %u",

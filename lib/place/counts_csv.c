@@ -126,11 +126,11 @@ static int size_steps(mp_steps *s, const table *t, mp_error *err)
         if (layers == 0 || ids[layers - 1] != ids[i])
             ids[layers++] = ids[i];
     uint64_t n = t->num_logical ? t->num_logical : (uint64_t)largest + 1;
-    int rc = layers * n > CELLS_MAX
-                 ? mp_fail(err, MP_ERR_INPUT,
-                           "%" PRIu64 " layers of %" PRIu64 " experts are more than any model has",
-                           layers, n)
-                 : mp_steps_init(s, 1, layers, n, err);
+    int rc = layers * n > CELLS_MAX ? mp_fail(err, MP_ERR_INPUT,
+                                              "%" PRIu64 " layer%s of %" PRIu64
+                                              " expert%s are more than any model has",
+                                              layers, mp_plural(layers), n, mp_plural(n))
+                                    : mp_steps_init(s, 1, layers, n, err);
     s->layer_ids = ids;
     s->guessed = t->num_logical == 0;
     return rc;

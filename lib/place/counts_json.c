@@ -57,8 +57,8 @@ static int check_shape(const json_t *matrix, const json_t *first, bool has_steps
         if (json_array_size(row) == 0)
             return mp_fail(err, MP_ERR_INPUT, "logical_count: %s is empty", where);
         if (json_array_size(row) != n)
-            return mp_fail(err, MP_ERR_INPUT, "logical_count: %s has %zu experts, row 0 has %zu",
-                           where, json_array_size(row), n);
+            return mp_fail(err, MP_ERR_INPUT, "logical_count: %s has %zu expert%s, row 0 has %zu",
+                           where, json_array_size(row), mp_plural(json_array_size(row)), n);
     }
     return 0;
 }

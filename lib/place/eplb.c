@@ -81,8 +81,8 @@ static int check_options(const mp_counts *counts, const mp_eplb_options *o, mp_e
                        "the old placement has %u experts in %u slots, the new one %u in %u",
                        from->num_logical, from->num_physical, counts->num_logical, o->num_physical);
     if (from->layers != 1 && from->layers != counts->layers)
-        return mp_fail(err, MP_ERR_INPUT, "the old placement has %u layers, the counts %u",
-                       from->layers, counts->layers);
+        return mp_fail(err, MP_ERR_INPUT, "the old placement has %u layer%s, the counts %u",
+                       from->layers, mp_plural(from->layers), counts->layers);
     return mp_placement_check(from, o->ep, NULL, err);
 }
 

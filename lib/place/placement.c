@@ -152,9 +152,9 @@ static void warn_colocated(const mp_placement *p, uint32_t ep, uint32_t *seen,
     else
         mp_problem(warnings,
                    "placement: %" PRIu64
-                   " copies in %u rows on ranks that have the expert already, "
+                   " copies in %u row%s on ranks that have the expert already, "
                    "first in row %u: expert %d in column %u on rank %u",
-                   copies, rows, row, expert, column, rank);
+                   copies, rows, mp_plural(rows), row, expert, column, rank);
 }
 
 int mp_placement_check(const mp_placement *p, uint32_t ep, mp_problems *warnings, mp_error *err)
@@ -167,8 +167,8 @@ int mp_placement_check(const mp_placement *p, uint32_t ep, mp_problems *warnings
                        "placement: rows of %u columns cannot hold %u logical experts",
                        p->num_physical, p->num_logical);
     if (ep > 0 && p->devices > 0 && p->devices != ep)
-        return mp_fail(err, MP_ERR_INPUT, "placement: device_count is %u, there are %u ranks",
-                       p->devices, ep);
+        return mp_fail(err, MP_ERR_INPUT,
+                       "placement: device_count is %u, the number of ranks is %u", p->devices, ep);
     if (ep > 0 && p->num_physical % ep != 0)
         return mp_fail(err, MP_ERR_INPUT,
                        "placement: %u physical experts do not divide among %u ranks",

@@ -101,8 +101,8 @@ static int read_ascend_device(mp_rows_read *rows, const json_t *device, size_t l
     if (rc == 0)
         rc = mp_json_get_array(device, "device_expert", what, &ids, err);
     if (rc == 0 && json_array_size(ids) != experts)
-        rc = mp_fail(err, MP_ERR_INPUT, "%s: device_expert has %zu experts, that of device 0 %zu",
-                     what, json_array_size(ids), experts);
+        rc = mp_fail(err, MP_ERR_INPUT, "%s: device_expert has %zu expert%s, that of device 0 %zu",
+                     what, json_array_size(ids), mp_plural(json_array_size(ids)), experts);
     return rc != 0 ? rc : read_ids(rows, ids, err);
 }
 

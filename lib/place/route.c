@@ -47,8 +47,8 @@ static int check_options(const mp_route_options *options, uint32_t k, mp_error *
     if (!options->rank_load)
         return mp_fail(err, MP_ERR_USAGE, "dynamic waterfill needs the rank loads of all ranks");
     if (options->rank_load->ep != slots->ep)
-        return mp_fail(err, MP_ERR_USAGE, "loads of %u ranks for %u ranks", options->rank_load->ep,
-                       slots->ep);
+        return mp_fail(err, MP_ERR_USAGE, "loads of %u rank%s for %u", options->rank_load->ep,
+                       mp_plural(options->rank_load->ep), slots->ep);
     return 0;
 }
 

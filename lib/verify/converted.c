@@ -86,8 +86,8 @@ static bool check_layer(converted *c, const mp_moe_layer *have, const mp_moe_lay
     if (!have)
         mp_fault_add(&c->faults, &spot, "is missing");
     else if (have->num_experts != source->num_experts)
-        mp_fault_add(&c->faults, &spot, "%u experts, the source has %u", have->num_experts,
-                     source->num_experts);
+        mp_fault_add(&c->faults, &spot, "%u expert%s, the source has %u", have->num_experts,
+                     mp_plural(have->num_experts), source->num_experts);
     else if (have->has_shared != source->has_shared)
         mp_fault_add(&c->faults, &spot, "%s",
                      source->has_shared ? "the shared expert is missing"

@@ -144,7 +144,8 @@ static void write_count(const mp_difference *d, char *text, size_t size)
 {
     text[0] = '\0';
     if (d->bytes > d->bits / 8 && d->rows > 0)
-        snprintf(text, size, "; %" PRIu64 " bytes in %" PRIu64 " rows differ", d->bytes, d->rows);
+        snprintf(text, size, "; %" PRIu64 " bytes in %" PRIu64 " row%s differ", d->bytes, d->rows,
+                 mp_plural(d->rows));
     else if (d->bytes > 1 && d->rows == 0)
         snprintf(text, size, "; %" PRIu64 " such bytes", d->bytes);
 }

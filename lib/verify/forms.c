@@ -131,7 +131,8 @@ static bool same_expert(const group *g, uint32_t expert)
         !same_matrix(g, expert, MP_DOWN, &matrix[MP_DOWN], &listed))
         return false;
     if (listed != g->form->num_tensors)
-        return differ(g, "%zu tensors, of the source %zu", g->form->num_tensors, listed);
+        return differ(g, "%zu tensor%s, of the source %zu", g->form->num_tensors,
+                      mp_plural(g->form->num_tensors), listed);
     return true;
 }
 

@@ -46,8 +46,9 @@ static void check_weight_map(mp_check *check, const mp_rank *rank, json_t *map)
         }
     }
     if (json_object_size(map) != listed)
-        mp_fault_add(&check->faults, &spot, "%s: %zu tensors, the manifest lists %zu",
-                     MP_INDEX_NAME, json_object_size(map), listed);
+        mp_fault_add(&check->faults, &spot, "%s: %zu tensor%s, the manifest lists %zu",
+                     MP_INDEX_NAME, json_object_size(map), mp_plural(json_object_size(map)),
+                     listed);
 }
 
 /* MP_ERR_INPUT when it is no index. */

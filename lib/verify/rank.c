@@ -45,8 +45,10 @@ static int open_file(mp_rank *rank, mp_check *check, size_t f, mp_error *err)
     if (rc != 0 || !there)
         return rc;
     if (size != file->size) {
-        mp_fault_add(&check->faults, &spot, "%s: %s: %" PRIu64 " bytes, the manifest says %" PRIu64,
-                     file->name, size < file->size ? "truncated" : "too long", size, file->size);
+        mp_fault_add(&check->faults, &spot,
+                     "%s: %s: %" PRIu64 " byte%s, the manifest says %" PRIu64, file->name,
+                     size < file->size ? "truncated" : "too long", size, mp_plural(size),
+                     file->size);
         return 0;
     }
     char *path = mp_path_join(rank->dir, file->name);
@@ -132,8 +134,9 @@ static int check_listing(const mp_rank *rank, mp_check *check, size_t f, mp_erro
         order[i] = &file->tensors[i];
     qsort(order, file->num_tensors, sizeof *order, compare_offsets);
     if (file->num_tensors != listed->num_tensors)
-        mp_fault_add(&check->faults, &spot, "%s: %zu tensors, the manifest lists %zu", listed->name,
-                     file->num_tensors, listed->num_tensors);
+        mp_fault_add(&check->faults, &spot, "%s: %zu tensor%s, the manifest lists %zu",
+                     listed->name, file->num_tensors, mp_plural(file->num_tensors),
+                     listed->num_tensors);
     for (size_t i = 0; i < file->num_tensors && i < listed->num_tensors; i++) {
         if (strcmp(order[i]->name, listed->tensors[i].name) != 0) {
             mp_fault_add(&check->faults, &spot, "%s: tensor %zu is %s, the manifest lists %s",

@@ -30,8 +30,8 @@ static int compare_shard(const mp_source_shard *expected, const mp_shard *actual
         return mp_fail(err, MP_ERR_INPUT, "shard %s, the manifest names %s", actual->name,
                        expected->name);
     if (actual->size != expected->size)
-        return mp_fail(err, MP_ERR_INPUT, "%s: %" PRIu64 " bytes, the manifest says %" PRIu64,
-                       actual->name, actual->size, expected->size);
+        return mp_fail(err, MP_ERR_INPUT, "%s: %" PRIu64 " byte%s, the manifest says %" PRIu64,
+                       actual->name, actual->size, mp_plural(actual->size), expected->size);
     memcpy(digest.bytes, actual->header_xxh3, sizeof digest.bytes);
     if (strcmp(mp_digest_text(&digest, hex), expected->header_xxh3) != 0)
         return mp_fail(err, MP_ERR_INPUT, "%s: header xxh3 %s, the manifest says %s", actual->name,
@@ -47,8 +47,8 @@ static int compare_shards(const mp_manifest *m, const mp_checkpoint *ckpt, mp_er
             return rc;
     }
     if (m->num_shards != ckpt->num_shards)
-        return mp_fail(err, MP_ERR_INPUT, "%zu shards, the manifest names %zu", ckpt->num_shards,
-                       m->num_shards);
+        return mp_fail(err, MP_ERR_INPUT, "%zu shard%s, the manifest names %zu", ckpt->num_shards,
+                       mp_plural(ckpt->num_shards), m->num_shards);
     return 0;
 }
 

@@ -85,52 +85,56 @@ bool mp_weights_cut(mp_weights *w, uint64_t row0, uint64_t rows, uint64_t col0, 
 
 typedef struct reader {
     const mp_weights *w;
-    float global;
-    uint8_t *codes, *scale;
-    float *out; /* [TILE_ROWS, cols] */
+    mp_stored_matrix stored;
+    void *scratch; /* of stored */
+    float *out;    /* [TILE_ROWS, cols] */
 } reader;
+
+static mp_stored_matrix stored_of(const mp_weights *w)
+{
+    return (mp_stored_matrix){.catalog = w->catalog,
+                              .storage = &w->storage,
+                              .matrix = &w->matrix,
+                              .rows = w->rows,
+                              .cols = w->cols,
+                              .tile_rows = TILE_ROWS,
+                              .tile_cols = w->cols};
+}
 
 static void close_reader(reader *r)
 {
-    free(r->codes);
-    free(r->scale);
+    free(r->scratch);
     free(r->out);
 }
 
 static int open_reader(reader *r, const mp_weights *w, mp_error *err)
 {
-    uint64_t scale_rows = mp_ceil_div(TILE_ROWS, w->storage.block_rows) + 1;
-
-    *r = (reader){
-        .w = w,
-        .codes = mp_alloc(TILE_ROWS, mp_storage_row_bytes(&w->storage, w->cols)),
-        .scale = mp_alloc(scale_rows, mp_storage_scale_row_bytes(&w->storage, w->cols)),
-        .out = mp_alloc(TILE_ROWS * sizeof(float), w->cols),
-    };
-    if (!r->codes || !r->scale || !r->out)
+    *r = (reader){.w = w, .stored = stored_of(w)};
+    r->scratch = aligned_alloc(64, mp_round_up(mp_stored_scratch(&r->stored), 64));
+    r->out = mp_alloc(TILE_ROWS * sizeof(float), w->cols);
+    if (!r->scratch || !r->out)
         return mp_fail_memory(err);
-    return mp_matrix_global(w->catalog, &w->matrix, &r->global, err);
+    mp_stored_init(&r->stored, r->scratch);
+    return mp_stored_begin(&r->stored, err);
 }
 
 /* Rows that follow one another in the tensor. */
-static int read_run(const reader *r, const mp_matrix *matrix, uint64_t row0, uint64_t rows,
-                    float *out, mp_error *err)
+static int read_run(const reader *r, uint64_t row0, uint64_t rows, float *out, mp_error *err)
 {
     const mp_weights *w = r->w;
+    const mp_rectangle at = {row0, rows, 0, w->cols};
     uint64_t row_bytes = mp_storage_row_bytes(&w->storage, w->cols);
-    mp_rows in = mp_stored_rows(&w->storage, row0, rows, w->cols, r->codes, r->scale);
+    mp_rows in;
 
-    in.global_scale = r->global;
-    in.global_divides = w->matrix.global_divides;
-    if (mp_matrix_read_rows(w->catalog, &w->storage, matrix, w->cols, row0, rows, r->codes,
-                            w->raw ? NULL : r->scale, err) != 0)
-        return err->code;
-    for (uint64_t i = 0; i < rows && w->raw; i++)
-        for (uint64_t k = 0; k < w->cols; k++)
-            out[i * w->cols + k] = k < row_bytes ? r->codes[i * row_bytes + k] : 0;
-    if (w->raw)
+    if (w->raw) {
+        if (mp_stored_read(&r->stored, at, r->stored.codes, NULL, err) != 0)
+            return err->code;
+        for (uint64_t i = 0; i < rows; i++)
+            for (uint64_t k = 0; k < w->cols; k++)
+                out[i * w->cols + k] = k < row_bytes ? r->stored.codes[i * row_bytes + k] : 0;
         return 0;
-    if (mp_rows_check(&in, err) != 0)
+    }
+    if (mp_stored_rows(&r->stored, at, &in, err) != 0 || mp_rows_check(&in, err) != 0)
         return err->code;
     for (uint64_t i = 0; i < rows; i++)
         if (mp_decode_row(&in, i, out + i * w->cols, true, err) != 0)
@@ -143,9 +147,9 @@ static int read_tile(const reader *r, uint64_t row0, uint64_t rows, mp_error *er
     const mp_weights *w = r->w;
 
     if (!w->order)
-        return read_run(r, &w->matrix, row0, rows, r->out, err);
+        return read_run(r, row0, rows, r->out, err);
     for (uint64_t row = row0; row < row0 + rows; row++)
-        if (read_run(r, &w->matrix, mp_interleave_place(w->order, w->part, row), 1,
+        if (read_run(r, mp_interleave_place(w->order, w->part, row), 1,
                      r->out + (row - row0) * w->cols, err) != 0)
             return err->code;
     return 0;
@@ -223,6 +227,7 @@ int mp_weights_compare(const mp_weights *have, const mp_weights *want, uint64_t 
 int mp_weights_scales(const mp_weights *w, mp_scales_look *look, mp_error *err)
 {
     const mp_storage *s = &w->storage;
+    const mp_stored_matrix stored = stored_of(w);
     uint64_t row_bytes = mp_storage_scale_row_bytes(s, w->cols);
     uint64_t step = s->block_rows == UINT32_MAX ? w->rows : s->block_rows;
     unsigned width = mp_dtype_bits(s->scale_dtype) / 8;
@@ -234,7 +239,7 @@ int mp_weights_scales(const mp_weights *w, mp_scales_look *look, mp_error *err)
 
     *look = MP_SCALES_VARY;
     for (uint64_t at = 0; rc == 0 && s->has_scale && constant && at < w->rows; at += step) {
-        rc = mp_matrix_read_rows(w->catalog, s, &w->matrix, w->cols, at, 1, NULL, row, err);
+        rc = mp_stored_read(&stored, (mp_rectangle){at, 1, 0, w->cols}, NULL, row, err);
         for (uint64_t i = 0; rc == 0 && i < row_bytes / width; i++) {
             float value;
 

@@ -187,12 +187,15 @@ static int choose_reading(const mp_plan *plan, const mp_placement *given, mp_row
     bool by_number = known ? rows == decoder || rows == decoder + mtp : *reading == MP_ROWS_LAYER;
     bool by_order = rows == catalog->num_layers || rows == plan->num_layers;
     if (*reading == MP_ROWS_LAYER && !by_number)
-        return mp_fail(err, MP_ERR_INPUT, "placement: %llu rows, the model has %llu decoder layers",
-                       (unsigned long long)rows, (unsigned long long)decoder);
+        return mp_fail(err, MP_ERR_INPUT,
+                       "placement: %llu row%s, the model has %llu decoder layer%s",
+                       (unsigned long long)rows, mp_plural(rows), (unsigned long long)decoder,
+                       mp_plural(decoder));
     if (*reading != MP_ROWS_LAYER && !by_order && !(by_number && *reading == MP_ROWS_AUTO))
         return mp_fail(err, MP_ERR_INPUT,
-                       "placement: %llu rows, the model has %zu MoE layers (MTP blocks counted)",
-                       (unsigned long long)rows, catalog->num_layers);
+                       "placement: %llu row%s, the model has %zu MoE layer%s (MTP blocks counted)",
+                       (unsigned long long)rows, mp_plural(rows), catalog->num_layers,
+                       mp_plural(catalog->num_layers));
     if (*reading != MP_ROWS_AUTO)
         return 0;
     for (size_t i = 0; by_number && by_order && i < plan->num_layers; i++)

@@ -3,6 +3,7 @@
  * that are copied. */
 #include "write/quantize.h"
 
+#include "base/arena.h"
 #include "base/error.h"
 #include "checkpoint/form.h"
 #include "experts/stored.h"
@@ -27,16 +28,13 @@ static uint64_t tile_group(mp_scheme scheme)
 typedef struct job {
     const mp_quantize_plan *plan;
     const mp_quantize_unit *unit;
-    const mp_storage *storage;
+    mp_stored_matrix from;
     mp_scheme scheme; /* that is written */
-    uint64_t rows, cols;
-    uint64_t tile_rows;
     mp_outputs *outputs;
     mp_quant_stats *stats;
-    float multiplier; /* of nvfp4: the second scale of what is written */
-    float stored;     /* the same as it is stored */
-    bool powers;      /* float32 scales are written as F8_E8M0 */
-    uint8_t *raw, *raw_scale, *codes, *scales, *exponents, *work;
+    mp_second_scale global; /* of nvfp4: of what is written */
+    bool powers;            /* float32 scales are written as F8_E8M0 */
+    uint8_t *codes, *scales, *exponents;
 } job;
 
 static uint64_t larger(uint64_t a, uint64_t b)
@@ -53,36 +51,32 @@ static uint64_t scale_row_bytes(mp_scheme scheme, uint64_t cols)
                : 0;
 }
 
-/* Takes n bytes, 64-byte aligned, from the scratch; with a null base only counts. */
-static uint8_t *take(uint8_t *base, uint64_t *used, uint64_t n)
-{
-    uint8_t *p = base ? base + *used : NULL;
-
-    *used += mp_round_up(n, 64);
-    return p;
-}
-
 static uint64_t lay_out(job *j, uint8_t *base)
 {
-    uint64_t raw_row = mp_storage_row_bytes(j->storage, j->cols);
-    uint64_t scale_row = scale_row_bytes(j->scheme, j->cols);
-    uint64_t row = mp_scheme_row_bytes(j->scheme, j->cols);
-    uint64_t group = tile_group(j->scheme), used = 0, tiles, scale_rows;
-    uint64_t bytes = mp_fusion_is_transposed(j->storage->fusion) ? TRANSPOSED_BYTES : TILE_BYTES;
+    mp_stored_matrix *from = &j->from;
+    uint64_t scale_row = scale_row_bytes(j->scheme, from->cols);
+    uint64_t row = mp_scheme_row_bytes(j->scheme, from->cols);
+    uint64_t group = tile_group(j->scheme), used = 0, tiles;
+    uint64_t bytes = mp_fusion_is_transposed(from->storage->fusion) ? TRANSPOSED_BYTES : TILE_BYTES;
+    void *stored;
 
-    tiles = bytes / larger(raw_row, row) / group;
-    j->tile_rows = larger(tiles, 1) * group;
-    if (j->tile_rows > j->rows)
-        j->tile_rows = j->rows;
-    scale_rows = mp_ceil_div(j->tile_rows, j->storage->block_rows) + 1;
-    j->raw = take(base, &used, j->tile_rows * raw_row);
-    j->raw_scale = take(base, &used, scale_rows * mp_storage_scale_row_bytes(j->storage, j->cols));
-    j->codes = take(base, &used, j->tile_rows * row);
-    j->scales = take(base, &used, mp_ceil_div(j->tile_rows, group) * scale_row);
-    j->exponents =
-        take(base, &used, j->powers ? mp_ceil_div(j->tile_rows, group) * scale_row / 4 : 0);
-    j->work = take(base, &used, mp_requantize_scratch(j->cols));
+    tiles = bytes / larger(mp_storage_row_bytes(from->storage, from->cols), row) / group;
+    from->tile_rows = larger(tiles, 1) * group;
+    if (from->tile_rows > from->rows)
+        from->tile_rows = from->rows;
+    stored = mp_scratch_take(base, &used, mp_stored_scratch(from));
+    if (base)
+        mp_stored_init(from, stored);
+    tiles = mp_ceil_div(from->tile_rows, group);
+    j->codes = mp_scratch_take(base, &used, from->tile_rows * row);
+    j->scales = mp_scratch_take(base, &used, tiles * scale_row);
+    j->exponents = mp_scratch_take(base, &used, j->powers ? tiles * scale_row / 4 : 0);
     return used;
+}
+
+static const mp_matrix *matrix_of(const job *j)
+{
+    return j->from.matrix;
 }
 
 static job job_of(const mp_quantize_plan *plan, const mp_quantize_unit *unit)
@@ -90,18 +84,22 @@ static job job_of(const mp_quantize_plan *plan, const mp_quantize_unit *unit)
     const mp_form_tensor *scale = mp_form_find(unit->form, unit->projection, MP_ROLE_SCALE);
     const mp_catalog *catalog = plan->catalog;
     uint64_t hidden = catalog->hidden_size, width = catalog->moe_intermediate_size;
+    uint64_t cols;
 
     if (unit->shared)
         width *= catalog->num_shared_experts;
+    cols = unit->projection == MP_DOWN ? width : hidden;
     return (job){
         .plan = plan,
         .unit = unit,
-        .storage = unit->storage,
+        .from = {.catalog = catalog,
+                 .storage = unit->storage,
+                 .matrix = &unit->expert->matrix[unit->projection],
+                 .rows = unit->projection == MP_DOWN ? hidden : width,
+                 .cols = cols,
+                 .tile_cols = cols},
         .scheme = plan->options.scheme,
-        .rows = unit->projection == MP_DOWN ? hidden : width,
-        .cols = unit->projection == MP_DOWN ? width : hidden,
-        .multiplier = 1,
-        .stored = 1,
+        .global = {.value = 1},
         .powers = scale && scale->dtype == MP_F8_E8M0 &&
                   mp_scheme_form_of(plan->options.scheme)->scale_dtype == MP_F32,
     };
@@ -138,116 +136,21 @@ uint64_t mp_quantize_scratch(const mp_quantize_plan *plan)
     return bytes;
 }
 
-/* ------------------------------------------------------------------------
- * Reading
- */
-
-/* The second scale of a matrix as a multiplier, and as it is stored. */
-static int read_global(const job *j, const mp_matrix *matrix, float *multiplier, float *stored,
-                       mp_error *err)
-{
-    int rc = mp_matrix_global(j->plan->catalog, matrix, stored, err);
-
-    *multiplier = j->storage->global_divides ? 1 / *stored : *stored;
-    return rc;
-}
-
-/* Rows of a matrix; its second scale is a multiplier. */
-static int read_rows(const job *j, const mp_matrix *matrix, uint64_t row0, uint64_t rows,
-                     mp_rows *in, mp_error *err)
-{
-    const mp_storage *s = j->storage;
-    float stored;
-
-    *in = mp_stored_rows(s, row0, rows, j->cols, j->raw, j->raw_scale);
-    in->global_divides = false; /* read_global gives a multiplier */
-    if (read_global(j, matrix, &in->global_scale, &stored, err) != 0)
-        return err->code;
-    return mp_matrix_read_rows(j->plan->catalog, s, matrix, j->cols, row0, rows, j->raw,
-                               j->raw_scale, err);
-}
-
-/* ------------------------------------------------------------------------
- * The second scale of nvfp4
- */
-
-static uint64_t tile_at(const job *j, uint64_t row0)
-{
-    return j->rows - row0 < j->tile_rows ? j->rows - row0 : j->tile_rows;
-}
-
-static int find_amax(const job *j, const mp_matrix *matrix, float *amax, mp_error *err)
-{
-    for (uint64_t row = 0; row < j->rows; row += j->tile_rows) {
-        mp_rows in;
-        float one;
-
-        if (read_rows(j, matrix, row, tile_at(j, row), &in, err) != 0)
-            return err->code;
-        if (mp_rows_amax(&in, j->plan->options.quant.allow_nonfinite, j->work, &one, err) != 0)
-            return mp_error_prefix(err, "%s", matrix->weight->name);
-        *amax = fmaxf(*amax, one);
-    }
-    return 0;
-}
-
-/* The largest exponent byte that is not NaN; what is, is refused where it is requantized. */
-static int find_exponent(const job *j, const mp_matrix *matrix, uint8_t *largest, mp_error *err)
-{
-    for (uint64_t row = 0; row < j->rows; row += j->tile_rows) {
-        uint64_t rows = tile_at(j, row);
-        uint64_t count = rows * mp_storage_scale_row_bytes(j->storage, j->cols);
-
-        if (mp_matrix_read_rows(j->plan->catalog, j->storage, matrix, j->cols, row, rows, NULL,
-                                j->raw_scale, err) != 0)
-            return err->code;
-        for (uint64_t i = 0; i < count; i++)
-            if (j->raw_scale[i] > *largest && j->raw_scale[i] != UINT8_MAX)
-                *largest = j->raw_scale[i];
-    }
-    return 0;
-}
-
-/* The larger second scale of matrices that are nvfp4 already. It stays as it is stored where
- * the form stores it in the same way. */
-static int keep_global(job *j, const mp_matrix *first, unsigned count, mp_error *err)
-{
-    j->multiplier = 0;
-    for (unsigned m = 0; m < count; m++) {
-        float multiplier, stored;
-
-        if (read_global(j, &first[m], &multiplier, &stored, err) != 0)
-            return err->code;
-        if (multiplier > j->multiplier) {
-            j->multiplier = multiplier;
-            j->stored = stored;
-        }
-    }
-    if (j->unit->form->global_divides != j->storage->global_divides)
-        j->stored = j->unit->form->global_divides ? 1 / j->multiplier : j->multiplier;
-    return 0;
-}
-
-/* Gate and up of an expert share the second scale. */
+/* Gate and up of an expert share the second scale: both are looked at for either. It stays as it
+ * is stored where the form stores it in the same way. */
 static int choose_global(job *j, mp_error *err)
 {
-    bool down = j->unit->projection == MP_DOWN, exact = j->storage->scheme == MP_SCHEME_MXFP4;
-    const mp_matrix *first = &j->unit->expert->matrix[down ? MP_DOWN : MP_GATE];
+    bool down = j->unit->projection == MP_DOWN;
     unsigned count = down ? 1 : 2;
-    uint8_t largest = 0;
-    float amax = 0;
+    mp_stored_matrix all[2] = {j->from, j->from};
 
-    if (j->storage->scheme == MP_SCHEME_NVFP4)
-        return keep_global(j, first, count, err);
-    for (unsigned m = 0; m < count; m++)
-        if ((exact ? find_exponent(j, &first[m], &largest, err)
-                   : find_amax(j, &first[m], &amax, err)) != 0)
+    for (unsigned i = 0; i < count; i++) {
+        all[i].matrix = &j->unit->expert->matrix[(down ? MP_DOWN : MP_GATE) + i];
+        if (mp_stored_begin(&all[i], err) != 0)
             return err->code;
-    j->multiplier = exact ? mp_nvfp4_global_exact(largest) : mp_nvfp4_global(amax);
-    if (j->multiplier == 0)
-        j->multiplier = 1; /* of zeros; readers want it positive */
-    j->stored = j->unit->form->global_divides ? 1 / j->multiplier : j->multiplier;
-    return 0;
+    }
+    return mp_stored_second_scale(all, count, j->plan->options.quant.allow_nonfinite, &j->global,
+                                  err);
 }
 
 /* ------------------------------------------------------------------------
@@ -264,15 +167,10 @@ static int write_to(const job *j, mp_written what, uint64_t offset, const void *
     return mp_outputs_write(j->outputs, &j->plan->work.outputs[output], offset, data, n, err);
 }
 
-static const mp_matrix *matrix_of(const job *j)
-{
-    return &j->unit->expert->matrix[j->unit->projection];
-}
-
 /* Scales of `rows` rows of blocks from `row` on. */
 static int write_scales(const job *j, uint64_t row, uint64_t rows, mp_error *err)
 {
-    uint64_t row_bytes = scale_row_bytes(j->scheme, j->cols);
+    uint64_t row_bytes = scale_row_bytes(j->scheme, j->from.cols);
     const void *scales = j->scales;
 
     if (j->powers) {
@@ -288,18 +186,27 @@ static int write_scales(const job *j, uint64_t row, uint64_t rows, mp_error *err
 static int requantize_tile(const job *j, const mp_quant_options *options, uint64_t row0,
                            uint64_t rows, mp_error *err)
 {
-    uint64_t row_bytes = mp_scheme_row_bytes(j->scheme, j->cols), group = tile_group(j->scheme);
+    uint64_t row_bytes = mp_scheme_row_bytes(j->scheme, j->from.cols);
+    uint64_t group = tile_group(j->scheme);
     bool has_scale = mp_scheme_form_of(j->scheme)->has_scale;
-    mp_rows in;
 
-    if (read_rows(j, matrix_of(j), row0, rows, &in, err) != 0)
+    if (mp_stored_convert(&j->from, (mp_rectangle){row0, rows, 0, j->from.cols}, j->scheme, options,
+                          j->codes, has_scale ? j->scales : NULL,
+                          j->unit->lossless ? NULL : j->stats, err) != 0)
         return err->code;
-    if (mp_requantize(&in, j->scheme, options, j->codes, has_scale ? j->scales : NULL, j->work,
-                      j->unit->lossless ? NULL : j->stats, err) != 0)
-        return mp_error_prefix(err, "%s", matrix_of(j)->weight->name);
     if (write_to(j, MP_WRITTEN_WEIGHT, row0 * row_bytes, j->codes, rows * row_bytes, err) != 0)
         return err->code;
     return has_scale ? write_scales(j, row0 / group, mp_ceil_div(rows, group), err) : 0;
+}
+
+/* As the form stores it. */
+static int write_global(const job *j, mp_error *err)
+{
+    float value = j->global.value;
+
+    if (j->unit->form->global_divides != j->global.divides)
+        value = 1 / value;
+    return write_to(j, MP_WRITTEN_GLOBAL, 0, &value, sizeof value, err);
 }
 
 /* Conventions of activation scales are each other's reciprocals, as those of second scales. */
@@ -312,7 +219,7 @@ static int write_input_scale(const job *j, mp_error *err)
         return 0;
     if (mp_matrix_scalar(j->plan->catalog, matrix, matrix->input_scale, &scale, err) != 0)
         return err->code;
-    if (j->unit->form->global_divides != j->storage->global_divides)
+    if (j->unit->form->global_divides != j->from.storage->global_divides)
         scale = 1 / scale;
     return write_to(j, MP_WRITTEN_INPUT_SCALE, 0, &scale, sizeof scale, err);
 }
@@ -320,26 +227,19 @@ static int write_input_scale(const job *j, mp_error *err)
 /* One number a row, from where the rows come from. */
 static int write_bias(const job *j, mp_error *err)
 {
-    const mp_matrix *matrix = matrix_of(j);
-    const mp_tensor *bias = matrix->bias;
-    uint64_t step = matrix->paired ? 2 : 1, width, slices, first, most;
+    const mp_tensor *bias = matrix_of(j)->bias;
+    uint64_t all = j->from.rows, width, most;
     uint8_t piece[PIECE_BYTES];
 
     if (j->unit->outputs[MP_WRITTEN_BIAS] == UINT32_MAX)
         return 0;
     width = mp_dtype_bits(bias->dtype) / 8;
-    slices = matrix->weight->rank > 2 ? matrix->weight->shape[0] : 1;
-    first = matrix->slice * (bias->bytes / width / slices) + matrix->first;
-    most = PIECE_BYTES / (step * width);
-    for (uint64_t row = 0; row < j->rows; row += most) {
-        uint64_t rows = j->rows - row < most ? j->rows - row : most;
+    most = PIECE_BYTES / width;
+    for (uint64_t row = 0; row < all; row += most) {
+        uint64_t rows = all - row < most ? all - row : most;
 
-        if (mp_tensor_read(&j->plan->catalog->checkpoint, bias, (first + row * step) * width,
-                           ((rows - 1) * step + 1) * width, piece, err) != 0)
-            return err->code;
-        for (uint64_t r = 1; r < rows; r++)
-            memmove(piece + r * width, piece + r * step * width, width);
-        if (write_to(j, MP_WRITTEN_BIAS, row * width, piece, rows * width, err) != 0)
+        if (mp_stored_bias(&j->from, row, rows, piece, err) != 0 ||
+            write_to(j, MP_WRITTEN_BIAS, row * width, piece, rows * width, err) != 0)
             return err->code;
     }
     return 0;
@@ -354,19 +254,20 @@ int mp_quantize_matrix(const mp_quantize_plan *plan, const mp_quantize_unit *uni
     j.outputs = outputs;
     j.stats = stats;
     lay_out(&j, scratch);
-    if (mp_matrix_check_offset(plan->catalog, matrix_of(&j), err) != 0 ||
-        mp_matrix_check_shape(plan->catalog, matrix_of(&j), j.rows, j.cols, err) != 0)
+    if (mp_stored_check(&j.from, err) != 0 || mp_stored_begin(&j.from, err) != 0)
         return err->code;
     if (j.scheme == MP_SCHEME_NVFP4 && choose_global(&j, err) != 0)
         return err->code;
-    options.global_scale = j.multiplier;
+    options.global_scale = mp_second_scale_multiplier(j.global);
     options.row_scales = NULL;
     options.ue8m0 |= j.powers;
-    for (uint64_t row = 0; row < j.rows; row += j.tile_rows)
-        if (requantize_tile(&j, &options, row, tile_at(&j, row), err) != 0)
+    for (uint64_t row = 0, step = j.from.tile_rows; row < j.from.rows; row += step) {
+        uint64_t rows = j.from.rows - row < step ? j.from.rows - row : step;
+
+        if (requantize_tile(&j, &options, row, rows, err) != 0)
             return err->code;
-    if (write_to(&j, MP_WRITTEN_GLOBAL, 0, &j.stored, sizeof j.stored, err) != 0 ||
-        write_input_scale(&j, err) != 0 || write_bias(&j, err) != 0)
+    }
+    if (write_global(&j, err) != 0 || write_input_scale(&j, err) != 0 || write_bias(&j, err) != 0)
         return err->code;
     mp_matrix_forget(plan->catalog, matrix_of(&j));
     return 0;

@@ -28,7 +28,7 @@ static int check_places(const mp_unpack_plan *plan, const mp_unpack_layer *layer
     for (uint32_t id = 0; id < plan->pack.shape.num_ids; id++)
         if (!mp_unpack_place(plan, layer, id))
             return mp_fail(err, MP_ERR_INPUT,
-                           "%s: expert %u is on none of the %u ranks that are here, of %u: "
+                           "%s: expert %u is on no rank that is here (%u of %u are): "
                            "bring the others",
                            layer->prefix, id, plan->pack.num_open, plan->pack.shape.slots.ep);
     return 0;

@@ -51,11 +51,11 @@ assert_status 1
 assert_stderr_is ''
 assert_stdout <<'END'
 x: max abs 2, rel. L2 3.651e-01, SQNR 8.75 dB
-different: 1 of 1 pairs differ, worst rel. L2 3.651e-01 in x
+different: 1 of 1 pair differs, worst rel. L2 3.651e-01 in x
 END
 run moepack diff a.safetensors a.safetensors
 assert_status 0
-assert_stdout 'equal: 0 of 1 pairs differ'
+assert_stdout 'equal: 0 of 1 pair differs'
 
 it "prints JSON"
 put_two
@@ -72,7 +72,7 @@ it "tolerates a difference up to a bound"
 put_two
 run moepack diff a.safetensors b.safetensors --tolerance 0.3652
 assert_status 0
-assert_stdout 'equal: 0 of 1 pairs differ, 1 within the tolerance, worst rel. L2 3.651e-01 in x'
+assert_stdout 'equal: 0 of 1 pair differs, 1 within the tolerance, worst rel. L2 3.651e-01 in x'
 run moepack diff a.safetensors b.safetensors --tolerance 0.3651
 assert_status 1
 run moepack diff a.safetensors b.safetensors --tolerance 0.3652 --json
@@ -92,14 +92,14 @@ run moepack diff a.safetensors b.safetensors
 assert_status 1
 assert_stdout <<'END'
 x: [3], in the other [2]
-different: 1 of 1 pairs differ, worst x
+different: 1 of 1 pair differs, worst x
 END
 put_floats b.safetensors '\0\0\200\077\0\0\0\100\0\0\300\177' 3
 run moepack diff a.safetensors b.safetensors
 assert_status 1
 assert_stdout <<'END'
 x: NaN or infinite on one side
-different: 1 of 1 pairs differ, worst x
+different: 1 of 1 pair differs, worst x
 END
 run moepack diff a.safetensors b.safetensors --json
 assert_json '.pairs[0] | [.max_abs, .rel_l2, .sqnr_db]' '[null,null,null]'
@@ -174,7 +174,7 @@ flip $file layers.0.experts.l2_weight $((2 * 384 * 128 + 5)) 16
 run moepack diff one "$v4"
 assert_status 1
 assert_stdout_has 'layers.0.2.down: one: slot 2 of rank 1 holds something else than slot 2 of rank 0; max abs '
-assert_stdout_has 'different: 1 of 30 pairs differ, worst rel. L2 '
+assert_stdout_has 'different: 1 of 30 pairs differs, worst rel. L2 '
 run moepack diff "$v4" one --json -j 1
 assert_json '.pairs | map(select(.equal | not) | .name)' '["layers.0.2.down"]'
 

@@ -144,7 +144,7 @@ assert_stderr_is 'moepack: eplb: counts.json: logical_count: row 1, column 1: -4
 echo '{"logical_count": [[1, 2], [3]]}' >counts.json
 run moepack eplb counts.json --ep 2
 assert_status 3
-assert_stderr_is 'moepack: eplb: counts.json: logical_count: row 1 has 1 experts, row 0 has 2'
+assert_stderr_is 'moepack: eplb: counts.json: logical_count: row 1 has 1 expert, row 0 has 2'
 echo '{"counts": [[1, 2]]}' | run moepack eplb - --ep 2
 assert_status 3
 assert_stderr_is 'moepack: eplb: standard input: counts: "logical_count" is missing'

@@ -21,9 +21,9 @@ assert_stdout <<'OUTPUT'
 model_type deepseek_v4 (layers.0.ffn.experts.N.w1: mxfp4 with F8_E8M0 scales)
 hidden size 384, expert intermediate size 256, 5 experts, 1 shared, 2 a token
 
-layers                       experts  experts are                  shared expert is             bytes a layer
-layers.0                           5  mxfp4, F8_E8M0 scales        fp8_block, F8_E8M0 scales    783 kB
-mtp.0                              5  mxfp4, F8_E8M0 scales        fp8_block, F8_E8M0 scales    783 kB
+layers    experts  experts are            shared expert is           bytes a layer
+layers.0        5  mxfp4, F8_E8M0 scales  fp8_block, F8_E8M0 scales  783 kB
+mtp.0           5  mxfp4, F8_E8M0 scales  fp8_block, F8_E8M0 scales  783 kB
 
 79 tensors in 2 shards, 2.21 MB: 72 of experts; passed over: 2 norm, 4 router, 1 embedding
 OUTPUT
@@ -68,7 +68,7 @@ it "lists every tensor on request"
 run moepack inspect "$fixtures/qwen3-bf16" --tensors
 assert_status 0
 assert_equal "$(sed '1,/^$/d' "$stdout" | sed '1,/^$/d' | sed '1,/^$/d' | wc -l)" 13
-assert_stdout_has 'BF16       [96, 64]         model.layers.0.mlp.experts.3.down_proj.weight  model.safetensors'
+assert_stdout_has 'BF16  [96, 64]  model.layers.0.mlp.experts.3.down_proj.weight  model.safetensors'
 run moepack inspect "$fixtures/qwen3-bf16" --tensors --json
 assert_json '.tensors | length' 13
 assert_json '.tensors[-1]' '{"name":"model.layers.0.mlp.gate.weight","dtype":"BF16",'\

@@ -167,7 +167,7 @@ echo '{"moe_layer_count": 1, "layer_list": [{"layer_id": 0, "device_count": 2, "
 run moepack map --placement map.json --ep 3 --check
 assert_status 3
 assert_stdout ''
-assert_stderr_is 'moepack: map: placement: device_count is 2, there are 3 ranks'
+assert_stderr_is 'moepack: map: placement: device_count is 2, the number of ranks is 3'
 run moepack map --placement map.json --ep 2 --check
 assert_status 0
 

@@ -484,6 +484,6 @@ echo '{"moe_layer_count": 1, "layer_list": [{"layer_id": 1, "device_count": 2, "
     {"device_id": 0, "device_expert": [0, 1, 2]}, {"device_id": 1, "device_expert": [3, 4, 5]}]}]}' >map.json
 run moepack repack "$WORK/v3" -o out --target megamoe-sm90-fp8 --ep 3 --placement map.json --layers 1 -q
 assert_status 3
-assert_stderr_is 'moepack: repack: placement: device_count is 2, there are 3 ranks'
+assert_stderr_is 'moepack: repack: placement: device_count is 2, the number of ranks is 3'
 
 finish

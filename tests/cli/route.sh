@@ -192,6 +192,6 @@ assert_status 3
 assert_stderr_is "moepack: route: layer 0: it is none of the placement's 2 rows"
 run moepack route in.safetensors --placement map.json --ep 4 --layer 1
 assert_status 3
-assert_stderr_is 'moepack: route: placement: device_count is 2, there are 4 ranks'
+assert_stderr_is 'moepack: route: placement: device_count is 2, the number of ranks is 4'
 
 finish

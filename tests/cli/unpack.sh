@@ -94,7 +94,7 @@ moepack repack "$fixtures/qwen3-bf16" -o packed -q --target deepep-bf16 --ep 1
 run moepack unpack packed -o back
 assert_status 0
 assert_stdout ''
-assert_stderr_has 'moepack: unpack: back: 1 files, '
+assert_stderr_has 'moepack: unpack: back: 1 file, '
 
 it "prints the plan and writes nothing"
 moepack repack "$fixtures/qwen3-bf16" -o packed -q --target deepep-bf16 --ep 1
@@ -133,7 +133,7 @@ moepack repack "$fixtures/v4-fp4" -o packed -q --target megamoe-w4a8 --ep 5
 rm -r packed/rank-002
 run moepack unpack packed -o back
 assert_status 3
-assert_stderr_has 'moepack: unpack: layers.0: expert 2 is on none of the 4 ranks that are here'
+assert_stderr_has 'moepack: unpack: layers.0: expert 2 is on no rank that is here (4 of 5 are)'
 
 it "refuses what is no pack"
 mkdir empty

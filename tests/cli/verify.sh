@@ -89,14 +89,14 @@ it "checks the layers and ranks that are asked for"
 use_pack
 run moepack verify out --source "$source" --layers mtp.0 --ranks 1
 assert_status 0
-assert_stdout 'ok: exact: 1 files, 4 tensors, 3 slots, 470 kB'
+assert_stdout 'ok: exact: 1 file, 4 tensors, 3 slots, 470 kB'
 
 it "checks a rank whose siblings are on other hosts"
 use_pack
 rm -r out/rank-000
 run moepack verify out --ranks 1
 assert_status 0
-assert_stdout 'ok: digest: 1 files, 8 tensors, 940 kB'
+assert_stdout 'ok: digest: 1 file, 8 tensors, 940 kB'
 run moepack verify out
 assert_status 1
 

@@ -39,7 +39,7 @@ it "accepts what quantize has made, in every format"
 for format in nvfp4 fp8_block int8_channel mxfp4 bf16; do
     run moepack verify "$WORK/$format" --source "$source"
     assert_status 0
-    assert_stdout_has 'ok: exact: 1 files, '
+    assert_stdout_has 'ok: exact: 1 file, '
 done
 run moepack verify "$WORK/nvfp4" --source "$source" --json
 assert_json . '{"ok":true,"level":"exact","checked":{"files":1,"tensors":37,"slots":4,"bytes":42288},"total_faults":0,"faults":[],"numeric":[]}'
@@ -48,7 +48,7 @@ it "accepts a checkpoint of shared experts and MTP layers"
 moepack quantize "$fixtures/v4-fp4" -o v4 -f bf16 --requantize-shared -q 2>"$stderr"
 run moepack verify v4 --source "$fixtures/v4-fp4"
 assert_status 0
-assert_stdout_has 'ok: exact: 1 files, '
+assert_stdout_has 'ok: exact: 1 file, '
 
 it "names gate and up that are swapped"
 use bf16

@@ -225,7 +225,7 @@ jq --arg n $prefix.w2_weight '.tensors[$n].offset += 16 | .world_size = 3' out/1
 mv new out/1.json
 run moepack verify out --level structure
 assert_status 1
-assert_stdout_has 'rank 1: 1.json says world_size 3, there are 2 ranks'
+assert_stdout_has 'rank 1: 1.json says world_size 3, the number of ranks is 2'
 rm out/0.snapshot
 run moepack verify out --level structure
 assert_status 1

@@ -38,14 +38,14 @@ static mp_catalog *opened(void)
     return &catalog;
 }
 
-/* Layer 0 with its first expert beyond the end of the file. */
+/* Layer 0 with its first expert, weights and scales, beyond the end of the file. */
 static const mp_moe_layer *broken_layer(void)
 {
     static mp_moe_layer layer;
 
     layer = opened()->layers[0];
     for (int p = 0; p < MP_PROJECTIONS; p++)
-        layer.experts[0].matrix[p].weight = &beyond;
+        layer.experts[0].matrix[p].weight = layer.experts[0].matrix[p].scale = &beyond;
     return &layer;
 }
 

@@ -541,7 +541,7 @@ Test(catalog, shared_experts_of_another_width)
     change_tensor("model.layers.0.mlp.shared_experts.up_proj.weight", MP_BF16, 96, 64);
     change_tensor("model.layers.0.mlp.shared_experts.down_proj.weight", MP_BF16, 64, 96);
     put_text("config.json", "{\"n_shared_experts\": 1}");
-    EXPECT_PROBLEMS("model.layers.0.mlp.shared_experts: 96 wide, expected 1 experts of 48");
+    EXPECT_PROBLEMS("model.layers.0.mlp.shared_experts: 96 wide, expected 1 expert of 48");
     drop_tensor("model.layers.0.mlp.shared_experts.up_proj.weight");
     put_text("config.json", "{\"n_shared_experts\": 2}");
     EXPECT_PROBLEMS("model.layers.0.mlp.shared_experts.up_proj.weight: missing");

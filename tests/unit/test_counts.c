@@ -73,7 +73,7 @@ Test(counts, bad_counts)
     refuse_counts("{\"logical_count\": [1]}", "logical_count: row 0 is not a list");
     refuse_counts("{\"logical_count\": [[1, 2], 3]}", "logical_count: row 1 is not a list");
     refuse_counts("{\"logical_count\": [[1, 2], [3]]}",
-                  "logical_count: row 1 has 1 experts, row 0 has 2");
+                  "logical_count: row 1 has 1 expert, row 0 has 2");
     refuse_counts("{\"logical_count\": [[1, 2], [3, -4]]}",
                   "logical_count: row 1, column 1: -4, expected 0 or more");
     refuse_counts("{\"logical_count\": [[1, \"2\"]]}",
@@ -89,9 +89,9 @@ Test(counts, bad_counts)
     refuse_counts("{\"logical_count\": [[[1, 2]], [[3, 4], [5, 6]]]}",
                   "logical_count: step 1 has 2 rows, step 0 has 1");
     refuse_counts("{\"logical_count\": [[[1, 2]], [[3]]]}",
-                  "logical_count: step 1, row 0 has 1 experts, row 0 has 2");
+                  "logical_count: step 1, row 0 has 1 expert, row 0 has 2");
     refuse_counts("{\"logical_count\": [[[1, 2], [1]], [[3]]]}",
-                  "logical_count: step 0, row 1 has 1 experts, row 0 has 2");
+                  "logical_count: step 0, row 1 has 1 expert, row 0 has 2");
     refuse_counts("{\"logical_count\": [[[1, 2]], [7]]}",
                   "logical_count: step 1, row 0 is not a list");
     refuse_counts("{\"logical_count\": [[[1, 2]], 7]}", "logical_count: step 1 is not a list");
@@ -417,7 +417,7 @@ Test(counts, csv_files_of_ranks)
     refuse_counts(CSV "1,2,\n", "line 2: count is not a number");
     refuse_counts(CSV "1,2,nan\n", "line 2: count is not a number");
     refuse_counts(CSV "1,2147483646,1\n",
-                  "1 layers of 2147483647 experts are more than any model has");
+                  "1 layer of 2147483647 experts are more than any model has");
     refuse_counts("1,2,3\n", "counts: neither JSON, nor a .pt, nor CSV with the first line "
                              "layer_id,expert_id,count");
     refuse_counts(" \n", "counts: the file is empty");

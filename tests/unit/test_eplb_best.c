@@ -517,7 +517,7 @@ Test(best, contradictions)
     old.layers = 1;
     old.devices = 4;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), MP_ERR_INPUT);
-    cr_assert_str_eq(err.message, "placement: device_count is 4, there are 2 ranks");
+    cr_assert_str_eq(err.message, "placement: device_count is 4, the number of ranks is 2");
 }
 
 static mp_counts scarce_counts;

@@ -668,9 +668,9 @@ Test(manifest, forms_that_are_none)
     expect_input_error("\"global_divides\": true", "\"global_divides\": 1",
                        "moepack.json: \"global_divides\" is not true or false");
     expect_input_error("\"layer_forms\": [", "\"layer_forms\": [0, ",
-                       "moepack.json: \"layer_forms\" of 3 layers, there are 2");
+                       "moepack.json: \"layer_forms\" of 3 layers, expected 2");
     expect_input_error("\"shared_forms\": [", "\"shared_forms\": [0, ",
-                       "moepack.json: \"shared_forms\" of 3 layers, there are 2");
+                       "moepack.json: \"shared_forms\" of 3 layers, expected 2");
     expect_input_error("\"layer_forms\": [\n    0,", "\"layer_forms\": [\n    2,",
                        "moepack.json: \"layer_forms\": entry 0 is none of 2 forms");
 }

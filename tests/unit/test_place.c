@@ -293,7 +293,7 @@ Test(place, check_names_row_and_column)
     mp_placement p = {.layers = 1, .num_logical = 4, .num_physical = 6, .map = six, .devices = 2};
     cr_assert_eq(mp_placement_check(&p, 2, NULL, &err), 0);
     cr_assert_eq(mp_placement_check(&p, 3, NULL, &err), MP_ERR_INPUT);
-    cr_assert_str_eq(err.message, "placement: device_count is 2, there are 3 ranks");
+    cr_assert_str_eq(err.message, "placement: device_count is 2, the number of ranks is 3");
     p = (mp_placement){.layers = 1, .num_logical = 4, .num_physical = 3};
     cr_assert_eq(mp_placement_check(&p, 0, NULL, &err), MP_ERR_INPUT);
     cr_assert_str_eq(err.message, "placement: rows of 3 columns cannot hold 4 logical experts");

@@ -647,7 +647,7 @@ Test(plan, a_placement_that_states_its_layers)
     placement.layers = 3;
     placement.devices = options.ep + 1;
     char message[80];
-    snprintf(message, sizeof message, "placement: device_count is %u, there are %u ranks",
+    snprintf(message, sizeof message, "placement: device_count is %u, the number of ranks is %u",
              options.ep + 1, options.ep);
     expect_no_plan(MP_ERR_INPUT, message);
 }

@@ -5,84 +5,10 @@
 #include <math.h>
 #include <sys/stat.h>
 
-#include <moepack/pack.h>
-
 #include "base/json.h"
 #include "golden.h"
-#include "model_files.h"
-
-static mp_catalog made; /* what was written */
-static mp_quantize_plan plan;
-
-static void make_quantize_scratch(void)
-{
-    make_model_scratch();
-    made = (mp_catalog){0};
-    plan = (mp_quantize_plan){0};
-}
-
-static void remove_quantize_scratch(void)
-{
-    mp_quantize_plan_release(&plan);
-    mp_catalog_release(&made);
-    remove_model_scratch();
-}
-
+#include "quantize_run.h"
 TestSuite(quantize, .init = make_quantize_scratch, .fini = remove_quantize_scratch);
-
-/* ------------------------------------------------------------------------
- * Running
- */
-
-static const char *fixture_path(const char *name)
-{
-    static char path[256];
-    snprintf(path, sizeof path, "testdata/fixtures/%s", name);
-    return path;
-}
-
-/* A copy of a fixture at dir/source, to be changed. */
-static const char *copy_fixture(const char *name)
-{
-    char command[512];
-    snprintf(command, sizeof command, "cp -r testdata/fixtures/%s %s/source", name, dir);
-    cr_assert_eq(system(command), 0);
-    return in_dir("source");
-}
-
-static void open_source(const char *path)
-{
-    mp_catalog_release(&catalog);
-    cr_assert_eq(mp_catalog_open(&catalog, path, NULL, &err), 0, "%s: %s", path, err.message);
-}
-
-static int try_plan(const mp_quantize_options *options)
-{
-    mp_quantize_plan_release(&plan);
-    err = (mp_error){0};
-    return mp_quantize_plan_init(&plan, &catalog, options, &err);
-}
-
-static void expect_refused_plan(const mp_quantize_options *options, mp_code code,
-                                const char *message)
-{
-    cr_assert_eq(try_plan(options), code, "%s", err.message);
-    cr_assert_str_eq(err.message, message);
-    cr_assert_null(plan.layers);
-}
-
-/* Writes the open source to dir/NAME and opens that. */
-static void quantize(const mp_quantize_options *options, const char *name)
-{
-    char out[300];
-
-    snprintf(out, sizeof out, "%s/%s", dir, name);
-    cr_assert_eq(try_plan(options), 0, "%s", err.message);
-    cr_assert_eq(mp_quantize_plan_run(&plan, out, MP_RUN_FORCE, NULL, &err), 0, "%s", err.message);
-    mp_catalog_release(&made);
-    cr_assert_eq(mp_catalog_open(&made, out, NULL, &err), 0, "%s", err.message);
-    cr_assert_eq(mp_catalog_check(&made, &err), 0, "%s", err.message);
-}
 
 /* ------------------------------------------------------------------------
  * Matrices, whole
@@ -116,13 +42,17 @@ static whole read_whole(const mp_catalog *from, const mp_storage *s, const mp_ex
         .cols = cols,
         .weight = w.weight,
         .scale = s->has_scale ? w.scale : NULL,
+        .global_divides = s->global_divides,
     };
     cr_assert_eq(mp_matrix_read_rows(from, s, matrix, cols, 0, rows, w.weight, w.scale, &err), 0,
                  "%s", err.message);
     cr_assert_eq(mp_matrix_global(from, matrix, &w.rows.global_scale, &err), 0);
-    if (s->global_divides)
-        w.rows.global_scale = 1 / w.rows.global_scale;
     return w;
+}
+
+static float multiplier(const whole *w)
+{
+    return w->rows.global_divides ? 1 / w->rows.global_scale : w->rows.global_scale;
 }
 
 static void free_whole(whole *w)
@@ -153,7 +83,7 @@ static float wanted_global(const mp_storage *s, const mp_expert *expert, mp_proj
         whole w = read_whole(&catalog, s, expert, (mp_projection)q);
 
         amax = fmaxf(amax, largest_value(&w));
-        global = fmaxf(global, w.rows.global_scale);
+        global = fmaxf(global, multiplier(&w));
         for (uint64_t i = 0; i < w.scale_bytes; i++)
             exponent = w.scale[i] > exponent ? w.scale[i] : exponent;
         free_whole(&w);
@@ -176,7 +106,7 @@ static void check_matrix(const mp_quantize_options *o, const mp_storage *from,
     quant.ue8m0 = plan.options.quant.ue8m0; /* as config.json of the source wants it */
     if (o->scheme == MP_SCHEME_NVFP4) {
         quant.global_scale = wanted_global(from, expert, p);
-        cr_assert_float_eq(have.rows.global_scale, quant.global_scale, quant.global_scale * 2e-7f);
+        cr_assert_float_eq(multiplier(&have), quant.global_scale, quant.global_scale * 2e-7f);
     }
     cr_assert_eq(to->scheme, o->scheme);
     cr_assert_eq(mp_requantize(&source.rows, o->scheme, &quant, codes, scales, work, NULL, &err), 0,
@@ -706,95 +636,4 @@ Test(quantize, another_command_is_no_resumption)
                  MP_ERR_INPUT);
     cr_assert(strstr(err.message, "is complete and was made otherwise: \"moepack quantize a\""),
               "%s", err.message);
-}
-
-/* ------------------------------------------------------------------------
- * Files beside the tensors
- */
-
-static char *text_of(const char *name)
-{
-    char path[512], *text;
-
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    cr_assert_eq(mp_read_text(path, 1 << 20, &text, NULL, &err), 0, "%s", err.message);
-    return text;
-}
-
-Test(quantize, brings_the_files_that_engines_need)
-{
-    const mp_quantize_options o = {.scheme = MP_SCHEME_NVFP4};
-    char *text;
-
-    copy_fixture("qwen3-bf16");
-    put_text("source/tokenizer.model", "pieces");
-    put_text("source/tokenizer_config.json", "{\"a\": 1e-06}");
-    put_text("source/chat_template.jinja", "{{ x }}");
-    put_text("source/merges.txt", "a b");
-    put_text("source/modeling.py", "pass");
-    put_text("source/README.md", "no");
-    put_text("source/.hidden.json", "no");
-    put_text("source/other.safetensors.index.json.bak", "no");
-    open_source(in_dir("source"));
-    quantize(&o, "out");
-    text = text_of("out/tokenizer_config.json");
-    cr_assert_str_eq(text, "{\"a\": 1e-06}");
-    free(text);
-    cr_assert(mp_path_exists(in_dir("out/tokenizer.model")));
-    cr_assert(mp_path_exists(in_dir("out/chat_template.jinja")));
-    cr_assert(mp_path_exists(in_dir("out/merges.txt")));
-    cr_assert(mp_path_exists(in_dir("out/modeling.py")));
-    cr_assert(mp_path_exists(in_dir("out/hf_quant_config.json")));
-    cr_assert_not(mp_path_exists(in_dir("out/README.md")));
-    cr_assert_not(mp_path_exists(in_dir("out/.hidden.json")));
-}
-
-/* ModelSlim's description goes with the last tensor that it is about. */
-Test(quantize, leaves_descriptions_of_what_is_gone)
-{
-    const mp_quantize_options o = {.scheme = MP_SCHEME_BF16};
-    const bool layers[] = {false, true};
-    mp_quantize_options half = {.scheme = MP_SCHEME_BF16, .layers = layers};
-    char *text;
-
-    open_source(fixture_path("modelslim-w8a8"));
-    quantize(&o, "out");
-    cr_assert_not(mp_path_exists(in_dir("out/quant_model_description.json")));
-    copy_fixture("v4-fp4");
-    put_text("source/quant_model_description.json",
-             "{\"version\": \"1\", \"layers.0.ffn.experts.0.w1.weight\": \"W4A8_MXFP\","
-             " \"mtp.0.ffn.experts.0.w1.weight\": \"W4A8_MXFP\"}");
-    open_source(in_dir("source"));
-    quantize(&half, "half");
-    text = text_of("half/quant_model_description.json");
-    cr_assert_not_null(strstr(text, "version"));
-    cr_assert_not_null(strstr(text, "layers.0.ffn"));
-    cr_assert_null(strstr(text, "mtp.0.ffn"));
-    free(text);
-}
-
-/* The report is what was measured, and says nothing of time. */
-Test(quantize, reports_errors)
-{
-    const mp_quantize_options o = {.scheme = MP_SCHEME_INT8_CHANNEL, .requantize_shared = true};
-    mp_layer_error *errors;
-    size_t count;
-
-    open_source(fixture_path("v3-fp8"));
-    quantize(&o, "out");
-    cr_assert_eq(mp_quantize_errors(in_dir("out"), &errors, &count, &err), 0, "%s", err.message);
-    cr_assert_eq(count, 6);
-    cr_assert_str_eq(errors[0].layer, "model.layers.1");
-    cr_assert_str_eq(errors[1].matrix, "up_proj");
-    cr_assert_str_eq(errors[5].matrix, "shared down_proj");
-    for (size_t i = 0; i < count; i++) {
-        cr_assert_eq(errors[i].elements, (i < 3 ? 4 : 1) * 160 * 192);
-        cr_assert(errors[i].relative_rms > 0.001 && errors[i].relative_rms < 0.1, "%g",
-                  errors[i].relative_rms);
-        cr_assert_float_eq(errors[i].sqnr_db, -20 * log10(errors[i].relative_rms), 1e-9);
-    }
-    mp_quantize_errors_free(errors, count);
-    put_text("out/moepack-quantize.json", "{\"errors\": [{\"layer\": \"a\"}]}");
-    cr_assert_eq(mp_quantize_errors(in_dir("out"), &errors, &count, &err), MP_ERR_INPUT);
-    cr_assert_str_eq(err.message, "moepack-quantize.json: \"projection\" is missing");
 }

@@ -473,7 +473,7 @@ Test(route, bad_options_and_ids)
     o.waterfill = MP_WATERFILL_DYNAMIC;
     refuse(o, 0, 2, MP_ERR_USAGE, "dynamic waterfill needs the rank loads of all ranks");
     o.rank_load = &one_rank;
-    refuse(o, 0, 2, MP_ERR_USAGE, "loads of 1 ranks for 2 ranks");
+    refuse(o, 0, 2, MP_ERR_USAGE, "loads of 1 rank for 2");
     o = good;
     o.waterfill = MP_WATERFILL_STATIC;
     o.slots.shared = 2;

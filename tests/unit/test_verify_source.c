@@ -625,7 +625,7 @@ Test(verify_source, counts_rows_across_tiles_of_columns)
     expect(0, MP_VERIFY_EXACT, 0, "model.layers.0", 0, name, 5 * (int64_t)line + 70,
            "experts.0.up_proj.weight row 6 column 5 says 0x");
     expect(0, MP_VERIFY_EXACT, 0, "model.layers.0", 0, name, 5 * (int64_t)line + 70,
-           "; 2 bytes in 1 rows differ");
+           "; 2 bytes in 1 row differ");
     flip(0, name, 5 * line + 70, 0x10);
     seal();
     verify_against(source);

@@ -594,7 +594,7 @@ Test(verify_targets, finds_padding_that_is_not_zero)
     verify_case();
     expect_count(1);
     expect(0, MP_VERIFY_EXACT, 0, prefix(), 0, tensor_name(t), 104 * 32,
-           "byte 3328, which belongs to no element, holds 0xff, not 0x00; 3 bytes in 1 rows "
+           "byte 3328, which belongs to no element, holds 0xff, not 0x00; 3 bytes in 1 row "
            "differ");
     remove_case();
 }
