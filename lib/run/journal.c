@@ -5,6 +5,8 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "run/sidecar.h"
+#include "run/terms.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -43,51 +45,36 @@ void mp_progress_release(mp_progress_state *state)
 }
 
 /* ------------------------------------------------------------------------
- * Terms
+ * The head
  */
 
-static void print_zstd(int level, FILE *f)
+/* Malloc'ed; null without memory. The level of compression is no term, but one run has one. */
+static char *make_head(const mp_work *work, const char *terms)
 {
-    if (level > 0)
-        fprintf(f, "zstd %d\n", level);
-    else
-        fprintf(f, "zstd %s\n", level == MP_ZSTD_AUTO ? "auto" : "none");
+    char level[16];
+    mp_hex_digest hex;
+
+    mp_hex_digest_of(terms, strlen(terms), hex);
+    snprintf(level, sizeof level, "%d", work->zstd);
+    return mp_format("journal 2 %s\n%szstd %s\n" BEGIN, hex, terms,
+                     work->zstd > 0               ? level
+                     : work->zstd == MP_ZSTD_AUTO ? "auto"
+                                                  : "none");
 }
 
-/* The head of the journal, malloc'ed. */
-static int terms_text(const mp_job *job, char **text, mp_error *err)
-{
-    size_t length;
-    FILE *f = open_memstream(text, &length);
-    int rc;
-
-    if (!f)
-        return mp_fail_memory(err);
-    fprintf(f, "journal 1\ntool %s\n", mp_version());
-    rc = job->terms(job->plan, f, err);
-    print_zstd(job->work->zstd, f);
-    fputs(BEGIN, f);
-    if (fclose(f) != 0 && rc == 0)
-        rc = mp_fail_memory(err);
-    return rc;
-}
-
-/* Names the first line in which two heads differ. */
+/* Names what differs in the heads of two journals, each up to "begin". */
 static int report_difference(const char *had, const char *want, mp_error *err)
 {
-    for (;;) {
-        size_t a = strcspn(had, "\n"), b = strcspn(want, "\n");
+    const char *of_journal = strchr(had, '\n'), *of_run = strchr(want, '\n');
+    mp_term a = {had, (int)strcspn(had, "\n")}, b = {want, (int)strcspn(want, "\n")};
 
-        if (a != b || memcmp(had, want, a) != 0)
-            return mp_fail(err, MP_ERR_INPUT,
-                           "cannot resume: the interrupted run had \"%.*s\", this one has "
-                           "\"%.*s\"; start anew with --force",
-                           (int)(a < 200 ? a : 200), had, (int)(b < 200 ? b : 200), want);
-        if (had[a] == '\0')
-            return 0;
-        had += a + 1;
-        want += b + 1;
-    }
+    /* The first lines have the digests: they differ where anything does, and tell the least. */
+    if (of_journal && strncmp(had, want, strlen("journal 2 ")) == 0)
+        mp_terms_differ(of_journal + 1, of_run + 1, &a, &b);
+    return mp_fail(err, MP_ERR_INPUT,
+                   "cannot resume: the interrupted run had \"%.*s\", this one has \"%.*s\"; start "
+                   "anew with --force",
+                   a.length, a.text, b.length, b.text);
 }
 
 /* ------------------------------------------------------------------------
@@ -169,16 +156,16 @@ static uint64_t read_lines(char *text, const mp_work *work, mp_progress_state *s
 
 static int begin(mp_journal *journal, mp_error *err)
 {
-    journal->size = strlen(journal->terms);
+    journal->size = strlen(journal->head);
     if (mp_file_resize(journal->fd, journal->path, 0, err) != 0 ||
-        mp_pwrite_all(journal->fd, journal->terms, journal->size, 0, journal->path, err) != 0)
+        mp_pwrite_all(journal->fd, journal->head, journal->size, 0, journal->path, err) != 0)
         return err->code;
     return mp_file_sync(journal->fd, journal->path, err);
 }
 
 static int load(mp_journal *journal, const mp_work *work, mp_progress_state *state, mp_error *err)
 {
-    size_t length = strlen(journal->terms);
+    size_t length = strlen(journal->head);
     char *had = NULL, *body;
     int rc = mp_read_text(journal->path, JOURNAL_LIMIT, &had, NULL, err);
 
@@ -190,9 +177,9 @@ static int load(mp_journal *journal, const mp_work *work, mp_progress_state *sta
         rc = begin(journal, err);
     } else {
         body += strlen("\n" BEGIN);
-        if ((size_t)(body - had) != length || memcmp(had, journal->terms, length) != 0) {
+        if ((size_t)(body - had) != length || memcmp(had, journal->head, length) != 0) {
             *body = '\0';
-            rc = report_difference(had, journal->terms, err);
+            rc = report_difference(had, journal->head, err);
         } else {
             journal->size = length + read_lines(body, work, state);
             rc = mp_file_resize(journal->fd, journal->path, journal->size, err);
@@ -219,21 +206,21 @@ static int lock(const mp_journal *journal, const char *dir, mp_error *err)
     return 0;
 }
 
-int mp_journal_open(mp_journal *journal, const char *dir, const mp_job *job,
+int mp_journal_open(mp_journal *journal, const char *dir, const mp_work *work, const char *terms,
                     mp_progress_state *state, mp_error *err)
 {
-    int rc;
+    int rc = 0;
 
-    *journal = (mp_journal){.fd = -1, .path = mp_path_join(dir, MP_JOURNAL_NAME)};
-    if (!journal->path)
-        return mp_fail_memory(err);
-    rc = terms_text(job, &journal->terms, err);
+    *journal = (mp_journal){
+        .fd = -1, .path = mp_path_join(dir, MP_JOURNAL_NAME), .head = make_head(work, terms)};
+    if (!journal->path || !journal->head)
+        rc = mp_fail_memory(err);
     if (rc == 0)
         rc = mp_open_write(journal->path, &journal->fd, err);
     if (rc == 0)
         rc = lock(journal, dir, err);
     if (rc == 0)
-        rc = load(journal, job->work, state, err);
+        rc = load(journal, work, state, err);
     if (rc != 0)
         mp_journal_close(journal);
     return rc;
@@ -258,7 +245,7 @@ void mp_journal_close(mp_journal *journal)
     if (journal->fd >= 0)
         close(journal->fd);
     free(journal->path);
-    free(journal->terms);
+    free(journal->head);
     *journal = (mp_journal){.fd = -1};
 }
 

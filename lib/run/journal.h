@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* run/journal.h - what of an interrupted run is done.
  *
- * A text file in the partial directory. It begins with the terms of the job (target,
- * placement, source ...), one "key value" a line, then "begin". Behind that, a line a
- * finished unit ("unit 17", with its requantization error in hex floats where there is
- * any) or digested tensor ("tensor 4 <hex>"). A line counts when it is whole, so a torn
- * end is no harm. */
+ * A text file in the partial directory. It begins with "journal 2" and the digest of the terms
+ * of the run, then come the terms (run/terms.h), the level of compression, and "begin". Behind
+ * that, a line a finished unit ("unit 17", with its requantization error in hex floats where there
+ * is any) or digested tensor ("tensor 4 <hex>"). A line counts when it is whole, so a torn end is
+ * no harm. */
 #ifndef MP_RUN_JOURNAL_H
 #define MP_RUN_JOURNAL_H
 
@@ -21,6 +21,7 @@ typedef struct mp_progress_state {
     mp_quant_stats *stats; /* [work->num_units]; null when everything is lossless */
     bool *tensor_done;     /* [work->num_outputs] */
     mp_hex_digest *digest; /* [work->num_outputs] */
+    const char *terms;     /* of the run, for reports; not owned */
 } mp_progress_state;
 
 int mp_progress_init(mp_progress_state *state, const mp_work *work, mp_error *err);
@@ -30,14 +31,14 @@ typedef struct mp_journal {
     int fd;
     char *path;
     uint64_t size;
-    char *terms; /* the head, up to and with "begin" */
-    bool fresh;  /* nothing in it when it was opened */
+    char *head; /* up to and with "begin" */
+    bool fresh; /* nothing in it when it was opened */
 } mp_journal;
 
 /* Opens the journal in a directory, locked against other processes, and fills state from
- * it. A new or torn-headed journal begins anew. MP_ERR_INPUT when its terms are not the
- * job's, naming the first that differs; MP_ERR_IO when another process holds it. */
-int mp_journal_open(mp_journal *journal, const char *dir, const mp_job *job,
+ * it. A new or torn-headed journal begins anew. MP_ERR_INPUT when its terms are not
+ * these, naming the first that differs; MP_ERR_IO when another process holds it. */
+int mp_journal_open(mp_journal *journal, const char *dir, const mp_work *work, const char *terms,
                     mp_progress_state *state, mp_error *err);
 void mp_journal_close(mp_journal *journal);
 

@@ -9,6 +9,7 @@
 #include "run/journal.h"
 #include "run/output.h"
 #include "run/partial.h"
+#include "run/terms.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -26,6 +27,7 @@ typedef struct run {
     const mp_context *context;
     char *out;     /* without slashes at the end */
     char *partial; /* OUT.partial */
+    char *terms;
     mp_outputs outputs;
     mp_journal journal;
     mp_progress_state state;
@@ -248,9 +250,11 @@ static int init_run(run *r, const char *out, mp_error *err)
     r->pending = mp_alloc(work->num_units, sizeof *r->pending);
     if (!r->partial || !r->units || !r->pending)
         return mp_fail_memory(err);
-    if (mp_outputs_init(&r->outputs, work, err) != 0)
+    if (mp_terms_text(r->job, &r->terms, err) != 0 ||
+        mp_outputs_init(&r->outputs, work, err) != 0 || mp_progress_init(&r->state, work, err) != 0)
         return err->code;
-    return mp_progress_init(&r->state, work, err);
+    r->state.terms = r->terms;
+    return 0;
 }
 
 static void release_run(run *r)
@@ -261,6 +265,7 @@ static void release_run(run *r)
     pthread_mutex_destroy(&r->lock);
     free(r->out);
     free(r->partial);
+    free(r->terms);
     free(r->units);
     free(r->pending);
 }
@@ -288,14 +293,16 @@ int mp_job_run(const mp_job *job, const char *out, mp_run_mode mode, const mp_co
     int rc = init_run(&r, out, err);
 
     if (rc == 0 && mode == MP_RUN_RESUME && job->is_whole(r.out)) {
-        rc = job->check_done(job->plan, r.out, err);
+        rc = mp_terms_check_compressed(r.out, r.work, err);
+        if (rc == 0)
+            rc = job->check_done(job->plan, r.out, r.terms, err);
         release_run(&r);
         return rc;
     }
     if (rc == 0)
         rc = mp_partial_prepare(job, r.out, r.partial, mode, err);
     if (rc == 0)
-        rc = mp_journal_open(&r.journal, r.partial, job, &r.state, err);
+        rc = mp_journal_open(&r.journal, r.partial, job->work, r.terms, &r.state, err);
     if (rc == 0)
         rc = run_all(&r, mode, err);
     release_run(&r);

@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* run/sidecar.h - the small files that lie beside the tensors, and what jobs say of their
- * source. */
+/* run/sidecar.h - the small files that lie beside the tensors. */
 #ifndef MP_RUN_SIDECAR_H
 #define MP_RUN_SIDECAR_H
-
-#include <stdio.h>
 
 #include <moepack/store.h>
 
@@ -26,12 +23,5 @@ int mp_put_index(const mp_work *work, size_t first, size_t count, const char *di
 
 /* Digest of a shard's header, in hex. */
 void mp_shard_hex(const mp_shard *shard, mp_hex_digest hex);
-
-/* Terms (work.h) that tell a checkpoint from others: a line a shard, of its header and its
- * last bytes. */
-int mp_source_terms(const mp_checkpoint *ckpt, FILE *f, mp_error *err);
-
-/* "all", or the digest of a list of flags; text has room for either. */
-const char *mp_selection_term(const bool *flags, size_t count, mp_hex_digest text);
 
 #endif

@@ -46,6 +46,11 @@ int mp_work_add(mp_work *work, char *name, mp_dtype dtype, const uint64_t *shape
     return 0;
 }
 
+uint64_t mp_work_shard_size(uint64_t given)
+{
+    return given ? given : DEFAULT_SHARD_SIZE;
+}
+
 /* Settles in which file every output from `first` on is. */
 static void split(mp_work *work, uint64_t first, uint64_t limit)
 {
@@ -94,7 +99,7 @@ int mp_work_files(mp_work *work, uint64_t first, const char *dir, uint64_t limit
 {
     size_t first_file = work->num_files, count;
 
-    split(work, first, limit ? limit : DEFAULT_SHARD_SIZE);
+    split(work, first, mp_work_shard_size(limit));
     count = work->num_files - first_file;
     for (size_t i = 0; i < count; i++) {
         mp_out_file *file = &work->files[first_file + i];

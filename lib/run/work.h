@@ -21,7 +21,7 @@ typedef struct mp_job {
     const void *plan;    /* given to every function below */
     const mp_work *work; /* of the plan */
 
-    /* Writes what a resumed run has to agree in, one "key value" a line. */
+    /* Writes the terms of the run (run/terms.h) that are of this kind. */
     int (*terms)(const void *plan, FILE *f, mp_error *err);
 
     /* Lists the units of a stage in the order in which they are best begun; returns how
@@ -38,9 +38,9 @@ typedef struct mp_job {
     int (*finish)(const void *plan, const struct mp_progress_state *state, const char *partial,
                   mp_error *err);
 
-    /* For an `out` that is there: 0 if it is what the plan would write, so that nothing is left
-     * to resume; MP_ERR_INPUT naming what differs. */
-    int (*check_done)(const void *plan, const char *out, mp_error *err);
+    /* For an `out` that is there: 0 if it was made on the terms of the run, so that nothing is
+     * left to resume; MP_ERR_INPUT naming what differs. */
+    int (*check_done)(const void *plan, const char *out, const char *terms, mp_error *err);
 
     /* True if the directory `out` is a whole one of this kind, that --force may replace. */
     bool (*is_whole)(const char *out);
@@ -66,7 +66,10 @@ int mp_work_reserve(mp_work *work, uint64_t outputs, mp_error *err);
 int mp_work_add(mp_work *work, char *name, mp_dtype dtype, const uint64_t *shape, uint32_t dims,
                 uint32_t stage, mp_error *err);
 
-/* Puts the outputs from `first` on into files of at most `limit` bytes (0: 5 GB) of tensors,
+/* The size that shards are limited to, where `given` is 0 for the usual one: 5 GB. */
+uint64_t mp_work_shard_size(uint64_t given);
+
+/* Puts the outputs from `first` on into files of at most `limit` bytes (0: the usual) of tensors,
  * a tensor never in two, "DIR/model-00001-of-00002.safetensors", and makes their headers.
  * dir: null for none. metadata: `pairs` keys and values. */
 int mp_work_files(mp_work *work, uint64_t first, const char *dir, uint64_t limit,

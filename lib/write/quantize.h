@@ -10,6 +10,7 @@
 
 #include <moepack/pack.h>
 
+#include "run/journal.h"
 #include "run/output.h"
 #include "run/work.h"
 
@@ -70,11 +71,12 @@ int mp_quantize_put_files(const mp_quantize_plan *plan, const char *dir, mp_erro
 /* Whether a file of that name beside tensors is one of those. */
 bool mp_quantize_is_side_file(const char *name);
 
-/* Writes the report. stats: [work.num_units], or null where all is lossless. */
-int mp_quantize_put_report(const mp_quantize_plan *plan, const mp_quant_stats *stats,
+/* Writes the report. */
+int mp_quantize_put_report(const mp_quantize_plan *plan, const mp_progress_state *state,
                            const char *dir, mp_error *err);
 
-/* 0 where the report in a directory is of this plan; MP_ERR_INPUT naming what differs. */
-int mp_quantize_check_report(const mp_quantize_plan *plan, const char *dir, mp_error *err);
+/* 0 where the report in a directory is of a run on these terms; MP_ERR_INPUT naming what
+ * differs. */
+int mp_quantize_check_report(const char *dir, const char *terms, mp_error *err);
 
 #endif

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "run/sidecar.h"
+#include "run/terms.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -147,15 +148,17 @@ static json_t *layers_json(const mp_quantize_plan *plan)
     return list;
 }
 
-int mp_quantize_put_report(const mp_quantize_plan *plan, const mp_quant_stats *stats,
+int mp_quantize_put_report(const mp_quantize_plan *plan, const mp_progress_state *state,
                            const char *dir, mp_error *err)
 {
     const mp_quantize_options *o = &plan->options;
+    const mp_quant_stats *stats = state->stats;
     json_t *json = json_pack(
         "{s:s, s:s, s:s, s:s, s:b, s:o, s:o, s:o}", "format_version", "1", "tool_version",
         MP_VERSION, "command", o->command ? o->command : "", "scheme", mp_scheme_name(o->scheme),
         "lossless", is_lossless(plan, stats), "layers", layers_json(plan), "errors",
         errors_json(plan, stats), "source", source_json(&plan->catalog->checkpoint));
+    json = mp_terms_report(json, state->terms);
     char *text = json ? mp_json_text(json) : NULL;
     int rc = text ? mp_put_text(dir, MP_QUANTIZE_REPORT, text, strlen(text), NULL, err)
                   : mp_fail_memory(err);
@@ -178,23 +181,18 @@ static int load_report(const char *dir, json_t **json, mp_error *err)
     return rc;
 }
 
-int mp_quantize_check_report(const mp_quantize_plan *plan, const char *dir, mp_error *err)
+int mp_quantize_check_report(const char *dir, const char *terms, mp_error *err)
 {
-    const char *command = plan->options.command ? plan->options.command : "", *made;
-    json_t *json = NULL, *source = NULL;
+    json_t *json = NULL;
+    char *had = NULL;
     int rc = load_report(dir, &json, err);
 
     if (rc == 0)
-        rc = mp_json_get_string(json, "command", MP_QUANTIZE_REPORT, &made, err);
-    if (rc == 0 && strcmp(made, command) != 0)
-        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and was made otherwise: \"%s\"", dir,
-                     made);
-    if (rc == 0 && !(source = source_json(&plan->catalog->checkpoint)))
-        rc = mp_fail_memory(err);
-    if (rc == 0 && !json_equal(source, json_object_get(json, "source")))
-        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is complete and was made from another source", dir);
-    json_decref(source);
+        rc = mp_terms_reported(json, MP_QUANTIZE_REPORT, &had, err);
+    if (rc == 0)
+        rc = mp_terms_check_done(dir, had, terms, err);
     json_decref(json);
+    free(had);
     return rc;
 }
 

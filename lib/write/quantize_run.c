@@ -4,8 +4,10 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/words.h"
 #include "run/journal.h"
 #include "run/sidecar.h"
+#include "run/terms.h"
 
 #include <fnmatch.h>
 #include <inttypes.h>
@@ -16,20 +18,24 @@ static int print_terms(const void *user, FILE *f, mp_error *err)
 {
     const mp_quantize_plan *plan = user;
     const mp_quantize_options *o = &plan->options;
+    const mp_checkpoint *source = &plan->catalog->checkpoint;
+    char dropped[MP_ROLE_SET_TEXT];
     mp_hex_digest text;
 
     fprintf(f, "quantize %s style %s\n", mp_scheme_name(o->scheme), o->style ? o->style : "usual");
-    fprintf(f, "rounding %d scale-rule %d amax-floor %a ue8m0 %d allow-nonfinite %d\n",
-            (int)o->quant.rounding, (int)o->quant.scale_rule, (double)o->quant.amax_floor,
-            o->quant.ue8m0, o->quant.allow_nonfinite);
-    fprintf(f, "requantize-shared %d drop %s\n", o->requantize_shared, o->drop ? o->drop : "");
-    fprintf(f, "layers %s\n", mp_selection_term(o->layers, plan->catalog->num_layers, text));
-    fprintf(f, "max-shard-size %" PRIu64 "\n", o->max_shard_size);
+    fprintf(f, "rounding %s scale-rule %s amax-floor %.9g ue8m0 %d allow-nonfinite %d\n",
+            mp_rounding_name(o->quant.rounding), mp_scale_rule_name(o->quant.scale_rule),
+            (double)o->quant.amax_floor, o->quant.ue8m0, o->quant.allow_nonfinite);
+    fprintf(f, "requantize-shared %d\ndrop %s\n", o->requantize_shared,
+            plan->drop ? mp_role_set_text(plan->drop, dropped) : "nothing");
+    mp_terms_selection(f, "layers", o->layers, plan->catalog->num_layers);
+    fprintf(f, "max-shard-size %" PRIu64 "\n", mp_work_shard_size(o->max_shard_size));
     if (plan->config) {
         mp_hex_digest_of(plan->config, strlen(plan->config), text);
         fprintf(f, "config %s\n", text);
     }
-    return mp_source_terms(&plan->catalog->checkpoint, f, err);
+    mp_terms_source(source, f);
+    return mp_terms_weights(source, f, err);
 }
 
 /* ------------------------------------------------------------------------
@@ -112,12 +118,13 @@ static int finish(const void *user, const mp_progress_state *state, const char *
 
     if (rc == 0)
         rc = mp_quantize_put_files(plan, partial, err);
-    return rc ? rc : mp_quantize_put_report(plan, state->stats, partial, err);
+    return rc ? rc : mp_quantize_put_report(plan, state, partial, err);
 }
 
-static int check_done(const void *plan, const char *out, mp_error *err)
+static int check_done(const void *plan, const char *out, const char *terms, mp_error *err)
 {
-    return mp_quantize_check_report(plan, out, err);
+    (void)plan;
+    return mp_quantize_check_report(out, terms, err);
 }
 
 static bool is_whole(const char *out)

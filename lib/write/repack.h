@@ -20,6 +20,14 @@ int mp_repack_finish(const void *plan, const mp_progress_state *state, const cha
  * better known before the run than behind it. */
 int mp_repack_check_forms(const mp_plan *plan, mp_error *err);
 
+/* Fills what of a manifest the plan decides: all but what is known of the model, the forms, and
+ * what comes out of the run. Sizes of files are those of plain ones. */
+int mp_repack_describe(const mp_plan *plan, mp_manifest *m, mp_error *err);
+
+/* As mp_job has them (run/work.h). */
+int mp_repack_terms(const void *plan, FILE *f, mp_error *err);
+int mp_repack_check_done(const void *plan, const char *out, const char *terms, mp_error *err);
+
 /* Text of placement.json of a plan, malloc'ed. */
 int mp_repack_placement(const mp_plan *plan, char **text, mp_error *err);
 

@@ -4,7 +4,6 @@
 
 #include "base/error.h"
 #include "checkpoint/form.h"
-#include "checkpoint/shard.h"
 #include "run/compress.h"
 #include "run/sidecar.h"
 
@@ -62,113 +61,36 @@ static int stored_bytes(const description *d, const mp_out_file *file, uint64_t 
     return rc;
 }
 
-static int describe_file(const description *d, const mp_out_file *file, mp_packed_file *packed,
-                         mp_error *err)
+/* Fills in the digests and, of a compressed file, its size. */
+static int settle_file(const description *d, const mp_out_file *file, mp_packed_file *packed,
+                       mp_error *err)
 {
-    const char *name = strrchr(file->path, '/') + 1;
-    bool zstd = d->plan->work.zstd != MP_ZSTD_NONE;
-    packed->name = zstd ? mp_format("%s" MP_ZSTD_SUFFIX, name) : strdup(name);
-    packed->size = file->bytes;
-    if (zstd && stored_bytes(d, file, &packed->size, err) != 0)
+    if (d->plan->work.zstd != MP_ZSTD_NONE && stored_bytes(d, file, &packed->size, err) != 0)
         return err->code;
-    packed->tensors = mp_alloc_zeroed(file->num_tensors, sizeof *packed->tensors);
-    if (!packed->name || !packed->tensors)
-        return mp_fail_memory(err);
-    packed->num_tensors = file->num_tensors;
-    for (uint32_t t = 0; t < file->num_tensors; t++) {
-        packed->tensors[t].name = strdup(d->plan->work.outputs[file->first_tensor + t].name);
-        if (!packed->tensors[t].name)
-            return mp_fail_memory(err);
+    for (uint32_t t = 0; t < file->num_tensors; t++)
         strcpy(packed->tensors[t].xxh3, d->state->digest[file->first_tensor + t]);
-    }
     return 0;
 }
 
-/* How many files from first on lie in a directory. */
-static size_t files_in(const mp_work *work, size_t first, const char *dir)
-{
-    size_t length = strlen(dir), f = first;
-
-    while (f < work->num_files && strncmp(work->files[f].path, dir, length) == 0 &&
-           work->files[f].path[length] == '/')
-        f++;
-    return f - first;
-}
-
-/* A rank with its files, from first on; writes its index. */
-static int describe_rank(const description *d, uint32_t number, size_t first, mp_packed_rank *rank,
-                         mp_error *err)
+/* Fills in what is known of files now, and writes the index of each rank. */
+static int settle_ranks(const description *d, mp_error *err)
 {
     const mp_work *work = &d->plan->work;
-    char dir[MP_RANK_NAME_MAX], index[MP_RANK_NAME_MAX + sizeof MP_INDEX_NAME];
-    size_t count = files_in(work, first, mp_rank_name(number, dir));
-
-    rank->rank = number;
-    rank->files = mp_alloc_zeroed(count, sizeof *rank->files);
-    if (!rank->files)
-        return mp_fail_memory(err);
-    rank->num_files = count;
-    for (size_t f = 0; f < count; f++)
-        if (describe_file(d, &work->files[first + f], &rank->files[f], err) != 0)
-            return err->code;
-    snprintf(index, sizeof index, "%s/%s", dir, MP_INDEX_NAME);
-    return mp_put_index(work, first, count, d->partial, index, rank->index_xxh3, err);
-}
-
-static int describe_ranks(const description *d, mp_error *err)
-{
-    const mp_repack_options *options = &d->plan->options;
-    mp_manifest *m = d->m;
     size_t first = 0;
 
-    m->ranks = mp_alloc_zeroed(options->ep, sizeof *m->ranks);
-    if (!m->ranks)
-        return mp_fail_memory(err);
-    for (uint32_t rank = 0; rank < options->ep; rank++) {
-        if (options->ranks && !options->ranks[rank])
-            continue;
-        if (describe_rank(d, rank, first, &m->ranks[m->num_ranks++], err) != 0)
+    for (size_t r = 0; r < d->m->num_ranks; r++) {
+        mp_packed_rank *rank = &d->m->ranks[r];
+        char dir[MP_RANK_NAME_MAX], index[MP_RANK_NAME_MAX + sizeof MP_INDEX_NAME];
+
+        for (size_t f = 0; f < rank->num_files; f++)
+            if (settle_file(d, &work->files[first + f], &rank->files[f], err) != 0)
+                return err->code;
+        snprintf(index, sizeof index, "%s/%s", mp_rank_name(rank->rank, dir), MP_INDEX_NAME);
+        if (mp_put_index(work, first, rank->num_files, d->partial, index, rank->index_xxh3, err) !=
+            0)
             return err->code;
-        first += m->ranks[m->num_ranks - 1].num_files;
+        first += rank->num_files;
     }
-    return 0;
-}
-
-/* ------------------------------------------------------------------------
- * Source and layers
- */
-
-static int describe_source(const description *d, mp_error *err)
-{
-    const mp_checkpoint *ckpt = &d->plan->catalog->checkpoint;
-    mp_manifest *m = d->m;
-
-    m->shards = mp_alloc_zeroed(ckpt->num_shards, sizeof *m->shards);
-    if (!m->shards)
-        return mp_fail_memory(err);
-    m->num_shards = ckpt->num_shards;
-    for (size_t i = 0; i < ckpt->num_shards; i++) {
-        mp_shard_hex(&ckpt->shards[i], m->shards[i].header_xxh3);
-        m->shards[i].size = ckpt->shards[i].size;
-        m->shards[i].name = strdup(ckpt->shards[i].name);
-        if (!m->shards[i].name)
-            return mp_fail_memory(err);
-    }
-    return 0;
-}
-
-static int describe_layers(const description *d, mp_error *err)
-{
-    const mp_plan *plan = d->plan;
-    mp_manifest *m = d->m;
-
-    m->layers = mp_alloc_zeroed(plan->num_layers, sizeof *m->layers);
-    if (!m->layers)
-        return mp_fail_memory(err);
-    m->num_layers = plan->num_layers;
-    for (size_t i = 0; i < plan->num_layers; i++)
-        if (!(m->layers[i] = strdup(plan->layers[i].source->prefix)))
-            return mp_fail_memory(err);
     return 0;
 }
 
@@ -369,7 +291,6 @@ static bool is_lossless(const description *d, const mp_plan_layer *layer, bool s
 static void describe_quantization(const description *d)
 {
     const mp_plan *plan = d->plan;
-    const mp_quant_options *quant = &plan->options.quant;
     mp_manifest *m = d->m;
     mp_scheme source = plan->layers[0].source->storage.scheme;
     bool mixed = false;
@@ -383,10 +304,6 @@ static void describe_quantization(const description *d)
         mixed |= layer->source->storage.scheme != source;
     }
     m->source_scheme = mixed ? MP_SCHEME_COUNT : source;
-    m->target_scheme = plan->options.target->scheme;
-    m->rounding = quant->rounding;
-    m->scale_rule = quant->scale_rule;
-    m->amax_floor = (double)quant->amax_floor;
 }
 
 /* ------------------------------------------------------------------------
@@ -400,10 +317,8 @@ static int describe_run(const description *d, mp_error *err)
     const mp_catalog *catalog = plan->catalog;
     mp_manifest *m = d->m;
 
-    m->tool_version = strdup(mp_version());
-    m->target = strdup(options->target->name);
-    m->target_version = options->target->version;
-    m->nz = options->nz;
+    if (mp_repack_describe(plan, m, err) != 0)
+        return err->code;
     m->family = strdup(catalog->family);
     if (catalog->config.model_type[0] && !(m->model_type = strdup(catalog->config.model_type)))
         return mp_fail_memory(err);
@@ -412,15 +327,10 @@ static int describe_run(const description *d, mp_error *err)
     m->num_experts = plan->shape.slots.num_logical;
     m->num_shared_experts = catalog->num_shared_experts;
     m->model_layers = catalog->num_layers;
-    m->ep_size = options->ep;
-    m->num_physical = plan->shape.slots.num_physical;
-    m->shared = options->shared;
     m->command = options->command ? strdup(options->command) : NULL;
-    m->dropped = plan->drop;
-    if (!m->tool_version || !m->target || !m->family || (options->command && !m->command))
+    if (!m->family || (options->command && !m->command))
         return mp_fail_memory(err);
-    if (describe_errors(d, err) != 0 || describe_source(d, err) != 0 ||
-        describe_layers(d, err) != 0 || describe_forms(plan, m, err) != 0)
+    if (describe_errors(d, err) != 0 || describe_forms(plan, m, err) != 0)
         return err->code;
     describe_quantization(d);
     return 0;
@@ -439,7 +349,7 @@ int mp_repack_finish(const void *plan, const mp_progress_state *state, const cha
     if (rc == 0)
         rc = copy_config(&d, err);
     if (rc == 0)
-        rc = describe_ranks(&d, err);
+        rc = settle_ranks(&d, err);
     if (rc == 0)
         rc = mp_manifest_text(&m, &text, err);
     if (rc == 0)

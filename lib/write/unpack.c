@@ -8,6 +8,7 @@
 #include "checkpoint/shard.h"
 #include "run/journal.h"
 #include "run/sidecar.h"
+#include "run/terms.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -19,12 +20,11 @@
 static int print_terms(const void *user, FILE *f, mp_error *err)
 {
     const mp_unpack_plan *plan = user;
-    mp_hex_digest text;
 
     (void)err;
-    fprintf(f, "unpack %s\nlayers %s\nmax-shard-size %" PRIu64 "\n", plan->pack.xxh3,
-            mp_selection_term(plan->options.layers, plan->pack.manifest.num_layers, text),
-            plan->options.max_shard_size);
+    fprintf(f, "unpack %s\n", plan->pack.xxh3);
+    mp_terms_selection(f, "layers", plan->options.layers, plan->pack.manifest.num_layers);
+    fprintf(f, "max-shard-size %" PRIu64 "\n", mp_work_shard_size(plan->options.max_shard_size));
     return 0;
 }
 
@@ -68,9 +68,9 @@ static json_t *report_json(const mp_unpack_plan *plan)
                      files);
 }
 
-static int report_text(const mp_unpack_plan *plan, char **text, mp_error *err)
+static int report_text(const mp_unpack_plan *plan, const char *terms, char **text, mp_error *err)
 {
-    json_t *json = report_json(plan);
+    json_t *json = mp_terms_report(report_json(plan), terms);
 
     *text = json ? mp_json_text(json) : NULL;
     json_decref(json);
@@ -85,7 +85,6 @@ static int finish(const void *user, const mp_progress_state *state, const char *
     char *text = NULL;
     int rc = 0;
 
-    (void)state;
     if (source->config)
         rc =
             mp_put_text(partial, MP_CONFIG_NAME, source->config, strlen(source->config), NULL, err);
@@ -95,30 +94,27 @@ static int finish(const void *user, const mp_progress_state *state, const char *
     if (rc == 0)
         rc = mp_put_index(&plan->work, 0, plan->work.num_files, partial, MP_INDEX_NAME, NULL, err);
     if (rc == 0)
-        rc = report_text(plan, &text, err);
+        rc = report_text(plan, state->terms, &text, err);
     if (rc == 0)
         rc = mp_put_text(partial, MP_UNPACK_NAME, text, strlen(text), NULL, err);
     free(text);
     return rc;
 }
 
-/* The report says all that there is to agree in. */
-static int check_done(const void *user, const char *out, mp_error *err)
+static int check_done(const void *plan, const char *out, const char *terms, mp_error *err)
 {
-    const mp_unpack_plan *plan = user;
-    char *path = mp_path_join(out, MP_UNPACK_NAME), *had = NULL, *want = NULL;
-    int rc = path ? mp_read_text(path, REPORT_LIMIT, &had, NULL, err) : mp_fail_memory(err);
+    char *path = mp_path_join(out, MP_UNPACK_NAME), *had = NULL;
+    json_t *json = NULL;
+    int rc = path ? mp_json_load(path, REPORT_LIMIT, &json, err) : mp_fail_memory(err);
 
+    (void)plan;
     if (rc == 0)
-        rc = report_text(plan, &want, err);
-    if (rc == 0 && strcmp(had, want) != 0)
-        rc = mp_fail(err, MP_ERR_INPUT,
-                     "\"%s\" is complete and was made from another pack, or with other options: "
-                     "see its %s",
-                     out, MP_UNPACK_NAME);
+        rc = mp_terms_reported(json, MP_UNPACK_NAME, &had, err);
+    if (rc == 0)
+        rc = mp_terms_check_done(out, had, terms, err);
+    json_decref(json);
     free(path);
     free(had);
-    free(want);
     return rc;
 }
 

@@ -245,7 +245,7 @@ run moepack inspect small/ckpt --json
 assert_json '.zstd.plain_bytes' "$(cat plain/ckpt/*.safetensors | wc -c)"
 run moepack repack small/ckpt -t megamoe-w4a8 --ep 3 -o packed --resume
 assert_status 3
-assert_stderr_is 'moepack: repack: "packed" is complete and its shards are compressed'
+assert_stderr_is 'moepack: repack: "packed" is complete and was made on other terms: it has "compressed 1", this run "compressed 0"; replace it with --force'
 
 it "unpacks and quantizes into compressed shards"
 moepack repack "$fixtures/v4-fp4" -o packed -q -t megamoe-w4a8 --ep 1

@@ -117,7 +117,7 @@ it "takes no other OUT for its own"
 moepack repack "$source" -o out "${flags[@]}" -q
 run moepack repack "$source" -o out "${flags[@]}" -q --resume --layers 1
 assert_status 3
-assert_stderr_has 'moepack: repack: "out" is complete and was made otherwise: "moepack repack 10x3 '
+assert_stderr_is 'moepack: repack: "out" is complete and was made on other terms: it has "layers 3", this run "layers 1"; replace it with --force'
 assert_packed 'untouched'
 
 it "takes an OUT for its own whatever the command was called"
@@ -129,14 +129,20 @@ assert_status 0
 it "takes no OUT of other terms for its own, command or none"
 moepack repack "$source" -o out "${flags[@]}" -q
 cp out/moepack.json made.json
-for change in '.target = "megamoe-w4a4"' '.shared = "separate"' '.layers[0] = "layers.9"' \
-    '.num_physical = 15' '.ranks[0].files[0].size += 1' '.ranks[0].files[0].name = "other"'; do
+while read -r change has wants; do
     cp made.json out/moepack.json
     edit_manifest out "$change | del(.command)"
     repack --resume
     assert_equal "$change: $status" "$change: 3"
-    assert_stderr_has 'is complete and was made otherwise: "megamoe-'
-done
+    assert_stderr_is "moepack: repack: \"out\" is complete and was made on other terms: it has \"${has//_/ }\", this run \"${wants//_/ }\"; replace it with --force"
+done <<'END'
+.tool_version="0.0.1" tool_0.0.1 tool_0.1.0
+.target="megamoe-w4a4" target_megamoe-w4a4/1 target_megamoe-w4a8/1
+.shared="separate" shared_separate shared_none
+.layers[0]="layers.9" layer_layers.9 layer_model.layers.0
+.quantization.rounding="ocp" rounding_ocp_scale-rule_ceil_amax-floor_0 rounding_deepgemm_scale-rule_ceil_amax-floor_0
+.dropped="bias" drop_bias drop_nothing
+END
 
 it "takes no OUT of another placement for its own"
 # Files of one name, so that the command is the same.
@@ -149,7 +155,7 @@ assert_status 0
 echo '[0,1,2,3,4,5,6,7,8,9,1,0]' >placement.json
 run moepack repack "$source" -o out "${placed[@]}" --resume
 assert_status 3
-assert_stderr_is 'moepack: repack: "out" is complete and has another placement'
+assert_stderr_has 'moepack: repack: "out" is complete and was made on other terms: it has "placement 12 '
 diff -r before out
 assert $? 'it was touched'
 
@@ -277,13 +283,15 @@ refuses_to_go_on 'placement 12 ' \
     "$source" --target megamoe-w4a8 --redundant 5 --ep 3 --quantize mxfp4 --max-shard-size 1MB
 refuses_to_go_on 'max-shard-size 1000000", this one has "max-shard-size 2000000"' \
     "$source" "${same[@]}" --max-shard-size 2MB
-refuses_to_go_on 'layers all", this one has "layers ' \
+refuses_to_go_on 'layers 3", this one has "layers 2"' \
     "$source" "${same[@]}" --max-shard-size 1MB --layers 0,2
-refuses_to_go_on 'ranks all", this one has "ranks ' \
+refuses_to_go_on 'ranks 3", this one has "ranks 1"' \
     "$source" "${same[@]}" --max-shard-size 1MB --ranks 1
-for flag in '--rounding ocp' '--scale-rule mse' '--amax-floor 0.5' --allow-nonfinite; do
+refuses_to_go_on 'quantize mxfp4 allow-nonfinite 0 ' \
+    "$source" "${same[@]}" --max-shard-size 1MB --allow-nonfinite
+for flag in '--rounding ocp' '--scale-rule mse' '--amax-floor 0.5'; do
     # shellcheck disable=SC2086
-    refuses_to_go_on 'quantize mxfp4 rounding ' "$source" "${same[@]}" --max-shard-size 1MB $flag
+    refuses_to_go_on 'rounding deepgemm scale-rule ceil amax-floor 0", this one has "rounding ' "$source" "${same[@]}" --max-shard-size 1MB $flag
 done
 echo '{"physical_to_logical_map": [[1,0,2,3,4,5,6,7,8,9,0,1]]}' >"$WORK/placement.json"
 refuses_to_go_on 'placement 12 ' "$source" --target megamoe-w4a8 --ep 3 --quantize mxfp4 \
@@ -313,7 +321,7 @@ interrupt 100 -j1
 keep
 moepack synth -o "$WORK/other" --family qwen3_moe --hidden 384 --intermediate 256 --experts 10 \
     --layers 3 --top-k 2 --vocab 16 --seed 7
-refuses_to_go_on 'source model-00001-of-00001.safetensors ' \
+refuses_to_go_on 'weights model-00001-of-00001.safetensors ' \
     "$WORK/other" "${same[@]}" --max-shard-size 1MB
 
 # ---------------------------------------------------------------------------

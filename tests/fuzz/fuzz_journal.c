@@ -2,6 +2,7 @@
 /* Any bytes as a journal, as they are and behind terms that fit: refused with a message, or
  * what is done is done again when it is opened again. */
 #include "fuzz.h"
+#include "run/terms.h"
 #include "write/repack.h"
 
 static mp_catalog catalog;
@@ -78,9 +79,12 @@ static bool open_journal(const mp_plan *plan, mp_progress_state *state, uint64_t
     mp_journal journal;
     mp_error err = {0};
     bool opened;
+    char *terms;
 
     require(mp_progress_init(state, &plan->work, &err) == 0, err.message);
-    opened = mp_journal_open(&journal, dir, &job, state, &err) == 0;
+    require(mp_terms_text(&job, &terms, &err) == 0, err.message);
+    opened = mp_journal_open(&journal, dir, &plan->work, terms, state, &err) == 0;
+    free(terms);
     if (!opened)
         require_message(&err);
     *size = journal.size;

@@ -7,6 +7,8 @@
 
 #include "base/digest.h"
 #include "model_files.h"
+#include "run/sidecar.h"
+#include "run/terms.h"
 #include "write/repack.h"
 
 static mp_plan plan;
@@ -58,15 +60,27 @@ static void make_source(bool lossless)
     make_plan();
 }
 
+static char *terms_of_plan(void)
+{
+    const mp_job job = mp_repack_job(&plan);
+    char *terms;
+
+    cr_assert_eq(mp_terms_text(&job, &terms, &err), 0, "%s", err.message);
+    return terms;
+}
+
 static int open_journal(void)
 {
-    mp_job job = mp_repack_job(&plan);
+    char *terms = terms_of_plan();
+    int rc;
 
     mp_journal_close(&journal);
     mp_progress_release(&state);
     cr_assert_eq(mp_progress_init(&state, &plan.work, &err), 0);
     err = (mp_error){0};
-    return mp_journal_open(&journal, dir, &job, &state, &err);
+    rc = mp_journal_open(&journal, dir, &plan.work, terms, &state, &err);
+    free(terms);
+    return rc;
 }
 
 static void expect_opens_journal(void)
@@ -140,18 +154,28 @@ static void do_some(void)
 Test(journal, begins_with_the_terms)
 {
     static const char head[] =
-        "journal 1\ntool " MP_VERSION "\ntarget megamoe-w4a8/1\nnz 0\nep 3\nshared none\n";
+        "tool " MP_VERSION "\nquantize no allow-nonfinite 0 requantize-shared 0\n"
+        "max-shard-size 5000000000\ntarget megamoe-w4a8/1\nnz 0\nscheme mxfp4\n"
+        "rounding deepgemm scale-rule ceil amax-floor 0\nep 3\nshared none\ndrop nothing\n"
+        "layers 2\nlayer layers.0\nlayer layers.1\nranks 3\nplacement 3 ";
     uint64_t length;
-    char *text;
+    char *text, *terms;
+    mp_hex_digest hex;
 
     make_source(true);
     expect_opens_journal();
     expect_done(NO_UNITS, NO_TENSORS);
     text = journal_text(&length);
-    cr_assert_eq(strncmp(text, head, strlen(head)), 0, "%s", text);
-    cr_assert_not_null(strstr(text, "\nlayers all\nranks all\nplacement 3 "));
-    cr_assert_not_null(strstr(text, "\nmax-shard-size 0\nquantize no "));
+    terms = terms_of_plan();
+    mp_hex_digest_of(terms, strlen(terms), hex);
+    cr_assert_eq(strncmp(text, "journal 2 ", 10), 0, "%s", text);
+    cr_assert_eq(strncmp(text + 10, hex, 32), 0, "%s", text);
+    cr_assert_eq(strncmp(text + 43, terms, strlen(terms)), 0, "%s", text);
+    cr_assert_str_eq(text + 43 + strlen(terms), "zstd none\nbegin\n");
+    cr_assert_eq(strncmp(terms, head, strlen(head)), 0, "%s", terms);
     cr_assert_not_null(strstr(text, "\nsource model.safetensors "));
+    cr_assert_not_null(strstr(text, "\nweights model.safetensors "));
+    free(terms);
     cr_assert_str_eq(text + length - 7, "\nbegin\n");
     cr_assert_eq(journal.size, length);
     free(text);
@@ -401,24 +425,18 @@ Test(journal, of_other_flags)
     expect_opens_journal();
     do_some();
     options.max_shard_size = 100000;
-    expect_other_terms("max-shard-size 0", "max-shard-size 100000");
+    expect_other_terms("max-shard-size 5000000000", "max-shard-size 100000");
     options = before;
     options.quant.amax_floor = 0.5f;
-    expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0 "
-                       "requantize-shared 0",
-                       "quantize no rounding 0 scale-rule 0 amax-floor 0x1p-1 allow-nonfinite 0 "
-                       "requantize-shared 0");
+    expect_other_terms("rounding deepgemm scale-rule ceil amax-floor 0",
+                       "rounding deepgemm scale-rule ceil amax-floor 0.5");
     options = before;
     options.requantize_shared = true;
-    expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0 "
-                       "requantize-shared 0",
-                       "quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0 "
-                       "requantize-shared 1");
+    expect_other_terms("quantize no allow-nonfinite 0 requantize-shared 0",
+                       "quantize no allow-nonfinite 0 requantize-shared 1");
     options = before;
-    options.drop = "bias";
-    expect_other_terms("quantize no rounding 0 scale-rule 0 amax-floor 0x0p+0 allow-nonfinite 0 "
-                       "requantize-shared 0",
-                       "drop bias");
+    options.drop = "input_scale,bias";
+    expect_other_terms("drop nothing", "drop bias,input_scale");
     options = before;
     make_plan();
     expect_opens_journal();
@@ -463,14 +481,14 @@ Test(journal, of_other_layers_and_ranks)
     mp_plan_release(&plan);
     cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
     cr_assert_eq(open_journal(), MP_ERR_INPUT);
-    cr_assert_not_null(strstr(err.message, "had \"ranks all\", this one has \"ranks "), "%s",
+    cr_assert_not_null(strstr(err.message, "had \"ranks 3\", this one has \"ranks 2\""), "%s",
                        err.message);
     options.ranks = NULL;
     options.layers = layers;
     mp_plan_release(&plan);
     cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
     cr_assert_eq(open_journal(), MP_ERR_INPUT);
-    cr_assert_not_null(strstr(err.message, "had \"layers all\", this one has \"layers "), "%s",
+    cr_assert_not_null(strstr(err.message, "had \"layers 2\", this one has \"layers 1\""), "%s",
                        err.message);
 }
 
@@ -498,7 +516,7 @@ Test(journal, of_a_source_with_other_weights)
     f = fopen(in_dir("model.safetensors"), "r+b");
     cr_assert(f && fseek(f, (long)size - 1, SEEK_SET) == 0 && fputc(1, f) == 1 && fclose(f) == 0);
     cr_assert_eq(open_journal(), MP_ERR_INPUT);
-    cr_assert_not_null(strstr(err.message, "had \"source model.safetensors "), "%s", err.message);
+    cr_assert_not_null(strstr(err.message, "had \"weights model.safetensors "), "%s", err.message);
 }
 
 /* ------------------------------------------------------------------------
@@ -508,14 +526,15 @@ Test(journal, of_a_source_with_other_weights)
 Test(journal, is_one_process_alone)
 {
     mp_journal other = {.fd = -1};
-    mp_job job = mp_repack_job(&plan);
     mp_progress_state others;
+    char *terms;
     char message[sizeof dir + 64];
 
     make_source(true);
     expect_opens_journal();
+    terms = terms_of_plan();
     cr_assert_eq(mp_progress_init(&others, &plan.work, &err), 0);
-    cr_assert_eq(mp_journal_open(&other, dir, &job, &others, &err), MP_ERR_IO);
+    cr_assert_eq(mp_journal_open(&other, dir, &plan.work, terms, &others, &err), MP_ERR_IO);
     snprintf(message, sizeof message, "%s: another process is at work there", dir);
     cr_assert_str_eq(err.message, message);
     cr_assert_eq(other.fd, -1);
@@ -523,8 +542,9 @@ Test(journal, is_one_process_alone)
     cr_assert_str_eq(err.message, message);
     mp_journal_close(&journal);
     cr_assert_eq(mp_journal_check_free(dir, &err), 0);
-    cr_assert_eq(mp_journal_open(&other, dir, &job, &others, &err), 0);
+    cr_assert_eq(mp_journal_open(&other, dir, &plan.work, terms, &others, &err), 0);
     mp_journal_close(&other);
+    free(terms);
     mp_progress_release(&others);
     unlink(in_dir("journal"));
     cr_assert_eq(mp_journal_check_free(dir, &err), 0, "none there is free");

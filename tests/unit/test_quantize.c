@@ -623,17 +623,3 @@ Test(quantize, threads_change_nothing)
     cr_assert_eq(mp_quantize_plan_run(&plan, b, MP_RUN_FRESH, &five, &err), 0, "%s", err.message);
     cr_assert(same_files("one", "five"));
 }
-
-Test(quantize, another_command_is_no_resumption)
-{
-    mp_quantize_options o = {.scheme = MP_SCHEME_BF16, .command = "moepack quantize a"};
-
-    open_source(fixture_path("qwen3-bf16"));
-    quantize(&o, "out");
-    o.command = "moepack quantize b";
-    cr_assert_eq(try_plan(&o), 0);
-    cr_assert_eq(mp_quantize_plan_run(&plan, in_dir("out"), MP_RUN_RESUME, NULL, &err),
-                 MP_ERR_INPUT);
-    cr_assert(strstr(err.message, "is complete and was made otherwise: \"moepack quantize a\""),
-              "%s", err.message);
-}
