@@ -25,6 +25,8 @@
     X(unpack)       \
     X(extract)      \
     X(quantize)     \
+    X(finish)       \
+    X(checksums)    \
     X(compress)     \
     X(decompress)   \
     X(verify)       \

@@ -193,6 +193,7 @@ int options_parse(const command *cmd, int argc, char **argv, void *values, bool 
     bool given[CMD_OPTIONS_MAX] = {false};
 
     memcpy(values, cmd->defaults, cmd->size);
+    ((common_options *)values)->words = (cmd_strings){argv, (size_t)argc};
     *help = false;
     fill_tables(cmd, &t);
     int code = parse_options(&t, argc, argv, values, given, help, err);

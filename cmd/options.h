@@ -31,6 +31,12 @@
 /* When to do what only makes sense on a terminal. */
 typedef enum cmd_when { WHEN_AUTO, WHEN_ALWAYS, WHEN_NEVER } cmd_when;
 
+/* What an ARG_MANY argument collects; the strings are the program's own. */
+typedef struct cmd_strings {
+    char *const *items;
+    size_t count;
+} cmd_strings;
+
 /* Values of the options that every command takes, and of --json, which those
  * take that have OPT_JSON in their table. Zeroed: the defaults. */
 typedef struct common_options {
@@ -40,6 +46,7 @@ typedef struct common_options {
     bool json;
     cmd_when progress;
     cmd_when color;
+    cmd_strings words; /* of the command line, its name first */
 } common_options;
 
 /* Numbers in the order given, ranges written out: "0-2,7,7" is 0 1 2 7 7. */
@@ -47,12 +54,6 @@ typedef struct cmd_list {
     uint64_t *items;
     size_t count;
 } cmd_list;
-
-/* What an ARG_MANY argument collects; the strings are the program's own. */
-typedef struct cmd_strings {
-    char *const *items;
-    size_t count;
-} cmd_strings;
 
 /* Most numbers that a list may hold. */
 #define CMD_LIST_MAX 65536u

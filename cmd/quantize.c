@@ -6,7 +6,6 @@
 #include "output.h"
 #include "progress.h"
 #include "work.h"
-#include "zstd.h"
 
 #include <moepack/pack.h>
 #include <stdlib.h>
@@ -36,6 +35,7 @@ typedef struct quantize_job {
     mp_catalog catalog;
     bool *layers;
     char *command;
+    work_terms terms;
     mp_quantize_plan plan;
 } quantize_job;
 
@@ -99,11 +99,12 @@ static int make_plan(quantize_job *job, mp_error *err)
         .layers = job->layers,
         .max_shard_size = o->max_shard_size,
         .drop = o->drop,
+        .zstd = job->terms.zstd,
+        .part = job->terms.shard.part,
+        .sha256 = o->work.sha256,
         .command = job->command,
     };
 
-    if (zstd_option(o->work.zstd, o->work.zstd_given, &options.zstd, err) != 0)
-        return err->code;
     return mp_quantize_plan_init(&job->plan, &job->catalog, &options, err);
 }
 
@@ -112,7 +113,7 @@ static int prepare(quantize_job *job, mp_error *err)
     const quantize_options *o = job->o;
     int rc;
 
-    if (work_check(&o->work, err) != 0)
+    if (work_settle(&o->work, &o->common, &job->terms, err) != 0)
         return err->code;
     rc = mp_catalog_open(&job->catalog, o->source, &job->context, err);
     if (rc == 0 && job->catalog.problems.count > 0) {
@@ -140,6 +141,7 @@ static void release(quantize_job *job)
     mp_catalog_release(&job->catalog);
     free(job->layers);
     free(job->command);
+    work_release(&job->terms);
 }
 
 /* ------------------------------------------------------------------------
@@ -189,7 +191,7 @@ static int run_quantize(const void *values, mp_error *err)
 {
     const quantize_options *o = values;
     quantize_job job = {.o = o};
-    const work_job work = {"quantize",     &o->common,         &o->work, &job.context,
+    const work_job work = {"quantize",     &o->common,         &o->work, &job.terms, &job.context,
                            &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
     int rc;
 
@@ -197,8 +199,10 @@ static int run_quantize(const void *values, mp_error *err)
     rc = prepare(&job, err);
     if (rc == 0)
         rc = work_do(&work, err);
-    if (rc == 0 && !o->work.dry_run)
+    if (rc == 0 && work_writes_out(&o->work, &job.terms))
         rc = report_errors(&job, err);
+    else if (rc == 0 && o->common.json && !o->work.dry_run)
+        rc = print_json(work_json(&job.plan.work, o->work.out, &job.context), err);
     release(&job);
     return rc;
 }
@@ -233,6 +237,8 @@ static const cmd_option options[] = {
     OPT_DOUBLE(0, "fail-above", "X", quantize_options, fail_above, 0, 1e30,
                "status 1 where a relative RMS error is above X"),
     OPT_ZSTD(quantize_options),
+    OPT_SHA256(quantize_options),
+    OPT_SHARD(quantize_options),
     OPT_FLAG(0, "resume", quantize_options, work.resume, "continue an interrupted run"),
     OPT_FLAG(0, "force", quantize_options, work.force,
              "replace a requantized checkpoint OUT, discard an interrupted run"),

@@ -6,7 +6,6 @@
 #include "output.h"
 #include "progress.h"
 #include "work.h"
-#include "zstd.h"
 
 #include <moepack/artifact.h>
 #include <moepack/pack.h>
@@ -45,6 +44,7 @@ typedef struct repack_job {
     mp_placement placement;
     bool *layers, *ranks;
     char *command;
+    work_terms terms;
     mp_plan plan;
 } repack_job;
 
@@ -144,11 +144,12 @@ static int make_plan(repack_job *job, mp_error *err)
         .ranks = job->ranks,
         .max_shard_size = o->max_shard_size,
         .drop = o->drop,
+        .zstd = job->terms.zstd,
+        .part = job->terms.shard.part,
+        .sha256 = o->work.sha256,
         .command = job->command,
     };
 
-    if (zstd_option(o->work.zstd, o->work.zstd_given, &options.zstd, err) != 0)
-        return err->code;
     if (o->quantize)
         mp_scheme_parse(o->quantize, &options.quantize_to);
     return mp_plan_init(&job->plan, &job->catalog, &options, err);
@@ -159,7 +160,7 @@ static int prepare(repack_job *job, const mp_context *context, mp_error *err)
     const repack_options *o = job->o;
     int rc;
 
-    if (work_check(&o->work, err) != 0)
+    if (work_settle(&o->work, &o->common, &job->terms, err) != 0)
         return err->code;
     rc = mp_catalog_open(&job->catalog, o->source, context, err);
     if (rc == 0 && job->catalog.problems.count > 0) {
@@ -188,6 +189,7 @@ static void release(repack_job *job)
     free(job->layers);
     free(job->ranks);
     free(job->command);
+    work_release(&job->terms);
 }
 
 /* ------------------------------------------------------------------------
@@ -221,7 +223,7 @@ static int run_repack(const void *values, mp_error *err)
     const repack_options *o = values;
     repack_job job = {.o = o};
     mp_context context;
-    const work_job work = {"repack",       &o->common,         &o->work, &context,
+    const work_job work = {"repack",       &o->common,         &o->work, &job.terms, &context,
                            &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
     int rc;
 
@@ -231,7 +233,7 @@ static int run_repack(const void *values, mp_error *err)
         rc = work_do(&work, err);
     if (rc == 0 && o->common.json && !o->work.dry_run)
         rc = print_json(work_json(&job.plan.work, o->work.out, &context), err);
-    if (rc == 0 && !o->work.dry_run)
+    if (rc == 0 && work_writes_out(&o->work, &job.terms))
         rc = report_errors(o, err);
     release(&job);
     return rc;
@@ -317,6 +319,8 @@ static const cmd_option options[] = {
     OPT_SIZE(0, "max-shard-size", "SIZE", repack_options, max_shard_size, 1, INT64_MAX,
              "begin another file of a rank beyond SIZE; left out: 5GB"),
     OPT_ZSTD(repack_options),
+    OPT_SHA256(repack_options),
+    OPT_SHARD(repack_options),
     OPT_FLAG(0, "resume", repack_options, work.resume, "continue an interrupted run"),
     OPT_FLAG(0, "force", repack_options, work.force,
              "replace a packed directory OUT, discard an interrupted run"),

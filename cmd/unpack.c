@@ -4,7 +4,6 @@
 #include "output.h"
 #include "progress.h"
 #include "work.h"
-#include "zstd.h"
 
 #include <moepack/pack.h>
 #include <stdlib.h>
@@ -21,6 +20,7 @@ typedef struct unpack_options {
 typedef struct unpack_job {
     const unpack_options *o;
     bool *layers;
+    work_terms terms;
     mp_unpack_plan plan;
 } unpack_job;
 
@@ -48,9 +48,11 @@ static int prepare(unpack_job *job, const mp_context *context, mp_error *err)
     mp_unpack_options options = {.max_shard_size = o->max_shard_size};
     int rc;
 
-    if (work_check(&o->work, err) != 0 ||
-        zstd_option(o->work.zstd, o->work.zstd_given, &options.zstd, err) != 0)
+    if (work_settle(&o->work, &o->common, &job->terms, err) != 0)
         return err->code;
+    options.zstd = job->terms.zstd;
+    options.part = job->terms.shard.part;
+    options.sha256 = o->work.sha256;
     rc = select_packed_layers(job, err);
     if (rc != 0)
         return rc;
@@ -69,7 +71,7 @@ static int run_unpack(const void *values, mp_error *err)
     const unpack_options *o = values;
     unpack_job job = {.o = o};
     mp_context context;
-    const work_job work = {"unpack",       &o->common,         &o->work, &context,
+    const work_job work = {"unpack",       &o->common,         &o->work, &job.terms, &context,
                            &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
     int rc;
 
@@ -81,6 +83,7 @@ static int run_unpack(const void *values, mp_error *err)
         rc = print_json(work_json(&job.plan.work, o->work.out, &context), err);
     mp_unpack_plan_release(&job.plan);
     free(job.layers);
+    work_release(&job.terms);
     return rc;
 }
 
@@ -95,6 +98,8 @@ static const cmd_option options[] = {
     OPT_SIZE(0, "max-shard-size", "SIZE", unpack_options, max_shard_size, 1, INT64_MAX,
              "begin another file beyond SIZE; left out: 5GB"),
     OPT_ZSTD(unpack_options),
+    OPT_SHA256(unpack_options),
+    OPT_SHARD(unpack_options),
     OPT_FLAG(0, "resume", unpack_options, work.resume, "continue an interrupted run"),
     OPT_FLAG(0, "force", unpack_options, work.force,
              "replace an unpacked checkpoint DIR, discard an interrupted run"),

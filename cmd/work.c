@@ -93,7 +93,12 @@ json_t *work_json(const mp_work *work, const char *out, const mp_context *contex
                      (json_int_t)work->num_units, "bytes_read", (json_int_t)work->bytes_read,
                      "bytes_written", (json_int_t)work->bytes_written, "peak_scratch",
                      (json_int_t)peak_scratch(work, context));
-    if (json && out && work->zstd && mp_compress_measure(out, context, &report, NULL) == 0)
+    if (json && work->part.count > 0) {
+        json_object_set_new(json, "part", json_integer(work->part.number));
+        json_object_set_new(json, "parts", json_integer(work->part.count));
+    }
+    if (json && out && work->zstd && work->part.count == 0 &&
+        mp_compress_measure(out, context, &report, NULL) == 0)
         json_object_set_new(json, "zstd", zstd_json(&report));
     return json;
 }
@@ -110,13 +115,19 @@ static double seconds_now(void)
 static void print_done(const work_job *job, double seconds)
 {
     const mp_work *work = job->work;
+    const mp_part *part = &work->part;
     mp_compress_report report;
     char size[SIZE_TEXT];
 
+    if (part->count > 0) {
+        fprintf(stderr, "moepack: %s: %s: part %u of %u in %.1f s\n", job->name, job->options->out,
+                part->number, part->count, seconds);
+        return;
+    }
     fprintf(stderr, "moepack: %s: %s: %zu file%s, %s in %.1f s", job->name, job->options->out,
             work->num_files, mp_plural(work->num_files), size_text(work->bytes_written, size),
             seconds);
-    if (!job->options->resume)
+    if (!job->options->resume && !job->terms->shard.finish)
         fprintf(stderr, " (%.2f GB/s)", (double)work->bytes_written / seconds / 1e9);
     fputc('\n', stderr);
     if (work->zstd && mp_compress_measure(job->options->out, job->context, &report, NULL) == 0)
@@ -132,13 +143,43 @@ int work_check(const work_options *o, mp_error *err)
     return 0;
 }
 
+int work_settle(const work_options *o, const common_options *common, work_terms *terms,
+                mp_error *err)
+{
+    *terms = (work_terms){0};
+    if (work_check(o, err) != 0 || zstd_option(o->zstd, o->zstd_given, &terms->zstd, err) != 0 ||
+        shard_parse(o->shard, &terms->shard, err) != 0)
+        return err->code;
+    if (o->shard && o->force)
+        return cmd_fail(err, MP_ERR_USAGE,
+                        "--shard and --force contradict each other: other parts may be at work");
+    if (terms->shard.part.count > 0)
+        terms->shard.part.how = terms->how = shard_how(&common->words);
+    return 0;
+}
+
+void work_release(work_terms *terms)
+{
+    free(terms->how);
+}
+
+bool work_writes_out(const work_options *o, const work_terms *terms)
+{
+    return !o->dry_run && terms->shard.part.count == 0;
+}
+
 static int run(const work_job *job, mp_error *err)
 {
     const work_options *o = job->options;
-    mp_run_mode mode = o->resume ? MP_RUN_RESUME : o->force ? MP_RUN_FORCE : MP_RUN_FRESH;
+    mp_run_mode mode = job->terms->shard.finish ? MP_RUN_FINISH
+                       : o->resume              ? MP_RUN_RESUME
+                       : o->force               ? MP_RUN_FORCE
+                                                : MP_RUN_FRESH;
     double begin = seconds_now();
     int rc = job->run(job->plan, o->out, mode, job->context, err);
 
+    if (rc == MP_ERR_CANCELLED && job->terms->shard.part.count > 0)
+        return cmd_fail(err, rc, "interrupted: the same command goes on with %s.partial", o->out);
     if (rc == MP_ERR_CANCELLED)
         return cmd_fail(err, rc, "interrupted: --resume goes on with %s.partial", o->out);
     if (rc != 0)

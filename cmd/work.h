@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "options.h"
+#include "shard.h"
 
 /* Prints `before` and the last part of a path, so that a file names no directory of this
  * machine. Nothing where path is null. */
@@ -31,6 +32,8 @@ typedef struct work_options {
     bool resume, force, dry_run;
     const char *zstd; /* null: auto, where it is given */
     bool zstd_given;
+    const char *shard; /* null: the whole run */
+    bool sha256;
 } work_options;
 
 /* --zstd[=LEVEL|auto] of a command whose options S have `work`. */
@@ -39,8 +42,26 @@ typedef struct work_options {
                "compress each file as it is finished: 1 to 22, or auto", \
                .flags = OPT_OPTIONAL_VALUE, .given = offsetof(S, work.zstd_given))
 
+/* --shard and --sha256 of such a command. */
+#define OPT_SHARD(S)                              \
+    OPT_STRING(0, "shard", "PART", S, work.shard, \
+               "do one of several parts: I/N, auto, or finish to put them together")
+#define OPT_SHA256(S) OPT_FLAG(0, "sha256", S, work.sha256, "write SHA256SUMS too")
+
+/* What the options come to. */
+typedef struct work_terms {
+    int zstd;
+    shard_choice shard;
+    char *how; /* that shard.part points to; owned */
+} work_terms;
+
 /* MP_ERR_USAGE for options that contradict each other, and for no OUT. */
 int work_check(const work_options *o, mp_error *err);
+
+/* The same, and reads what has to be read. */
+int work_settle(const work_options *o, const common_options *common, work_terms *terms,
+                mp_error *err);
+void work_release(work_terms *terms);
 
 /* Runs the plan into OUT; as mp_plan_run (pack.h). */
 typedef int work_run(const void *plan, const char *out, mp_run_mode mode, const mp_context *context,
@@ -51,6 +72,7 @@ typedef struct work_job {
     const char *name; /* of the command */
     const common_options *common;
     const work_options *options;
+    const work_terms *terms;
     const mp_context *context;
     const mp_work *work;
     const mp_problems *warnings;
@@ -61,6 +83,9 @@ typedef struct work_job {
 /* Prints warnings and the plan as the options say; unless they say so only, runs it, and prints
  * what was done. */
 int work_do(const work_job *job, mp_error *err);
+
+/* Whether OUT is there once the run has ended, to be looked at. */
+bool work_writes_out(const work_options *o, const work_terms *terms);
 
 /* Files, units, bytes and memory as JSON and, of an `out` that is written (else null) and was
  * compressed, what that gained; null without memory. */

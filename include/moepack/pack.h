@@ -51,6 +51,8 @@ typedef struct mp_repack_options {
     const bool *ranks;       /* [ep], null: all */
     uint64_t max_shard_size; /* 0: 5 GB */
     int zstd;                /* how shards are compressed; 0: not at all */
+    mp_part part;            /* of the run; zeroed: all of it */
+    bool sha256;             /* write SHA256SUMS too */
     const char *drop;        /* "bias,input_scale": what of an expert to leave behind where the
                                 target cannot carry it; null: nothing */
     const char *command;     /* for the manifest; paths already cut to their last part */
@@ -105,6 +107,8 @@ typedef struct mp_unpack_options {
     const bool *layers;      /* [manifest.num_layers], null: all */
     uint64_t max_shard_size; /* 0: 5 GB */
     int zstd;                /* how shards are compressed; 0: not at all */
+    mp_part part;            /* of the run; zeroed: all of it */
+    bool sha256;             /* write SHA256SUMS too */
 } mp_unpack_options;
 
 typedef struct mp_unpack_plan {
@@ -148,6 +152,8 @@ typedef struct mp_quantize_options {
     const bool *layers;      /* [catalog.num_layers], null: all; others stay as they are */
     uint64_t max_shard_size; /* 0: 5 GB */
     int zstd;                /* how shards are compressed; 0: not at all */
+    mp_part part;            /* of the run; zeroed: all of it */
+    bool sha256;             /* write SHA256SUMS too */
     const char *drop;        /* "bias,input_scale": of an expert, left behind; null: nothing */
     const char *command;     /* for the report; paths already cut to their last part */
 } mp_quantize_options;

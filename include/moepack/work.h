@@ -38,6 +38,14 @@ typedef struct mp_out_file {
     uint32_t num_tensors;
 } mp_out_file;
 
+/* One of the processes, on one machine or many, that share a run. Each does its part of the units,
+ * which it finds from the plan alone; then one finishes the run (MP_RUN_FINISH). */
+typedef struct mp_part {
+    uint32_t number; /* 1 .. count */
+    uint32_t count;  /* 0: the run is not in parts */
+    const char *how; /* a line that is kept with the part, for who finishes; null: none */
+} mp_part;
+
 /* What is to be written: every file with its header, every tensor with its place, and how
  * many units of work fill them. */
 typedef struct mp_work {
@@ -54,6 +62,8 @@ typedef struct mp_work {
     uint64_t scratch_bytes; /* of one thread */
     bool lossless;          /* no unit requantizes */
     int zstd;               /* files become path.zst as they are finished */
+    mp_part part;           /* of the units, that a run does */
+    bool sha256;            /* SHA256SUMS is written too */
 } mp_work;
 
 /* What to do about output that is there already. */
@@ -61,8 +71,46 @@ typedef enum mp_run_mode {
     MP_RUN_FRESH,  /* refuse OUT and OUT.partial */
     MP_RUN_RESUME, /* continue OUT.partial, if there is one and it is of the same plan;
                       nothing where OUT is complete and of the same plan */
-    MP_RUN_FORCE   /* discard OUT.partial; replace OUT, if it is a packed directory */
+    MP_RUN_FORCE,  /* discard OUT.partial; replace OUT, if it is a packed directory */
+    MP_RUN_FINISH  /* do no units: put the parts in OUT.partial together, digest what none of them
+                      could, and make it OUT; nothing where OUT is complete and of the same plan.
+                      MP_ERR_CHECK, naming it, for a part that is not done */
 } mp_run_mode;
+
+/* A run in parts goes on with what is there of its part, whatever the mode but MP_RUN_FORCE, which
+ * is MP_ERR_USAGE: it would discard the other parts. Where parts are finished, and OUT is there,
+ * nothing is left to do. */
+
+/* Whether a directory is what a run leaves: it holds moepack.json, or the report of another
+ * command. */
+bool mp_run_is_whole(const char *dir);
+
+/* Sets *how, malloc'ed, to the mp_part.how of a run in parts, by the first part that has one; to
+ * null where none has, so that whoever is to finish the run has to know how.
+ * MP_ERR_CHECK where there is no OUT.partial. */
+int mp_part_how(const char *out, char **how, mp_error *err);
+
+/* Renames OUT.partial to OUT where nothing but that is left to do: all is there, and no journal.
+ * MP_ERR_CHECK where it is not so; MP_ERR_IO. */
+int mp_run_publish(const char *out, mp_error *err);
+
+/* ------------------------------------------------------------------------
+ * Digests for others
+ *
+ * SHA256SUMS in a directory is what `sha256sum -c` reads: a line for every file below it but
+ * itself, sorted by name. Symbolic links are followed.
+ */
+
+#define MP_SUMS_NAME "SHA256SUMS"
+
+/* Writes it. context: may be null. MP_ERR_INPUT for a name with a line feed; MP_ERR_IO. */
+int mp_checksums_write(const char *dir, const mp_context *context, mp_error *err);
+
+/* Holds a directory against it: files that differ, are missing, or are not in it, are problems.
+ * files: set to how many it lists.
+ * MP_ERR_INPUT for a line that is none of its; MP_ERR_IO. */
+int mp_checksums_check(const char *dir, const mp_context *context, mp_problems *problems,
+                       uint64_t *files, mp_error *err);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -5,6 +5,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "run/parts.h"
 #include "run/sidecar.h"
 #include "run/terms.h"
 
@@ -18,6 +19,7 @@
 
 #define JOURNAL_LIMIT (1u << 30)
 #define BEGIN         "begin\n"
+#define HOW           "how "
 #define LINE_SIZE     192 /* of a unit or tensor: seven numbers, or a digest */
 
 int mp_progress_init(mp_progress_state *state, const mp_work *work, mp_error *err)
@@ -48,7 +50,8 @@ void mp_progress_release(mp_progress_state *state)
  * The head
  */
 
-/* Malloc'ed; null without memory. The level of compression is no term, but one run has one. */
+/* Up to "how" or "begin", malloc'ed; null without memory. The level of compression is no term, but
+ * one run has one. */
 static char *make_head(const mp_work *work, const char *terms)
 {
     char level[16];
@@ -56,21 +59,47 @@ static char *make_head(const mp_work *work, const char *terms)
 
     mp_hex_digest_of(terms, strlen(terms), hex);
     snprintf(level, sizeof level, "%d", work->zstd);
-    return mp_format("journal 2 %s\n%szstd %s\n" BEGIN, hex, terms,
+    return mp_format("journal 2 %s\n%szstd %s\n", hex, terms,
                      work->zstd > 0               ? level
                      : work->zstd == MP_ZSTD_AUTO ? "auto"
                                                   : "none");
 }
 
-/* Names what differs in the heads of two journals, each up to "begin". */
-static int report_difference(const char *had, const char *want, mp_error *err)
+/* Where what is done begins; null where the head is not whole. */
+static char *find_body(char *text)
 {
-    const char *of_journal = strchr(had, '\n'), *of_run = strchr(want, '\n');
+    char *begin = strstr(text, "\n" BEGIN);
+
+    return begin ? begin + strlen("\n" BEGIN) : NULL;
+}
+
+/* Whether a journal's text begins with a head. */
+static bool has_head(const char *text, const char *head)
+{
+    size_t n = strlen(head);
+
+    return strncmp(text, head, n) == 0 && (strncmp(text + n, BEGIN, strlen(BEGIN)) == 0 ||
+                                           strncmp(text + n, HOW, strlen(HOW)) == 0);
+}
+
+/* Names what differs in the head of a journal, which is cut off behind it, and another head. */
+static int report_difference(char *had, const char *want, const mp_part *part, const char *dir,
+                             mp_error *err)
+{
+    char *end = strstr(had, "\n" HOW);
     mp_term a = {had, (int)strcspn(had, "\n")}, b = {want, (int)strcspn(want, "\n")};
 
+    if (!end)
+        end = strstr(had, "\n" BEGIN);
+    end[1] = '\0';
     /* The first lines have the digests: they differ where anything does, and tell the least. */
-    if (of_journal && strncmp(had, want, strlen("journal 2 ")) == 0)
-        mp_terms_differ(of_journal + 1, of_run + 1, &a, &b);
+    if (strncmp(had, want, strlen("journal 2 ")) == 0)
+        mp_terms_differ(had + a.length + 1, want + b.length + 1, &a, &b);
+    if (part)
+        return mp_fail(err, MP_ERR_INPUT,
+                       "%s: part %" PRIu32 " of %" PRIu32 " is of a run on other terms: it has "
+                       "\"%.*s\", this one has \"%.*s\"; remove it to start anew",
+                       dir, part->number, part->count, a.length, a.text, b.length, b.text);
     return mp_fail(err, MP_ERR_INPUT,
                    "cannot resume: the interrupted run had \"%.*s\", this one has \"%.*s\"; start "
                    "anew with --force",
@@ -154,36 +183,58 @@ static uint64_t read_lines(char *text, const mp_work *work, mp_progress_state *s
  * The file
  */
 
-static int begin(mp_journal *journal, mp_error *err)
+/* The whole head, malloc'ed; null without memory. */
+static char *whole_head(const char *head, const char *how)
 {
-    journal->size = strlen(journal->head);
-    if (mp_file_resize(journal->fd, journal->path, 0, err) != 0 ||
-        mp_pwrite_all(journal->fd, journal->head, journal->size, 0, journal->path, err) != 0)
-        return err->code;
-    return mp_file_sync(journal->fd, journal->path, err);
+    return mp_format("%s%s%s%s" BEGIN, head, how ? HOW : "", how ? how : "", how ? "\n" : "");
 }
 
-static int load(mp_journal *journal, const mp_work *work, mp_progress_state *state, mp_error *err)
+static int begin(mp_journal *journal, mp_error *err)
 {
-    size_t length = strlen(journal->head);
+    char *head = whole_head(journal->head, journal->how);
+    int rc = head ? mp_file_resize(journal->fd, journal->path, 0, err) : mp_fail_memory(err);
+
+    if (rc == 0) {
+        journal->size = strlen(head);
+        rc = mp_pwrite_all(journal->fd, head, journal->size, 0, journal->path, err);
+    }
+    free(head);
+    return rc ? rc : mp_file_sync(journal->fd, journal->path, err);
+}
+
+/* Takes over how the run was begun, as the journal has it. */
+static int take_how(mp_journal *journal, const char *had, mp_error *err)
+{
+    const char *line = had + strlen(journal->head);
+
+    free(journal->how);
+    journal->how = NULL;
+    if (strncmp(line, HOW, strlen(HOW)) != 0)
+        return 0;
+    line += strlen(HOW);
+    journal->how = strndup(line, strcspn(line, "\n"));
+    return journal->how ? 0 : mp_fail_memory(err);
+}
+
+static int load(mp_journal *journal, const char *dir, const mp_work *work, const mp_part *part,
+                mp_progress_state *state, mp_error *err)
+{
     char *had = NULL, *body;
     int rc = mp_read_text(journal->path, JOURNAL_LIMIT, &had, NULL, err);
 
     if (rc != 0)
         return rc;
-    body = strstr(had, "\n" BEGIN);
+    body = find_body(had);
     if (!body) {
         journal->fresh = true;
         rc = begin(journal, err);
+    } else if (!has_head(had, journal->head)) {
+        rc = report_difference(had, journal->head, part, dir, err);
     } else {
-        body += strlen("\n" BEGIN);
-        if ((size_t)(body - had) != length || memcmp(had, journal->head, length) != 0) {
-            *body = '\0';
-            rc = report_difference(had, journal->head, err);
-        } else {
-            journal->size = length + read_lines(body, work, state);
+        rc = take_how(journal, had, err);
+        journal->size = (uint64_t)(body - had) + read_lines(body, work, state);
+        if (rc == 0)
             rc = mp_file_resize(journal->fd, journal->path, journal->size, err);
-        }
     }
     free(had);
     return rc;
@@ -198,37 +249,89 @@ int mp_journal_restart(mp_journal *journal, const mp_work *work, mp_progress_sta
 }
 
 /* Locks the open journal against other processes. */
-static int lock(const mp_journal *journal, const char *dir, mp_error *err)
+static int lock(mp_journal *journal, const char *dir, mp_error *err)
 {
     /* Any other failure is that of a file system without locks. */
-    if (flock(journal->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    journal->busy = flock(journal->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (journal->busy)
         return mp_fail(err, MP_ERR_IO, "%s: another process is at work there", dir);
     return 0;
 }
 
-int mp_journal_open(mp_journal *journal, const char *dir, const mp_work *work, const char *terms,
-                    mp_progress_state *state, mp_error *err)
+int mp_journal_open(mp_journal *journal, const char *dir, const mp_work *work, const mp_part *part,
+                    const char *terms, mp_progress_state *state, mp_error *err)
 {
+    char name[MP_PART_NAME_MAX] = MP_JOURNAL_NAME;
+    bool in_parts = part && part->count > 0;
     int rc = 0;
 
-    *journal = (mp_journal){
-        .fd = -1, .path = mp_path_join(dir, MP_JOURNAL_NAME), .head = make_head(work, terms)};
-    if (!journal->path || !journal->head)
+    if (in_parts)
+        mp_part_journal(part->number, part->count, name);
+    *journal =
+        (mp_journal){.fd = -1, .path = mp_path_join(dir, name), .head = make_head(work, terms)};
+    if (in_parts && part->how && !(journal->how = strdup(part->how)))
+        rc = mp_fail_memory(err);
+    if (rc == 0 && (!journal->path || !journal->head))
         rc = mp_fail_memory(err);
     if (rc == 0)
         rc = mp_open_write(journal->path, &journal->fd, err);
     if (rc == 0)
         rc = lock(journal, dir, err);
     if (rc == 0)
-        rc = load(journal, work, state, err);
-    if (rc != 0)
+        rc = load(journal, dir, work, in_parts ? part : NULL, state, err);
+    if (rc != 0) {
+        bool busy = journal->busy;
+
         mp_journal_close(journal);
+        journal->busy = busy;
+    }
     return rc;
 }
 
-int mp_journal_check_free(const char *dir, mp_error *err)
+int mp_journal_compare(const mp_journal *own, const char *dir, const mp_part *other, bool *wrote,
+                       mp_error *err)
 {
-    mp_journal journal = {.fd = -1, .path = mp_path_join(dir, MP_JOURNAL_NAME)};
+    char name[MP_PART_NAME_MAX], *text = NULL, *body;
+    char *path = mp_path_join(dir, mp_part_journal(other->number, other->count, name));
+    int rc = 0;
+
+    *wrote = false;
+    if (!path)
+        return mp_fail_memory(err);
+    if (mp_path_exists(path)) /* or it has been taken back meanwhile */
+        rc = mp_read_text(path, JOURNAL_LIMIT, &text, NULL, err);
+    body = text ? find_body(text) : NULL;
+    if (body) {
+        *wrote = strncmp(body, "unit ", 5) == 0 || strstr(body, "\nunit ");
+        if (!has_head(text, own->head))
+            rc = report_difference(text, own->head, other, dir, err);
+    }
+    free(path);
+    free(text);
+    return rc;
+}
+
+int mp_journal_how(const char *dir, const char *name, char **how, mp_error *err)
+{
+    char *path = mp_path_join(dir, name), *text = NULL, *line;
+    int rc = path ? mp_read_text(path, JOURNAL_LIMIT, &text, NULL, err) : mp_fail_memory(err);
+
+    *how = NULL;
+    line = rc == 0 && find_body(text) ? strstr(text, "\n" HOW) : NULL;
+    if (line && line < find_body(text)) {
+        line += strlen("\n" HOW);
+        *how = strndup(line, strcspn(line, "\n"));
+        if (!*how)
+            rc = mp_fail_memory(err);
+    }
+    free(path);
+    free(text);
+    return rc;
+}
+
+int mp_journal_check_free(const char *dir, const char *name, mp_error *err)
+{
+    mp_journal journal = {.fd = -1, .path = mp_path_join(dir, name)};
     int rc = journal.path ? 0 : mp_fail_memory(err);
 
     if (rc == 0 && mp_path_exists(journal.path)) {
@@ -246,6 +349,7 @@ void mp_journal_close(mp_journal *journal)
         close(journal->fd);
     free(journal->path);
     free(journal->head);
+    free(journal->how);
     *journal = (mp_journal){.fd = -1};
 }
 
@@ -286,4 +390,53 @@ int mp_journal_tensor(mp_journal *journal, const mp_progress_state *state, size_
     print_tensor(line, output, state->digest[output]);
     strcat(line, "\n");
     return append(journal, line, strlen(line), err);
+}
+
+/* Prints all that is done. */
+static void print_state(const mp_work *work, const mp_progress_state *state, FILE *f)
+{
+    char line[LINE_SIZE];
+
+    for (uint64_t u = 0; u < work->num_units; u++) {
+        if (!state->unit_done[u])
+            continue;
+        print_unit(line, u, state->stats ? &state->stats[u] : NULL);
+        fprintf(f, "%s\n", line);
+    }
+    for (uint64_t t = 0; t < work->num_outputs; t++) {
+        if (!state->tensor_done[t])
+            continue;
+        print_tensor(line, t, state->digest[t]);
+        fprintf(f, "%s\n", line);
+    }
+}
+
+int mp_journal_write(const char *dir, const mp_work *work, const char *terms, const char *how,
+                     const mp_progress_state *state, mp_error *err)
+{
+    char *path = mp_path_join(dir, MP_JOURNAL_NAME), *new = mp_path_join(dir, MP_JOURNAL_NEW);
+    char *begins = make_head(work, terms), *head = begins ? whole_head(begins, how) : NULL;
+    char *text = NULL;
+    size_t length;
+    FILE *f = path && new &&head ? open_memstream(&text, &length) : NULL;
+    int rc = f ? 0 : mp_fail_memory(err);
+
+    if (f) {
+        fputs(head, f);
+        print_state(work, state, f);
+        if (fclose(f) != 0)
+            rc = mp_fail_memory(err);
+    }
+    if (rc == 0)
+        rc = mp_write_file(new, text, length, err);
+    if (rc == 0 && rename(new, path) != 0)
+        rc = mp_fail_errno(err, errno, "cannot rename \"%s\"", new);
+    if (rc == 0)
+        rc = mp_dir_sync(dir, err);
+    free(path);
+    free(new);
+    free(begins);
+    free(head);
+    free(text);
+    return rc;
 }

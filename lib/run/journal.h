@@ -2,7 +2,8 @@
 /* run/journal.h - what of an interrupted run is done.
  *
  * A text file in the partial directory. It begins with "journal 2" and the digest of the terms
- * of the run, then come the terms (run/terms.h), the level of compression, and "begin". Behind
+ * of the run, then come the terms (run/terms.h), the level of compression, how a
+ * part was started, and "begin". Behind
  * that, a line a finished unit ("unit 17", with its requantization error in hex floats where there
  * is any) or digested tensor ("tensor 4 <hex>"). A line counts when it is whole, so a torn end is
  * no harm. */
@@ -14,6 +15,7 @@
 #include "run/work.h"
 
 #define MP_JOURNAL_NAME "journal"
+#define MP_JOURNAL_NEW  "journal.new" /* until it is whole */
 
 /* What is done; arrays are owned. */
 typedef struct mp_progress_state {
@@ -31,23 +33,38 @@ typedef struct mp_journal {
     int fd;
     char *path;
     uint64_t size;
-    char *head; /* up to and with "begin" */
+    char *head; /* up to "how" or "begin" */
+    char *how;  /* mp_part.how of who began it; null: none */
     bool fresh; /* nothing in it when it was opened */
+    bool busy;  /* not opened: another process has it */
 } mp_journal;
 
 /* Opens the journal in a directory, locked against other processes, and fills state from
  * it. A new or torn-headed journal begins anew. MP_ERR_INPUT when its terms are not
- * these, naming the first that differs; MP_ERR_IO when another process holds it. */
-int mp_journal_open(mp_journal *journal, const char *dir, const mp_work *work, const char *terms,
-                    mp_progress_state *state, mp_error *err);
+ * these, naming the first that differs; MP_ERR_IO when another process holds it.
+ * part: whose it is; null or with a count of 0 for a run that is not in parts. */
+int mp_journal_open(mp_journal *journal, const char *dir, const mp_work *work, const mp_part *part,
+                    const char *terms, mp_progress_state *state, mp_error *err);
 void mp_journal_close(mp_journal *journal);
+
+/* MP_ERR_INPUT where the journal of another part, if it has begun, has other terms.
+ * wrote: set to whether it has finished units. */
+int mp_journal_compare(const mp_journal *own, const char *dir, const mp_part *other, bool *wrote,
+                       mp_error *err);
+
+/* Sets *how, malloc'ed, to the mp_part.how in a journal; to null where there is none. */
+int mp_journal_how(const char *dir, const char *name, char **how, mp_error *err);
+
+/* Writes the journal of a run that is not in parts: durable, and there as a whole or not. */
+int mp_journal_write(const char *dir, const mp_work *work, const char *terms, const char *how,
+                     const mp_progress_state *state, mp_error *err);
 
 /* Forgets, durably, that anything is done. */
 int mp_journal_restart(mp_journal *journal, const mp_work *work, mp_progress_state *state,
                        mp_error *err);
 
-/* MP_ERR_IO when another process holds the journal in a directory. */
-int mp_journal_check_free(const char *dir, mp_error *err);
+/* MP_ERR_IO when another process holds a journal in a directory. */
+int mp_journal_check_free(const char *dir, const char *name, mp_error *err);
 
 /* Appends and syncs lines for these units, whose data is durable. */
 int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const uint64_t *units,

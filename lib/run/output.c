@@ -114,11 +114,12 @@ int mp_outputs_sync_dirs(const mp_outputs *outputs, const char *dir, mp_error *e
  * Files
  */
 
-int mp_outputs_check(mp_outputs *outputs, const char *dir, bool *whole, mp_error *err)
+int mp_outputs_check(mp_outputs *outputs, const char *dir, const mp_out_file **missing,
+                     mp_error *err)
 {
     const mp_work *work = outputs->work;
 
-    *whole = true;
+    *missing = NULL;
     for (size_t f = 0; f < work->num_files; f++) {
         char *path = mp_path_join(dir, work->files[f].path);
         struct stat st;
@@ -129,7 +130,8 @@ int mp_outputs_check(mp_outputs *outputs, const char *dir, bool *whole, mp_error
         free(path);
         if (!there && mp_outputs_look_compressed(outputs, f, dir, err) != 0)
             return err->code;
-        *whole &= there || outputs->compressed[f];
+        if (!there && !outputs->compressed[f] && !*missing)
+            *missing = &work->files[f];
     }
     return 0;
 }
@@ -228,11 +230,17 @@ int mp_outputs_write(mp_outputs *outputs, const mp_out_tensor *out, uint64_t off
         return rc;
     /* Only now: a sync that took the mark before the write would not have made it durable. */
     __atomic_store_n(&outputs->dirty[out->file], true, __ATOMIC_RELEASE);
+    __atomic_fetch_add(&digest->written, n, __ATOMIC_RELAXED);
     if (__atomic_load_n(&digest->next, __ATOMIC_ACQUIRE) != offset)
         return 0;
     mp_digest_update(&digest->stream, data, n);
     __atomic_store_n(&digest->next, offset + n, __ATOMIC_RELEASE);
     return 0;
+}
+
+bool mp_outputs_wrote(const mp_outputs *outputs, const mp_out_tensor *out)
+{
+    return __atomic_load_n(&digest_of(outputs, out)->written, __ATOMIC_RELAXED) == out->bytes;
 }
 
 int mp_outputs_digest(mp_outputs *outputs, const mp_out_tensor *out, void *buffer, size_t size,

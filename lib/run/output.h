@@ -11,7 +11,8 @@
  * written once each, so only one thread at a time can be the one with the next ones. */
 typedef struct mp_tensor_digest {
     mp_digest_stream stream;
-    uint64_t next; /* atomic: bytes digested; the byte that is wanted next */
+    uint64_t next;    /* atomic: bytes digested; the byte that is wanted next */
+    uint64_t written; /* atomic: bytes of it that this process has written */
 } mp_tensor_digest;
 
 typedef struct mp_outputs {
@@ -27,8 +28,10 @@ typedef struct mp_outputs {
 int mp_outputs_init(mp_outputs *outputs, const mp_work *work, mp_error *err);
 void mp_outputs_release(mp_outputs *outputs);
 
-/* Whether every file is there, at its full size or, finished, compressed. */
-int mp_outputs_check(mp_outputs *outputs, const char *dir, bool *whole, mp_error *err);
+/* Whether every file is there, at its full size or, finished, compressed. missing: set to the
+ * first that is not, or to null. */
+int mp_outputs_check(mp_outputs *outputs, const char *dir, const mp_out_file **missing,
+                     mp_error *err);
 
 /* Creates or opens every file below a directory, at its full size, header written; with the
  * directories that their paths name. */
@@ -45,6 +48,9 @@ int mp_outputs_begin_stage(mp_outputs *outputs, uint32_t stage, mp_error *err);
  * ones. */
 int mp_outputs_write(mp_outputs *outputs, const mp_out_tensor *out, uint64_t offset,
                      const void *data, uint64_t n, mp_error *err);
+
+/* Whether this process has written the whole of a tensor. */
+bool mp_outputs_wrote(const mp_outputs *outputs, const mp_out_tensor *out);
 
 /* Makes everything durable whose write has returned before the call. */
 int mp_outputs_sync(mp_outputs *outputs, mp_error *err);

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "run/journal.h"
+#include "run/parts.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -22,10 +23,48 @@ char *mp_without_slashes(const char *path)
     return strndup(path, length);
 }
 
+/* That no process is at work in the directory. */
+static int check_free(const char *partial, const mp_parts *parts, mp_error *err)
+{
+    char name[MP_PART_NAME_MAX];
+    int rc = mp_journal_check_free(partial, MP_JOURNAL_NAME, err);
+
+    for (size_t i = 0; rc == 0 && i < parts->num; i++)
+        rc = mp_journal_check_free(partial, mp_part_journal(parts->numbers[i], parts->count, name),
+                                   err);
+    return rc;
+}
+
+/* Takes the partial directory that is there, or removes it, as the mode says. */
+static int take_partial(const char *out, const char *partial, mp_run_mode mode, mp_error *err)
+{
+    mp_parts parts;
+    int rc = mode == MP_RUN_FRESH ? 0 : mp_parts_list(partial, &parts, err);
+
+    if (mode == MP_RUN_FRESH)
+        return mp_fail(err, MP_ERR_USAGE,
+                       "\"%s\" is there from an interrupted run: --resume continues it, --force "
+                       "starts anew",
+                       partial);
+    if (rc != 0)
+        return rc;
+    if (mode == MP_RUN_RESUME && parts.num > 0)
+        rc = mp_fail(err, MP_ERR_USAGE,
+                     "\"%s\" is there from a run in %u parts: go on with them by --shard, and then "
+                     "with 'moepack finish %s'",
+                     partial, parts.count, out);
+    if (mode == MP_RUN_FORCE)
+        rc = check_free(partial, &parts, err);
+    if (rc == 0 && mode == MP_RUN_FORCE)
+        rc = mp_remove_tree(partial, err);
+    mp_parts_release(&parts);
+    return rc;
+}
+
 int mp_partial_prepare(const mp_job *job, const char *out, const char *partial, mp_run_mode mode,
                        mp_error *err)
 {
-    bool out_there = mp_path_exists(out), partial_there = mp_path_exists(partial);
+    bool out_there = mp_path_exists(out);
 
     if (out_there && mode != MP_RUN_FORCE)
         return mp_fail(err, MP_ERR_USAGE,
@@ -35,14 +74,26 @@ int mp_partial_prepare(const mp_job *job, const char *out, const char *partial, 
     if (out_there && !job->is_whole(out))
         return mp_fail(err, MP_ERR_USAGE, "\"%s\" exists and is not %s: not replaced", out,
                        job->kind);
-    if (partial_there && mode == MP_RUN_FRESH)
-        return mp_fail(err, MP_ERR_USAGE,
-                       "\"%s\" is there from an interrupted run: --resume continues it, --force "
-                       "starts anew",
-                       partial);
-    if (partial_there && mode == MP_RUN_FORCE &&
-        (mp_journal_check_free(partial, err) != 0 || mp_remove_tree(partial, err) != 0))
+    if (mp_path_exists(partial) && take_partial(out, partial, mode, err) != 0)
         return err->code;
+    return mp_make_dir(partial, err);
+}
+
+int mp_partial_join(const mp_job *job, const char *out, const char *partial, mp_error *err)
+{
+    char *whole = mp_path_join(partial, MP_JOURNAL_NAME);
+    bool alone = whole && mp_path_exists(whole);
+
+    free(whole);
+    if (!whole)
+        return mp_fail_memory(err);
+    if (mp_path_exists(out))
+        return mp_fail(err, MP_ERR_USAGE, "\"%s\" exists and is not %s: choose another name", out,
+                       job->kind);
+    if (alone)
+        return mp_fail(err, MP_ERR_USAGE,
+                       "\"%s\" is there from a run that is not in parts, or is being finished",
+                       partial);
     return mp_make_dir(partial, err);
 }
 
@@ -56,7 +107,7 @@ int mp_partial_clear(const mp_job *job, const char *partial, mp_error *err)
     for (const struct dirent *entry; rc == 0 && (entry = readdir(stream));) {
         char *path;
 
-        if (!job->owns(entry->d_name))
+        if (!job->owns(entry->d_name) && strcmp(entry->d_name, MP_SUMS_NAME) != 0)
             continue;
         path = mp_path_join(partial, entry->d_name);
         rc = path ? mp_remove_tree(path, err) : mp_fail_memory(err);

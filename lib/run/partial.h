@@ -13,6 +13,11 @@ char *mp_without_slashes(const char *path);
 int mp_partial_prepare(const mp_job *job, const char *out, const char *partial, mp_run_mode mode,
                        mp_error *err);
 
+/* Makes the directory `partial`, or takes the one that is there, for a part of a run.
+ * MP_ERR_USAGE for an `out` that is there, and a `partial` that is of a run not in parts, or that
+ * is being finished. */
+int mp_partial_join(const mp_job *job, const char *out, const char *partial, mp_error *err);
+
 /* Removes what a run with other terms left there: files that this one would not overwrite. */
 int mp_partial_clear(const mp_job *job, const char *partial, mp_error *err);
 

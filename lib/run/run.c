@@ -9,6 +9,8 @@
 #include "run/journal.h"
 #include "run/output.h"
 #include "run/partial.h"
+#include "run/parts.h"
+#include "run/sums.h"
 #include "run/terms.h"
 
 #include <errno.h>
@@ -20,15 +22,20 @@
 #define SYNC_BYTES   (512u << 20) /* data that one batch of syncs makes durable */
 #define DIGEST_BYTES (256u << 10) /* buffer that tensors are digested through */
 
-/* What the parts of a run share. */
+/* What the steps of a run share. */
 typedef struct run {
     const mp_job *job;
     const mp_work *work; /* of the job */
     const mp_context *context;
+    mp_run_mode mode;
     char *out;     /* without slashes at the end */
     char *partial; /* OUT.partial */
     char *terms;
+    uint64_t begin, end; /* units that this process may do */
+    uint64_t bytes;      /* that they write */
+    bool others_wrote;   /* to the files: they must not be made again */
     mp_outputs outputs;
+    mp_sums sums;
     mp_journal journal;
     mp_progress_state state;
     uint64_t *units; /* [work->stage_units] to do in the stage at hand */
@@ -42,6 +49,12 @@ typedef struct run {
     bool sync_failed; /* a system reports lost pages once: nothing is durable for sure any more */
     uint64_t bytes_done; /* for progress */
 } run;
+
+/* Whether this process does a part only, whoever does the others. */
+static bool is_part(const run *r)
+{
+    return r->work->part.count > 0 && r->mode != MP_RUN_FINISH;
+}
 
 /* ------------------------------------------------------------------------
  * Making units durable
@@ -96,7 +109,7 @@ static bool note_unit(run *r, uint64_t unit)
     sync = r->pending_bytes >= SYNC_BYTES && !r->syncing;
     r->syncing |= sync;
     if (r->context && r->context->progress)
-        r->context->progress(r->context->progress_user, r->bytes_done, r->work->bytes_written);
+        r->context->progress(r->context->progress_user, r->bytes_done, r->bytes);
     pthread_mutex_unlock(&r->lock);
     return sync;
 }
@@ -135,6 +148,8 @@ static int do_digest(void *user, uint64_t index, void *scratch, mp_error *err)
 
     if (r->state.tensor_done[o])
         return 0;
+    if (is_part(r) && !mp_outputs_wrote(&r->outputs, &r->work->outputs[o]))
+        return 0; /* others fill it too, or an earlier process has: who finishes reads it */
     if (mp_outputs_digest(&r->outputs, &r->work->outputs[o], scratch, DIGEST_BYTES, &digest, err) !=
         0)
         return err->code;
@@ -146,15 +161,28 @@ static int do_digest(void *user, uint64_t index, void *scratch, mp_error *err)
     return rc;
 }
 
-/* Units of a stage that are left to do, in the job's order; returns how many. */
+/* Units of a stage that are left for this process to do, in the job's order; returns how many. */
 static uint64_t list_units(run *r, uint32_t stage)
 {
     size_t all = r->job->units(r->job->plan, stage, r->units), left = 0;
 
     for (size_t i = 0; i < all; i++)
-        if (!r->state.unit_done[r->units[i]])
+        if (r->units[i] >= r->begin && r->units[i] < r->end && !r->state.unit_done[r->units[i]])
             r->units[left++] = r->units[i];
     return left;
+}
+
+/* What follows once the tensors of a stage are digested, if the files are this process's own. */
+static int end_stage(run *r, uint32_t stage, mp_error *err)
+{
+    int rc = 0;
+
+    if (mp_outputs_finishes(&r->outputs, stage)) {
+        rc = make_durable(r, err);
+        if (rc == 0)
+            rc = mp_outputs_compress(&r->outputs, stage, r->partial, r->context, err);
+    }
+    return rc ? rc : mp_sums_advance(&r->sums, &r->outputs, stage, r->partial, r->context, err);
 }
 
 /* A stage's digests are taken right behind its units, while its pages are in memory. */
@@ -162,17 +190,18 @@ static int run_stage(run *r, uint32_t stage, mp_error *err)
 {
     size_t outputs;
     digest_job digests = {r, mp_outputs_of_stage(&r->outputs, stage, &outputs)};
-    int rc = mp_outputs_begin_stage(&r->outputs, stage, err);
+    uint64_t units = list_units(r, stage);
+    int rc = 0;
 
+    if (is_part(r) && units == 0)
+        return 0;
+    rc = mp_outputs_begin_stage(&r->outputs, stage, err);
     if (rc == 0)
-        rc = mp_parallel(r->context, list_units(r, stage), r->work->scratch_bytes, do_unit, r, err);
+        rc = mp_parallel(r->context, units, r->work->scratch_bytes, do_unit, r, err);
     if (rc == 0)
         rc = mp_parallel(r->context, outputs, DIGEST_BYTES, do_digest, &digests, err);
-    if (rc == 0 && mp_outputs_finishes(&r->outputs, stage)) {
-        rc = make_durable(r, err);
-        if (rc == 0)
-            rc = mp_outputs_compress(&r->outputs, stage, r->partial, r->context, err);
-    }
+    if (rc == 0 && !is_part(r))
+        rc = end_stage(r, stage, err);
     if (rc == 0)
         mp_outputs_forget_stage(&r->outputs, stage);
     return rc;
@@ -196,30 +225,39 @@ static int run_stages(run *r, mp_error *err)
  */
 
 /* Opens all files. The journal is only relied on when they are as it left them: it is
- * restarted before they get their size, for then it could not be told any more. */
+ * restarted before they get their size, for then it could not be told any more. Of a file that
+ * others had written to nobody could tell. */
 static int open_files(run *r, mp_error *err)
 {
-    bool whole;
+    const mp_out_file *missing;
 
-    if (r->journal.fresh && mp_partial_clear(r->job, r->partial, err) != 0)
+    if (r->journal.fresh && !is_part(r) && mp_partial_clear(r->job, r->partial, err) != 0)
         return err->code;
-    if (mp_outputs_check(&r->outputs, r->partial, &whole, err) != 0)
+    if (mp_outputs_check(&r->outputs, r->partial, &missing, err) != 0)
         return err->code;
-    if (!whole) {
+    if (missing && r->others_wrote)
+        return mp_fail(err, MP_ERR_INPUT,
+                       "%s: \"%s\" is missing or cut off, and parts have written to it: remove the "
+                       "directory to start anew",
+                       r->partial, missing->path);
+    if (missing) {
         memset(r->outputs.compressed, 0, r->work->num_files * sizeof *r->outputs.compressed);
         if (mp_journal_restart(&r->journal, r->work, &r->state, err) != 0)
             return err->code;
     }
     if (mp_outputs_open(&r->outputs, r->partial, err) != 0)
         return err->code;
-    for (uint64_t u = 0; u < r->work->num_units; u++)
-        if (r->state.unit_done[u])
-            r->bytes_done += r->job->unit_bytes(r->job->plan, u);
+    for (uint64_t u = r->begin; u < r->end; u++) {
+        uint64_t bytes = r->job->unit_bytes(r->job->plan, u);
+
+        r->bytes += bytes;
+        r->bytes_done += r->state.unit_done[u] ? bytes : 0;
+    }
     return 0;
 }
 
 /* Writes what is not tensors, removes the journal, and lets OUT be seen. */
-static int finish(run *r, mp_run_mode mode, mp_error *err)
+static int finish(run *r, mp_error *err)
 {
     char *journal = mp_path_join(r->partial, MP_JOURNAL_NAME);
     int rc = journal ? 0 : mp_fail_memory(err);
@@ -228,12 +266,14 @@ static int finish(run *r, mp_run_mode mode, mp_error *err)
         rc = r->job->finish(r->job->plan, &r->state, r->partial, err);
     if (rc == 0)
         rc = mp_outputs_sync_dirs(&r->outputs, r->partial, err);
+    if (rc == 0 && r->work->sha256)
+        rc = mp_sums_write(&r->sums, r->partial, r->context, err);
     if (rc == 0 && unlink(journal) != 0)
         rc = mp_fail_errno(err, errno, "cannot remove \"%s\"", journal);
     if (rc == 0)
         rc = mp_dir_sync(r->partial, err);
     if (rc == 0)
-        rc = mp_partial_publish(r->out, r->partial, mode, err);
+        rc = mp_partial_publish(r->out, r->partial, r->mode, err);
     free(journal);
     return rc;
 }
@@ -244,6 +284,7 @@ static int init_run(run *r, const char *out, mp_error *err)
 
     pthread_mutex_init(&r->lock, NULL);
     r->journal.fd = -1;
+    r->end = work->num_units;
     r->out = mp_without_slashes(out);
     r->partial = r->out ? mp_format("%s.partial", r->out) : NULL;
     r->units = mp_alloc(work->stage_units, sizeof *r->units);
@@ -251,7 +292,8 @@ static int init_run(run *r, const char *out, mp_error *err)
     if (!r->partial || !r->units || !r->pending)
         return mp_fail_memory(err);
     if (mp_terms_text(r->job, &r->terms, err) != 0 ||
-        mp_outputs_init(&r->outputs, work, err) != 0 || mp_progress_init(&r->state, work, err) != 0)
+        mp_outputs_init(&r->outputs, work, err) != 0 || mp_sums_init(&r->sums, work, err) != 0 ||
+        mp_progress_init(&r->state, work, err) != 0)
         return err->code;
     r->state.terms = r->terms;
     return 0;
@@ -260,6 +302,7 @@ static int init_run(run *r, const char *out, mp_error *err)
 static void release_run(run *r)
 {
     mp_outputs_release(&r->outputs);
+    mp_sums_release(&r->sums);
     mp_journal_close(&r->journal);
     mp_progress_release(&r->state);
     pthread_mutex_destroy(&r->lock);
@@ -270,41 +313,158 @@ static void release_run(run *r)
     free(r->pending);
 }
 
-/* Everything between a prepared directory and the published one. */
-static int run_all(run *r, mp_run_mode mode, mp_error *err)
+/* Everything between an open journal and closed files. */
+static int write_files(run *r, mp_error *err)
 {
     int rc = open_files(r, err);
 
+    if (rc == 0 && is_part(r))
+        mp_parts_mark(&r->outputs, &r->work->part);
     if (rc == 0)
         rc = run_stages(r, err);
+    return rc ? rc : mp_outputs_close(&r->outputs, err);
+}
+
+/* A run, or what is left of one. */
+static int run_whole(run *r, mp_error *err)
+{
+    int rc = mp_partial_prepare(r->job, r->out, r->partial, r->mode, err);
+
     if (rc == 0)
-        rc = mp_outputs_close(&r->outputs, err);
+        rc = mp_journal_open(&r->journal, r->partial, r->work, NULL, r->terms, &r->state, err);
+    if (rc != 0)
+        return rc;
+    rc = write_files(r, err);
     if (rc == 0)
-        rc = finish(r, mode, err);
+        rc = finish(r, err);
     if (rc != 0 && rc != MP_ERR_IO && rc != MP_ERR_CANCELLED)
         mp_remove_tree(r->partial, NULL); /* it would fail again */
     return rc;
 }
 
+/* ------------------------------------------------------------------------
+ * In parts
+ */
+
+/* The first unit and that behind the last of this part. */
+static int find_units(run *r, mp_error *err)
+{
+    const mp_part *part = &r->work->part;
+    uint64_t *bounds = mp_alloc((uint64_t)part->count + 1, sizeof *bounds);
+    int rc = bounds ? mp_parts_bounds(r->job, part->count, bounds, err) : mp_fail_memory(err);
+
+    if (rc == 0) {
+        r->begin = bounds[part->number - 1];
+        r->end = bounds[part->number];
+    }
+    free(bounds);
+    return rc;
+}
+
+static int run_part(run *r, mp_error *err)
+{
+    const mp_part *part = &r->work->part;
+    int rc = mp_partial_join(r->job, r->out, r->partial, err);
+
+    if (rc == 0)
+        rc = mp_journal_open(&r->journal, r->partial, r->work, part, r->terms, &r->state, err);
+    if (rc != 0)
+        return rc;
+    rc = mp_parts_check_others(r->partial, part, &r->journal, &r->others_wrote, err);
+    if (rc != 0 && r->journal.fresh)
+        unlink(r->journal.path); /* or it would be in the way of the others */
+    if (rc == 0)
+        rc = find_units(r, err);
+    if (rc == 0)
+        rc = write_files(r, err);
+    if (rc == 0)
+        rc = mp_outputs_sync_dirs(&r->outputs, r->partial, err);
+    return rc ? rc : mp_dir_sync(r->partial, err);
+}
+
+static int check_all_done(run *r, mp_error *err)
+{
+    for (uint32_t stage = 0; stage < r->work->num_stages; stage++)
+        if (list_units(r, stage) > 0)
+            return mp_fail(err, MP_ERR_USAGE,
+                           "\"%s\" is there from an interrupted run that is not in parts: --resume "
+                           "continues it",
+                           r->partial);
+    return 0;
+}
+
+/* What the parts have become is an interrupted run, of which all units are done. */
+static int run_finish(run *r, mp_error *err)
+{
+    int rc = 0;
+
+    if (mp_path_exists(r->out))
+        return mp_fail(err, MP_ERR_USAGE, "\"%s\" exists, and \"%s\" too: remove one of them",
+                       r->out, r->partial);
+    rc = mp_parts_join(r->partial, r->job, r->terms, err);
+    if (rc == 0)
+        rc = mp_journal_open(&r->journal, r->partial, r->work, NULL, r->terms, &r->state, err);
+    if (rc == 0)
+        rc = check_all_done(r, err);
+    r->others_wrote = true;
+    if (rc == 0)
+        rc = write_files(r, err);
+    return rc ? rc : finish(r, err);
+}
+
+/* ------------------------------------------------------------------------
+ * The call
+ */
+
+/* OUT is there, and was made on the terms of the run: at most sums are missing. */
+static int check_done(const run *r, mp_error *err)
+{
+    char *sums = mp_path_join(r->out, MP_SUMS_NAME);
+    int rc = sums ? mp_terms_check_compressed(r->out, r->work, err) : mp_fail_memory(err);
+
+    if (rc == 0)
+        rc = r->job->check_done(r->job->plan, r->out, r->terms, err);
+    if (rc == 0 && r->work->sha256 && !mp_path_exists(sums))
+        rc = mp_sums_write(NULL, r->out, r->context, err);
+    free(sums);
+    return rc;
+}
+
+static int check_part(const run *r, mp_error *err)
+{
+    const mp_part *part = &r->work->part;
+
+    if (part->count > 0 && (part->number < 1 || part->number > part->count))
+        return mp_fail(err, MP_ERR_USAGE, "there is no part %u of %u", part->number, part->count);
+    if (part->count > 0 && r->mode == MP_RUN_FORCE)
+        return mp_fail(err, MP_ERR_USAGE,
+                       "a part cannot start anew what others may be at: remove \"%s\"", r->partial);
+    if (r->mode == MP_RUN_FINISH && !mp_path_exists(r->out) && !mp_path_exists(r->partial))
+        return mp_fail(err, MP_ERR_CHECK, "no part has begun: there is no \"%s\"", r->partial);
+    return 0;
+}
+
 int mp_job_run(const mp_job *job, const char *out, mp_run_mode mode, const mp_context *context,
                mp_error *err)
 {
-    run r = {.job = job, .work = job->work, .context = context};
+    run r = {.job = job, .work = job->work, .context = context, .mode = mode};
     int rc = init_run(&r, out, err);
 
-    if (rc == 0 && mode == MP_RUN_RESUME && job->is_whole(r.out)) {
-        rc = mp_terms_check_compressed(r.out, r.work, err);
-        if (rc == 0)
-            rc = job->check_done(job->plan, r.out, r.terms, err);
-        release_run(&r);
-        return rc;
+    if (rc == 0)
+        rc = check_part(&r, err);
+    if (rc == 0) {
+        bool go_on = mode == MP_RUN_RESUME || is_part(&r) ||
+                     (mode == MP_RUN_FINISH && !mp_path_exists(r.partial));
+
+        if (go_on && job->is_whole(r.out))
+            rc = check_done(&r, err);
+        else if (is_part(&r))
+            rc = run_part(&r, err);
+        else if (mode == MP_RUN_FINISH)
+            rc = run_finish(&r, err);
+        else
+            rc = run_whole(&r, err);
     }
-    if (rc == 0)
-        rc = mp_partial_prepare(job, r.out, r.partial, mode, err);
-    if (rc == 0)
-        rc = mp_journal_open(&r.journal, r.partial, job->work, r.terms, &r.state, err);
-    if (rc == 0)
-        rc = run_all(&r, mode, err);
     release_run(&r);
     return rc;
 }

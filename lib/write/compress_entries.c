@@ -3,7 +3,6 @@
  * them. */
 #include "write/compress.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <moepack/artifact.h>
 #include <stdlib.h>
@@ -12,12 +11,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/tree.h"
 #include "checkpoint/shard.h"
 #include "pack/manifest.h"
 #include "run/sidecar.h"
 
 #define SHARD_SUFFIX ".safetensors"
-#define DEPTH_MAX    8 /* of directories: links may lead in circles */
 
 /* As index.c takes what has no index: a hidden file is no shard. */
 static bool is_shard(const char *path)
@@ -59,64 +58,21 @@ static int add(mp_entries *entries, char *path, uint64_t bytes, bool decompress,
     return entry->out ? 0 : mp_fail_memory(err);
 }
 
-static int walk(mp_entries *entries, const char *dir, const char *below, unsigned depth,
-                bool decompress, mp_error *err);
+typedef struct listing {
+    mp_entries *entries;
+    bool decompress;
+} listing;
 
-/* path: below dir; taken over. */
-static int visit(mp_entries *entries, const char *dir, char *path, unsigned depth, bool decompress,
-                 mp_error *err)
+/* The sums that are there are of files as they were. */
+static int visit(void *user, const char *path, uint64_t bytes, mp_error *err)
 {
-    struct stat st;
-    char *whole = mp_path_join(dir, path);
-    int rc = 0;
+    const listing *list = user;
+    char *copy;
 
-    if (!whole)
-        rc = mp_fail_memory(err);
-    else if (stat(whole, &st) != 0)
-        rc = mp_fail_errno(err, errno, "cannot look at \"%s\"", whole);
-    else if (S_ISDIR(st.st_mode) && depth == DEPTH_MAX)
-        rc = mp_fail(err, MP_ERR_INPUT, "%s: directories over %u deep", path, DEPTH_MAX);
-    else if (S_ISDIR(st.st_mode))
-        rc = walk(entries, dir, path, depth + 1, decompress, err);
-    else if (!S_ISREG(st.st_mode))
-        rc = mp_fail(err, MP_ERR_INPUT, "%s: not a regular file", path);
-    free(whole);
-    if (rc == 0 && S_ISREG(st.st_mode))
-        return add(entries, path, (uint64_t)st.st_size, decompress, err);
-    free(path);
-    return rc;
-}
-
-/* below: a path inside dir; "" for dir itself. */
-static int walk(mp_entries *entries, const char *dir, const char *below, unsigned depth,
-                bool decompress, mp_error *err)
-{
-    char *path = mp_path_join(dir, below);
-    DIR *stream = path ? opendir(path) : NULL;
-    int rc = 0;
-
-    if (!path)
-        return mp_fail_memory(err);
-    if (!stream)
-        rc = mp_fail_errno(err, errno, "cannot open directory \"%s\"", path);
-    free(path);
-    while (rc == 0) {
-        errno = 0;
-        const struct dirent *entry = readdir(stream);
-
-        if (!entry) {
-            if (errno != 0)
-                rc = mp_fail_errno(err, errno, "cannot list \"%s\"", dir);
-            break;
-        }
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        path = mp_path_join(below, entry->d_name);
-        rc = path ? visit(entries, dir, path, depth, decompress, err) : mp_fail_memory(err);
-    }
-    if (stream)
-        closedir(stream);
-    return rc;
+    if (strcmp(path, MP_SUMS_NAME) == 0)
+        return 0;
+    copy = strdup(path);
+    return copy ? add(list->entries, copy, bytes, list->decompress, err) : mp_fail_memory(err);
 }
 
 /* By output, so that a shard that is there twice stands beside itself; the manifest last. */
@@ -133,7 +89,7 @@ int mp_entries_list(mp_entries *entries, const char *dir, bool decompress, mp_er
     size_t shards = 0;
 
     *entries = (mp_entries){0};
-    int rc = walk(entries, dir, "", 0, decompress, err);
+    int rc = mp_tree_files(dir, visit, &(listing){entries, decompress}, err);
     if (rc != 0)
         return rc;
     if (entries->count > 1)

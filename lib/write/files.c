@@ -94,6 +94,8 @@ static int make_files(mp_plan *plan, uint32_t rank, uint64_t first, mp_error *er
     snprintf(number, sizeof number, "%u", rank);
     snprintf(ep, sizeof ep, "%u", plan->options.ep);
     plan->work.zstd = plan->options.zstd;
+    plan->work.part = plan->options.part;
+    plan->work.sha256 = plan->options.sha256;
     return mp_work_files(&plan->work, first, mp_rank_name(rank, dir), plan->options.max_shard_size,
                          metadata, sizeof metadata / sizeof metadata[0] / 2, err);
 }

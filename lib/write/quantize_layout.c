@@ -280,6 +280,8 @@ static int add_outputs(entries *all, mp_error *err)
             *e->place = (uint32_t)i;
     }
     work->zstd = plan->options.zstd;
+    work->part = plan->options.part;
+    work->sha256 = plan->options.sha256;
     return mp_work_files(work, 0, NULL, plan->options.max_shard_size,
                          own ? (const char *const *)ckpt->metadata : usual,
                          own ? ckpt->num_metadata : 1, err);

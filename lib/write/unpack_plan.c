@@ -215,6 +215,8 @@ static int add_tensors(mp_unpack_plan *plan, const listed *list, uint64_t count,
             return err->code;
     }
     work->zstd = plan->options.zstd;
+    work->part = plan->options.part;
+    work->sha256 = plan->options.sha256;
     return mp_work_files(work, 0, NULL, plan->options.max_shard_size, metadata, 1, err);
 }
 

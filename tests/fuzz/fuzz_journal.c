@@ -83,7 +83,7 @@ static bool open_journal(const mp_plan *plan, mp_progress_state *state, uint64_t
 
     require(mp_progress_init(state, &plan->work, &err) == 0, err.message);
     require(mp_terms_text(&job, &terms, &err) == 0, err.message);
-    opened = mp_journal_open(&journal, dir, &plan->work, terms, state, &err) == 0;
+    opened = mp_journal_open(&journal, dir, &plan->work, NULL, terms, state, &err) == 0;
     free(terms);
     if (!opened)
         require_message(&err);

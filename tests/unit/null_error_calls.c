@@ -530,6 +530,31 @@ CALL(mp_compress)
     return mp_compress(MISSING, MISSING "/out", &options, MP_RUN_FRESH, NULL, NULL, err);
 }
 
+CALL(mp_part_how)
+{
+    char *how;
+
+    return mp_part_how(MISSING "/out", &how, err);
+}
+
+CALL(mp_run_publish)
+{
+    return mp_run_publish(MISSING "/out", err);
+}
+
+CALL(mp_checksums_write)
+{
+    return mp_checksums_write(MISSING, NULL, err);
+}
+
+CALL(mp_checksums_check)
+{
+    mp_problems problems = {0};
+    uint64_t files;
+
+    return mp_checksums_check(MISSING, NULL, &problems, &files, err);
+}
+
 CALL(mp_compress_measure)
 {
     mp_compress_report report;
@@ -613,6 +638,10 @@ const failing_call failing_calls[] = {
     ROW(mp_quantize_plan_run),
     ROW(mp_compress),
     ROW(mp_compress_measure),
+    ROW(mp_part_how),
+    ROW(mp_run_publish),
+    ROW(mp_checksums_write),
+    ROW(mp_checksums_check),
     ROW(mp_quantize_errors),
     ROW(mp_synth),
     ROW(mp_verify),

@@ -78,7 +78,7 @@ static int open_journal(void)
     mp_progress_release(&state);
     cr_assert_eq(mp_progress_init(&state, &plan.work, &err), 0);
     err = (mp_error){0};
-    rc = mp_journal_open(&journal, dir, &plan.work, terms, &state, &err);
+    rc = mp_journal_open(&journal, dir, &plan.work, NULL, terms, &state, &err);
     free(terms);
     return rc;
 }
@@ -534,18 +534,18 @@ Test(journal, is_one_process_alone)
     expect_opens_journal();
     terms = terms_of_plan();
     cr_assert_eq(mp_progress_init(&others, &plan.work, &err), 0);
-    cr_assert_eq(mp_journal_open(&other, dir, &plan.work, terms, &others, &err), MP_ERR_IO);
+    cr_assert_eq(mp_journal_open(&other, dir, &plan.work, NULL, terms, &others, &err), MP_ERR_IO);
     snprintf(message, sizeof message, "%s: another process is at work there", dir);
     cr_assert_str_eq(err.message, message);
     cr_assert_eq(other.fd, -1);
-    cr_assert_eq(mp_journal_check_free(dir, &err), MP_ERR_IO);
+    cr_assert_eq(mp_journal_check_free(dir, "journal", &err), MP_ERR_IO);
     cr_assert_str_eq(err.message, message);
     mp_journal_close(&journal);
-    cr_assert_eq(mp_journal_check_free(dir, &err), 0);
-    cr_assert_eq(mp_journal_open(&other, dir, &plan.work, terms, &others, &err), 0);
+    cr_assert_eq(mp_journal_check_free(dir, "journal", &err), 0);
+    cr_assert_eq(mp_journal_open(&other, dir, &plan.work, NULL, terms, &others, &err), 0);
     mp_journal_close(&other);
     free(terms);
     mp_progress_release(&others);
     unlink(in_dir("journal"));
-    cr_assert_eq(mp_journal_check_free(dir, &err), 0, "none there is free");
+    cr_assert_eq(mp_journal_check_free(dir, "journal", &err), 0, "none there is free");
 }
