@@ -48,6 +48,14 @@ int mp_threads(const mp_context *context)
     return context->threads < THREADS_MAX ? context->threads : THREADS_MAX;
 }
 
+mp_context mp_alone(const mp_context *context)
+{
+    mp_context alone = context ? *context : (mp_context){0};
+
+    alone.threads = 1;
+    return alone;
+}
+
 bool mp_cancelled(const mp_context *context)
 {
     return context && context->cancel && __atomic_load_n(context->cancel, __ATOMIC_ACQUIRE) != 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Compressed files: finding their frames, reading anywhere through a cache, reading in order.
+/* Compressed files: finding their frames, and reading anywhere through a cache.
  *
  * A thread holds one frame of the cache while it copies from it and none while it waits for
  * another, so that waiting ends. Whoever misses a frame first decodes it, without the lock; who
@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/zstd_stream.h"
 
 #define BLOCK_HEAD     3
 #define BLOCK_RLE      1
@@ -165,6 +166,8 @@ typedef struct slot {
 struct mp_frame_cache {
     pthread_mutex_t lock;
     pthread_cond_t changed;
+    bool in_order;         /* files that are not seekable are read too */
+    mp_zstd_passes passes; /* of these */
     uint64_t bytes, limit; /* of content */
     uint64_t clock;
     size_t num_slots;
@@ -198,6 +201,7 @@ void mp_frame_cache_free(mp_frame_cache *cache)
         return;
     for (size_t i = 0; i < cache->num_slots; i++)
         free(cache->slots[i].content);
+    mp_zstd_passes_release(&cache->passes);
     pthread_mutex_destroy(&cache->lock);
     pthread_cond_destroy(&cache->changed);
     free(cache);
@@ -292,29 +296,33 @@ static int read_part(const mp_zstd_file *file, mp_frame_cache *cache, size_t fra
     return rc;
 }
 
-/* The beginning of a file that is not seekable. */
-static int read_head(const mp_zstd_file *file, uint64_t offset, uint64_t n, void *buffer,
-                     mp_error *err)
+void mp_frame_cache_read_in_order(mp_frame_cache *cache)
 {
-    mp_zstd_stream *stream = NULL;
-    size_t got = 0;
+    cache->in_order = true;
+}
 
+/* Of a file that is not seekable: its beginning, or anything where all is read in order. */
+static int read_in_order(mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset, uint64_t n,
+                         void *buffer, mp_error *err)
+{
+    mp_zstd_passes first = {0};
+    int rc;
+
+    if (cache && cache->in_order) {
+        pthread_mutex_lock(&cache->lock);
+        rc = mp_zstd_passes_read(&cache->passes, file, offset, n, buffer, err);
+        pthread_mutex_unlock(&cache->lock);
+        return rc;
+    }
     if (offset != 0)
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "compressed in frames over %llu MiB, which can only be read from the "
-                       "beginning: moepack decompress, or recompress it with moepack compress",
-                       (unsigned long long)(MP_FRAME_MAX >> 20));
-    int rc = mp_zstd_stream_open(&stream, file, err);
-    if (rc == 0)
-        rc = mp_zstd_stream_read(stream, buffer, n, &got, err);
-    if (rc == 0 && got < n)
-        rc = mp_fail(err, MP_ERR_INPUT, "holds %zu byte%s, less than its frames declare", got,
-                     mp_plural(got));
-    mp_zstd_stream_close(stream);
+        return mp_zstd_refuse_jump(err);
+    rc = mp_zstd_passes_read(&first, file, 0, n, buffer, err);
+    mp_zstd_passes_release(&first);
+    file->passes = 0; /* the header does not count */
     return rc;
 }
 
-int mp_zstd_file_read(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset, uint64_t n,
+int mp_zstd_file_read(mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset, uint64_t n,
                       void *buffer, mp_error *err)
 {
     const mp_frame *list = file->frames.list;
@@ -324,7 +332,7 @@ int mp_zstd_file_read(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t 
     if (n == 0)
         return 0;
     if (!file->seekable)
-        return read_head(file, offset, n, buffer, err);
+        return read_in_order(file, cache, offset, n, buffer, err);
     for (size_t i = mp_frames_find(&file->frames, offset); n > 0 && rc == 0; i++) {
         uint64_t begin = offset - list[i].content, left = list[i + 1].content - offset;
         uint64_t part = n < left ? n : left;
@@ -343,92 +351,24 @@ int mp_zstd_file_read(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t 
 void mp_zstd_file_forget(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset,
                          uint64_t n)
 {
+    const mp_frame *list = file->frames.list;
+
     if (!file->seekable || n == 0)
         return;
     size_t first = mp_frames_find(&file->frames, offset);
-    size_t last = mp_frames_find(&file->frames, offset + n - 1);
-    const mp_frame *list = file->frames.list;
-
+    size_t end = mp_frames_find(&file->frames, offset + n - 1);
+    first += list[first].content < offset;
+    end += list[end + 1].content == offset + n;
+    if (first >= end)
+        return;
     pthread_mutex_lock(&cache->lock);
     for (size_t i = 0; i < cache->num_slots; i++) {
         slot *s = &cache->slots[i];
 
-        if (s->file == file && s->frame >= first && s->frame <= last && s->users == 0)
+        if (s->file == file && s->frame >= first && s->frame < end && s->users == 0)
             drop(cache, s);
     }
     pthread_cond_broadcast(&cache->changed);
     pthread_mutex_unlock(&cache->lock);
-    mp_file_forget(file->fd, list[first].at, list[last + 1].at - list[first].at);
-}
-
-/* ------------------------------------------------------------------------
- * Streams
- */
-
-struct mp_zstd_stream {
-    const mp_zstd_file *file;
-    ZSTD_DCtx *context;
-    unsigned char *stored;
-    ZSTD_inBuffer in;
-    uint64_t at; /* in the file, behind `in` */
-    size_t hint; /* 0: between frames */
-};
-
-int mp_zstd_stream_open(mp_zstd_stream **stream, const mp_zstd_file *file, mp_error *err)
-{
-    mp_zstd_stream *s = *stream = mp_alloc_zeroed(1, sizeof *s);
-
-    if (!s)
-        return mp_fail_memory(err);
-    s->file = file;
-    s->context = ZSTD_createDCtx(); /* its limit of windows is MP_FRAME_WINDOW_MAX */
-    s->stored = mp_alloc(ZSTD_DStreamInSize(), 1);
-    s->in.src = s->stored;
-    return s->context && s->stored ? 0 : mp_fail_memory(err);
-}
-
-void mp_zstd_stream_close(mp_zstd_stream *stream)
-{
-    if (!stream)
-        return;
-    ZSTD_freeDCtx(stream->context);
-    free(stream->stored);
-    free(stream);
-}
-
-static int fill(mp_zstd_stream *s, mp_error *err)
-{
-    uint64_t left = s->file->stored - s->at;
-    size_t n = left < ZSTD_DStreamInSize() ? (size_t)left : ZSTD_DStreamInSize();
-    int rc = mp_pread_all(s->file->fd, s->stored, n, s->at, s->file->name, err);
-
-    s->at += n;
-    s->in.size = n;
-    s->in.pos = 0;
-    return rc;
-}
-
-int mp_zstd_stream_read(mp_zstd_stream *s, void *buffer, size_t n, size_t *got, mp_error *err)
-{
-    ZSTD_outBuffer out = {buffer, n, 0};
-    int rc = 0;
-
-    while (rc == 0 && out.pos < n) {
-        size_t before = out.pos;
-
-        if (s->in.pos == s->in.size && s->at < s->file->stored)
-            rc = fill(s, err);
-        bool ended = s->in.pos == s->in.size;
-        if (ended && s->hint == 0)
-            break;
-        if (rc == 0)
-            s->hint = ZSTD_decompressStream(s->context, &out, &s->in);
-        if (rc == 0 && ZSTD_isError(s->hint))
-            rc = mp_fail(err, MP_ERR_INPUT, "damaged before byte %llu of the file",
-                         (unsigned long long)s->at);
-        else if (rc == 0 && ended && out.pos == before && s->hint != 0)
-            rc = mp_fail(err, MP_ERR_INPUT, "cut off: the file ends inside a frame");
-    }
-    *got = out.pos;
-    return rc;
+    mp_file_forget(file->fd, list[first].at, list[end].at - list[first].at);
 }

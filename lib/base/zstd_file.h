@@ -5,7 +5,7 @@
  * Of a file whose frames are small enough any bytes are read by decoding the frames that hold
  * them, and no others; which is every file with a seek table that moepack has written, and any
  * other of which every frame says that it holds at most MP_FRAME_MAX. Others are read from
- * beginning to end.
+ * beginning to end (zstd_stream.h).
  */
 #ifndef MP_BASE_ZSTD_FILE_H
 #define MP_BASE_ZSTD_FILE_H
@@ -18,6 +18,7 @@ typedef struct mp_zstd_file {
     uint64_t stored;  /* bytes of the file */
     uint64_t content; /* bytes of the plain one */
     bool seekable;    /* frames lists all there are */
+    unsigned passes;  /* private: how often reading it has begun */
     mp_frames frames;
 } mp_zstd_file;
 
@@ -43,25 +44,17 @@ typedef struct mp_frame_cache mp_frame_cache;
 mp_frame_cache *mp_frame_cache_new(int threads);
 void mp_frame_cache_free(mp_frame_cache *cache);
 
-/* Reads content [offset, offset + n), which lies inside the file. Of a file that is not
- * seekable only its beginning; else MP_ERR_UNSUPPORTED. */
-int mp_zstd_file_read(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset, uint64_t n,
+/* Lets files that are not seekable be read too, by one thread from now on, and in ascending order
+ * by and large: what lies together may be read to and fro, and what lies apart side by side. */
+void mp_frame_cache_read_in_order(mp_frame_cache *cache);
+
+/* Reads content [offset, offset + n), which lies inside the file. Of a file that is not seekable
+ * only its beginning, unless it is read in order; else MP_ERR_UNSUPPORTED. */
+int mp_zstd_file_read(mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset, uint64_t n,
                       void *buffer, mp_error *err);
 
-/* Drops frames that hold these bytes, here and in the system's cache. */
+/* Drops frames that hold these bytes and no others, here and in the system's cache. */
 void mp_zstd_file_forget(const mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset,
                          uint64_t n);
-
-/* ------------------------------------------------------------------------
- * Reading in order
- */
-
-typedef struct mp_zstd_stream mp_zstd_stream;
-
-int mp_zstd_stream_open(mp_zstd_stream **stream, const mp_zstd_file *file, mp_error *err);
-void mp_zstd_stream_close(mp_zstd_stream *stream);
-
-/* The next bytes of the content; *got is less than n at its end only. */
-int mp_zstd_stream_read(mp_zstd_stream *stream, void *buffer, size_t n, size_t *got, mp_error *err);
 
 #endif

@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
-#include "base/zstd_file.h"
+#include "base/zstd_stream.h"
 #include "checkpoint/shard.h"
 
 #define LEVEL_OF_AUTO 1

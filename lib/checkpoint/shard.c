@@ -102,6 +102,16 @@ int mp_shard_read(const mp_shard *shard, struct mp_frame_cache *cache, uint64_t 
     return mp_pread_all(shard->fd, buffer, n, offset, shard->file, err);
 }
 
+bool mp_checkpoint_read_in_order(const mp_checkpoint *ckpt)
+{
+    for (size_t i = 0; i < ckpt->num_shards; i++)
+        if (ckpt->shards[i].zstd && !ckpt->shards[i].zstd->seekable) {
+            mp_frame_cache_read_in_order(ckpt->cache);
+            return true;
+        }
+    return false;
+}
+
 int mp_digest_tensor(const mp_checkpoint *ckpt, const mp_tensor *tensor, void *buffer, size_t size,
                      mp_digest *digest, mp_error *err)
 {

@@ -30,6 +30,10 @@ void mp_shard_release(mp_shard *shard);
 int mp_shard_read(const mp_shard *shard, struct mp_frame_cache *cache, uint64_t offset, uint64_t n,
                   void *buffer, mp_error *err);
 
+/* Whether a shard can only be read from its beginning. If so, all are from now on to be read by
+ * one thread, and that in ascending order: others have to be refused (zstd_file.h). */
+bool mp_checkpoint_read_in_order(const mp_checkpoint *ckpt);
+
 /* Digest of a whole tensor, through a buffer of `size` bytes. */
 int mp_digest_tensor(const mp_checkpoint *ckpt, const mp_tensor *tensor, void *buffer, size_t size,
                      mp_digest *digest, mp_error *err);

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/zstd_file.h"
+#include "checkpoint/shard.h"
 
 char *mp_packed_tensor_name(const mp_check *check, size_t layer, unsigned tensor)
 {
@@ -21,45 +22,69 @@ char *mp_packed_tensor_name(const mp_check *check, size_t layer, unsigned tensor
  * Files
  */
 
-static bool known_file(const void *user, const char *name)
+/* What a file that the manifest names is called: where that is not there, it may have been
+ * compressed since. Malloc'ed; null without memory. */
+static char *stored_name(const mp_rank *rank, const char *name)
 {
-    const mp_packed_rank *packed = user;
+    char *compressed = mp_format("%s" MP_ZSTD_SUFFIX, name);
+    char *plain_path = mp_path_join(rank->dir, name);
+    char *path = compressed ? mp_path_join(rank->dir, compressed) : NULL;
+    bool is_there = plain_path && path && !mp_path_exists(plain_path) && mp_path_exists(path);
+    char *stored = plain_path && path ? mp_format("%s", is_there ? compressed : name) : NULL;
 
-    if (strcmp(name, MP_INDEX_NAME) == 0)
-        return true;
-    for (size_t f = 0; f < packed->num_files; f++)
-        if (strcmp(name, packed->files[f].name) == 0)
-            return true;
-    return false;
+    free(compressed);
+    free(plain_path);
+    free(path);
+    return stored;
 }
 
-/* Opens one file where it has the right size and a well-formed header. */
-static int open_file(mp_rank *rank, mp_check *check, size_t f, mp_error *err)
+static bool known_file(const void *user, const char *name)
+{
+    const mp_rank *rank = user;
+    bool known = strcmp(name, MP_INDEX_NAME) == 0;
+
+    for (size_t f = 0; !known && f < rank->packed->num_files; f++) {
+        char *stored = stored_name(rank, rank->packed->files[f].name);
+
+        known = !stored || strcmp(name, stored) == 0;
+        free(stored);
+    }
+    return known;
+}
+
+static void report_size(mp_check *check, const mp_spot *spot, const mp_packed_file *file,
+                        uint64_t size)
+{
+    mp_fault_add(&check->faults, spot, "%s: %s: %" PRIu64 " byte%s, the manifest says %" PRIu64,
+                 file->name, size < file->size ? "truncated" : "too long", size, mp_plural(size),
+                 file->size);
+}
+
+/* Opens one file where it has the right size and a well-formed header. name: what it is called. */
+static int open_named(mp_rank *rank, mp_check *check, size_t f, const char *name, mp_error *err)
 {
     mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, rank->packed->rank);
     const mp_packed_file *file = &rank->packed->files[f];
+    bool as_named = strcmp(name, file->name) == 0, there;
+    mp_checkpoint *opened = &rank->files[f];
     uint64_t size;
-    bool there;
 
-    int rc = mp_check_file(check, &spot, rank->dir, file->name, &size, &there, err);
+    int rc = mp_check_file(check, &spot, rank->dir, name, &size, &there, err);
     if (rc != 0 || !there)
         return rc;
-    if (size != file->size) {
-        mp_fault_add(&check->faults, &spot,
-                     "%s: %s: %" PRIu64 " byte%s, the manifest says %" PRIu64, file->name,
-                     size < file->size ? "truncated" : "too long", size, mp_plural(size),
-                     file->size);
+    if (as_named && size != file->size) {
+        report_size(check, &spot, file, size);
         return 0;
     }
-    char *path = mp_path_join(rank->dir, file->name);
+    char *path = mp_path_join(rank->dir, name);
     if (!path)
         return mp_fail_memory(err);
-    rc = mp_checkpoint_open(&rank->files[f], path, NULL, err);
+    rc = mp_checkpoint_open(opened, path, NULL, err);
     free(path);
-    if (rc == 0 && rank->files[f].shards[0].zstd) {
-        rc = mp_zstd_file_check(rank->files[f].shards[0].zstd, err);
+    if (rc == 0 && opened->shards[0].zstd) {
+        rc = mp_zstd_file_check(opened->shards[0].zstd, err);
         if (rc == MP_ERR_INPUT)
-            mp_error_prefix(err, "%s", file->name);
+            mp_error_prefix(err, "%s", name);
     }
     if (rc == MP_ERR_INPUT) {
         mp_fault_add(&check->faults, &spot, "%s", err->message);
@@ -67,6 +92,17 @@ static int open_file(mp_rank *rank, mp_check *check, size_t f, mp_error *err)
     }
     rank->open[f] = rc == 0;
     check->report->files += rc == 0;
+    if (rc == 0 && !as_named && opened->shards[0].size != file->size)
+        report_size(check, &spot, file, opened->shards[0].size);
+    return rc;
+}
+
+static int open_file(mp_rank *rank, mp_check *check, size_t f, mp_error *err)
+{
+    char *name = stored_name(rank, rank->packed->files[f].name);
+    int rc = name ? open_named(rank, check, f, name, err) : mp_fail_memory(err);
+
+    free(name);
     return rc;
 }
 
@@ -332,7 +368,7 @@ static int check_files(mp_rank *rank, mp_check *check, mp_error *err)
     mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, rank->packed->rank);
     bool there;
 
-    int rc = mp_check_entries(check, &spot, rank->dir, known_file, rank->packed, &there, err);
+    int rc = mp_check_entries(check, &spot, rank->dir, known_file, rank, &there, err);
     if (rc != 0)
         return rc;
     if (!there) {

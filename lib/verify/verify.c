@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
+#include "checkpoint/shard.h"
 #include "verify/check.h"
 #include "verify/converted.h"
 #include "verify/exact.h"
@@ -83,20 +84,35 @@ static void count_tensors(const mp_check *check, const mp_rank *rank)
     }
 }
 
-/* exact: null where slots cannot be held against a source. */
+/* Whether one of the rank's files can only be read from its beginning. */
+static bool reads_in_order(const mp_rank *rank)
+{
+    bool in_order = false;
+
+    for (size_t f = 0; f < rank->packed->num_files; f++)
+        in_order |= rank->open[f] && mp_checkpoint_read_in_order(&rank->files[f]);
+    return in_order;
+}
+
+/* Tensors and slots are gone through as they lie in the files.
+ * exact: null where slots cannot be held against a source. */
 static int check_rank(mp_check *check, const mp_exact *exact, const mp_packed_rank *packed,
                       mp_error *err)
 {
+    const mp_context *context = check->context, alone = mp_alone(context);
     mp_rank rank;
 
     int rc = mp_rank_open(&rank, check, packed, err);
     if (rc == 0)
         count_tensors(check, &rank);
+    if (rc == 0 && reads_in_order(&rank))
+        check->context = &alone;
     if (rc == 0 && check->options->level > MP_VERIFY_STRUCTURE) {
         rc = mp_check_digests(check, &rank, err);
         if (rc == 0 && exact)
             rc = mp_check_exact(exact, check, &rank, err);
     }
+    check->context = context;
     mp_rank_release(&rank);
     return rc;
 }

@@ -4,7 +4,9 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/parallel.h"
 #include "base/words.h"
+#include "checkpoint/shard.h"
 #include "run/journal.h"
 #include "run/sidecar.h"
 #include "run/terms.h"
@@ -42,7 +44,50 @@ static int print_terms(const void *user, FILE *f, mp_error *err)
  * Units
  */
 
-/* A layer's units as they are numbered: the tensors of an expert lie close to each other. */
+/* The pieces of copy unit number `copy`: first[0] .. first[1]-1. */
+static const size_t *pieces_of(const mp_quantize_plan *plan, const mp_quantize_layer *layer,
+                               uint64_t index)
+{
+    return &plan->first_piece[layer->first_copy + index - layer->expert_units];
+}
+
+/* Where what a unit reads first lies in the source. */
+typedef struct origin {
+    uint64_t shard, offset, row;
+} origin;
+
+static origin origin_of(const mp_quantize_plan *plan, uint64_t number)
+{
+    const mp_quantize_layer *layer = mp_quantize_layer_of(plan, number);
+    uint64_t index = number - layer->first_unit;
+
+    if (index >= layer->expert_units) {
+        const mp_quantize_piece *piece = &plan->pieces[*pieces_of(plan, layer, index)];
+
+        return (origin){piece->from->shard, piece->from->offset + piece->offset, 0};
+    }
+    mp_quantize_unit unit = mp_quantize_unit_of(plan, layer, index);
+    const mp_matrix *matrix = &unit.expert->matrix[unit.projection];
+    const mp_tensor *weight = matrix->weight;
+    uint64_t slices = weight->rank > 2 ? weight->shape[0] : 1;
+
+    return (origin){weight->shard, weight->offset + weight->bytes / slices * matrix->slice,
+                    matrix->first};
+}
+
+static int origin_order(const void *a, const void *b, void *plan)
+{
+    origin x = origin_of(plan, *(const uint64_t *)a), y = origin_of(plan, *(const uint64_t *)b);
+
+    if (x.shard != y.shard)
+        return x.shard < y.shard ? -1 : 1;
+    if (x.offset != y.offset)
+        return x.offset < y.offset ? -1 : 1;
+    return (x.row > y.row) - (x.row < y.row);
+}
+
+/* A layer's units as they are numbered: the tensors of an expert lie close to each other. Where
+ * the source can only be read in order, in that order. */
 static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
 {
     const mp_quantize_plan *plan = user;
@@ -51,6 +96,8 @@ static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
 
     for (size_t i = 0; i < count; i++)
         units[i] = layer->first_unit + i;
+    if (mp_checkpoint_read_in_order(&plan->catalog->checkpoint))
+        qsort_r(units, count, sizeof *units, origin_order, (void *)plan);
     return count;
 }
 
@@ -62,13 +109,6 @@ static uint64_t bytes_of_matrix(const mp_quantize_plan *plan, const mp_quantize_
         if (unit->outputs[w] != UINT32_MAX)
             bytes += plan->work.outputs[unit->outputs[w]].bytes;
     return bytes;
-}
-
-/* The pieces of copy unit number `copy`: first[0] .. first[1]-1. */
-static const size_t *pieces_of(const mp_quantize_plan *plan, const mp_quantize_layer *layer,
-                               uint64_t index)
-{
-    return &plan->first_piece[layer->first_copy + index - layer->expert_units];
 }
 
 static uint64_t unit_bytes(const void *user, uint64_t number)
@@ -160,6 +200,8 @@ int mp_quantize_plan_run(const mp_quantize_plan *plan, const char *out, mp_run_m
         .kind = "a requantized checkpoint",
         .owns = owns,
     };
+    const mp_context alone = mp_alone(context);
+    bool in_order = mp_checkpoint_read_in_order(&plan->catalog->checkpoint);
 
-    return mp_job_run(&job, out, mode, context, err);
+    return mp_job_run(&job, out, mode, in_order ? &alone : context, err);
 }

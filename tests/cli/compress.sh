@@ -158,6 +158,57 @@ assert_status 0
 moepack compress "$fixtures/qwen3-bf16" -o b -q
 same a b
 
+it "quantizes shards that zstd wrote, going through them in order"
+for family in deepseek_v3 gpt_oss llama4; do
+    moepack synth --family $family --hidden 640 --intermediate 384 --experts 11 --layers 3 \
+        --top-k 2 -o plain -q
+    mkdir one
+    cp plain/*.json one/
+    for file in plain/*.safetensors; do
+        # shellcheck disable=SC2002
+        cat "$file" | zstd -qc >"one/$(basename "$file").zst"
+    done
+    for format in mxfp4 nvfp4; do
+        moepack quantize plain --format $format --max-shard-size 3MB -o a -q >/dev/null
+        run moepack quantize one --format $format --max-shard-size 3MB -o b -q
+        assert_status 0
+        assert_stderr ''
+        sed -i '/"command"/d' a/moepack-quantize.json b/moepack-quantize.json
+        same a b
+        rm -rf a b
+    done
+    rm -rf plain one
+done
+
+it "verifies a pack that zstd compressed"
+moepack synth --family deepseek_v4 --hidden 640 --intermediate 384 --experts 30 --layers 4 \
+    --top-k 2 -o plain -q
+moepack repack plain -t megamoe-w4a8 --ep 1 -q -o packed
+cp -r packed one
+zstd -q --rm one/rank-000/*.safetensors
+run moepack verify one --level exact --source plain
+assert_status 0
+run moepack inspect one
+assert_status 0
+run moepack unpack one -o back -q
+assert_status 5
+assert_stderr_has 'moepack decompress, or recompress it with moepack compress'
+cp one/rank-000/*.zst damaged
+file=$(echo one/rank-000/*.zst)
+printf '\xff\xff\xff' | dd of="$file" bs=1 seek=9000000 conv=notrunc status=none
+run moepack verify one
+assert_status 1
+assert_stdout_has 'rank 0, layers.'
+zstd -dcq damaged | head -c 20000000 | zstd -qc >"$file"
+run moepack verify one
+assert_status 1
+assert_stdout_has 'ends at data byte 23270400, the file holds 19995904'
+cp damaged "$file"
+cp packed/rank-000/*.safetensors one/rank-000
+run moepack verify one
+assert_status 1
+assert_stdout_has 'rank 0: model-00001-of-00001.safetensors.zst: the manifest does not name it'
+
 it "goes on after being killed at any call"
 moepack repack "$fixtures/v4-fp4" -o packed -q -t megamoe-w4a8 --ep 5
 moepack compress packed -o wanted -q

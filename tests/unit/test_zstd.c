@@ -10,7 +10,7 @@
 #include <zstd.h>
 
 #include "base/file.h"
-#include "base/zstd_file.h"
+#include "base/zstd_stream.h"
 
 #define CONTENT 1997
 
@@ -288,5 +288,72 @@ Test(zstd, frames_of_unknown_size_are_read_in_order)
     cr_assert_eq(memcmp(got, s.content, 1000), 0);
     cr_assert_eq(mp_zstd_file_read(&file, NULL, 1, 1000, got, &err), MP_ERR_UNSUPPORTED);
     mp_zstd_file_release(&file);
+    close(fd);
+}
+
+#define LONG_CONTENT ((size_t)24000011)
+
+/* One frame of LONG_CONTENT bytes that does not say so. */
+static int long_frame(unsigned char *content)
+{
+    size_t room = ZSTD_compressBound(LONG_CONTENT);
+    unsigned char *bytes = malloc(room);
+    ZSTD_CCtx *context = ZSTD_createCCtx();
+    ZSTD_outBuffer out = {bytes, room, 0};
+    ZSTD_inBuffer in = {content, LONG_CONTENT, 0};
+    uint32_t x = 54321;
+
+    for (size_t i = 0; i < LONG_CONTENT; i++) {
+        x = x * 1664525 + 1013904223;
+        content[i] = (unsigned char)(x >> 28 | i / 65536 << 4);
+    }
+    ZSTD_CCtx_setParameter(context, ZSTD_c_contentSizeFlag, 0);
+    cr_assert_eq(ZSTD_compressStream2(context, &out, &in, ZSTD_e_end), 0);
+    ZSTD_freeCCtx(context);
+    int fd = file_of(bytes, out.pos);
+    free(bytes);
+    return fd;
+}
+
+Test(zstd, one_frame_is_read_in_ascending_order)
+{
+    unsigned char *content = malloc(LONG_CONTENT), *got = malloc(LONG_CONTENT);
+    const size_t most = 70001, low = 1000, high = 16000000;
+    mp_error err = {0};
+    mp_zstd_file file;
+    mp_frame_cache *cache = mp_frame_cache_new(1);
+    int fd = long_frame(content), refused = 0;
+
+    cr_assert_eq(mp_zstd_file_open(&file, fd, "f", &err), 0, "%s", err.message);
+    cr_assert_eq(file.content, LONG_CONTENT);
+    cr_assert_eq(mp_zstd_file_read(&file, cache, low, 1, got, &err), MP_ERR_UNSUPPORTED);
+    mp_frame_cache_read_in_order(cache);
+    /* Two places side by side, each a little to and fro. */
+    for (size_t at = 0, n; at + high < LONG_CONTENT; at += n) {
+        n = LONG_CONTENT - high - at < most ? LONG_CONTENT - high - at : most;
+        for (int place = 0; place < 2; place++) {
+            size_t from = at + (place ? high : low), back = at < 500000 ? at : 500000;
+
+            cr_assert_eq(mp_zstd_file_read(&file, cache, from, n, got, &err), 0, "%s", err.message);
+            cr_assert_arr_eq(got, content + from, n);
+            cr_assert_eq(mp_zstd_file_read(&file, cache, from - back, 9, got, &err), 0);
+            cr_assert_arr_eq(got, content + from - back, 9);
+        }
+    }
+    /* More than any window holds. */
+    cr_assert_eq(mp_zstd_file_read(&file, cache, 0, LONG_CONTENT, got, &err), 0, "%s", err.message);
+    cr_assert_arr_eq(got, content, LONG_CONTENT);
+    for (size_t at = LONG_CONTENT - 1; refused == 0 && at > 1 << 20; at -= 1 << 20) {
+        refused = mp_zstd_file_read(&file, cache, at, 1, got, &err);
+        cr_assert(refused || got[0] == content[at]);
+    }
+    cr_assert_eq(refused, MP_ERR_UNSUPPORTED);
+    cr_assert_str_eq(err.message,
+                     "compressed in frames over 16 MiB, which can only be read from the beginning: "
+                     "moepack decompress, or recompress it with moepack compress");
+    mp_zstd_file_release(&file);
+    mp_frame_cache_free(cache);
+    free(content);
+    free(got);
     close(fd);
 }

@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Streams of decoded content, and passes: streams that stop where the reader does.
+ *
+ * A reader in ascending order may still read several things side by side, weights and scales that
+ * lie apart, and come back for what it has just had. So a few passes over a file go on beside each
+ * other, each with the last MiB that it went by; a read is given to the one that is just before
+ * it. Where all are behind it a new one begins at the file's beginning, which takes as long as
+ * decoding all that it skips: whoever jumps is refused after a few. */
+#include "base/zstd_stream.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <zstd.h>
+
+#include "base/error.h"
+#include "base/file.h"
+
+/* ------------------------------------------------------------------------
+ * Streams
+ */
+
+struct mp_zstd_stream {
+    const mp_zstd_file *file;
+    ZSTD_DCtx *context;
+    unsigned char *stored;
+    ZSTD_inBuffer in;
+    uint64_t at; /* in the file, behind `in` */
+    size_t hint; /* 0: between frames */
+};
+
+int mp_zstd_stream_open(mp_zstd_stream **stream, const mp_zstd_file *file, mp_error *err)
+{
+    mp_zstd_stream *s = *stream = mp_alloc_zeroed(1, sizeof *s);
+
+    if (!s)
+        return mp_fail_memory(err);
+    s->file = file;
+    s->context = ZSTD_createDCtx(); /* its limit of windows is MP_FRAME_WINDOW_MAX */
+    s->stored = mp_alloc(ZSTD_DStreamInSize(), 1);
+    s->in.src = s->stored;
+    return s->context && s->stored ? 0 : mp_fail_memory(err);
+}
+
+void mp_zstd_stream_close(mp_zstd_stream *stream)
+{
+    if (!stream)
+        return;
+    ZSTD_freeDCtx(stream->context);
+    free(stream->stored);
+    free(stream);
+}
+
+static int fill(mp_zstd_stream *s, mp_error *err)
+{
+    uint64_t left = s->file->stored - s->at;
+    size_t n = left < ZSTD_DStreamInSize() ? (size_t)left : ZSTD_DStreamInSize();
+    int rc = mp_pread_all(s->file->fd, s->stored, n, s->at, s->file->name, err);
+
+    s->at += n;
+    s->in.size = n;
+    s->in.pos = 0;
+    return rc;
+}
+
+int mp_zstd_stream_read(mp_zstd_stream *s, void *buffer, size_t n, size_t *got, mp_error *err)
+{
+    ZSTD_outBuffer out = {buffer, n, 0};
+    int rc = 0;
+
+    while (rc == 0 && out.pos < n) {
+        size_t before = out.pos;
+
+        if (s->in.pos == s->in.size && s->at < s->file->stored)
+            rc = fill(s, err);
+        bool ended = s->in.pos == s->in.size;
+        if (ended && s->hint == 0)
+            break;
+        if (rc == 0)
+            s->hint = ZSTD_decompressStream(s->context, &out, &s->in);
+        if (rc == 0 && ZSTD_isError(s->hint))
+            rc = mp_fail(err, MP_ERR_INPUT, "damaged before byte %llu of the file",
+                         (unsigned long long)s->at);
+        else if (rc == 0 && ended && out.pos == before && s->hint != 0)
+            rc = mp_fail(err, MP_ERR_INPUT, "cut off: the file ends inside a frame");
+    }
+    *got = out.pos;
+    return rc;
+}
+
+/* ------------------------------------------------------------------------
+ * Passes
+ */
+
+#define WINDOW_BYTES ((size_t)2 << 20)
+
+int mp_zstd_refuse_jump(mp_error *err)
+{
+    return mp_fail(err, MP_ERR_UNSUPPORTED,
+                   "compressed in frames over %llu MiB, which can only be read from the "
+                   "beginning: moepack decompress, or recompress it with moepack compress",
+                   (unsigned long long)(MP_FRAME_MAX >> 20));
+}
+
+static void end_pass(mp_zstd_pass *pass)
+{
+    mp_zstd_stream_close(pass->stream);
+    free(pass->window);
+    *pass = (mp_zstd_pass){0};
+}
+
+void mp_zstd_passes_release(mp_zstd_passes *passes)
+{
+    for (size_t i = 0; i < MP_ZSTD_PASSES; i++)
+        end_pass(&passes->list[i]);
+}
+
+/* The pass that is nearest before a byte; null where there is none. */
+static mp_zstd_pass *find_pass(mp_zstd_passes *passes, const mp_zstd_file *file, uint64_t offset)
+{
+    mp_zstd_pass *best = NULL;
+
+    for (size_t i = 0; i < MP_ZSTD_PASSES; i++) {
+        mp_zstd_pass *pass = &passes->list[i];
+
+        if (pass->file == file && pass->begin <= offset && (!best || pass->begin > best->begin))
+            best = pass;
+    }
+    return best;
+}
+
+/* Begins a pass, in place of the one that was used longest ago. */
+static int begin_pass(mp_zstd_passes *passes, mp_zstd_file *file, mp_zstd_pass **begun,
+                      mp_error *err)
+{
+    mp_zstd_pass *pass = &passes->list[0];
+
+    if (file->passes == MP_ZSTD_PASSES)
+        return mp_zstd_refuse_jump(err);
+    file->passes++;
+    for (size_t i = 1; i < MP_ZSTD_PASSES; i++)
+        if (passes->list[i].used < pass->used)
+            pass = &passes->list[i];
+    end_pass(pass);
+    *pass = (mp_zstd_pass){.file = file, .window = mp_alloc(WINDOW_BYTES, 1)};
+    *begun = pass;
+    return pass->window ? mp_zstd_stream_open(&pass->stream, file, err) : mp_fail_memory(err);
+}
+
+/* Decodes what comes next; half of the window stays. */
+static int go_on(mp_zstd_pass *pass, mp_error *err)
+{
+    const size_t half = WINDOW_BYTES / 2;
+    size_t got;
+
+    if (pass->have > half) {
+        memmove(pass->window, pass->window + half, pass->have - half);
+        pass->begin += half;
+        pass->have -= half;
+    }
+    int rc = mp_zstd_stream_read(pass->stream, pass->window + pass->have, half, &got, err);
+    pass->have += got;
+    if (rc == 0 && got == 0)
+        return mp_fail(err, MP_ERR_INPUT, "holds %llu bytes, its frames declare %llu",
+                       (unsigned long long)(pass->begin + pass->have),
+                       (unsigned long long)pass->file->content);
+    return rc;
+}
+
+int mp_zstd_passes_read(mp_zstd_passes *passes, mp_zstd_file *file, uint64_t offset, uint64_t n,
+                        void *buffer, mp_error *err)
+{
+    mp_zstd_pass *pass = find_pass(passes, file, offset);
+    unsigned char *to = buffer;
+    int rc = pass ? 0 : begin_pass(passes, file, &pass, err);
+
+    if (!pass)
+        return rc;
+    pass->used = ++passes->clock;
+    while (rc == 0 && n > 0) {
+        uint64_t end = pass->begin + pass->have;
+
+        if (offset >= end) {
+            rc = go_on(pass, err);
+            continue;
+        }
+        uint64_t part = n < end - offset ? n : end - offset;
+        memcpy(to, pass->window + (offset - pass->begin), part);
+        to += part;
+        offset += part;
+        n -= part;
+    }
+    if (rc != 0)
+        end_pass(pass);
+    return rc;
+}
