@@ -59,6 +59,8 @@ HARDEN   := -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
 # Exported is what public headers declare: they open with a pragma that says so.
 # Never -march=native or -ffast-math: kernels choose at run time, and bits are exact.
 STANDARD := -std=c11 -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp
+# What is built does not tell where.
+NOWHERE  := -ffile-prefix-map=$(CURDIR)=.
 RELRO    := -Wl,-z,relro,-z,now
 
 ifeq ($(origin CC),default)
@@ -113,7 +115,7 @@ PYTHON_DIR ?= $(PREFIX)/share/moepack/python
 # Says in one word what is done; the whole command with V=1.
 say = $(if $(V),,@printf '  %-8s%s\n' $(1) $@;)
 
-ALL_CFLAGS := $(STANDARD) $(CFLAGS) $(WARNINGS) $(HARDEN) $(SANITIZE)
+ALL_CFLAGS := $(STANDARD) $(NOWHERE) $(CFLAGS) $(WARNINGS) $(HARDEN) $(SANITIZE)
 COMPILE := $(CC) $(INCLUDES) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP
 LINK    := $(CC) $(ALL_CFLAGS) $(RELRO) $(LDFLAGS)
 
@@ -373,13 +375,20 @@ uninstall:
 # The rest
 # ---------------------------------------------------------------------------
 
-.PHONY: deps dist clean help
+.PHONY: deps dist check-dist clean help
 deps:
 	bash tests/tools/deps.sh
 
+# The same commit gives the same bytes: git takes the times from it.
+ARCHIVE := build/moepack-$(VERSION).tar.xz
 dist:
 	@mkdir -p build
-	git archive --prefix=moepack-$(VERSION)/ -o build/moepack-$(VERSION).tar.gz HEAD
+	git archive --format=tar --prefix=moepack-$(VERSION)/ HEAD | xz -T1 -9 >$(ARCHIVE).new
+	mv $(ARCHIVE).new $(ARCHIVE)
+
+# Archive, packages and image, made from the last commit and looked at.
+check-dist:
+	bash tests/dist.sh
 
 clean:
 	rm -rf build
@@ -399,5 +408,6 @@ help:
 		'make bench      the benchmarks' \
 		'make install    to PREFIX=/usr/local below DESTDIR; also: uninstall' \
 		'make deps       install compilers, libraries and tools (Debian, Ubuntu)' \
-		'make dist       build/moepack-VERSION.tar.gz from the last commit' \
+		'make dist       build/moepack-VERSION.tar.xz from the last commit' \
+		'make check-dist  that archive, the Debian packages and the image, built and tried' \
 		'make clean      remove build/'
