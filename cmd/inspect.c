@@ -344,9 +344,9 @@ static int run_inspect(const void *values, mp_error *err)
     mp_context context;
 
     cmd_context(&o->common, &context);
-    if (o->ranges && !mp_is_packed(o->path))
-        return cmd_fail(err, MP_ERR_USAGE, "--ranges is for packed directories, \"%s\" is none",
-                        o->path);
+    if ((o->ranges || o->svg) && !mp_is_packed(o->path))
+        return cmd_fail(err, MP_ERR_USAGE, "%s is for packed directories, \"%s\" is none",
+                        o->ranges ? "--ranges" : "--svg", o->path);
     if (mp_is_packed(o->path))
         return inspect_pack(o, &context, err);
     if (mp_snapshot_find(o->path, &kind, err) != 0)
@@ -359,6 +359,8 @@ static const cmd_option options[] = {
     OPT_FLAG(0, "tensors", inspect_options, tensors, "list every tensor"),
     OPT_FLAG(0, "ranges", inspect_options, ranges,
              "list the bytes of every expert of a packed directory"),
+    OPT_STRING(0, "svg", "FILE", inspect_options, svg,
+               "draw the slots of a packed directory into FILE"),
     OPT_JSON(inspect_options),
     OPT_END,
 };

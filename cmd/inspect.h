@@ -15,6 +15,7 @@ typedef struct inspect_options {
     const char *path;
     bool tensors;
     bool ranges;
+    const char *svg;
 } inspect_options;
 
 /* Inspects a packed directory. */

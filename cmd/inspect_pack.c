@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack inspect on a packed directory: its manifest, and whether its files fit it. */
+#include "files.h"
 #include "inspect.h"
 #include "output.h"
 #include "zstd.h"
@@ -15,7 +16,7 @@ typedef struct packed {
     uint64_t *layer_bytes; /* [m->num_layers], of tensors on all ranks */
     const mp_verify_report *report;
     mp_compress_report shards;
-    mp_pack pack; /* open where ranges are asked for, and no problem keeps it from opening */
+    mp_pack pack; /* open where ranges or a drawing are asked for, and no problem forbids it */
     bool ranges;
 } packed;
 
@@ -200,17 +201,31 @@ static int print_all(const inspect_options *o, packed *p, mp_error *err)
                     (unsigned long long)report->total_faults);
 }
 
-/* Only a sound pack has ranges: problems are what there is to say of another. */
-static int print_with_ranges(const inspect_options *o, packed *p, const mp_context *context,
-                             mp_error *err)
+static int write_svg(const char *path, const mp_pack *pack, mp_error *err)
 {
-    if (!o->ranges || p->report->total_faults > 0)
+    char *svg;
+    int rc = path ? mp_pack_svg(pack, &svg, err) : 0;
+
+    if (path && rc == 0) {
+        rc = write_text(path, svg, err);
+        free(svg);
+    }
+    return rc;
+}
+
+/* Only a sound pack has ranges and is drawn: problems are what there is to say of another. */
+static int print_opened(const inspect_options *o, packed *p, const mp_context *context,
+                        mp_error *err)
+{
+    if ((!o->ranges && !o->svg) || p->report->total_faults > 0)
         return print_all(o, p, err);
     int rc = mp_pack_open(&p->pack, o->path, NULL, context, err);
     if (rc != 0)
         return rc;
-    p->ranges = true;
-    rc = print_all(o, p, err);
+    p->ranges = o->ranges;
+    rc = write_svg(o->svg, &p->pack, err);
+    if (rc == 0)
+        rc = print_all(o, p, err);
     mp_pack_release(&p->pack);
     return rc;
 }
@@ -238,7 +253,7 @@ int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *
                       "decompress, or moepack extract",
                       o->path);
     if (rc == 0)
-        rc = print_with_ranges(o, &p, context, err);
+        rc = print_opened(o, &p, context, err);
     free(p.layer_bytes);
     mp_verify_report_release(&report);
     mp_manifest_release(&m);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack verify: checks a packed directory and names what does not hold. */
+#include "verify.h"
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
@@ -26,6 +27,7 @@ typedef struct verify_options {
     double tolerance; /* 0: the target's own */
     bool tap;
     const char *junit;
+    const char *html;
 } verify_options;
 
 /* ------------------------------------------------------------------------
@@ -42,7 +44,7 @@ static void put_line(FILE *out, const char *text)
         putc((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text, out);
 }
 
-static void put_xml(FILE *out, const char *text)
+void verify_put_xml(FILE *out, const char *text)
 {
     static const char special[] = "&<>\"'";
     static const char *const entities[] = {"&amp;", "&lt;", "&gt;", "&quot;", "&apos;"};
@@ -57,8 +59,7 @@ static void put_xml(FILE *out, const char *text)
     }
 }
 
-/* The tensor's name without the layer, which stands before it, and without "experts.". */
-static const char *short_name(const mp_fault *fault)
+const char *verify_short_name(const mp_fault *fault)
 {
     static const char block[] = "experts.";
     size_t length = fault->layer ? strlen(fault->layer) : 0;
@@ -88,7 +89,7 @@ static void put_fault(FILE *out, const mp_fault *fault, put_text *put)
         fprintf(out, "%sslot %" PRId64, separator, fault->slot);
     if (fault->tensor) {
         fputs(separator, out);
-        put(out, short_name(fault));
+        put(out, verify_short_name(fault));
         separator = ", ";
     }
     if (fault->element >= 0)
@@ -97,8 +98,7 @@ static void put_fault(FILE *out, const mp_fault *fault, put_text *put)
     put(out, fault->detail);
 }
 
-/* "pack" or what else was checked for what belongs to no rank, else "rank 3". */
-static const char *part_name(const mp_verify_report *report, const mp_verify_part *part,
+const char *verify_part_name(const mp_verify_report *report, const mp_verify_part *part,
                              char text[32])
 {
     if (part->rank < 0)
@@ -132,10 +132,7 @@ static void put_part(FILE *out, const mp_verify_report *report, const mp_verify_
  * Figures of level numeric
  */
 
-#define NUMBER_TEXT 32
-
-/* A figure, or a dash where there is none. */
-static const char *number_text(double number, char text[NUMBER_TEXT])
+const char *verify_number_text(double number, char text[NUMBER_TEXT])
 {
     if (isnan(number))
         return "-";
@@ -164,8 +161,9 @@ static void put_numeric(FILE *out, const mp_verify_report *report, const char *b
         put(out, n->layer);
         fprintf(out, "%*s  %-8s  %-9s  %-8s  %-6g  %-11s  %-8s  %s\n",
                 width - (int)strlen(n->layer), "", n->emulation, n->bit_identical ? "yes" : "no",
-                number_text(n->rel_l2, rel_l2), n->tolerance, number_text(n->cosine_diff, cosine),
-                number_text(n->max_abs, max_abs), number_text(n->weights_rel_l2, weights));
+                verify_number_text(n->rel_l2, rel_l2), n->tolerance,
+                verify_number_text(n->cosine_diff, cosine), verify_number_text(n->max_abs, max_abs),
+                verify_number_text(n->weights_rel_l2, weights));
     }
 }
 
@@ -267,7 +265,7 @@ static void print_tap(const mp_verify_report *report)
         char name[32];
 
         printf("%sok %zu - %s: %s\n", part->faults ? "not " : "", i + 1,
-               part_name(report, part, name), mp_verify_level_name(part->level));
+               verify_part_name(report, part, name), mp_verify_level_name(part->level));
         put_part(stdout, report, part, "# ", put_line);
         if (has_figures(report, part))
             put_numeric(stdout, report, "# ", put_line);
@@ -279,7 +277,7 @@ static void write_junit_case(FILE *out, const mp_verify_report *report, const mp
     bool figures = has_figures(report, part);
     char name[32];
 
-    fprintf(out, "    <testcase classname=\"%s\" name=\"%s\"", part_name(report, part, name),
+    fprintf(out, "    <testcase classname=\"%s\" name=\"%s\"", verify_part_name(report, part, name),
             mp_verify_level_name(part->level));
     if (part->faults == 0 && !figures) {
         fputs("/>\n", out);
@@ -289,21 +287,22 @@ static void write_junit_case(FILE *out, const mp_verify_report *report, const mp
     if (part->faults > 0) {
         fprintf(out, "      <failure message=\"%" PRIu64 " fault%s\">\n", part->faults,
                 mp_plural(part->faults));
-        put_part(out, report, part, "", put_xml);
+        put_part(out, report, part, "", verify_put_xml);
         fputs("</failure>\n", out);
     }
     if (figures) {
         fputs("      <system-out>\n", out);
-        put_numeric(out, report, "", put_xml);
+        put_numeric(out, report, "", verify_put_xml);
         fputs("</system-out>\n", out);
     }
     fputs("    </testcase>\n", out);
 }
 
-static void write_junit(FILE *out, const mp_verify_report *report)
+static void write_junit(FILE *out, const mp_verify_report *report, const char *name)
 {
     size_t failures = 0;
 
+    (void)name;
     for (size_t i = 0; i < report->num_parts; i++)
         failures += report->parts[i].faults > 0;
     fprintf(out,
@@ -317,13 +316,19 @@ static void write_junit(FILE *out, const mp_verify_report *report)
     fputs("  </testsuite>\n</testsuites>\n", out);
 }
 
-static int write_junit_file(const char *path, const mp_verify_report *report, mp_error *err)
-{
-    FILE *out = fopen(path, "w");
+/* Writes the report in a format of files. name: of what was checked. */
+typedef void write_report(FILE *out, const mp_verify_report *report, const char *name);
 
+static int write_file(const char *path, write_report *write, const verify_options *o,
+                      const mp_verify_report *report, mp_error *err)
+{
+    FILE *out = path ? fopen(path, "w") : NULL;
+
+    if (!path)
+        return 0;
     if (!out)
         return cmd_fail(err, MP_ERR_IO, "cannot write \"%s\": %s", path, strerror(errno));
-    write_junit(out, report);
+    write(out, report, o->out);
     bool failed = ferror(out) != 0;
     if (fclose(out) != 0 || failed)
         return cmd_fail(err, MP_ERR_IO, "cannot write \"%s\": %s", path,
@@ -337,10 +342,10 @@ static int write_junit_file(const char *path, const mp_verify_report *report, mp
 
 static int print_report(const verify_options *o, const mp_verify_report *report, mp_error *err)
 {
-    int rc = 0;
+    int rc = write_file(o->junit, write_junit, o, report, err);
 
-    if (o->junit)
-        rc = write_junit_file(o->junit, report, err);
+    if (rc == 0)
+        rc = write_file(o->html, verify_write_html, o, report, err);
     if (rc == 0 && o->common.json) {
         rc = print_report_json(report, err);
     } else if (rc == 0 && o->tap) {
@@ -431,6 +436,8 @@ static const cmd_option options[] = {
                "relative error that is let pass, else the target's or scheme's own"),
     OPT_FLAG(0, "tap", verify_options, tap, "print TAP instead of text"),
     OPT_STRING(0, "junit", "FILE", verify_options, junit, "write a JUnit XML report to FILE"),
+    OPT_STRING(0, "html", "FILE", verify_options, html,
+               "write the report to FILE, as a page for browsers"),
     OPT_JSON(verify_options),
     OPT_END,
 };

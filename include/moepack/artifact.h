@@ -244,6 +244,12 @@ int mp_pack_read(const mp_pack *pack, size_t layer, mp_place place, const mp_slo
                  const mp_slot_tensor *tensor, uint64_t offset, uint64_t n, void *buffer,
                  mp_error *err);
 
+/* A drawing of the pack: layers by ranks and their slots, colored by whether a slot holds the only
+ * copy of an expert, one of several or a shared expert, and the bytes of each rank, as a plain SVG
+ * that follows the reader's light or dark scheme. svg: malloc'ed, NUL-terminated; the caller frees
+ * it. MP_ERR_IO without memory. */
+int mp_pack_svg(const mp_pack *pack, char **svg, mp_error *err);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

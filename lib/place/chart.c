@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Drawings of loads as plain SVG. Numbers are whole, so that no locale changes how they look. */
+/* Drawings of loads. */
 #include <moepack/place.h>
 
 #include <inttypes.h>
@@ -7,11 +7,11 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "place/svg.h"
 #include "place/text.h"
 
 /* Pixels. */
 enum {
-    MARGIN = 16,
     HEADER = 64, /* above the maps */
     FOOTER = 56, /* below them: axis and legend */
     GUTTER = 40, /* left of a map: numbers of layers */
@@ -26,47 +26,6 @@ enum {
 /* Cells are colored by load over mean load: upper bounds in hundredths, the last has none. */
 static const unsigned class_bound[] = {25, 50, 75, 90, 110, 125, 150, 200};
 #define CLASSES (sizeof(class_bound) / sizeof(class_bound[0]) + 1)
-
-static const char *const style =
-    "<style>\n"
-    "text { font: 12px sans-serif; fill: #1c1c1c; }\n"
-    ".title { font-size: 14px; font-weight: bold; }\n"
-    ".end { text-anchor: end; }\n"
-    ".middle { text-anchor: middle; }\n"
-    ".paper { fill: #ffffff; }\n"
-    ".bar { fill: #5b8f5b; }\n"
-    ".frame { fill: none; stroke: #9a9a9a; }\n"
-    ".c0 { fill: #2166ac; } .c1 { fill: #67a9cf; } .c2 { fill: #a6cde3; } .c3 { fill: #d1e5f0; }\n"
-    ".c4 { fill: #e6e6e6; }\n"
-    ".c5 { fill: #fddbc7; } .c6 { fill: #f4a582; } .c7 { fill: #d6604d; } .c8 { fill: #b2182b; }\n"
-    "@media (prefers-color-scheme: dark) {\n"
-    "text { fill: #e4e4e4; }\n"
-    ".paper { fill: #161616; }\n"
-    ".bar { fill: #74b874; }\n"
-    ".frame { stroke: #707070; }\n"
-    ".c0 { fill: #5aa9ff; } .c1 { fill: #4484c6; } .c2 { fill: #386494; } .c3 { fill: #344b63; }\n"
-    ".c4 { fill: #3a3a3a; }\n"
-    ".c5 { fill: #634538; } .c6 { fill: #985739; } .c7 { fill: #d66f41; } .c8 { fill: #ff9a66; }\n"
-    "}\n"
-    "</style>\n";
-
-static void begin_svg(FILE *out, uint32_t width, uint32_t height, const char *title)
-{
-    fprintf(out,
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%u\" height=\"%u\" "
-            "viewBox=\"0 0 %u %u\" role=\"img\">\n<title>%s</title>\n%s"
-            "<rect class=\"paper\" width=\"%u\" height=\"%u\"/>\n",
-            width, height, width, height, title, style, width, height);
-}
-
-/* Numbers of the first and the last of `count` things along an axis. */
-static void draw_ends(FILE *out, const char *thing, uint32_t left, uint32_t right, uint32_t y,
-                      uint32_t count)
-{
-    fprintf(out, "<text x=\"%u\" y=\"%u\">%s 0</text>\n", left, y, thing);
-    if (count > 1)
-        fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">%u</text>\n", right, y, count - 1);
-}
 
 /* ------------------------------------------------------------------------
  * Heat maps of a load balancing
@@ -130,8 +89,8 @@ static void draw_axes(FILE *out, const heat_map *map)
         fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">%u</text>\n", map->x - 4,
                 map->y + layer * map->cell_y + map->cell_y / 2 + 4,
                 mp_placement_layer(map->placement, layer));
-    draw_ends(out, "GPU", map->x, map->x + map->ep * map->cell_x,
-              map->y + map->layers * map->cell_y + 16, map->ep);
+    mp_svg_ends(out, "GPU", map->x, map->x + map->ep * map->cell_x,
+                map->y + map->layers * map->cell_y + 16, map->ep);
 }
 
 static void draw_balancedness(FILE *out, const heat_map *map)
@@ -176,12 +135,6 @@ static void draw_legend(FILE *out, uint32_t x, uint32_t y)
     }
 }
 
-static uint32_t cell_size(uint32_t room, uint32_t cells, uint32_t largest)
-{
-    uint32_t size = room / cells;
-    return size < 1 ? 1 : size > largest ? largest : size;
-}
-
 static void draw_eplb(FILE *out, const mp_eplb *e)
 {
     uint32_t layers = e->placement.layers;
@@ -191,31 +144,32 @@ static void draw_eplb(FILE *out, const mp_eplb *e)
                     .mean_balancedness = e->mean.balancedness_trivial,
                     .layers = layers,
                     .ep = e->ep,
-                    .x = MARGIN + GUTTER,
+                    .x = MP_SVG_MARGIN + GUTTER,
                     .y = HEADER,
-                    .cell_x = cell_size(MAP_WIDTH, e->ep, 24),
-                    .cell_y = cell_size(MAP_HEIGHT, layers, 16)};
+                    .cell_x = mp_svg_cell(MAP_WIDTH, e->ep, 24),
+                    .cell_y = mp_svg_cell(MAP_HEIGHT, layers, 16)};
     uint32_t panel = GUTTER + e->ep * map.cell_x + BAR_GAP + BAR_WIDTH;
     uint32_t legend = GUTTER + 80 + CLASSES * SWATCH, panels = e->result ? 3 : 2;
-    uint32_t width = panels * panel + (panels - 1) * MARGIN;
+    uint32_t width = panels * panel + (panels - 1) * MP_SVG_MARGIN;
     width = width > legend ? width : legend;
-    uint32_t height = HEADER + layers * map.cell_y + FOOTER + MARGIN;
+    uint32_t height = HEADER + layers * map.cell_y + FOOTER + MP_SVG_MARGIN;
 
-    begin_svg(out, width + 2 * MARGIN, height, "GPU loads by layer, before and after balancing");
+    mp_svg_begin(out, width + 2 * MP_SVG_MARGIN, height,
+                 "GPU loads by layer, before and after balancing");
     draw_map(out, &map);
     map.title = "EPLB";
     map.load = e->load_eplb;
     map.mean_balancedness = e->mean.balancedness;
-    map.x += panel + MARGIN;
+    map.x += panel + MP_SVG_MARGIN;
     draw_map(out, &map);
     if (e->result) {
         map.title = e->result;
         map.load = e->load;
         map.mean_balancedness = e->mean.balancedness_refined;
-        map.x += panel + MARGIN;
+        map.x += panel + MP_SVG_MARGIN;
         draw_map(out, &map);
     }
-    draw_legend(out, MARGIN + GUTTER, height - MARGIN - 28);
+    draw_legend(out, MP_SVG_MARGIN + GUTTER, height - MP_SVG_MARGIN - 28);
     fputs("</svg>\n", out);
 }
 
@@ -235,9 +189,9 @@ int mp_eplb_svg(const mp_eplb *e, char **svg, mp_error *err)
 
 static void draw_rank_load(FILE *out, const uint64_t *choices, uint32_t ep)
 {
-    uint32_t bar = cell_size(2 * MAP_WIDTH, ep, 32);
+    uint32_t bar = mp_svg_cell(2 * MAP_WIDTH, ep, 32);
     uint32_t width = ep * bar < MAP_WIDTH ? MAP_WIDTH : ep * bar;
-    uint32_t x = MARGIN, bottom = HEADER + LOAD_HEIGHT;
+    uint32_t x = MP_SVG_MARGIN, bottom = HEADER + LOAD_HEIGHT;
     uint64_t largest = 0, sum = 0;
     char number[MP_THOUSANDTHS];
     for (uint32_t rank = 0; rank < ep; rank++) {
@@ -245,7 +199,7 @@ static void draw_rank_load(FILE *out, const uint64_t *choices, uint32_t ep)
         largest = choices[rank] > largest ? choices[rank] : largest;
     }
     double scale = largest > 0 ? (double)LOAD_HEIGHT / (double)largest : 0;
-    begin_svg(out, width + 2 * MARGIN + GUTTER, bottom + FOOTER, "choices of each rank");
+    mp_svg_begin(out, width + 2 * MP_SVG_MARGIN + GUTTER, bottom + FOOTER, "choices of each rank");
     fprintf(out,
             "<text class=\"title\" x=\"%u\" y=\"%u\">choices of each rank</text>\n"
             "<text x=\"%u\" y=\"%u\">largest %" PRIu64 ", balancedness %s</text>\n"
@@ -262,7 +216,7 @@ static void draw_rank_load(FILE *out, const uint64_t *choices, uint32_t ep)
             "\"/>\n<path class=\"frame\" d=\"M%u %uh%uM%u %uh%u\"/>\n"
             "<text x=\"%u\" y=\"%u\">mean</text>\n",
             x, bottom, ep * bar, x, mean, ep * bar, x + ep * bar + 4, mean + 4);
-    draw_ends(out, "rank", x, x + ep * bar, bottom + 16, ep);
+    mp_svg_ends(out, "rank", x, x + ep * bar, bottom + 16, ep);
     fputs("</svg>\n", out);
 }
 

@@ -414,6 +414,13 @@ CALL(mp_pack_open)
     return mp_pack_open(&pack, MISSING, NULL, NULL, err);
 }
 
+CALL(mp_pack_svg)
+{
+    const mp_pack pack = {.shape = {.slots = slots}};
+    char *svg;
+    WITHOUT_MEMORY(mp_pack_svg(&pack, &svg, err));
+}
+
 CALL(mp_pack_layer)
 {
     static char name[] = "layers.0";
@@ -626,6 +633,7 @@ const failing_call failing_calls[] = {
     ROW(mp_manifest_shape),
     ROW(mp_pack_layer),
     ROW(mp_pack_open),
+    ROW(mp_pack_svg),
     ROW(mp_pack_read),
     ROW(mp_packed_experts_init),
     ROW(mp_packed_route),

@@ -167,6 +167,40 @@ Test(memory_pack, running_a_plan)
     cr_assert_gt(memory_exhaust(run_plan), 150);
 }
 
+static char *drawing;
+
+/* Opens what was written and draws it, the same every time. */
+static int open_and_draw(mp_error *e)
+{
+    mp_pack pack;
+    char *svg = NULL;
+    int rc = mp_pack_open(&pack, in_dir("out"), NULL, &one_thread, e);
+
+    if (rc == 0)
+        rc = mp_pack_svg(&pack, &svg, e);
+    if (rc == 0)
+        cr_assert_str_eq(svg, drawing);
+    free(svg);
+    mp_pack_release(&pack);
+    return rc;
+}
+
+Test(memory_pack, opening_and_drawing_a_pack)
+{
+    mp_repack_options options = options_for(2, 1);
+    mp_pack pack;
+
+    put_source();
+    expect_model();
+    cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
+    cr_assert_eq(mp_plan_run(&plan, in_dir("out"), MP_RUN_FORCE, &one_thread, &err), 0);
+    cr_assert_eq(mp_pack_open(&pack, in_dir("out"), NULL, &one_thread, &err), 0);
+    cr_assert_eq(mp_pack_svg(&pack, &drawing, &err), 0);
+    mp_pack_release(&pack);
+    cr_assert_gt(memory_exhaust(open_and_draw), 50);
+    free(drawing);
+}
+
 /* ------------------------------------------------------------------------
  * Manifest
  */

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A picture of a pack: a line of cells for every layer, a cell for every slot, rank beside rank,
+ * and the bytes of every rank below. Colors say which slots hold the only copy of an expert, one
+ * of several, or a shared expert. */
+#include <inttypes.h>
+#include <moepack/artifact.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "place/svg.h"
+#include "place/text.h"
+
+/* Pixels. */
+enum {
+    MAP_WIDTH = 960,
+    MAP_HEIGHT = 560,
+    LARGEST_CELL = 28,
+    NUMBERED_CELL = 20, /* cells as wide as this have their expert's number */
+    RANK_GAP = 6,
+    HEADER = 64, /* above the map */
+    BARS = 64,   /* of bytes */
+    FOOTER = 72, /* below them: ranks and legend */
+    LETTER = 7,
+    SWATCH = 200
+};
+
+#define LABEL 32 /* letters of a layer's name that are shown: its last ones */
+
+typedef enum color { NOTHING, ONCE, COPIES, SHARED, COLORS } color;
+
+static const char *const classes[COLORS] = {
+    [ONCE] = "once", [COPIES] = "copies", [SHARED] = "shared"};
+static const char *const meanings[COLORS] = {
+    [ONCE] = "the only copy", [COPIES] = "one of several copies", [SHARED] = "shared expert"};
+
+typedef struct cell {
+    color color;
+    uint32_t id; /* as mp_shape counts */
+} cell;
+
+typedef struct slot_map {
+    const mp_pack *pack;
+    uint32_t ep, layers;
+    uint32_t columns; /* of a rank: its slots, and shared experts that are apart */
+    cell *cells;      /* [layers][ep][columns] */
+    uint32_t x, cell_x, cell_y;
+} slot_map;
+
+static const cell *cells_of(const slot_map *map, uint32_t layer, uint32_t rank)
+{
+    return map->cells + ((size_t)layer * map->ep + rank) * map->columns;
+}
+
+static uint32_t rank_x(const slot_map *map, uint32_t rank)
+{
+    return map->x + rank * (map->columns * map->cell_x + RANK_GAP);
+}
+
+/* Sets the cells of a layer. copies: room for a number for each routed expert. */
+static int fill_layer(slot_map *map, uint32_t layer, uint32_t *copies, mp_error *err)
+{
+    const mp_shape *shape = &map->pack->shape;
+    const mp_slots *slots = &shape->slots;
+    uint32_t total = mp_slots_total(slots);
+    cell *cells = map->cells + (size_t)layer * map->ep * map->columns;
+    mp_slot *table = calloc(total, sizeof *table);
+    int rc = table
+                 ? mp_slots_table(slots, mp_placement_row(&map->pack->placement, layer), table, err)
+                 : mp_fail_memory(err);
+    if (rc == 0)
+        memset(copies, 0, slots->num_logical * sizeof *copies);
+    for (uint32_t i = 0; rc == 0 && i < total; i++)
+        if (table[i].kind == MP_SLOT_ROUTED)
+            copies[table[i].checkpoint_id]++;
+    for (uint32_t i = 0; rc == 0 && i < total; i++) {
+        uint32_t id = table[i].checkpoint_id;
+        cell *c = cells + (size_t)table[i].rank * map->columns + table[i].local;
+        c->id = id;
+        c->color = table[i].kind == MP_SLOT_SHARED ? SHARED : copies[id] > 1 ? COPIES : ONCE;
+    }
+    free(table);
+    for (uint32_t rank = 0; rc == 0 && shape->num_sets > 1 && rank < map->ep; rank++)
+        for (uint32_t i = 0; i < shape->sets[MP_SET_SHARED].slots; i++)
+            cells[(size_t)rank * map->columns + mp_slots_per_rank(slots) + i] =
+                (cell){SHARED, slots->num_logical + i};
+    return rc;
+}
+
+static int fill(slot_map *map, mp_error *err)
+{
+    size_t count;
+    uint32_t *copies = calloc(map->pack->shape.slots.num_logical, sizeof *copies);
+    int rc = 0;
+    if (!__builtin_mul_overflow((size_t)map->layers * map->ep, map->columns, &count))
+        map->cells = calloc(count, sizeof *map->cells);
+    if (!copies || !map->cells)
+        rc = mp_fail_memory(err);
+    for (uint32_t layer = 0; rc == 0 && layer < map->layers; layer++)
+        rc = fill_layer(map, layer, copies, err);
+    free(copies);
+    return rc;
+}
+
+/* Cells of one color, neighbours as one rectangle. */
+static void draw_color(FILE *out, const slot_map *map, color wanted)
+{
+    fprintf(out, "<path class=\"%s\" d=\"", classes[wanted]);
+    for (uint32_t layer = 0; layer < map->layers; layer++)
+        for (uint32_t rank = 0; rank < map->ep; rank++)
+            for (uint32_t slot = 0; slot < map->columns; slot++) {
+                const cell *cells = cells_of(map, layer, rank);
+                uint32_t first = slot;
+                while (slot < map->columns && cells[slot].color == wanted)
+                    slot++;
+                if (slot == first)
+                    continue;
+                fprintf(out, "M%u %uh%uv%uh-%uz", rank_x(map, rank) + first * map->cell_x,
+                        HEADER + layer * map->cell_y, (slot - first) * map->cell_x, map->cell_y,
+                        (slot - first) * map->cell_x);
+            }
+    fputs("\"/>\n", out);
+}
+
+static void draw_numbers(FILE *out, const slot_map *map)
+{
+    for (uint32_t layer = 0; layer < map->layers; layer++)
+        for (uint32_t rank = 0; rank < map->ep; rank++)
+            for (uint32_t slot = 0; slot < map->columns; slot++) {
+                const cell *c = cells_of(map, layer, rank) + slot;
+                if (c->color != NOTHING)
+                    fprintf(out, "<text class=\"middle\" x=\"%u\" y=\"%u\">%u</text>\n",
+                            rank_x(map, rank) + slot * map->cell_x + map->cell_x / 2,
+                            HEADER + layer * map->cell_y + map->cell_y / 2 + 4, c->id);
+            }
+}
+
+/* The last letters of a layer's name, which has to begin with a letter of ASCII. */
+static const char *label(const char *layer)
+{
+    size_t length = strlen(layer);
+    const char *text = layer + (length > LABEL ? length - LABEL : 0);
+    while ((*text & 0xc0) == 0x80)
+        text++;
+    return text;
+}
+
+static void draw_layers(FILE *out, const slot_map *map)
+{
+    uint32_t step = 1;
+    while (step * map->cell_y < 14)
+        step++;
+    for (uint32_t layer = 0; layer < map->layers; layer += step) {
+        fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">", map->x - 4,
+                HEADER + layer * map->cell_y + map->cell_y / 2 + 4);
+        mp_svg_text(out, label(map->pack->manifest.layers[layer]));
+        fputs("</text>\n", out);
+    }
+}
+
+static uint64_t rank_bytes(const mp_pack *pack, uint32_t rank)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < pack->ranks[rank].num_tensors; i++)
+        bytes += pack->ranks[rank].tensors[i].bytes;
+    return bytes;
+}
+
+/* Bars, their outline where a rank is not here, and its number where there is room. */
+static void draw_ranks(FILE *out, const slot_map *map, uint32_t top)
+{
+    uint32_t width = map->columns * map->cell_x;
+    uint64_t largest = 1;
+    for (uint32_t rank = 0; rank < map->ep; rank++)
+        if (rank_bytes(map->pack, rank) > largest)
+            largest = rank_bytes(map->pack, rank);
+    for (uint32_t rank = 0; rank < map->ep; rank++) {
+        uint64_t bytes = rank_bytes(map->pack, rank);
+        uint32_t height = (uint32_t)((double)bytes / (double)largest * BARS);
+        fprintf(out,
+                "<path class=\"%s\" d=\"M%u %uh%uv%uh-%uz\"><title>rank %u: %" PRIu64
+                " bytes</title></path>\n",
+                map->pack->open[rank] ? "bar" : "frame", rank_x(map, rank), top, width,
+                map->pack->open[rank] ? height : (uint32_t)BARS, width, rank, bytes);
+        if (width >= 5 * LETTER || rank == 0)
+            fprintf(out, "<text x=\"%u\" y=\"%u\">%s%u</text>\n", rank_x(map, rank), HEADER - 8,
+                    rank == 0 ? "rank " : "", rank);
+    }
+}
+
+static void draw(FILE *out, slot_map *map)
+{
+    const mp_pack *pack = map->pack;
+    char title[160], bytes[MP_THOUSANDTHS];
+    uint32_t letters = 0, with_gaps, map_bottom, width, bottom;
+    uint64_t total = 0;
+
+    for (uint32_t layer = 0; layer < map->layers; layer++) {
+        uint32_t length = (uint32_t)strlen(label(pack->manifest.layers[layer]));
+        letters = length > letters ? length : letters;
+    }
+    for (uint32_t rank = 0; rank < map->ep; rank++)
+        total += rank_bytes(pack, rank);
+    map->cell_x = mp_svg_cell(MAP_WIDTH, map->ep * map->columns, LARGEST_CELL);
+    map->cell_y = mp_svg_cell(MAP_HEIGHT, map->layers, LARGEST_CELL);
+    map->x = MP_SVG_MARGIN + letters * LETTER + 4;
+    with_gaps = rank_x(map, map->ep) - RANK_GAP;
+    width = MP_SVG_MARGIN + 3 * SWATCH;
+    width = (width > with_gaps ? width : with_gaps) + MP_SVG_MARGIN;
+    map_bottom = HEADER + map->layers * map->cell_y;
+    bottom = map_bottom + RANK_GAP + BARS;
+
+    snprintf(title, sizeof title, "%s: %u ranks of %u slots, %u experts as %u physical",
+             pack->shape.sets[MP_SET_SLOTS].target->name, map->ep,
+             mp_slots_per_rank(&pack->shape.slots), pack->shape.slots.num_logical,
+             pack->shape.slots.num_physical);
+    mp_svg_begin(out, width, bottom + FOOTER, title);
+    fprintf(out, "<text class=\"title\" x=\"%u\" y=\"%u\">%s</text>\n", MP_SVG_MARGIN, HEADER - 40,
+            title);
+    for (color c = ONCE; c < COLORS; c++)
+        draw_color(out, map, c);
+    if (map->cell_x >= NUMBERED_CELL && map->cell_y >= NUMBERED_CELL / 2)
+        draw_numbers(out, map);
+    draw_layers(out, map);
+    draw_ranks(out, map, map_bottom + RANK_GAP);
+    fprintf(out, "<text x=\"%u\" y=\"%u\">bytes of each rank, %s GB in all</text>\n", map->x,
+            bottom + 16, mp_thousandths((double)total * 1e-9, bytes));
+    for (color c = ONCE; c < COLORS; c++)
+        fprintf(out,
+                "<rect class=\"%s\" x=\"%u\" y=\"%u\" width=\"12\" height=\"12\"/>\n"
+                "<text x=\"%u\" y=\"%u\">%s</text>\n",
+                classes[c], MP_SVG_MARGIN + (c - ONCE) * SWATCH, bottom + 36,
+                MP_SVG_MARGIN + (c - ONCE) * SWATCH + 18, bottom + 46, meanings[c]);
+    fputs("</svg>\n", out);
+}
+
+int mp_pack_svg(const mp_pack *pack, char **svg, mp_error *err)
+{
+    const mp_slots *slots = &pack->shape.slots;
+    slot_map map = {.pack = pack, .ep = slots->ep, .layers = (uint32_t)pack->manifest.num_layers};
+    size_t length;
+    FILE *out = NULL;
+
+    *svg = NULL;
+    /* The last rank has the most where shared experts are in one slot each. */
+    map.columns = mp_slots_on_rank(slots, slots->ep - 1);
+    if (pack->shape.num_sets > 1)
+        map.columns += pack->shape.sets[MP_SET_SHARED].slots;
+    int rc = fill(&map, err);
+    if (rc == 0 && !(out = open_memstream(svg, &length)))
+        rc = mp_fail_memory(err);
+    if (rc == 0) {
+        draw(out, &map);
+        rc = mp_text_finish(out, svg, err);
+    }
+    free(map.cells);
+    return rc;
+}
