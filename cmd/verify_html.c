@@ -64,7 +64,7 @@ static void put_summary(FILE *out, const mp_verify_report *report)
         fputs("<p><strong class=\"good\">ok</strong>: ", out);
     else
         fprintf(out, "<p><strong class=\"bad\">FAILED</strong>: %" PRIu64 " fault%s; ",
-                report->total_faults, report->total_faults == 1 ? "" : "s");
+                report->total_faults, mp_plural(report->total_faults));
     fprintf(out,
             "level %s, %" PRIu64 " files, %" PRIu64 " tensors, %" PRIu64
             " slots, %s; moepack %s</p>\n",

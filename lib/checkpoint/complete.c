@@ -4,6 +4,7 @@
 #include "checkpoint/complete.h"
 
 #include "base/error.h"
+#include "checkpoint/mixture.h"
 #include "checkpoint/router_names.h"
 #include "checkpoint/rules.h"
 
@@ -656,7 +657,12 @@ int mp_catalog_complete(mp_catalog *catalog, mp_error *err)
 {
     const mp_config *config = &catalog->config;
 
-    if (check_words(catalog, err) != 0 || settle_sizes(catalog, err) != 0)
+    if (check_words(catalog, err) != 0)
+        return err->code;
+    for (size_t i = 0; i < catalog->num_layers; i++)
+        if (mp_layer_check_mixture(catalog, &catalog->layers[i], err) != 0)
+            return err->code;
+    if (settle_sizes(catalog, err) != 0)
         return err->code;
     check_number(catalog,
                  config->latent_size != MP_CONFIG_ABSENT ? "hidden size of experts" : "hidden_size",

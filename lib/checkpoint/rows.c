@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/transpose.h"
+#include "checkpoint/storage.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -229,11 +230,9 @@ int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, m
 
         if (mp_tensor_read(&catalog->checkpoint, offset, at, n, piece, err) != 0)
             return err->code;
-        for (uint64_t i = 0; i < n; i++)
-            if (piece[i] != 0)
-                return mp_fail(err, MP_ERR_UNSUPPORTED,
-                               "%s: zero points that are not zero cannot be repacked",
-                               offset->name);
+        if (!mp_offsets_are_zero(offset->dtype, piece, n))
+            return mp_fail(err, MP_ERR_UNSUPPORTED,
+                           "%s: zero points that are not zero cannot be decoded", offset->name);
     }
     return 0;
 }

@@ -247,6 +247,21 @@ uint64_t mp_storage_scale_row_bytes(const mp_storage *storage, uint64_t cols)
     return mp_ceil_div(cols, storage->block_cols) * mp_dtype_bits(storage->scale_dtype) / 8;
 }
 
+bool mp_offsets_are_zero(mp_dtype dtype, const void *offsets, uint64_t bytes)
+{
+    const uint8_t *byte = offsets;
+    bool floats = dtype == MP_F32 || dtype == MP_BF16 || dtype == MP_F16;
+    unsigned width = mp_dtype_bits(dtype) / 8;
+
+    for (uint64_t i = 0; i < bytes; i++) {
+        uint8_t sign = floats && i % width == width - 1 ? 0x80 : 0; /* in the last byte */
+
+        if (byte[i] & ~sign)
+            return false;
+    }
+    return true;
+}
+
 /* ------------------------------------------------------------------------
  * Checks
  */

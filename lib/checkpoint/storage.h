@@ -17,6 +17,9 @@ bool mp_storage_recognize(const mp_matrix *matrix, mp_fusion fusion, const mp_co
 void mp_storage_check(const mp_storage *storage, const mp_matrix *matrix, uint64_t slices,
                       uint64_t rows, uint64_t cols, mp_problems *problems);
 
+/* Whether the zero points in so many whole elements of a type are zero; -0.0 is. */
+bool mp_offsets_are_zero(mp_dtype dtype, const void *offsets, uint64_t bytes);
+
 /* "fp8_block with F32 scales", malloc-free. */
 #define MP_STORAGE_TEXT 64
 char *mp_storage_text(const mp_storage *storage, char text[MP_STORAGE_TEXT]);

@@ -150,11 +150,9 @@ static int check_packed_offset(const diff_reader *r, mp_error *err)
 
         if (mp_pack_read(s->pack, s->layer, s->place, s->set, offset, at, n, piece, err) != 0)
             return err->code;
-        for (uint64_t i = 0; i < n; i++)
-            if (piece[i] != 0)
-                return mp_fail(err, MP_ERR_UNSUPPORTED,
-                               "%s: zero points that are not zero cannot be compared",
-                               tensor->name);
+        if (!mp_offsets_are_zero(tensor->dtype, piece, n))
+            return mp_fail(err, MP_ERR_UNSUPPORTED,
+                           "%s: zero points that are not zero cannot be decoded", tensor->name);
     }
     return 0;
 }

@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 
+#include "checkpoint/storage.h"
 #include "model_files.h"
 
 TestSuite(families_refused, .init = make_model_scratch, .fini = remove_model_scratch);
@@ -210,7 +211,21 @@ Test(families_refused, zero_points_of_int8_that_are_not_zero)
     poke(EXPERT "up_proj.weight_zero_point", &one, 1);
     cr_assert_eq(mp_matrix_check_offset(&catalog, &matrix[MP_UP], &err), MP_ERR_UNSUPPORTED);
     cr_assert_str_eq(err.message, EXPERT "up_proj.weight_zero_point: zero points that are not zero "
-                                         "cannot be repacked");
+                                         "cannot be decoded");
+}
+
+/* ModelSlim writes float32, and some tools -0.0, whose bytes are not all zero. */
+Test(families_refused, zero_points_that_are_minus_zero)
+{
+    static const mp_dtype types[] = {MP_F32, MP_BF16, MP_F16};
+    static const uint8_t numbers[][4] = {{0, 0, 0, 0x80}, {0, 0x80, 0, 0x80}, {0, 0x80, 0, 0}};
+    static const uint8_t not_zero[4] = {0x80, 0, 0, 0}; /* the least of any of them */
+
+    for (int t = 0; t < 3; t++) {
+        cr_expect(mp_offsets_are_zero(types[t], numbers[t], 4));
+        cr_expect(!mp_offsets_are_zero(types[t], not_zero, 4));
+    }
+    cr_expect(!mp_offsets_are_zero(MP_I8, numbers[0], 4), "-128");
 }
 
 /* ------------------------------------------------------------------------
