@@ -219,6 +219,9 @@ typedef enum mp_role {
     MP_ROLE_SHAPE,        /* [N, K] of packed weights */
     MP_ROLE_ALPHA,        /* of packs: the second scale as a multiplier */
     MP_ROLE_ACT_SCALE,    /* of packs: the input scale of L2 as its kernel multiplies by it */
+    MP_ROLE_GROUP_SCALE,  /* int4 with two scales: of groups, where the scale is of rows */
+    MP_ROLE_GROUP_OFFSET, /* zero points of groups */
+    MP_ROLE_SCALE_BIAS,   /* int4: what Ascend's kernel adds for moving codes by 8; of no weight */
     MP_ROLES
 } mp_role;
 

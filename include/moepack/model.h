@@ -105,6 +105,15 @@ bool mp_config_says_layer(const mp_config *config, uint64_t layer);
  * The catalog
  */
 
+/* How the codes of int4 are stored, in -8..7 but for the first. They are read as those are:
+ * eight a word, 8 more, the first in the lowest bits. */
+typedef enum mp_int4_form {
+    MP_INT4_WORDS,   /* eight columns an I32, 8 more */
+    MP_INT4_COLUMNS, /* two columns an I8, the even one in the low nibble: SGLang's W4AFP8 */
+    MP_INT4_ROWS,    /* two rows an I8, the even one in the low nibble: ModelSlim's W4A8 */
+    MP_INT4_BYTES    /* an I8 a code */
+} mp_int4_form;
+
 /* How the matrices of a layer's experts are stored; one for all of them. */
 typedef struct mp_storage {
     mp_scheme scheme;
@@ -114,7 +123,8 @@ typedef struct mp_storage {
     bool has_scale;
     bool has_global;     /* a second scale for the whole matrix (nvfp4) */
     bool global_divides; /* the second scale divides instead of multiplying */
-    bool signed_nibbles; /* int4 in two's complement, which is read as 8 more, as others are */
+    mp_int4_form int4;   /* of int4 alone */
+    bool two_scales;     /* of a row and of a group of it, which are read as their F32 product */
     uint32_t block_rows; /* of one scale; UINT32_MAX where it covers all rows */
     uint32_t block_cols; /* the same for columns */
 } mp_storage;
@@ -128,6 +138,9 @@ typedef struct mp_matrix {
     const mp_tensor *offset;      /* zero points, one a row */
     const mp_tensor *bias;        /* one a row */
     const mp_tensor *shape;       /* [N, K] of packed weights */
+    const mp_tensor *group_scale; /* of int4, where scale is of a row */
+    const mp_tensor *group_offset;
+    const mp_tensor *scale_bias; /* read by nobody */
     /* Of fused tensors: row r of the matrix is row (transposed: column) first + r, or
      * first + 2r where paired, of slice `slice`. Zero otherwise. */
     uint64_t first;

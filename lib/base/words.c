@@ -29,6 +29,9 @@ static const char *const roles[MP_ROLES] = {
     [MP_ROLE_SHAPE] = "shape",
     [MP_ROLE_ALPHA] = "alpha",
     [MP_ROLE_ACT_SCALE] = "act_scale",
+    [MP_ROLE_GROUP_SCALE] = "group_scale",
+    [MP_ROLE_GROUP_OFFSET] = "group_offset",
+    [MP_ROLE_SCALE_BIAS] = "scale_bias",
 };
 
 static const char *const roundings[] = {[MP_ROUND_DEEPGEMM] = "deepgemm", [MP_ROUND_OCP] = "ocp"};

@@ -177,8 +177,10 @@ static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
 
     if (!layer)
         return err->code;
-    /* W4AFP8 has scales of activations under other names than weights; nobody reads them. */
-    if (parts->kind == MP_NAME_ROUTED && parts->role == MP_ROLE_INPUT_SCALE &&
+    /* W4AFP8 has scales of activations, W4A8 corrections, under other names than weights; nobody
+     * reads them. */
+    if (parts->kind == MP_NAME_ROUTED &&
+        (parts->role == MP_ROLE_INPUT_SCALE || parts->role == MP_ROLE_SCALE_BIAS) &&
         layer->num_experts > 0 && layer->naming->projection[0] != parts->projections[0]) {
         add_other_tensor(catalog, tensor);
         return 0;

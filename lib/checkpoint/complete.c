@@ -262,6 +262,8 @@ static void check_matrix(mp_catalog *catalog, const char *text, const char *name
         mp_problem(problems, "%s.%s.weight: missing", text, name);
     if (!matrix->scale && storage->has_scale)
         mp_problem(problems, "%s.%s: no scale beside the weight", text, name);
+    if (!matrix->group_scale && storage->two_scales)
+        mp_problem(problems, "%s.%s: no scale of groups beside the weight", text, name);
     if (!matrix->global && storage->has_global)
         mp_problem(problems, "%s.%s: no second scale beside the weight", text, name);
     mp_storage_check(storage, matrix, slices, rows, cols, problems);
@@ -359,6 +361,7 @@ static void check_alike(mp_catalog *catalog, const mp_moe_layer *layer)
             const mp_matrix *a = &first->matrix[p], *b = &layer->experts[e].matrix[p];
             const mp_tensor *const pairs[][2] = {{a->weight, b->weight},
                                                  {a->scale, b->scale},
+                                                 {a->group_scale, b->group_scale},
                                                  {a->global, b->global},
                                                  {a->input_scale, b->input_scale}};
             char text[EXPERT_TEXT];
@@ -554,14 +557,15 @@ static int check_first_shapes(mp_catalog *catalog, const mp_moe_layer *layer, mp
     return 0;
 }
 
-/* Zero points go with INT8 only, where all of them are zero. */
+/* Zero points go with one byte a code, and with ModelSlim's int4: where all of them are zero. */
 static int check_zero_points(const mp_moe_layer *layer, mp_error *err)
 {
     for (uint32_t e = 0; e < layer->num_experts; e++)
         for (int p = 0; p < MP_PROJECTIONS; p++) {
             const mp_tensor *offset = layer->experts[e].matrix[p].offset;
 
-            if (offset && layer->storage.scheme != MP_SCHEME_INT8_CHANNEL)
+            if (offset && layer->storage.scheme != MP_SCHEME_INT8_CHANNEL &&
+                layer->storage.int4 != MP_INT4_ROWS && layer->storage.int4 != MP_INT4_BYTES)
                 return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: zero points of %s cannot be read",
                                offset->name, mp_scheme_name(layer->storage.scheme));
         }
@@ -653,11 +657,29 @@ static int check_words(const mp_catalog *catalog, mp_error *err)
                    gate->weight->name, (unsigned long long)bits);
 }
 
+/* Bytes with a scale for each group are int4, unless config.json says how many bits they have. */
+static int check_groups(const mp_catalog *catalog, mp_error *err)
+{
+    const mp_moe_layer *layer = &catalog->layers[0];
+    const mp_matrix *gate = layer->num_experts > 0 ? &layer->experts[0].matrix[MP_GATE] : NULL;
+    const mp_tensor *scale = gate ? gate->scale : NULL;
+    uint64_t bits = catalog->config.weight_bits;
+
+    if (!gate || !gate->weight || gate->weight->dtype != MP_I8 || !scale || scale->rank < 2 ||
+        scale->shape[scale->rank - 1] < 2 || mp_dtype_bits(scale->dtype) == 8 ||
+        strstr(scale->name, "weight_scale_inv") || bits == 4 || bits == MP_CONFIG_ABSENT)
+        return 0;
+    return mp_fail(err, MP_ERR_UNSUPPORTED,
+                   "%s: a scale for each group of %llu-bit weights is not supported, of 4-bit ones "
+                   "it is",
+                   scale->name, (unsigned long long)bits);
+}
+
 int mp_catalog_complete(mp_catalog *catalog, mp_error *err)
 {
     const mp_config *config = &catalog->config;
 
-    if (check_words(catalog, err) != 0)
+    if (check_words(catalog, err) != 0 || check_groups(catalog, err) != 0)
         return err->code;
     for (size_t i = 0; i < catalog->num_layers; i++)
         if (mp_layer_check_mixture(catalog, &catalog->layers[i], err) != 0)

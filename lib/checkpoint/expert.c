@@ -25,6 +25,12 @@ const mp_tensor **mp_matrix_place(mp_matrix *matrix, mp_role role)
         return &matrix->offset;
     case MP_ROLE_SHAPE:
         return &matrix->shape;
+    case MP_ROLE_GROUP_SCALE:
+        return &matrix->group_scale;
+    case MP_ROLE_GROUP_OFFSET:
+        return &matrix->group_offset;
+    case MP_ROLE_SCALE_BIAS:
+        return &matrix->scale_bias;
     default:
         return NULL;
     }

@@ -9,18 +9,14 @@
 /* More than any model has; keeps a wild shape from making us allocate. */
 #define EXPERTS_MAX 65536u
 
-/* Columns that a stored element of a packed type holds. */
-static uint64_t packing_of(mp_dtype dtype)
+/* Columns that a stored element of a type can hold; no sizes fit with two of them. */
+static const uint64_t *packings_of(mp_dtype dtype)
 {
-    switch (dtype) {
-    case MP_U8:
-    case MP_I8:
-        return 2;
-    case MP_I32:
-        return 8;
-    default:
-        return 1;
-    }
+    static const uint64_t one[] = {1, 0}, bytes[] = {2, 1, 0}, words[] = {8, 0};
+
+    if (dtype == MP_U8 || dtype == MP_I8)
+        return bytes;
+    return dtype == MP_I32 ? words : one;
 }
 
 /* Whether n rows are columns of packed elements. */
@@ -40,7 +36,6 @@ static bool pairs(uint64_t n, uint64_t packed, uint64_t packing)
 static bool orientation(const mp_tensor *gate_up, const mp_tensor *down, bool *transposed)
 {
     const uint64_t *a = gate_up->shape, *b = down->shape;
-    uint64_t packing = packing_of(gate_up->dtype);
 
     if (gate_up->rank == 4 && down->rank == 4) {
         *transposed = false;
@@ -48,13 +43,16 @@ static bool orientation(const mp_tensor *gate_up, const mp_tensor *down, bool *t
     }
     if (gate_up->rank != 3 || down->rank != 3)
         return false;
-    if (pairs(a[1], b[2], packing) && is_multiple(b[1], a[2], packing))
-        *transposed = false;
-    else if (pairs(a[2], b[1], packing) && is_multiple(b[2], a[1], packing))
-        *transposed = true;
-    else
-        return false;
-    return true;
+    for (const uint64_t *n = packings_of(gate_up->dtype); *n; n++) {
+        *transposed = pairs(a[2], b[1], *n) && is_multiple(b[2], a[1], *n);
+        if (pairs(a[1], b[2], *n) && is_multiple(b[1], a[2], *n)) {
+            *transposed = false;
+            return true;
+        }
+        if (*transposed)
+            return true;
+    }
+    return false;
 }
 
 /* Gate and up in turn cannot be told from shapes: it is how GPT-OSS stores them, which has
@@ -114,7 +112,10 @@ static void fill_experts(mp_moe_layer *layer, bool transposed, bool paired)
 /* Whether any of the tensors that go with a weight is there. */
 static bool is_any(const mp_matrix *m)
 {
-    return m->scale || m->global || m->input_scale || m->offset || m->bias || m->shape;
+    for (int role = MP_ROLE_WEIGHT + 1; role < MP_ROLES; role++)
+        if (mp_matrix_tensor(m, (mp_role)role))
+            return true;
+    return false;
 }
 
 /* Lists what is wrong with weights of all experts that do not go together. */
@@ -132,12 +133,15 @@ static bool is_stacked(const mp_moe_layer *layer)
 {
     const mp_tensor *gate = layer->fused[0].weight, *down = layer->fused[1].weight;
     const mp_tensor *up = layer->fused[2].weight;
-    uint64_t packing = packing_of(gate->dtype);
 
-    return gate->rank == 3 && down->rank == 3 && up->rank == 3 && gate->shape[0] == up->shape[0] &&
-           gate->shape[1] == up->shape[1] && gate->shape[2] == up->shape[2] &&
-           is_multiple(gate->shape[1], down->shape[2], packing) &&
-           is_multiple(down->shape[1], gate->shape[2], packing);
+    if (gate->rank != 3 || down->rank != 3 || up->rank != 3 || gate->shape[0] != up->shape[0] ||
+        gate->shape[1] != up->shape[1] || gate->shape[2] != up->shape[2])
+        return false;
+    for (const uint64_t *n = packings_of(gate->dtype); *n; n++)
+        if (is_multiple(gate->shape[1], down->shape[2], *n) &&
+            is_multiple(down->shape[1], gate->shape[2], *n))
+            return true;
+    return false;
 }
 
 /* Without bytes, a shape could say any number of experts. */

@@ -19,7 +19,8 @@ static bool is_other(const mp_storage *a, const mp_storage *b)
 {
     return a->scheme != b->scheme &&
            (a->weight_dtype != b->weight_dtype || a->has_scale != b->has_scale ||
-            a->scale_dtype != b->scale_dtype || a->has_global != b->has_global);
+            a->scale_dtype != b->scale_dtype || a->int4 != b->int4 ||
+            a->has_global != b->has_global);
 }
 
 /* Whether a matrix, or what a fused tensor holds a slice of, is sound in itself. */

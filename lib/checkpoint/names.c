@@ -24,6 +24,9 @@ const mp_role_suffix mp_role_suffixes[MP_ROLE_SUFFIXES] = {
     {".weight_zero_point", MP_ROLE_OFFSET, false},
     {".bias", MP_ROLE_BIAS, false},
     {".weight_shape", MP_ROLE_SHAPE, false},
+    {".weight_scale_second", MP_ROLE_GROUP_SCALE, false},
+    {".weight_offset_second", MP_ROLE_GROUP_OFFSET, false},
+    {".scale_bias", MP_ROLE_SCALE_BIAS, false},
 };
 
 /* What else may follow "gate_up_proj" and "down_proj" of fused experts. */
@@ -57,7 +60,6 @@ static const struct {
     {".meta", "weights in Marlin's 2:4 sparse order"},
     {".compressed", "sparse weights"},
     {".bitmask", "sparse weights"},
-    {".scale_bias", "weights of ModelSlim's W4A8_DYNAMIC"},
     {".deq_scale", "weights of ModelSlim's static W8A8"},
     {".quant_bias", "weights of ModelSlim's static W8A8"},
     {".weight_dual_scale", "weights of ModelSlim with two scales"},

@@ -40,7 +40,7 @@ typedef struct mp_role_suffix {
     bool divides; /* a global scale: it divides instead of multiplying */
 } mp_role_suffix;
 
-#define MP_ROLE_SUFFIXES 15
+#define MP_ROLE_SUFFIXES 18
 extern const mp_role_suffix mp_role_suffixes[MP_ROLE_SUFFIXES];
 
 /* Takes a tensor's name apart. Members but kind are set for experts only. */

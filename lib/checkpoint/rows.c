@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/transpose.h"
 #include "checkpoint/storage.h"
+#include "numeric/scales.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -122,6 +123,51 @@ static uint64_t stored_cols(const mp_matrix *matrix, uint64_t cols)
     return matrix->stored_cols ? matrix->stored_cols : cols;
 }
 
+/* Codes of int4 in bytes as words of them: of row `row` of the matrix, `cols` codes at `codes`, one
+ * or, of two rows, two a byte. */
+static int pack_codes(const mp_storage *storage, const mp_tensor *tensor, const uint8_t *codes,
+                      uint64_t row, uint64_t cols, uint8_t *out, mp_error *err)
+{
+    unsigned shift = storage->int4 == MP_INT4_ROWS && row % 2 == 1 ? 4 : 0;
+
+    memset(out, 0, mp_storage_row_bytes(storage, cols));
+    for (uint64_t k = 0; k < cols; k++) {
+        unsigned code = codes[k];
+
+        /* code + 8 of a code in -8..7 differs from it in the sign bit */
+        if (storage->int4 == MP_INT4_BYTES && ((code + 8) & 0xff) > 15)
+            return mp_fail(err, MP_ERR_INPUT, "%s: %d in row %llu, column %llu: int4 is -8 to 7",
+                           tensor->name, (int8_t)code, (unsigned long long)row,
+                           (unsigned long long)k);
+        out[k / 2] |= (uint8_t)(((code >> shift & 15) ^ 8) << 4 * (k % 2));
+    }
+    return 0;
+}
+
+/* Rows of int4 that have a byte for each column. */
+static int read_codes(const mp_checkpoint *ckpt, const mp_storage *storage, const mp_matrix *matrix,
+                      uint64_t cols, uint64_t row0, uint64_t rows, uint8_t *out, mp_error *err)
+{
+    const mp_tensor *weight = matrix->weight;
+    uint64_t packed = storage->int4 == MP_INT4_ROWS ? 2 : 1;
+    uint64_t per_slice = storage->fusion == MP_FUSION_NONE ? 0 : weight->shape[1];
+    uint64_t stride = stored_cols(matrix, cols), first = matrix->slice * per_slice * packed;
+    uint8_t *codes = mp_alloc(cols, 1);
+    int rc = codes ? 0 : mp_fail_memory(err);
+
+    for (uint64_t r = 0; r < rows && rc == 0; r++) {
+        uint64_t row = first + matrix->first + (row0 + r) * step_of(matrix);
+
+        rc = mp_tensor_read(ckpt, weight, row / packed * stride + matrix->first_col, cols, codes,
+                            err);
+        if (rc == 0)
+            rc = pack_codes(storage, weight, codes, row, cols,
+                            out + r * mp_storage_row_bytes(storage, cols), err);
+    }
+    free(codes);
+    return rc;
+}
+
 static int read_weight(const mp_catalog *catalog, const mp_storage *storage,
                        const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
                        uint8_t *out, mp_error *err)
@@ -134,6 +180,8 @@ static int read_weight(const mp_catalog *catalog, const mp_storage *storage,
         .bytes = mp_storage_row_bytes(storage, cols),
     };
 
+    if (storage->int4 == MP_INT4_ROWS || storage->int4 == MP_INT4_BYTES)
+        return read_codes(ckpt, storage, matrix, cols, row0, rows, out, err);
     if (mp_fusion_is_transposed(storage->fusion))
         return read_transposed(ckpt, matrix->weight, matrix,
                                mp_dtype_bits(storage->weight_dtype) / 8, &piece, row0, rows, out,
@@ -170,6 +218,33 @@ static int read_scale(const mp_catalog *catalog, const mp_storage *storage, cons
     return read_strided(ckpt, matrix->scale, &blocks, per_slice, &piece, first, count, out, err);
 }
 
+/* Products of the scale of each row and those of its groups. */
+static int read_two_scales(const mp_catalog *catalog, const mp_storage *storage,
+                           const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
+                           float *out, mp_error *err)
+{
+    const mp_tensor *const tensors[] = {matrix->scale, matrix->group_scale};
+    uint64_t groups = mp_ceil_div(cols, storage->block_cols);
+    uint8_t *scales[2] = {mp_alloc(rows, sizeof(float)), mp_alloc(rows * groups, sizeof(float))};
+    int rc = scales[0] && scales[1] ? 0 : mp_fail_memory(err);
+
+    for (int i = 0; i < 2 && rc == 0; i++) {
+        mp_storage each = *storage;
+        mp_matrix view = *matrix;
+
+        view.scale = tensors[i];
+        each.scale_dtype = tensors[i]->dtype;
+        each.block_cols = i == 0 ? UINT32_MAX : storage->block_cols;
+        rc = read_scale(catalog, &each, &view, cols, row0, rows, scales[i], err);
+    }
+    for (uint64_t i = 0; i < rows * groups && rc == 0; i++)
+        out[i] = mp_scale_value(tensors[0]->dtype, scales[0], i / groups) *
+                 mp_scale_value(tensors[1]->dtype, scales[1], i);
+    free(scales[0]);
+    free(scales[1]);
+    return rc;
+}
+
 int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
                         const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
                         void *weight, void *scale, mp_error *err)
@@ -179,11 +254,14 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
         return 0;
     if (weight && read_weight(catalog, storage, matrix, cols, row0, rows, weight, err) != 0)
         return err->code;
-    if (weight && storage->signed_nibbles) /* n + 8 of n in -8..7 differs in the sign bit */
+    if (weight &&
+        storage->int4 == MP_INT4_COLUMNS) /* n + 8 of n in -8..7 differs in the sign bit */
         for (uint64_t i = 0; i < rows * mp_storage_row_bytes(storage, cols); i++)
             ((uint8_t *)weight)[i] ^= 0x88;
     if (!scale || !storage->has_scale)
         return 0;
+    if (storage->two_scales)
+        return read_two_scales(catalog, storage, matrix, cols, row0, rows, scale, err);
     return read_scale(catalog, storage, matrix, cols, row0, rows, scale, err);
 }
 
@@ -219,10 +297,8 @@ int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *
     return matrix->global ? mp_matrix_scalar(catalog, matrix, matrix->global, global, err) : 0;
 }
 
-int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, mp_error *err)
+static int check_offset(const mp_catalog *catalog, const mp_tensor *offset, mp_error *err)
 {
-    err = MP_NEVER_NULL(err);
-    const mp_tensor *offset = matrix->offset;
     uint8_t piece[PIECE_BYTES];
 
     for (uint64_t at = 0; offset && at < offset->bytes; at += PIECE_BYTES) {
@@ -235,6 +311,14 @@ int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, m
                            "%s: zero points that are not zero cannot be decoded", offset->name);
     }
     return 0;
+}
+
+int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, mp_error *err)
+{
+    err = MP_NEVER_NULL(err);
+    int rc = check_offset(catalog, matrix->offset, err);
+
+    return rc ? rc : check_offset(catalog, matrix->group_offset, err);
 }
 
 void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix)

@@ -12,6 +12,7 @@
 #define SCALE_RANK    8 /* more dimensions than any exporter gives a scale */
 #define BIT(dtype)    (1u << (dtype))
 #define NO_SCALE      0u
+#define NO_INT4       MP_INT4_WORDS
 #define FLOATS        (BIT(MP_F32) | BIT(MP_BF16) | BIT(MP_F16))
 #define EXPONENTS     (BIT(MP_F8_E8M0) | BIT(MP_U8))
 
@@ -25,28 +26,32 @@ typedef struct form {
     uint32_t scales; /* set of types; NO_SCALE */
     extent covers;
     uint32_t columns; /* of COLUMNS; 0: as the scale's shape says */
-    unsigned packing; /* logical elements a stored one holds */
+    unsigned packing; /* columns a stored element holds */
     bool global;
     bool by_shape; /* taken only when the scale has its shape */
+    mp_int4_form int4;
 } form;
 
 /* The first form with the types of a matrix and the shape of its scale is taken; where no
  * shape fits, the first with its types that is not told by shape, for the message. */
 static const form forms[] = {
-    {MP_SCHEME_BF16, MP_BF16, NO_SCALE, TENSOR, 0, 1, false, false},
-    {MP_SCHEME_F16, MP_F16, NO_SCALE, TENSOR, 0, 1, false, false},
-    {MP_SCHEME_F32, MP_F32, NO_SCALE, TENSOR, 0, 1, false, false},
-    {MP_SCHEME_MXFP4, MP_I8, EXPONENTS, COLUMNS, 32, 2, false, false},
-    {MP_SCHEME_MXFP4, MP_U8, EXPONENTS, COLUMNS, 32, 2, false, false},
-    {MP_SCHEME_MXFP4, MP_F4, EXPONENTS, COLUMNS, 32, 1, false, false},
-    {MP_SCHEME_NVFP4, MP_U8, BIT(MP_F8_E4M3), COLUMNS, 16, 2, true, false},
-    {MP_SCHEME_MXFP8, MP_F8_E4M3, EXPONENTS, COLUMNS, 32, 1, false, true},
-    {MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, FLOATS | EXPONENTS, BLOCK, 0, 1, false, false},
-    {MP_SCHEME_FP8_CHANNEL, MP_F8_E4M3, FLOATS, CHANNEL, 0, 1, false, true},
-    {MP_SCHEME_FP8_TENSOR, MP_F8_E4M3, FLOATS, TENSOR, 0, 1, false, true},
-    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, COLUMNS, 128, 2, false, true}, /* SGLang's W4AFP8 */
-    {MP_SCHEME_INT8_CHANNEL, MP_I8, FLOATS, CHANNEL, 0, 1, false, false},
-    {MP_SCHEME_INT4_GROUP, MP_I32, FLOATS, COLUMNS, 0, 8, false, false},
+    {MP_SCHEME_BF16, MP_BF16, NO_SCALE, TENSOR, 0, 1, false, false, NO_INT4},
+    {MP_SCHEME_F16, MP_F16, NO_SCALE, TENSOR, 0, 1, false, false, NO_INT4},
+    {MP_SCHEME_F32, MP_F32, NO_SCALE, TENSOR, 0, 1, false, false, NO_INT4},
+    {MP_SCHEME_MXFP4, MP_I8, EXPONENTS, COLUMNS, 32, 2, false, false, NO_INT4},
+    {MP_SCHEME_MXFP4, MP_U8, EXPONENTS, COLUMNS, 32, 2, false, false, NO_INT4},
+    {MP_SCHEME_MXFP4, MP_F4, EXPONENTS, COLUMNS, 32, 1, false, false, NO_INT4},
+    {MP_SCHEME_NVFP4, MP_U8, BIT(MP_F8_E4M3), COLUMNS, 16, 2, true, false, NO_INT4},
+    {MP_SCHEME_MXFP8, MP_F8_E4M3, EXPONENTS, COLUMNS, 32, 1, false, true, NO_INT4},
+    {MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, FLOATS | EXPONENTS, BLOCK, 0, 1, false, false, NO_INT4},
+    {MP_SCHEME_FP8_CHANNEL, MP_F8_E4M3, FLOATS, CHANNEL, 0, 1, false, true, NO_INT4},
+    {MP_SCHEME_FP8_TENSOR, MP_F8_E4M3, FLOATS, TENSOR, 0, 1, false, true, NO_INT4},
+    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, COLUMNS, 128, 2, false, true, MP_INT4_COLUMNS},
+    {MP_SCHEME_INT8_CHANNEL, MP_I8, FLOATS, CHANNEL, 0, 1, false, false, NO_INT4},
+    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, CHANNEL, 0, 1, false, true, MP_INT4_ROWS},
+    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, COLUMNS, 0, 1, false, true, MP_INT4_ROWS},
+    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, COLUMNS, 0, 1, false, true, MP_INT4_BYTES},
+    {MP_SCHEME_INT4_GROUP, MP_I32, FLOATS, COLUMNS, 0, 8, false, false, MP_INT4_WORDS},
 };
 
 /* config.json's block, or 128x128 where it says nothing. */
@@ -76,15 +81,32 @@ static bool stored_shape(const mp_tensor *weight, mp_fusion fusion, uint64_t *ro
     return weight->rank == 3 || (weight->rank == 4 && mp_mul_u64(*cols, shape[3], cols));
 }
 
+/* Bytes of INT4: of two columns they have the scales of FP8, by their name; of two rows or one
+ * code, one scale for each row or group, or both. */
+static bool bytes_of_int4(const form *f, const mp_matrix *matrix, const mp_config *config)
+{
+    const mp_tensor *scale = matrix->scale, *group = matrix->group_scale;
+
+    if (matrix->weight->dtype != MP_I8 || matrix->global || matrix->shape || !scale ||
+        !(BIT(scale->dtype) & FLOATS) || (group && !(BIT(group->dtype) & FLOATS)))
+        return false;
+    if (f->int4 == MP_INT4_COLUMNS || strstr(scale->name, "weight_scale_inv"))
+        return f->int4 == MP_INT4_COLUMNS && !group && strstr(scale->name, "weight_scale_inv");
+    if (f->int4 == MP_INT4_ROWS)
+        return (group != NULL) == (f->covers == COLUMNS);
+    return group || (strstr(scale->name, "weight_scale") &&
+                     (config->weight_bits == 4 || config->weight_bits == MP_CONFIG_ABSENT));
+}
+
 static bool types_fit(const form *f, const mp_matrix *matrix, const mp_config *config)
 {
     const mp_tensor *scale = matrix->scale;
     bool int4 = f->scheme == MP_SCHEME_INT4_GROUP;
 
-    /* Bytes of it have the scales of FP8, by their name. */
     if (int4 && f->weight == MP_I8)
-        return matrix->weight->dtype == MP_I8 && !matrix->global && !matrix->shape && scale &&
-               (BIT(scale->dtype) & FLOATS) && strstr(scale->name, "weight_scale_inv");
+        return bytes_of_int4(f, matrix, config);
+    if (matrix->group_scale)
+        return false;
 
     /* Words of INT4 come with the shape that they were packed from, or config.json has to say how
      * many bits a number has. */
@@ -99,15 +121,19 @@ static bool types_fit(const form *f, const mp_matrix *matrix, const mp_config *c
 static mp_storage storage_of(const form *f, const mp_matrix *matrix, mp_fusion fusion,
                              const mp_config *config, uint64_t cols)
 {
+    const mp_tensor *scale = matrix->group_scale ? matrix->group_scale : matrix->scale;
     mp_storage s = {
         .scheme = f->scheme,
         .fusion = fusion,
         .weight_dtype = f->weight,
-        .scale_dtype = matrix->scale ? matrix->scale->dtype : f->weight,
+        .scale_dtype = matrix->group_scale ? MP_F32
+                       : scale             ? scale->dtype
+                                           : f->weight,
         .has_scale = f->scales != NO_SCALE,
         .has_global = f->global,
         .global_divides = matrix->global_divides,
-        .signed_nibbles = f->scheme == MP_SCHEME_INT4_GROUP && f->weight == MP_I8,
+        .int4 = f->int4,
+        .two_scales = matrix->group_scale != NULL,
         .block_rows = 1,
         .block_cols = f->scales == NO_SCALE ? 1 : WHOLE,
     };
@@ -116,8 +142,7 @@ static mp_storage storage_of(const form *f, const mp_matrix *matrix, mp_fusion f
     case COLUMNS:
         s.block_cols = f->columns;
         if (f->columns == 0) { /* the group size is the columns a scale column stands for */
-            uint64_t groups =
-                matrix->scale->rank > 0 ? matrix->scale->shape[matrix->scale->rank - 1] : 0;
+            uint64_t groups = scale->rank > 0 ? scale->shape[scale->rank - 1] : 0;
 
             s.block_cols = groups && cols % groups == 0 && cols / groups < WHOLE
                                ? (uint32_t)(cols / groups)
@@ -191,34 +216,48 @@ static bool is_one_scale(const mp_tensor *scale, mp_fusion fusion, uint64_t slic
                             : scale->rank < 2 && elements(scale) == 1;
 }
 
+/* Whether the scales of a matrix, or of as many as there are slices, are of that storage. */
+static bool scales_fit(const mp_storage *s, const mp_matrix *matrix, uint64_t slices, uint64_t rows,
+                       uint64_t cols)
+{
+    mp_storage of_rows = *s;
+
+    if (!s->two_scales)
+        return scale_fits(s, matrix->scale, slices, rows, cols);
+    of_rows.block_cols = WHOLE;
+    return scale_fits(&of_rows, matrix->scale, slices, rows, cols) &&
+           scale_fits(s, matrix->group_scale, slices, rows, cols);
+}
+
 bool mp_storage_recognize(const mp_matrix *matrix, mp_fusion fusion, const mp_config *config,
                           mp_storage *storage, uint64_t *rows, uint64_t *cols)
 {
-    uint64_t stored_cols, slices = is_fused(fusion) ? matrix->weight->shape[0] : 1;
+    uint64_t stored_rows, stored_cols, slices = is_fused(fusion) ? matrix->weight->shape[0] : 1;
     bool found = false;
 
-    if (!stored_shape(matrix->weight, fusion, rows, &stored_cols))
+    if (!stored_shape(matrix->weight, fusion, &stored_rows, &stored_cols))
         return false;
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
         const form *f = &forms[i];
         mp_storage candidate;
-        uint64_t width;
+        uint64_t height, width;
+        bool fits;
 
         if (!types_fit(f, matrix, config) || !mp_mul_u64(stored_cols, f->packing, &width) ||
+            !mp_mul_u64(stored_rows, f->int4 == MP_INT4_ROWS ? 2 : 1, &height) ||
             (f->covers == BLOCK && matrix->scale &&
              is_one_scale(matrix->scale, fusion, slices, config)))
             continue;
         candidate = storage_of(f, matrix, fusion, config, width);
-        if (!candidate.has_scale || scale_fits(&candidate, matrix->scale, slices, *rows, width)) {
+        fits = !candidate.has_scale || scales_fit(&candidate, matrix, slices, height, width);
+        if (fits || (!found && !f->by_shape)) {
             *storage = candidate;
-            *cols = width;
-            return true;
-        }
-        if (!found && !f->by_shape) {
-            *storage = candidate;
+            *rows = height;
             *cols = width;
             found = true;
         }
+        if (fits)
+            return true;
     }
     return found;
 }
@@ -276,16 +315,18 @@ static void check_weight(const mp_storage *storage, const mp_tensor *weight, uin
                          uint64_t cols, mp_problems *problems)
 {
     unsigned packing = mp_dtype_bits(storage->weight_dtype) / mp_scheme_bits(storage->scheme);
-    uint64_t have_rows, have_cols, want_cols = mp_ceil_div(cols, packing);
+    bool codes = storage->int4 == MP_INT4_ROWS || storage->int4 == MP_INT4_BYTES;
+    uint64_t want_rows = storage->int4 == MP_INT4_ROWS ? mp_ceil_div(rows, 2) : rows;
+    uint64_t have_rows, have_cols, want_cols = codes ? cols : mp_ceil_div(cols, packing);
     char text[MP_SHAPE_TEXT];
 
     if (weight->dtype != storage->weight_dtype)
         check_dtype(weight, storage->weight_dtype, problems);
-    else if (!stored_shape(weight, storage->fusion, &have_rows, &have_cols) || have_rows != rows ||
-             have_cols != want_cols)
+    else if (!stored_shape(weight, storage->fusion, &have_rows, &have_cols) ||
+             have_rows != want_rows || have_cols != want_cols)
         mp_problem(problems, "%s: shape %s, expected [%llu, %llu] for %llu rows and K = %llu",
                    weight->name, mp_shape_text(weight->shape, weight->rank, text),
-                   (unsigned long long)rows, (unsigned long long)want_cols,
+                   (unsigned long long)want_rows, (unsigned long long)want_cols,
                    (unsigned long long)rows, (unsigned long long)cols);
 }
 
@@ -322,6 +363,23 @@ static void check_scale(const mp_storage *storage, const mp_tensor *scale, uint6
                (unsigned long long)mp_ceil_div(cols, storage->block_cols), why);
 }
 
+/* A scale of each row, and one of each group of it. */
+static void check_two_scales(const mp_storage *storage, const mp_matrix *matrix, uint64_t slices,
+                             uint64_t rows, uint64_t cols, mp_problems *problems)
+{
+    mp_storage each = *storage;
+
+    if (matrix->group_scale) {
+        each.scale_dtype = matrix->group_scale->dtype;
+        check_scale(&each, matrix->group_scale, slices, rows, cols, problems);
+    }
+    if (matrix->scale) {
+        each.scale_dtype = matrix->scale->dtype;
+        each.block_cols = WHOLE;
+        check_scale(&each, matrix->scale, slices, rows, cols, problems);
+    }
+}
+
 /* One number a matrix; of fused ones one for all, one for each, or one for gate and one for up of
  * each. */
 static void check_scalar(const mp_tensor *tensor, mp_fusion fusion, uint64_t slices,
@@ -354,8 +412,13 @@ void mp_storage_check(const mp_storage *storage, const mp_matrix *matrix, uint64
 {
     if (matrix->weight)
         check_weight(storage, matrix->weight, rows, cols, problems);
-    if (matrix->scale)
+    if (storage->two_scales)
+        check_two_scales(storage, matrix, slices, rows, cols, problems);
+    else if (matrix->scale)
         check_scale(storage, matrix->scale, slices, rows, cols, problems);
+    if (matrix->group_scale && !storage->two_scales)
+        mp_problem(problems, "%s: a scale of groups, but the layer's experts are %s",
+                   matrix->group_scale->name, mp_scheme_name(storage->scheme));
     if (matrix->global && !storage->has_global)
         mp_problem(problems, "%s: a second scale, but the layer's experts are %s",
                    matrix->global->name, mp_scheme_name(storage->scheme));
@@ -370,4 +433,7 @@ void mp_storage_check(const mp_storage *storage, const mp_matrix *matrix, uint64
     check_elements(matrix->shape, 2, "rows and columns", problems);
     check_elements(matrix->offset, slices * rows, "one a row", problems);
     check_elements(matrix->bias, slices * rows, "one a row", problems);
+    if (storage->two_scales)
+        check_elements(matrix->group_offset, slices * rows * mp_ceil_div(cols, storage->block_cols),
+                       "one a group", problems);
 }

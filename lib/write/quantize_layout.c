@@ -43,17 +43,9 @@ static void replace(entries *all, const mp_tensor *tensor)
 
 static void replace_expert(entries *all, const mp_expert *expert)
 {
-    for (int p = 0; p < MP_PROJECTIONS; p++) {
-        const mp_matrix *m = &expert->matrix[p];
-
-        replace(all, m->weight);
-        replace(all, m->scale);
-        replace(all, m->global);
-        replace(all, m->input_scale);
-        replace(all, m->offset);
-        replace(all, m->bias);
-        replace(all, m->shape);
-    }
+    for (int p = 0; p < MP_PROJECTIONS; p++)
+        for (int role = 0; role < MP_ROLES; role++)
+            replace(all, mp_matrix_tensor(&expert->matrix[p], (mp_role)role));
 }
 
 static size_t count_replaced(entries *all)

@@ -116,7 +116,7 @@ assert_status 0
 it "computes every family"
 for family in ct-int8 ct-nvfp4 gptoss-bf16-fused-c gptoss-mxfp4 kimi-k25-int4 minimax-m3-mxfp8 \
     mixtral-bf16 modelopt-nvfp4 modelslim-w8a8 qwen3-bf16 qwen3-fp8-bf16scale qwen35-fused-a \
-    qwen3vl-fused-b v4-base-fp8; do
+    qwen3vl-fused-b v4-base-fp8 ct-fused-int4 ct-int4-bytes modelslim-w4a8; do
     for kind in exact w4a8 fuseep; do
         run moepack forward "$fixtures/$family" --layer 0 --tokens 9 --emulate $kind --json
         assert_status 0

@@ -206,6 +206,74 @@ def modelopt_nvfp4(name, n, k):
             ".input_scale": Tensor("F32", (), pack_floats([0.0078125]))}, values
 
 
+def int4(form, name, n, k):
+    """Codes of -8 to 7 as `form` holds them, and the codes."""
+    codes = [(c & 15) - 8 for c in noise(name, n * k)]
+    if form == "words":  # eight a word, 8 more
+        packed = b"".join(struct.pack("<I", sum(c + 8 << 4 * j for j, c in enumerate(codes[i : i + 8])))
+                          for i in range(0, n * k, 8))
+        return Tensor("I32", (n, k // 8), packed), codes
+    if form == "bytes":
+        return Tensor("I8", (n, k), (c & 255 for c in codes)), codes
+    # two rows a byte, the even one low
+    pairs = ((codes[r * k + c], codes[r * k + k + c]) for r in range(0, n, 2) for c in range(k))
+    return Tensor("I8", (n // 2, k), (a & 15 | (b & 15) << 4 for a, b in pairs)), codes
+
+
+def int4_group(form, group, weight=".weight", suffix=".weight_scale"):
+    """A BF16 scale for each `group` columns."""
+
+    def make(name, n, k):
+        tensor, codes = int4(form, name, n, k)
+        scales = [w & 0x7F | (117 + w % 8) << 7 for w in words(name + " scale", n * k // group)]
+        values = [f32(c * of_bf16(scales[i // group])) for i, c in enumerate(codes)]
+        return {weight: tensor, suffix: Tensor("BF16", (n, k // group), pack_words(scales))}, values
+
+    return make
+
+
+def modelslim_w4a8(form, group):
+    """A scale a row and, with groups, one a group; zero points that are zero; what the kernel adds."""
+
+    def make(name, n, k):
+        tensor, codes = int4(form, name, n, k)
+        rows = positive_floats(name + " scale", n)
+        groups = positive_floats(name + " second", n * k // group) if group else []
+        scales = [f32(rows[i // k] * groups[i // group]) if group else rows[i // k] for i in range(n * k)]
+        values = [f32(c * s) for c, s in zip(codes, scales)]
+        parts = {".weight": tensor, ".weight_scale": Tensor("F32", (n, 1), pack_floats(rows)),
+                 ".weight_offset": Tensor("F32", (n, 1), bytes(4 * n))}
+        if group:
+            parts[".weight_scale_second"] = Tensor("F32", (n, k // group), pack_floats(groups))
+            parts[".weight_offset_second"] = Tensor("F32", (n, k // group), bytes(4 * n * k // group))
+        if form == "rows":
+            runs = 16 if name.endswith("down_proj") else 1
+            run = k // runs
+            bias = [f32(8 * sum(values[i : i + run])) for i in range(0, n * k, run)]
+            parts[".scale_bias"] = Tensor("F32", (n, runs), pack_floats(bias))
+        return parts, values
+
+    return make
+
+
+def int8_channel(name, n, k):
+    codes = noise(name, n * k)
+    scales = positive_floats(name + " scale", n)
+    values = [f32((c - 256 * (c > 127)) * scales[i // k]) for i, c in enumerate(codes)]
+    return {".weight": Tensor("I8", (n, k), codes), ".weight_scale": Tensor("F32", (n, 1), pack_floats(scales))}, values
+
+
+def ct_nvfp4(name, n, k):
+    """The second scale divides, and is another one for gate and for up."""
+    codes, nibbles = fp4_codes(name, n, k)
+    scales = [c & 0x7F for c in e4m3_codes(name + " scale", n * k // 16)]
+    second = positive_floats(name + " second", 1)[0]
+    values = [f32(f32(v * of_e4m3(scales[i // 16])) / second) for i, v in enumerate(nibbles)]
+    return {".weight_packed": Tensor("U8", (n, k // 2), codes),
+            ".weight_scale": Tensor("F8_E4M3", (n, k // 16), scales),
+            ".weight_global_scale": Tensor("F32", (1,), pack_floats([second]))}, values
+
+
 # ---- experts --------------------------------------------------------------------
 
 
@@ -261,6 +329,10 @@ def stack(checkpoint, layer, block, scheme, transposed, suffixes):
                     whole.setdefault(suffix, []).append(part)
             for suffix, parts in whole.items():
                 if suffix not in suffixes:
+                    continue
+                if suffix == ".weight_global_scale":  # one for gate and one for up: [E, 2], [E, 1]
+                    data[suffix] = data.get(suffix, b"") + b"".join(p.data for p in parts)
+                    shapes[suffix] = "F32", (E, len(parts))
                     continue
                 rank = len(parts[0].shape)
                 rows, cols = (len(parts) * parts[0].shape[0], parts[0].shape[1]) if rank == 2 else (1, 1)
@@ -484,6 +556,53 @@ def mixtral_f32():
     return simple(local_like("mixtral", torch_dtype="float32"), plain_f32, "block_sparse_moe", W123)
 
 
+def ct_int4_bytes():
+    config = ct("int-quantized", num_bits=4, type="int", strategy="group", group_size=32, symmetric=True)
+    return simple(qwen_like("qwen3_moe", quantization_config=config), int4_group("bytes", 32))
+
+
+def ct_fused(scheme, *suffixes, **weights):
+    """All experts in two tensors, with the suffixes that single ones have."""
+    c = Checkpoint(qwen_like("qwen3_moe", quantization_config=ct(**weights)))
+    stack(c, LAYER, "mlp", scheme, False, {suffix: suffix for suffix in suffixes})
+    c.router(f"{LAYER}.mlp.gate.weight")
+    return c
+
+
+def ct_fused_nvfp4():
+    return ct_fused(ct_nvfp4, ".weight_packed", ".weight_scale", ".weight_global_scale", form="nvfp4-pack-quantized",
+                    num_bits=4, type="float", strategy="tensor_group", group_size=16)
+
+
+def ct_fused_int4():
+    return ct_fused(int4_group("words", 32, ".weight_packed"), ".weight_packed", ".weight_scale",
+                    form="pack-quantized", num_bits=4, type="int", strategy="group", group_size=32)
+
+
+def ct_fused_int8():
+    return ct_fused(int8_channel, ".weight", ".weight_scale", form="int-quantized", num_bits=8, type="int",
+                    strategy="channel")
+
+
+def modelslim(form, group, version):
+    c = simple(qwen_like("qwen3_moe"), modelslim_w4a8(form, group))
+    labels = {n: "W4A8_DYNAMIC" if ".experts." in n else "FLOAT" for n in c.tensors}
+    c.files["quant_model_description.json"] = {"model_quant_type": "W4A8_DYNAMIC", "group_size": group} | version | labels
+    return c
+
+
+def modelslim_w4a8_channel():
+    return modelslim("rows", 0, {"version": "1.0.0"})
+
+
+def modelslim_w4a8_group():
+    return modelslim("rows", 32, {"version": "1.0.0"})
+
+
+def modelslim_w4a8_bytes():
+    return modelslim("bytes", 32, {})
+
+
 FIXTURES = {
     "v2-bf16": v2_bf16,
     "kimi-k2-fp8": kimi_k2_fp8,
@@ -503,6 +622,13 @@ FIXTURES = {
     "quark-mxfp4": quark_mxfp4,
     "modelslim-w4a8-mxfp": modelslim_w4a8_mxfp,
     "f4-mxfp4": f4_mxfp4,
+    "ct-int4-bytes": ct_int4_bytes,
+    "ct-fused-nvfp4": ct_fused_nvfp4,
+    "ct-fused-int4": ct_fused_int4,
+    "ct-fused-int8": ct_fused_int8,
+    "modelslim-w4a8": modelslim_w4a8_channel,
+    "modelslim-w4a8-group": modelslim_w4a8_group,
+    "modelslim-w4a8-bytes": modelslim_w4a8_bytes,
     "mixtral-f16": mixtral_f16,
     "mixtral-f32": mixtral_f32,
 }

@@ -8,6 +8,10 @@
 #include "checkpoint/storage.h"
 #include "model_files.h"
 
+#define CONFIG_BITS(bits)                                                        \
+    "{\"quantization_config\": {\"config_groups\": {\"group_0\": {\"weights\": " \
+    "{\"num_bits\": " #bits ", \"group_size\": 32}}}}}"
+
 TestSuite(families_refused, .init = make_model_scratch, .fini = remove_model_scratch);
 
 #define EXPERT "model.layers.0.mlp.experts.0."
@@ -59,9 +63,6 @@ Test(families_refused, what_compressed_tensors_can_write)
 
 Test(families_refused, what_modelslim_can_write)
 {
-    ADD_EACH(MP_I8, "weight", "weight_scale", "weight_offset", "scale_bias");
-    expect_unsupported(EXPERT "down_proj.scale_bias: weights of ModelSlim's W4A8_DYNAMIC cannot be "
-                              "read");
     ADD_EACH(MP_I8, "weight", "deq_scale", "quant_bias", "input_scale", "input_offset");
     expect_unsupported(EXPERT
                        "down_proj.deq_scale: weights of ModelSlim's static W8A8 cannot be read");
@@ -226,6 +227,88 @@ Test(families_refused, zero_points_that_are_minus_zero)
         cr_expect(!mp_offsets_are_zero(types[t], not_zero, 4));
     }
     cr_expect(!mp_offsets_are_zero(MP_I8, numbers[0], 4), "-128");
+}
+
+/* An INT4 expert of ModelSlim, a byte a code, with a scale a row and one for each 32 columns. */
+static void add_w4a8_expert(void)
+{
+    static const char *const projections[] = {"gate_proj", "up_proj", "down_proj"};
+
+    for (int p = 0; p < MP_PROJECTIONS; p++) {
+        uint64_t rows = p == MP_DOWN ? 96 : 64, cols = p == MP_DOWN ? 64 : 96;
+
+        add_tensor(MP_I8, rows, cols, EXPERT "%s.weight", projections[p]);
+        add_tensor(MP_F32, rows, 1, EXPERT "%s.weight_scale", projections[p]);
+        add_tensor(MP_F32, rows, 1, EXPERT "%s.weight_offset", projections[p]);
+        add_tensor(MP_F32, rows, cols / 32, EXPERT "%s.weight_scale_second", projections[p]);
+        add_tensor(MP_F32, rows, cols / 32, EXPERT "%s.weight_offset_second", projections[p]);
+    }
+}
+
+Test(families_refused, zero_points_of_groups_that_are_not_zero)
+{
+    const float one = 1;
+    const mp_matrix *matrix;
+
+    add_w4a8_expert();
+    expect_model();
+    cr_assert_eq(catalog.problems.count, 0, "%s", catalog.problems.text[0]);
+    matrix = catalog.layers[0].experts[0].matrix;
+    cr_assert_eq(mp_matrix_check_offset(&catalog, &matrix[MP_DOWN], &err), 0, "%s", err.message);
+    poke(EXPERT "down_proj.weight_offset_second", &one, sizeof one);
+    cr_assert_eq(mp_matrix_check_offset(&catalog, &matrix[MP_DOWN], &err), MP_ERR_UNSUPPORTED);
+    cr_assert_str_eq(err.message, EXPERT "down_proj.weight_offset_second: zero points that are not "
+                                         "zero cannot be decoded");
+}
+
+Test(families_refused, codes_that_are_no_int4)
+{
+    static const int8_t codes[] = {-8, 7, 8}, low = -9;
+    uint8_t words[2 * 48];
+    const mp_matrix *matrix;
+
+    add_w4a8_expert();
+    expect_model();
+    matrix = catalog.layers[0].experts[0].matrix;
+    poke(EXPERT "up_proj.weight", codes, 2);
+    cr_assert_eq(mp_matrix_read_rows(&catalog, &catalog.layers[0].storage, &matrix[MP_UP], 96, 0, 2,
+                                     words, NULL, &err),
+                 0, "%s", err.message);
+    cr_expect_eq(words[0], 0xf0);
+    cr_expect_eq(words[1], 0x88);
+    poke(EXPERT "up_proj.weight", codes, 3);
+    cr_assert_eq(mp_matrix_read_rows(&catalog, &catalog.layers[0].storage, &matrix[MP_UP], 96, 0, 2,
+                                     words, NULL, &err),
+                 MP_ERR_INPUT);
+    cr_assert_str_eq(err.message, EXPERT "up_proj.weight: 8 in row 0, column 2: int4 is -8 to 7");
+    poke(EXPERT "up_proj.weight", &low, 1);
+    cr_assert_eq(mp_matrix_read_rows(&catalog, &catalog.layers[0].storage, &matrix[MP_UP], 96, 0, 2,
+                                     words, NULL, &err),
+                 MP_ERR_INPUT);
+    cr_assert_str_eq(err.message, EXPERT "up_proj.weight: -9 in row 0, column 0: int4 is -8 to 7");
+}
+
+Test(families_refused, one_of_two_scales)
+{
+    add_w4a8_expert();
+    drop_tensor(EXPERT "down_proj.weight_scale_second");
+    expect_unsupported(EXPERT "down_proj.weight: int8_channel, but \"" EXPERT
+                              "gate_proj.weight\" is int4_group: several formats in one layer are "
+                              "not supported");
+}
+
+Test(families_refused, groups_of_int8)
+{
+    put_file("config.json", CONFIG_BITS(8), sizeof CONFIG_BITS(8) - 1);
+    for (int p = 0; p < MP_PROJECTIONS; p++) {
+        static const char *const projections[] = {"gate_proj", "up_proj", "down_proj"};
+        uint64_t rows = p == MP_DOWN ? 96 : 64, cols = p == MP_DOWN ? 64 : 96;
+
+        add_tensor(MP_I8, rows, cols, EXPERT "%s.weight", projections[p]);
+        add_tensor(MP_BF16, rows, cols / 32, EXPERT "%s.weight_scale", projections[p]);
+    }
+    expect_unsupported(EXPERT "gate_proj.weight_scale: a scale for each group of 8-bit weights is "
+                              "not supported, of 4-bit ones it is");
 }
 
 /* ------------------------------------------------------------------------

@@ -124,11 +124,19 @@ Test(names, what_a_tensor_holds)
         const char *suffix;
         mp_role role;
     } suffixes[] = {
-        {"weight_packed", MP_ROLE_WEIGHT},        {"weight_scale", MP_ROLE_SCALE},
-        {"weight_scale_2", MP_ROLE_GLOBAL_SCALE}, {"weight_global_scale", MP_ROLE_GLOBAL_SCALE},
-        {"input_scale", MP_ROLE_INPUT_SCALE},     {"input_global_scale", MP_ROLE_INPUT_SCALE},
-        {"weight_offset", MP_ROLE_OFFSET},        {"bias", MP_ROLE_BIAS},
-        {"weight_shape", MP_ROLE_SHAPE},          {"weight_zero_point", MP_ROLE_OFFSET},
+        {"weight_packed", MP_ROLE_WEIGHT},
+        {"weight_scale", MP_ROLE_SCALE},
+        {"weight_scale_2", MP_ROLE_GLOBAL_SCALE},
+        {"weight_global_scale", MP_ROLE_GLOBAL_SCALE},
+        {"input_scale", MP_ROLE_INPUT_SCALE},
+        {"input_global_scale", MP_ROLE_INPUT_SCALE},
+        {"weight_offset", MP_ROLE_OFFSET},
+        {"bias", MP_ROLE_BIAS},
+        {"weight_shape", MP_ROLE_SHAPE},
+        {"weight_zero_point", MP_ROLE_OFFSET},
+        {"scale_bias", MP_ROLE_SCALE_BIAS},
+        {"weight_scale_second", MP_ROLE_GROUP_SCALE},
+        {"weight_offset_second", MP_ROLE_GROUP_OFFSET},
     };
     char name[128];
 
@@ -144,8 +152,6 @@ Test(names, what_only_unsupported_forms_have)
 {
     expect_kind("model.layers.3.mlp.experts.7.up_proj.qweight", MP_NAME_FOREIGN);
     cr_assert_str_eq(parts.foreign, "weights of AWQ or GPTQ");
-    expect_kind("model.layers.3.mlp.shared_experts.up_proj.scale_bias", MP_NAME_FOREIGN);
-    cr_assert_str_eq(parts.foreign, "weights of ModelSlim's W4A8_DYNAMIC");
     expect_kind("model.layers.3.mlp.switch_mlp.up_proj.weight", MP_NAME_FOREIGN);
     cr_assert_str_eq(parts.foreign, "experts in the order of MLX");
     expect_kind("model.layers.3.mlp.up_proj.qweight", MP_NAME_OTHER);

@@ -211,13 +211,46 @@ Test(storage, int4_in_bytes)
     set_weight(MP_I8, 24, 192);
     set_scale(MP_BF16, 24, 3);
     expect_form(MP_SCHEME_INT4_GROUP, 1, 128, 384);
-    cr_assert(storage.signed_nibbles);
+    cr_assert_eq(storage.int4, MP_INT4_COLUMNS);
     set_weight(MP_I8, 24, 64);
     set_scale(MP_F32, 24, 1);
     expect_form(MP_SCHEME_INT4_GROUP, 1, 128, 128);
     scale.name = "w1.weight_scale";
     expect_form(MP_SCHEME_INT8_CHANNEL, 1, UINT32_MAX, 64);
-    cr_assert(!storage.signed_nibbles);
+    cr_assert_eq(storage.int4, MP_INT4_WORDS);
+    scale.name = "w1.scale";
+}
+
+/* Bytes of ModelSlim and compressed-tensors: two rows or one code each. */
+Test(storage, int4_of_a_scale_a_row_and_a_group)
+{
+    uint64_t shape[2] = {48, 3};
+    mp_tensor group = {
+        .name = "w1.weight_scale_second", .dtype = MP_F32, .rank = 2, .shape = shape};
+
+    scale.name = "w1.weight_scale";
+    set_weight(MP_I8, 24, 96);
+    set_scale(MP_F32, 48, 1);
+    expect_form(MP_SCHEME_INT4_GROUP, 1, UINT32_MAX, 96);
+    cr_expect_eq(storage.int4, MP_INT4_ROWS);
+    cr_expect_eq(rows_found, 48);
+    matrix.group_scale = &group;
+    expect_form(MP_SCHEME_INT4_GROUP, 1, 32, 96);
+    cr_expect_eq(storage.int4, MP_INT4_ROWS);
+    cr_expect(storage.two_scales);
+    cr_expect_eq(rows_found, 48);
+    shape[0] = 24;
+    cr_expect_not(recognize(), "the scale of the rows says 48, that of groups 24");
+    set_scale(MP_F32, 24, 1);
+    expect_form(MP_SCHEME_INT4_GROUP, 1, 32, 96);
+    cr_expect_eq(storage.int4, MP_INT4_BYTES);
+    cr_expect_eq(rows_found, 24);
+    matrix.group_scale = NULL;
+    expect_form(MP_SCHEME_INT8_CHANNEL, 1, UINT32_MAX, 96);
+    set_scale(MP_F32, 24, 3);
+    config.weight_bits = 4;
+    expect_form(MP_SCHEME_INT4_GROUP, 1, 32, 96);
+    cr_expect_eq(storage.int4, MP_INT4_BYTES);
     scale.name = "w1.scale";
 }
 
