@@ -325,6 +325,7 @@ static int check_pack(plan_job *job, mp_error *err)
     const mp_manifest *m = &job->pack.manifest;
     const mp_backend_pack pack = {
         .target = m->target,
+        .alphas = m->alphas,
         .ep_size = m->ep_size,
         .num_physical = m->num_physical,
         .hidden_size = m->hidden_size,

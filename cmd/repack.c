@@ -24,6 +24,7 @@ typedef struct repack_options {
     mp_shared_mode shared;
     bool requantize_shared;
     bool nz;
+    mp_alphas alphas;
     const char *quantize;
     char *drop;
     char *layers;
@@ -74,6 +75,8 @@ static char *command_text(const repack_options *o)
         fprintf(f, " --requantize-shared");
     if (o->nz)
         fprintf(f, " --nz");
+    if (o->alphas != MP_ALPHAS_SGL)
+        print_option(f, "alphas", mp_alphas_name(o->alphas));
     print_option(f, "quantize", o->quantize);
     if (o->rounding >= 0)
         print_option(f, "rounding", o->rounding == MP_ROUND_OCP ? "ocp" : "deepgemm");
@@ -135,6 +138,7 @@ static int make_plan(repack_job *job, mp_error *err)
         .shared = o->shared,
         .requantize_shared = o->requantize_shared,
         .nz = o->nz,
+        .alphas = o->alphas,
         .quantize = o->quantize != NULL,
         .quant = {.rounding = o->rounding < 0 ? target->rounding : (mp_rounding)o->rounding,
                   .scale_rule = o->scale_rule,
@@ -275,6 +279,12 @@ static const cmd_choice shared_modes[] = {
     {NULL, 0},
 };
 
+static const cmd_choice alphas[] = {
+    {"sgl", MP_ALPHAS_SGL},
+    {"fp4xfp4", MP_ALPHAS_FP4XFP4},
+    {NULL, 0},
+};
+
 static const cmd_choice row_orders[] = {
     {"auto", MP_ROWS_AUTO},
     {"layer", MP_ROWS_LAYER},
@@ -300,6 +310,8 @@ static const cmd_option options[] = {
     OPT_FLAG(0, "requantize-shared", repack_options, requantize_shared,
              "let shared experts lose precision where the target takes another format"),
     OPT_FLAG(0, "nz", repack_options, nz, "Ascend: weights in FRACTAL_NZ form"),
+    OPT_CHOICE(0, "alphas", "CONVENTION", repack_options, alphas, alphas,
+               "nvfp4: who folds the input scale of L1 into its alpha, the kernel or repack"),
     OPT_STRING(0, "quantize", "SCHEME", repack_options, quantize,
                "requantize experts that are stored otherwise", .choice_name = scheme_name),
     OPT_CHOICE(0, "rounding", "RULE", repack_options, rounding, rounding_choices,

@@ -68,6 +68,7 @@ typedef struct mp_manifest {
     char *target; /* mp_target_find (layout.h) knows it, or this version does not */
     uint64_t target_version;
     bool nz; /* weights in FRACTAL_NZ form */
+    mp_alphas alphas;
     /* quantization */
     mp_scheme source_scheme; /* MP_SCHEME_COUNT: not the same in all layers */
     mp_scheme target_scheme;

@@ -402,6 +402,7 @@ int mp_backend_estimate(mp_backend_memory *memory, const mp_backend *backend,
 /* What a packed directory is, by its manifest (artifact.h). */
 typedef struct mp_backend_pack {
     const char *target;
+    mp_alphas alphas;
     uint64_t ep_size;
     uint64_t num_physical;
     uint64_t hidden_size;

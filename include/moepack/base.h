@@ -219,6 +219,7 @@ typedef enum mp_role {
     MP_ROLE_SHAPE,        /* [N, K] of packed weights */
     MP_ROLE_ALPHA,        /* of packs: the second scale as a multiplier */
     MP_ROLE_ACT_SCALE,    /* of packs: the input scale of L2 as its kernel multiplies by it */
+    MP_ROLE_FOLDED_ALPHA, /* of packs: the second scale of L1 times its input scale */
     MP_ROLE_GROUP_SCALE,  /* int4 with two scales: of groups, where the scale is of rows */
     MP_ROLE_GROUP_OFFSET, /* zero points of groups */
     MP_ROLE_SCALE_BIAS,   /* int4: what Ascend's kernel adds for moving codes by 8; of no weight */
@@ -247,6 +248,16 @@ typedef enum mp_shared_mode {
 /* "none", "fused", "separate"; a static string. */
 const char *mp_shared_mode_name(mp_shared_mode mode);
 bool mp_shared_mode_parse(const char *name, mp_shared_mode *mode);
+
+/* Whose convention the alphas of nvfp4 are in. */
+typedef enum mp_alphas {
+    MP_ALPHAS_SGL,    /* second scales of gate, up and down */
+    MP_ALPHAS_FP4XFP4 /* DeepGEMM's own: one of L1, times its input scale */
+} mp_alphas;
+
+/* "sgl", "fp4xfp4"; a static string. */
+const char *mp_alphas_name(mp_alphas alphas);
+bool mp_alphas_parse(const char *name, mp_alphas *alphas);
 
 /* Where a copy of an expert is: a slot of a rank, counted on that rank. */
 typedef struct mp_place {

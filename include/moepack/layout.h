@@ -42,7 +42,7 @@ uint64_t mp_side_rows(const mp_dims *dims, mp_side side);
 uint64_t mp_side_cols(const mp_dims *dims, mp_side side);
 
 /* One tensor of a target. All but weight and scale is one float32 a part, gate first, or
- * (offset) one a row, or (input and act scale) one a side. */
+ * (offset) one a row, or (input scale, act scale and folded alpha) one a side. */
 typedef struct mp_slot_tensor {
     const char *name; /* "l1_weight", ...; a static string */
     mp_side side;
@@ -55,7 +55,7 @@ typedef struct mp_slot_tensor {
     uint64_t slot_bytes;
 } mp_slot_tensor;
 
-#define MP_TARGET_TENSORS 11
+#define MP_TARGET_TENSORS 12
 
 /* How the weights of a side are cut into tiles. */
 typedef enum mp_tile_kind {
@@ -98,6 +98,8 @@ typedef struct mp_target {
     const struct mp_target *separate;
     /* The same target with weights in FRACTAL_NZ form; null: there is none. */
     const struct mp_target *nz;
+    /* The same target with alphas by DeepGEMM's own convention; null: there is none. */
+    const struct mp_target *fp4xfp4;
 
     /* Fills tensors[] with the weight tensors of L1 and L2 and what goes with them; returns
      * how many. dims have passed check. */

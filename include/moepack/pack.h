@@ -43,6 +43,7 @@ typedef struct mp_repack_options {
     uint32_t redundant;
     mp_shared_mode shared;
     bool nz;                /* weights in FRACTAL_NZ form */
+    mp_alphas alphas;       /* of nvfp4 */
     bool requantize_shared; /* let shared experts lose precision */
     bool quantize;          /* requantize to quantize_to where the source differs */
     mp_scheme quantize_to;  /* has to be the target's scheme */

@@ -29,6 +29,7 @@ static const char *const roles[MP_ROLES] = {
     [MP_ROLE_SHAPE] = "shape",
     [MP_ROLE_ALPHA] = "alpha",
     [MP_ROLE_ACT_SCALE] = "act_scale",
+    [MP_ROLE_FOLDED_ALPHA] = "folded_alpha",
     [MP_ROLE_GROUP_SCALE] = "group_scale",
     [MP_ROLE_GROUP_OFFSET] = "group_offset",
     [MP_ROLE_SCALE_BIAS] = "scale_bias",
@@ -37,6 +38,8 @@ static const char *const roles[MP_ROLES] = {
 static const char *const roundings[] = {[MP_ROUND_DEEPGEMM] = "deepgemm", [MP_ROUND_OCP] = "ocp"};
 
 static const char *const scale_rules[] = {[MP_SCALE_CEIL] = "ceil", [MP_SCALE_MSE] = "mse"};
+
+static const char *const alphas[] = {[MP_ALPHAS_SGL] = "sgl", [MP_ALPHAS_FP4XFP4] = "fp4xfp4"};
 
 static const char *const shared_modes[MP_SHARED_MODES] = {
     [MP_SHARED_NONE] = "none",
@@ -67,6 +70,7 @@ static const char *const shared_modes[MP_SHARED_MODES] = {
 DEFINE_WORDS(projection, projections)
 DEFINE_WORDS(fusion, fusions)
 DEFINE_WORDS(role, roles)
+DEFINE_WORDS(alphas, alphas)
 DEFINE_WORDS(shared_mode, shared_modes)
 DEFINE_WORDS(rounding, roundings)
 DEFINE_WORDS(scale_rule, scale_rules)
@@ -90,6 +94,7 @@ mp_role mp_role_source(mp_role role)
 {
     switch (role) {
     case MP_ROLE_ALPHA:
+    case MP_ROLE_FOLDED_ALPHA:
         return MP_ROLE_GLOBAL_SCALE;
     case MP_ROLE_ACT_SCALE:
         return MP_ROLE_INPUT_SCALE;

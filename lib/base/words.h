@@ -10,7 +10,7 @@
 int mp_role_set_parse(const char *list, mp_role_set allowed, mp_role_set *set, mp_error *err);
 
 /* The reverse, in the order of roles; always terminated. */
-#define MP_ROLE_SET_TEXT 96
+#define MP_ROLE_SET_TEXT 160
 char *mp_role_set_text(mp_role_set set, char text[MP_ROLE_SET_TEXT]);
 
 #endif

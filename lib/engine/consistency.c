@@ -112,6 +112,8 @@ int mp_backend_check_pack(const mp_backend *backend, const mp_backend_model *mod
     err = MP_NEVER_NULL(err);
     expect_text(&c, "target", pack->target,
                 backend->target ? backend->target : "no packed experts");
+    if (pack->alphas != MP_ALPHAS_SGL) /* only SGLang takes nvfp4 */
+        expect_text(&c, "alphas", mp_alphas_name(pack->alphas), mp_alphas_name(MP_ALPHAS_SGL));
     expect_number(&c, "ep_size", pack->ep_size, backend->slots.ep);
     expect_number(&c, "num_physical", pack->num_physical, backend->slots.num_physical);
     expect_text(&c, "shared", mp_shared_mode_name(pack->shared),

@@ -372,10 +372,18 @@ int mp_canonical_vector(const mp_canonical *c, const mp_slot_tensor *tensor, flo
     uint64_t count = tensor->slot_bytes / sizeof *out / parts;
     int rc = 0;
 
-    if (tensor->role == MP_ROLE_INPUT_SCALE || tensor->role == MP_ROLE_ACT_SCALE) {
+    if (tensor->role == MP_ROLE_FOLDED_ALPHA && c->global[MP_GATE] != c->global[MP_UP])
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "%s: second scale %.9g, of up %.9g: with --alphas fp4xfp4 they share one",
+                       c->from->matrix[MP_GATE].weight->name, (double)c->global[MP_GATE],
+                       (double)c->global[MP_UP]);
+    if (tensor->role == MP_ROLE_INPUT_SCALE || tensor->role == MP_ROLE_ACT_SCALE ||
+        tensor->role == MP_ROLE_FOLDED_ALPHA) {
         rc = read_input_scale(c, out, err);
-        if (rc == 0 && tensor->role == MP_ROLE_ACT_SCALE && c->from->storage->global_divides)
+        if (rc == 0 && tensor->role != MP_ROLE_INPUT_SCALE && c->from->storage->global_divides)
             *out = 1 / *out;
+        if (rc == 0 && tensor->role == MP_ROLE_FOLDED_ALPHA)
+            *out *= c->global[MP_GATE];
         return rc;
     }
     if (tensor->role == MP_ROLE_ALPHA)

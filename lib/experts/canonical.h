@@ -67,9 +67,9 @@ int mp_canonical_begin(mp_canonical *c, mp_error *err);
  * stats: error of requantization, added to; may be null. */
 int mp_canonical_tile(mp_canonical *c, const mp_tile *tile, mp_quant_stats *stats, mp_error *err);
 
-/* The floats of a target tensor of role ALPHA, GLOBAL_SCALE, INPUT_SCALE, ACT_SCALE or
- * OFFSET, in its order; after begin. out: tensor->slot_bytes bytes.
- * MP_ERR_UNSUPPORTED where gate and up have different input scales. */
+/* The floats of a target tensor of role ALPHA, FOLDED_ALPHA, GLOBAL_SCALE, INPUT_SCALE, ACT_SCALE
+ * or OFFSET, in its order; after begin. out: tensor->slot_bytes bytes.
+ * MP_ERR_UNSUPPORTED where gate and up have different input scales, or second ones to fold. */
 int mp_canonical_vector(const mp_canonical *c, const mp_slot_tensor *tensor, float *out,
                         mp_error *err);
 

@@ -219,6 +219,25 @@ static unsigned describe_nvfp4(const mp_dims *dims, mp_slot_tensor tensors[MP_TA
     return count;
 }
 
+/* DeepGEMM's own alphas: one for L1, with the input scale folded in. It is a rounded product, so
+ * the factors stay beside it. */
+static unsigned describe_folded(const mp_dims *dims, mp_slot_tensor tensors[MP_TARGET_TENSORS])
+{
+    unsigned count = describe_fp4(dims, NVFP4_BLOCK, tensors), needed = count + 4;
+
+    tensors[count++] = floats("l1_alpha", MP_L1, MP_ROLE_FOLDED_ALPHA, 0);
+    tensors[count++] = floats("l2_alpha", MP_L2, MP_ROLE_ALPHA, 0);
+    tensors[count++] = floats("l1_second_scale", MP_L1, MP_ROLE_ALPHA, 2);
+    tensors[count++] = floats("l1_input_scale", MP_L1, MP_ROLE_INPUT_SCALE, 0);
+    tensors[count++] = floats("l2_input_scale", MP_L2, MP_ROLE_INPUT_SCALE, 0);
+    tensors[count++] = floats("l1_global_scale", MP_L1, MP_ROLE_GLOBAL_SCALE, 2);
+    tensors[count++] = floats("l2_global_scale", MP_L2, MP_ROLE_GLOBAL_SCALE, 0);
+    tensors[count++] = floats("l2_act_scale", MP_L2, MP_ROLE_ACT_SCALE, 0);
+    for (unsigned t = needed; t < count; t++)
+        tensors[t].optional = true;
+    return count;
+}
+
 static unsigned describe_bf16(const mp_dims *dims, mp_slot_tensor tensors[MP_TARGET_TENSORS])
 {
     uint64_t h = dims->hidden_size, i = dims->intermediate_size;
@@ -341,7 +360,25 @@ const mp_target mp_target_megamoe_nvfp4 = {
     .rounding = MP_ROUND_OCP,
     .constraints = FP4_CONSTRAINTS(256),
     .separate = &mp_target_megamoe_shared_fp8,
+    .fp4xfp4 = &mp_target_megamoe_nvfp4_folded,
     .describe = describe_nvfp4,
+    .check = check_nvfp4,
+    .tiling = tiling_8,
+    .pack_weight = mp_megamoe_pack_8,
+    .unpack_weight = mp_megamoe_unpack_8,
+    .pack_scale = pack_scale_nvfp4,
+    .unpack_scale = unpack_scale_nvfp4,
+};
+
+const mp_target mp_target_megamoe_nvfp4_folded = {
+    .name = "megamoe-nvfp4",
+    .version = 1,
+    .engine = "DeepGEMM fp8_fp4_mega_moe, SM100, mma nvfp4xnvfp4, recipe (1,1,16)",
+    .scheme = MP_SCHEME_NVFP4,
+    .rounding = MP_ROUND_OCP,
+    .constraints = FP4_CONSTRAINTS(256),
+    .separate = &mp_target_megamoe_shared_fp8,
+    .describe = describe_folded,
     .check = check_nvfp4,
     .tiling = tiling_8,
     .pack_weight = mp_megamoe_pack_8,

@@ -20,6 +20,7 @@ extern const mp_target mp_target_deepep_bf16;
 
 /* Forms of a target that are in no table. */
 extern const mp_target mp_target_megamoe_shared_fp8;
+extern const mp_target mp_target_megamoe_nvfp4_folded;
 extern const mp_target mp_target_fuseep_1_nz;
 extern const mp_target mp_target_fuseep_2_nz;
 

@@ -345,15 +345,19 @@ static int read_errors(const json_t *root, mp_manifest *m, mp_error *err)
 /* How shared experts are packed, and what was left behind. */
 static int read_options(const json_t *root, mp_manifest *m, mp_error *err)
 {
-    const char *shared, *dropped = NULL;
+    const char *shared, *dropped = NULL, *alphas = mp_alphas_name(MP_ALPHAS_SGL);
     mp_error why;
 
     if (mp_json_get_string(root, "shared", MP_MANIFEST_NAME, &shared, err) != 0 ||
         (json_object_get(root, "dropped") &&
-         mp_json_get_string(root, "dropped", MP_MANIFEST_NAME, &dropped, err) != 0))
+         mp_json_get_string(root, "dropped", MP_MANIFEST_NAME, &dropped, err) != 0) ||
+        (json_object_get(root, "alphas") &&
+         mp_json_get_string(root, "alphas", MP_MANIFEST_NAME, &alphas, err) != 0))
         return err->code;
     if (!mp_shared_mode_parse(shared, &m->shared))
         return mp_manifest_unknown("shared mode", shared, err);
+    if (!mp_alphas_parse(alphas, &m->alphas))
+        return mp_manifest_unknown("alphas", alphas, err);
     if (mp_role_set_parse(dropped, MP_ROLE_BIT(MP_ROLES) - 1, &m->dropped, &why) != 0)
         return mp_manifest_unknown("dropped", dropped, err);
     return 0;

@@ -159,6 +159,8 @@ static json_t *manifest_json(const mp_manifest *m)
     json = mp_manifest_with_forms(json, m);
     if (m->num_errors > 0)
         json = mp_json_with(json, "errors", errors_json(m));
+    if (m->alphas != MP_ALPHAS_SGL)
+        json = mp_json_with(json, "alphas", json_string(mp_alphas_name(m->alphas)));
     if (m->dropped)
         json = mp_json_with(json, "dropped", json_string(mp_role_set_text(m->dropped, dropped)));
     if (command)

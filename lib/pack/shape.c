@@ -98,11 +98,16 @@ int mp_manifest_target(const mp_manifest *m, const mp_target **target, mp_error 
     *target = mp_target_find(m->target);
     if (*target && m->nz)
         *target = (*target)->nz;
+    if (*target && m->alphas == MP_ALPHAS_FP4XFP4)
+        *target = (*target)->fp4xfp4;
     if (*target && (*target)->version == m->target_version)
         return 0;
     return mp_fail(err, MP_ERR_UNSUPPORTED,
                    "%s: this version does not know target %s/%" PRIu64 "%s", MP_MANIFEST_NAME,
-                   m->target, m->target_version, m->nz ? " in FRACTAL_NZ form" : "");
+                   m->target, m->target_version,
+                   m->nz                            ? " in FRACTAL_NZ form"
+                   : m->alphas == MP_ALPHAS_FP4XFP4 ? " with alphas of fp4xfp4"
+                                                    : "");
 }
 
 static int compare_names(const void *a, const void *b)

@@ -189,7 +189,8 @@ int mp_report_difference(mp_slot_side *s, mp_role role, const mp_difference *d, 
 static void write_vector(const mp_slot_side *s, mp_role role, uint64_t index, uint64_t count,
                          char *text, size_t size)
 {
-    bool input = role == MP_ROLE_INPUT_SCALE || role == MP_ROLE_ACT_SCALE;
+    bool input =
+        role == MP_ROLE_INPUT_SCALE || role == MP_ROLE_ACT_SCALE || role == MP_ROLE_FOLDED_ALPHA;
     uint64_t per_part = input ? count : count / mp_side_parts(s->side);
     unsigned part = (unsigned)(index / per_part);
     const mp_matrix *matrix = matrix_of(s, part);
@@ -204,6 +205,8 @@ static void write_vector(const mp_slot_side *s, mp_role role, uint64_t index, ui
         snprintf(text, size, "%s row %" PRIu64 " says", name, index % per_part);
     else if (role == MP_ROLE_ALPHA && !s->want.passes)
         snprintf(text, size, "%s gets the second scale", name);
+    else if (role == MP_ROLE_FOLDED_ALPHA)
+        snprintf(text, size, "%s, times the second scale, says", name);
     else if ((role == MP_ROLE_ALPHA || role == MP_ROLE_ACT_SCALE) &&
              s->from.storage->global_divides)
         snprintf(text, size, "%s, inverted, says", name);

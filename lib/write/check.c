@@ -18,6 +18,10 @@ int mp_check_options(mp_plan *plan, mp_error *err)
 
     if (options->nz && mp_target_find(options->target->name) == options->target)
         return mp_fail(err, MP_ERR_USAGE, "%s has no FRACTAL_NZ form", options->target->name);
+    if (options->alphas == MP_ALPHAS_FP4XFP4 &&
+        mp_target_find(options->target->name) == options->target)
+        return mp_fail(err, MP_ERR_USAGE, "%s has no alphas: --alphas is for megamoe-nvfp4",
+                       options->target->name);
     if (options->quantize && options->quantize_to != options->target->scheme)
         return mp_fail(err, MP_ERR_USAGE, "%s takes %s, not %s", options->target->name,
                        mp_scheme_name(options->target->scheme),
@@ -29,6 +33,9 @@ int mp_check_options(mp_plan *plan, mp_error *err)
         return err->code;
     if (mp_role_set_parse(options->drop, DROPPABLE, &plan->drop, err) != 0)
         return mp_error_prefix(err, "drop");
+    if (options->alphas == MP_ALPHAS_FP4XFP4 && (plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE)))
+        return mp_fail(err, MP_ERR_USAGE,
+                       "--alphas fp4xfp4 folds input scales in: they cannot be left behind");
     return 0;
 }
 
@@ -133,12 +140,32 @@ static int check_carried(const mp_plan *plan, const mp_target *target, const mp_
     return 0;
 }
 
+/* What is folded into an alpha has to be there. */
+static int check_folded(const mp_target *target, const mp_storage *storage, const mp_expert *expert,
+                        mp_error *err)
+{
+    const mp_matrix *matrix = expert->matrix;
+
+    if (mp_target_find(target->name)->fp4xfp4 != target)
+        return 0;
+    for (int p = MP_GATE; p <= MP_UP; p++)
+        if (!matrix[p].input_scale || !mp_passes_through(storage, target))
+            return mp_fail(err, MP_ERR_UNSUPPORTED,
+                           "%s: no input scale that --alphas fp4xfp4 could fold in: leave it out",
+                           matrix[p].weight->name);
+    return 0;
+}
+
 int mp_check_layer(const mp_plan *plan, const mp_moe_layer *layer, mp_error *err)
 {
     int rc = check_scheme(&plan->options, layer, err);
 
-    for (uint32_t e = 0; e < layer->num_experts && rc == 0; e++)
-        rc = check_carried(plan, plan->options.target, &layer->storage, &layer->experts[e], err);
+    for (uint32_t e = 0; e < layer->num_experts && rc == 0; e++) {
+        rc = check_folded(plan->options.target, &layer->storage, &layer->experts[e], err);
+        if (rc == 0)
+            rc =
+                check_carried(plan, plan->options.target, &layer->storage, &layer->experts[e], err);
+    }
     return rc;
 }
 
@@ -160,6 +187,9 @@ int mp_check_shared(const mp_plan *plan, const mp_slot_set *set, const mp_moe_la
             "that with --requantize-shared, or leave it to the engine with --shared none",
             layer->prefix, mp_scheme_name(storage->scheme), set->target->name,
             mp_scheme_name(set->target->scheme), reason(set->target));
+    if (set->target == plan->options.target &&
+        check_folded(set->target, storage, &layer->shared, err) != 0)
+        return err->code;
     return check_carried(plan, set->target, storage, &layer->shared, err);
 }
 

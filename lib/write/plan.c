@@ -360,6 +360,8 @@ int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_optio
     plan->options.quant.ue8m0 = options->requantize_shared;
     if (options->nz && options->target->nz)
         plan->options.target = options->target->nz;
+    if (options->alphas == MP_ALPHAS_FP4XFP4 && options->target->fp4xfp4)
+        plan->options.target = options->target->fp4xfp4;
     if (options->ep == 0)
         return mp_fail(err, MP_ERR_USAGE, "at least one rank is needed");
     rc = mp_catalog_check(catalog, err);

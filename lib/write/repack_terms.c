@@ -146,6 +146,7 @@ int mp_repack_describe(const mp_plan *plan, mp_manifest *m, mp_error *err)
     m->target = strdup(options->target->name);
     m->target_version = options->target->version;
     m->nz = options->nz;
+    m->alphas = options->alphas;
     m->target_scheme = options->target->scheme;
     m->rounding = options->quant.rounding;
     m->scale_rule = options->quant.scale_rule;
@@ -194,8 +195,8 @@ static void print_manifest(const mp_manifest *m, bool sized, bool ruled, FILE *f
 {
     char dropped[MP_ROLE_SET_TEXT];
 
-    fprintf(f, "target %s/%" PRIu64 "\nnz %d\nscheme %s\n", m->target, m->target_version, m->nz,
-            mp_scheme_name(m->target_scheme));
+    fprintf(f, "target %s/%" PRIu64 "\nnz %d\nalphas %s\nscheme %s\n", m->target, m->target_version,
+            m->nz, mp_alphas_name(m->alphas), mp_scheme_name(m->target_scheme));
     if (ruled)
         fprintf(f, "rounding %s scale-rule %s amax-floor %.17g\n", mp_rounding_name(m->rounding),
                 mp_scale_rule_name(m->scale_rule), m->amax_floor);

@@ -52,4 +52,89 @@ run moepack quantize ckpt -f bf16 -o bf16 -q
 assert_status 5
 assert_stderr_has 'weight_offset: zero points that are not zero cannot be decoded'
 
+# ---------------------------------------------------------------------------
+# Alphas of nvfp4
+# ---------------------------------------------------------------------------
+
+nvfp4()
+{
+    moepack synth -o ckpt --family qwen3_moe --format nvfp4 --style "$1" --hidden 384 \
+        --intermediate 128 --experts 3 --layers 1 --top-k 2 -q
+}
+
+# Products of pairs of float32 tensors of a file, each rounded to float32; then the tensor NAME.
+floats()
+{
+    PYTHONPATH=$ROOT/tests/tools python3 - "$@" <<'END'
+import glob, struct, sys, tensors
+
+def read(pattern, name):
+    for path in sorted(glob.glob(pattern)):
+        found, _ = tensors.read(path)
+        if name in found:
+            return struct.unpack(f"<{len(found[name][2]) // 4}f", found[name][2])
+
+f32 = lambda x: struct.unpack("<f", struct.pack("<f", x))[0]
+source, pack = "ckpt/*.safetensors", "pack/rank-000/*.safetensors"
+want = []
+for e in range(3):
+    name = f"model.layers.0.mlp.experts.{e}.gate_proj."
+    (second,), (scale,) = read(source, name + sys.argv[1]), read(source, name + sys.argv[2])
+    if "global" in sys.argv[1]:
+        second, scale = f32(1 / second), f32(1 / scale)
+    want.append(f32(second * scale))
+have = read(pack, "model.layers.0.experts.l1_alpha")
+print("same" if list(have) == want else f"{have}, expected {want}")
+END
+}
+
+it "folds the input scale of L1 into its alpha, as DeepGEMM wants it"
+nvfp4 modelopt
+edit ckpt/*.safetensors write model.layers.0.mlp.experts.1.gate_proj.input_scale 0.0123
+edit ckpt/*.safetensors write model.layers.0.mlp.experts.1.up_proj.input_scale 0.0123
+run moepack repack ckpt -t megamoe-nvfp4 --alphas fp4xfp4 --ep 1 -o pack -q
+assert_status 0
+assert_equal "$(floats weight_scale_2 input_scale)" same
+assert_equal "$(jq -r .alphas pack/moepack.json)" fp4xfp4
+run moepack verify pack --source ckpt --level numeric -q
+assert_status 0
+run moepack unpack pack -o back -q
+run moepack diff ckpt back --layers model.layers.0 --json
+assert_json '[.pairs[] | select(.equal | not)]' '[]'
+run moepack repack ckpt -t megamoe-nvfp4 --alphas sgl --ep 1 -o sgl -q
+run moepack repack ckpt -t megamoe-nvfp4 --ep 1 -o plain -q
+assert_equal "$(sha256sum <sgl/rank-000/model.safetensors.index.json)" \
+    "$(sha256sum <plain/rank-000/model.safetensors.index.json)"
+run moepack plan --model ckpt --backend megamoe --tp 1 --pack pack
+assert_status 1
+assert_stdout_has 'alphas: the pack has fp4xfp4, the engine wants sgl'
+
+it "inverts what divides before it folds"
+nvfp4 compressed-tensors
+for e in 0 1 2; do
+    edit ckpt/*.safetensors copy model.layers.0.mlp.experts.$e.gate_proj.weight_global_scale \
+        model.layers.0.mlp.experts.$e.up_proj.weight_global_scale
+done
+run moepack repack ckpt -t megamoe-nvfp4 --alphas fp4xfp4 --ep 1 -o pack -q
+assert_status 0
+assert_equal "$(floats weight_global_scale input_global_scale)" same
+run moepack verify pack --source ckpt -q
+assert_status 0
+
+it "refuses alphas that cannot be folded"
+nvfp4 compressed-tensors
+run moepack repack ckpt -t megamoe-nvfp4 --alphas fp4xfp4 --ep 1 -o pack -q
+assert_status 5
+assert_stderr_has 'experts.0.gate_proj.weight_packed: second scale'
+assert_stderr_has 'with --alphas fp4xfp4 they share one'
+run moepack repack ckpt -t megamoe-nvfp4 --alphas fp4xfp4 --drop input_scale --ep 1 -o pack -q
+assert_status 2
+run moepack repack "$ROOT/testdata/fixtures/v4-fp4" -t megamoe-w4a8 --alphas fp4xfp4 --ep 1 -o pack -q
+assert_status 2
+assert_stderr_has 'megamoe-w4a8 has no alphas'
+run moepack repack "$ROOT/testdata/fixtures/v4-fp4" -t megamoe-nvfp4 --quantize nvfp4 --alphas fp4xfp4 \
+    --ep 1 -o pack -q
+assert_status 5
+assert_stderr_has 'layers.0.ffn.experts.0.w1.weight: no input scale that --alphas fp4xfp4 could fold in'
+
 finish

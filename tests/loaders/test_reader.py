@@ -70,6 +70,18 @@ class EveryTarget(unittest.TestCase):
         names = set(loaders.Pack(pack).rank(0)[0])
         self.assertTrue({"l1_input_scale", "l2_input_scale", "l2_act_scale"} <= names, names)
 
+    def test_reads_alphas_of_deepgemm(self):
+        source = synth(
+            "--family", "qwen3_moe", "--format", "nvfp4", "--style", "modelopt", "--hidden", "384",
+            "--intermediate", "256", "--experts", "5", "--top-k", "2", "--layers", "2", "--mtp", "0",
+        )  # fmt: skip
+        pack = repack(source, "megamoe-nvfp4", "--redundant", "1", "--alphas", "fp4xfp4")
+        self.check(pack)
+        opened = loaders.Pack(pack)
+        self.assertEqual(opened.alphas, "fp4xfp4")
+        with self.assertRaisesRegex(loaders.PackError, 'alphas is "fp4xfp4", expected "sgl"'):
+            opened.expect(alphas="sgl")
+
     def check(self, pack):
         example = os.path.join(ROOT, "tests/examples/load_rank.py")
         opened = loaders.Pack(pack, verify="digest")

@@ -21,6 +21,8 @@ const mp_target *const *layout_records(size_t *count)
         records[n++] = targets[t];
         if (targets[t]->nz)
             records[n++] = targets[t]->nz;
+        if (targets[t]->fp4xfp4)
+            records[n++] = targets[t]->fp4xfp4;
         if (targets[t]->separate != targets[t])
             records[n++] = targets[t]->separate;
     }
@@ -33,7 +35,10 @@ const char *layout_label(const mp_target *target)
     static char label[64];
     const mp_target *plain = mp_target_find(target->name);
 
-    snprintf(label, sizeof label, "%s%s", target->name, plain && plain->nz == target ? " nz" : "");
+    snprintf(label, sizeof label, "%s%s", target->name,
+             plain && plain->nz == target        ? " nz"
+             : plain && plain->fp4xfp4 == target ? " fp4xfp4"
+                                                 : "");
     return label;
 }
 

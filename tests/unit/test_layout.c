@@ -74,7 +74,7 @@ typedef enum form {
 
 typedef struct rule {
     const char *target;
-    bool nz;
+    bool other; /* its form in FRACTAL_NZ, or with folded alphas */
     line_order *order; /* of L1 */
     form forms[MP_SIDES];
     mp_dims sizes[5];
@@ -85,6 +85,7 @@ static const rule rules[] = {
     {"megamoe-w4a4", false, even_odd, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
     {"megamoe-w4a4-g8", false, eights, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
     {"megamoe-nvfp4", false, eights, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
+    {"megamoe-nvfp4", true, eights, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
     {"megamoe-bf16", false, eights, {LINES, LINES}, {{40, 48}, {1, 8}, {3, 88}, {77, 16}}},
     {"megamoe-sm90-fp8", false, eights, {LINES, LINES}, {{128, 128}, {384, 128}, {128, 640}}},
     {"deepep-bf16", false, plain, {LINES, LINES}, {{1, 1}, {3, 5}, {40, 17}}},
@@ -117,7 +118,7 @@ static const mp_target *target_of(const rule *r)
     const mp_target *target = mp_target_find(r->target);
 
     cr_assert_not_null(target, "%s", r->target);
-    return r->nz ? target->nz : target;
+    return !r->other ? target : target->nz ? target->nz : target->fp4xfp4;
 }
 
 static uint64_t round_up(uint64_t a, uint64_t b)

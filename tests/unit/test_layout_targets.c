@@ -160,6 +160,28 @@ Test(layout_targets, tensors_of_nvfp4)
                    {"l2_act_scale", MP_L2, MP_ROLE_ACT_SCALE, MP_F32, 0, {0}, true, false});
 }
 
+Test(layout_targets, tensors_of_nvfp4_with_folded_alphas)
+{
+    const mp_target *target = mp_target_find("megamoe-nvfp4")->fp4xfp4;
+
+    EXPECT_TENSORS(target, 640, 384,
+                   {"l1_weight", MP_L1, MP_ROLE_WEIGHT, MP_I8, 2, {768, 320}, false, false},
+                   {"l1_weight_sf", MP_L1, MP_ROLE_SCALE, MP_I32, 2, {10, 768}, false, false},
+                   {"l2_weight", MP_L2, MP_ROLE_WEIGHT, MP_I8, 2, {640, 192}, false, false},
+                   {"l2_weight_sf", MP_L2, MP_ROLE_SCALE, MP_I32, 2, {6, 640}, false, false},
+                   {"l1_alpha", MP_L1, MP_ROLE_FOLDED_ALPHA, MP_F32, 0, {0}, false, false},
+                   {"l2_alpha", MP_L2, MP_ROLE_ALPHA, MP_F32, 0, {0}, false, false},
+                   {"l1_second_scale", MP_L1, MP_ROLE_ALPHA, MP_F32, 1, {2}, false, false},
+                   {"l1_input_scale", MP_L1, MP_ROLE_INPUT_SCALE, MP_F32, 0, {0}, false, false},
+                   {"l2_input_scale", MP_L2, MP_ROLE_INPUT_SCALE, MP_F32, 0, {0}, true, false},
+                   {"l1_global_scale", MP_L1, MP_ROLE_GLOBAL_SCALE, MP_F32, 1, {2}, true, false},
+                   {"l2_global_scale", MP_L2, MP_ROLE_GLOBAL_SCALE, MP_F32, 0, {0}, true, false},
+                   {"l2_act_scale", MP_L2, MP_ROLE_ACT_SCALE, MP_F32, 0, {0}, true, false});
+    cr_expect_str_eq(target->name, "megamoe-nvfp4");
+    cr_expect_null(target->fp4xfp4);
+    cr_expect_null(mp_target_find("megamoe-w4a8")->fp4xfp4);
+}
+
 Test(layout_targets, tensors_of_bf16)
 {
     EXPECT_TENSORS(mp_target_find("megamoe-bf16"), 40, 48,

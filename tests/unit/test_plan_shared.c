@@ -255,6 +255,13 @@ Test(plan_shared, only_ascend_has_nz)
     expect_no_plan(MP_ERR_USAGE, "megamoe-w4a8 has no FRACTAL_NZ form");
 }
 
+Test(plan_shared, only_nvfp4_has_alphas)
+{
+    make_v4();
+    options.alphas = MP_ALPHAS_FP4XFP4;
+    expect_no_plan(MP_ERR_USAGE, "megamoe-w4a8 has no alphas: --alphas is for megamoe-nvfp4");
+}
+
 /* ------------------------------------------------------------------------
  * Tensors that not every source has
  */

@@ -118,6 +118,27 @@ Test(verify_vectors, names_second_scales_and_input_scales)
                  (double)read_float(down_in));
 }
 
+/* DeepGEMM's own alpha of L1 is the product of the second scale and the input scale. */
+Test(verify_vectors, names_what_is_folded)
+{
+    const char *layer = "model.layers.1";
+
+    make(MP_SCHEME_NVFP4, MP_STYLE_MODELOPT,
+         (mp_repack_options){.target = mp_target_find("megamoe-nvfp4"),
+                             .alphas = MP_ALPHAS_FP4XFP4});
+    verify_now();
+    expect_count(0);
+    cr_expect_eq(report.tensors, 2 * 2 * 10);
+    const mp_tensor *second = matrix(1, 3, MP_GATE)->global, *up = matrix(1, 3, MP_UP)->global;
+    const mp_tensor *in = matrix(1, 3, MP_GATE)->input_scale;
+    float product = read_float(second) * read_float(in);
+    expect_float(1, layer, "l1_alpha", 1, 1, 0, 0.5f,
+                 "holds 0.5 where %s, times the second scale, says %.9g", in->name,
+                 (double)product);
+    expect_float(1, layer, "l1_second_scale", 1, 2, 1, 0.5f, "holds 0.5 where %s says %.9g",
+                 up->name, (double)read_float(up));
+}
+
 /* compressed-tensors divides by its second scale, and both are packed. */
 Test(verify_vectors, names_scales_that_divide)
 {

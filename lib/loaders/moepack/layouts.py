@@ -49,6 +49,20 @@ def _nvfp4(h, i):
     ]
 
 
+def _nvfp4_folded(h, i):
+    """Alphas by DeepGEMM's own convention, fp4xfp4: the factors of L1's stay beside it."""
+    return _fp4(16)(h, i) + [
+        SlotTensor("l1_alpha", "F32", ()),
+        SlotTensor("l2_alpha", "F32", ()),
+        SlotTensor("l1_second_scale", "F32", (2,)),
+        SlotTensor("l1_input_scale", "F32", ()),
+        SlotTensor("l2_input_scale", "F32", (), optional=True),
+        SlotTensor("l1_global_scale", "F32", (2,), optional=True),
+        SlotTensor("l2_global_scale", "F32", (), optional=True),
+        SlotTensor("l2_act_scale", "F32", (), optional=True),
+    ]
+
+
 def _megamoe_bf16(h, i):
     return [SlotTensor("l1_weight", "BF16", (2 * i, h)), SlotTensor("l2_weight", "BF16", (h, i))]
 
@@ -101,30 +115,32 @@ def _deepep(h, i):
 
 _SHARED_FP8 = Target("megamoe-shared-fp8", 1, "fp8_block", (128, 128), _shared_fp8, single=True)
 
-# By name, and whether weights are in FRACTAL_NZ form.
+# By name, and a form: weights in FRACTAL_NZ, or alphas of another convention than SGLang's.
 TARGETS = {
-    (target.name, nz): target
-    for nz, target in [
-        (False, Target("megamoe-w4a8", 1, "mxfp4", (128, 128), _fp4(32), False, _SHARED_FP8)),
-        (False, Target("megamoe-w4a4", 1, "mxfp4", (128, 128), _fp4(32), False, _SHARED_FP8)),
-        (False, Target("megamoe-w4a4-g8", 1, "mxfp4", (128, 128), _fp4(32), False, _SHARED_FP8)),
-        (False, Target("megamoe-nvfp4", 1, "nvfp4", (128, 128), _nvfp4, False, _SHARED_FP8)),
-        (False, Target("megamoe-bf16", 1, "bf16", (1, 8), _megamoe_bf16)),
-        (False, Target("megamoe-sm90-fp8", 1, "fp8_block", (128, 128), _megamoe_fp8)),
-        (False, Target("fuseep-1", 1, "int8_channel", (1, 64), _fuseep(1, _plain))),
-        (False, Target("fuseep-2", 1, "int8_channel", (1, 1), _fuseep(2, _plain))),
-        (False, Target("deepep-bf16", 1, "bf16", (1, 1), _deepep)),
-        (True, Target("fuseep-1", 1, "int8_channel", (1, 64), _fuseep(1, _nz))),
-        (True, Target("fuseep-2", 1, "int8_channel", (1, 1), _fuseep(2, _nz))),
+    (target.name, form): target
+    for form, target in [
+        ("sgl", Target("megamoe-w4a8", 1, "mxfp4", (128, 128), _fp4(32), False, _SHARED_FP8)),
+        ("sgl", Target("megamoe-w4a4", 1, "mxfp4", (128, 128), _fp4(32), False, _SHARED_FP8)),
+        ("sgl", Target("megamoe-w4a4-g8", 1, "mxfp4", (128, 128), _fp4(32), False, _SHARED_FP8)),
+        ("sgl", Target("megamoe-nvfp4", 1, "nvfp4", (128, 128), _nvfp4, False, _SHARED_FP8)),
+        ("fp4xfp4", Target("megamoe-nvfp4", 1, "nvfp4", (128, 128), _nvfp4_folded, False, _SHARED_FP8)),
+        ("sgl", Target("megamoe-bf16", 1, "bf16", (1, 8), _megamoe_bf16)),
+        ("sgl", Target("megamoe-sm90-fp8", 1, "fp8_block", (128, 128), _megamoe_fp8)),
+        ("sgl", Target("fuseep-1", 1, "int8_channel", (1, 64), _fuseep(1, _plain))),
+        ("sgl", Target("fuseep-2", 1, "int8_channel", (1, 1), _fuseep(2, _plain))),
+        ("sgl", Target("deepep-bf16", 1, "bf16", (1, 1), _deepep)),
+        ("nz", Target("fuseep-1", 1, "int8_channel", (1, 64), _fuseep(1, _nz))),
+        ("nz", Target("fuseep-2", 1, "int8_channel", (1, 1), _fuseep(2, _nz))),
     ]
 }
 
 
-def find(name, version, nz):
+def find(name, version, nz, alphas="sgl"):
     """The target of a manifest."""
-    target = TARGETS.get((name, nz))
+    form = "nz" if nz else alphas
+    target = TARGETS.get((name, form))
     if target is None or target.version != version:
-        form = " in FRACTAL_NZ form" if nz else ""
+        form = {"nz": " in FRACTAL_NZ form", "sgl": ""}.get(form, f" with alphas of {form}")
         raise PackError(f"moepack.json: this version does not know target {name}/{version}{form}")
     return target
 

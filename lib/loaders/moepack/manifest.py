@@ -87,6 +87,7 @@ class Manifest:
         self.target = jsontext.member(root, "target", str, NAME)
         self.target_version = jsontext.member(root, "target_version", int, NAME)
         self.nz = jsontext.flag(root, "nz", NAME)
+        self.alphas = jsontext.member(root, "alphas", str, NAME) if "alphas" in root else "sgl"
         quantization = jsontext.member(root, "quantization", dict, NAME)
         self.scheme = jsontext.member(quantization, "target", str, NAME)
         model = jsontext.member(root, "model", dict, NAME)
@@ -175,7 +176,7 @@ def load(directory):
             raise PackError(f'"{directory}" is not a directory')
         raise PackError(f'"{directory}" is not a packed directory: it has no {NAME}')
     manifest = Manifest(read_text(path, NAME))
-    target = layouts.find(manifest.target, manifest.target_version, manifest.nz)
+    target = layouts.find(manifest.target, manifest.target_version, manifest.nz, manifest.alphas)
     try:
         return manifest, manifest.check(target)
     except PackError as error:

@@ -305,7 +305,7 @@ class Pack:
         self._manifest, self._sets = manifests.load(self.directory)
         self._rows = manifests.load_placement(self.directory, self._manifest)
         m = self._manifest
-        self.target, self.nz = m.target, m.nz
+        self.target, self.nz, self.alphas = m.target, m.nz, m.alphas
         self.family = m.family
         self.ep_size, self.num_physical = m.ep_size, m.num_physical
         self.num_experts, self.num_shared_experts = m.num_experts, m.num_shared_experts
@@ -315,7 +315,7 @@ class Pack:
         self.ranks = tuple(m.ranks)  # numbers of those in the pack
 
     def expect(self, **wanted):
-        """Refuses a pack that differs from what is given, naming both values. Any of target, nz,
+        """Refuses a pack that differs from what is given, naming both values. Any of target, nz, alphas,
         family, ep_size, num_physical, num_experts, num_shared_experts, hidden_size,
         moe_intermediate_size, shared, layers (prefixes) and ranks. Returns the pack."""
         for key, value in wanted.items():
@@ -386,7 +386,7 @@ class Pack:
 
 
 _EXPECTED = (
-    "target nz family ep_size num_physical num_experts num_shared_experts hidden_size "
+    "target nz alphas family ep_size num_physical num_experts num_shared_experts hidden_size "
     "moe_intermediate_size shared layers ranks"
 ).split()
 

@@ -144,6 +144,7 @@ class Loading:
                 f"{shared}"
             )
         self.pack.expect(
+            alphas="sgl",
             ep_size=ep_size,
             num_physical=attribute("sglang", experts, "num_experts") - shared * ep_size,
             hidden_size=attribute("sglang", experts, "hidden_size"),
