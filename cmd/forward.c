@@ -210,6 +210,9 @@ static int choose(forward_job *job, mp_error *err)
         return cmd_fail(err, MP_ERR_USAGE,
                         "a packed directory has no router: give --source, or topk_ids and "
                         "topk_weights in --input");
+    if (job->router.scale_taken && !job->o->common.quiet)
+        fprintf(stderr,
+                "moepack: forward: note: config.json: no routed_scaling_factor; 1 is taken\n");
     t->k = job->router.router.k;
     t->ids = calloc(t->tokens, t->k * sizeof *t->ids);
     t->weights = calloc(t->tokens, t->k * sizeof *t->weights);

@@ -257,6 +257,7 @@ typedef struct mp_layer_router {
     float *block_bias; /* [H], or null: added to y */
     uint32_t shared;   /* shared experts: ids num_experts .. num_experts + shared - 1 */
     mp_error cannot;   /* why it cannot route, where it cannot: code is not 0 */
+    bool scale_taken;  /* config.json has no routed_scaling_factor, though models differ: 1 */
 } mp_layer_router;
 
 /* Reads the router's tensors. A router whose rules are not known, or that has tensors that no

@@ -13,17 +13,18 @@
 
 static const mp_model_rule rules[] = {
     /* sigmoid, a bias of the choice, groups */
-    {{"deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25"}, SIGMOID, .epsilon = TINY, .scale = 1, .config_score = true},
-    {{"glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe", "solar_open", "mimo_v2_flash"}, SIGMOID, .epsilon = TINY, .scale = 1, .config_score = true},
+    {{"deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25"}, SIGMOID, .epsilon = TINY, .scale = 1, .scale_assumed = true, .config_score = true},
+    {{"glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "glm4v_moe"}, SIGMOID, .epsilon = TINY, .scale = 1, .scale_assumed = true, .config_score = true},
+    {{"solar_open", "mimo_v2_flash"}, SIGMOID, .epsilon = TINY, .scale = 1, .config_score = true},
     {{"dots1"}, SIGMOID, .renormalize = MP_RENORM_FALSE, .epsilon = TINY, .scale = 1, .config_score = true},
-    {{"exaone_moe"}, SIGMOID, .epsilon = TINY, .scale = 1, .config_score = true},
+    {{"exaone_moe"}, SIGMOID, .epsilon = TINY, .scale = 1, .scale_assumed = true, .config_score = true},
     {{"bailing_moe_v2", "bailing_moe_linear", "bailing_hybrid", "sarvam_moe", "llada2_moe"}, SIGMOID, .epsilon = TINY, .scale = 1, .config_score = true, .widths = true},
     {{"hy_v3"}, SIGMOID, .epsilon = TINY, .scale = 2.826},
     {{"hy_v4"}, SIGMOID, .epsilon = TINY, .scale = 2.827, .act = MP_ACT_LIMITED, .limit = 10, .shared_unlimited = true},
     {{"glm5_next", "glm5_next_vl", "glm5_next_vl_text"}, SIGMOID, .epsilon = TINY, .scale = 1, .act = MP_ACT_LIMITED, .limit = 10},
     {{"afmoe"}, SIGMOID, .epsilon = TINY, .scale = 1, .config_score = true},
-    {{"kimi_linear"}, SIGMOID, .epsilon = TINY, .scale = 1, .config_score = true},
-    {{"kimi_k3"}, SIGMOID, .epsilon = TINY, .scale = 1, .config_score = true, .act = MP_ACT_SITU},
+    {{"kimi_linear"}, SIGMOID, .epsilon = TINY, .scale = 1, .scale_assumed = true, .config_score = true},
+    {{"kimi_k3"}, SIGMOID, .epsilon = TINY, .scale = 1, .scale_assumed = true, .config_score = true, .act = MP_ACT_SITU},
     {{"minimax_m2"}, SIGMOID, .renormalize = MP_RENORM_ALWAYS, ALL},
     {{"minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text"}, SIGMOID, .renormalize = MP_RENORM_ALWAYS, .scale = 2, .act = MP_ACT_OAI, .widths = true},
     {{"laguna"}, SIGMOID, .renormalize = MP_RENORM_ALWAYS, .scale = 1, .config_score = true},
@@ -65,6 +66,28 @@ static const mp_model_rule rules[] = {
     {{"gemma4", "gemma4_text"}, SOFTMAX, .act = MP_ACT_GELU, .beside = true, .refused = "router and experts of gemma4 have different inputs"},
 };
 /* clang-format on */
+
+const char *mp_config_foreign_act(const mp_config *config, uint64_t layer)
+{
+    static const char *const silu[] = {"", "silu", "swish"};
+    static const char *const names[] = {
+        [MP_ACT_OAI] = "swigluoai", [MP_ACT_LATE] = "SwiGLU, clamped after SiLU",
+        [MP_ACT_RELU2] = "relu2",   [MP_ACT_SITU] = "situ",
+        [MP_ACT_GELU] = "gelu",
+    };
+    const mp_model_rule *rule = mp_model_rule_of(config->model_type);
+    mp_act_rule act = rule ? rule->act : MP_ACT_SILU;
+
+    if (act == MP_ACT_LATE &&
+        (layer >= config->num_swiglu_limits || config->swiglu_limits[layer] <= 0))
+        act = MP_ACT_SILU;
+    if (act != MP_ACT_SILU && act != MP_ACT_LIMITED)
+        return names[act];
+    for (size_t i = 0; i < sizeof silu / sizeof silu[0]; i++)
+        if (strcmp(silu[i], config->hidden_act) == 0)
+            return NULL;
+    return config->hidden_act;
+}
 
 const mp_model_rule *mp_model_rule_of(const char *model_type)
 {

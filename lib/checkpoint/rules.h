@@ -45,6 +45,7 @@ typedef struct mp_model_rule {
     mp_act_rule act;
     double limit;          /* swiglu_limit where config.json has none; 0: no limit */
     double scale;          /* of weights where config.json has none; 0: there is no such factor */
+    bool scale_assumed;    /* that is not what the model's own code takes */
     double epsilon;        /* added to the sum that weights are divided by */
     bool config_score;     /* config.json may name another score */
     bool score_by_bias;    /* without a bias of the choice: softmax, and not renormalized */
@@ -61,6 +62,10 @@ typedef struct mp_model_rule {
     bool block_bias;       /* "bias" is added to what the block gives */
     const char *refused;   /* why forward does not compute it; or null */
 } mp_model_rule;
+
+/* What a decoder layer's experts compute between their products where that is no SwiGLU that
+ * MegaMoE and FuseEP compute: "swigluoai"; null where it is one. */
+const char *mp_config_foreign_act(const mp_config *config, uint64_t layer);
 
 /* What is known of that model_type, or null. */
 const mp_model_rule *mp_model_rule_of(const char *model_type);

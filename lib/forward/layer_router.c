@@ -115,6 +115,7 @@ static int read_known(mp_layer_router *r, const mp_config *config, const mp_mode
         r->router.scale =
             (float)(isnan(config->routed_scaling_factor) ? rule->scale
                                                          : config->routed_scaling_factor);
+    r->scale_taken = rule->scale_assumed && isnan(config->routed_scaling_factor);
     r->router.near = isnan(config->jitter) ? 0.01f : (float)config->jitter;
     r->logit_cap = isnan(config->logit_cap) ? 0 : (float)config->logit_cap;
     return 0;
@@ -128,7 +129,8 @@ static int read_unknown(mp_layer_router *r, const mp_config *config, mp_error *e
         config->refused[0])
         return cannot_tell(config, err);
     r->router.renormalize = config->norm_topk_prob > 0;
-    if (!isnan(config->routed_scaling_factor))
+    r->scale_taken = isnan(config->routed_scaling_factor);
+    if (!r->scale_taken)
         r->router.scale = (float)config->routed_scaling_factor;
     return 0;
 }

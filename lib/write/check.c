@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/words.h"
+#include "checkpoint/rules.h"
 #include "experts/canonical.h"
 
 #include <string.h>
@@ -154,6 +155,22 @@ static int check_folded(const mp_target *target, const mp_storage *storage, cons
                            "%s: no input scale that --alphas fp4xfp4 could fold in: leave it out",
                            matrix[p].weight->name);
     return 0;
+}
+
+void mp_check_activation(mp_plan *plan)
+{
+    const mp_target *target = plan->options.target;
+
+    for (size_t i = 0; i < plan->num_layers && strncmp(target->name, "deepep", 6) != 0; i++) {
+        const mp_moe_layer *layer = plan->layers[i].source;
+        const char *act = mp_config_foreign_act(&plan->catalog->config, layer->number);
+
+        if (!act)
+            continue;
+        mp_problem(&plan->warnings, "%s: the kernel of %s does not compute activation %s",
+                   layer->prefix, target->name, act);
+        return;
+    }
 }
 
 int mp_check_layer(const mp_plan *plan, const mp_moe_layer *layer, mp_error *err)

@@ -12,6 +12,10 @@ int mp_check_options(mp_plan *plan, mp_error *err);
  * that belongs to them. MP_ERR_UNSUPPORTED naming the option that would do. */
 int mp_check_layer(const mp_plan *plan, const mp_moe_layer *layer, mp_error *err);
 
+/* Warns of what the layers compute between their products and the target's kernel does not: the
+ * bytes of a pack do not depend on it. */
+void mp_check_activation(mp_plan *plan);
+
 /* The same for the layer's shared expert in a set. */
 int mp_check_shared(const mp_plan *plan, const mp_slot_set *set, const mp_moe_layer *layer,
                     mp_error *err);

@@ -377,10 +377,12 @@ int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_optio
         rc = settle_layers(plan, err);
     if (rc == 0)
         rc = mp_plan_files(plan, err);
-    if (rc == 0)
+    if (rc == 0) {
+        mp_check_activation(plan);
         count_units(plan);
-    else
+    } else {
         mp_plan_release(plan);
+    }
     return rc;
 }
 

@@ -53,6 +53,30 @@ assert_status 5
 assert_stderr_has 'weight_offset: zero points that are not zero cannot be decoded'
 
 # ---------------------------------------------------------------------------
+# Activations
+# ---------------------------------------------------------------------------
+
+activation()
+{
+    run moepack repack ckpt -t "$1" --ep 1 -o "$2"
+    assert_status 0
+    assert_equal "$(sed -n 's/.*: the kernel of //p' "$stderr")" "$3"
+}
+
+it "warns of activations that the target's kernel does not compute"
+moepack synth -o ckpt --family minimax_m3 --format bf16 --hidden 128 --intermediate 128 --experts 2 \
+    --layers 1 --top-k 2 -q
+activation megamoe-bf16 pack 'megamoe-bf16 does not compute activation swigluoai'
+activation deepep-bf16 deepep ''
+rm -rf ckpt
+moepack synth -o ckpt --family qwen3_moe --hidden 128 --intermediate 128 --experts 2 --layers 1 --top-k 2 -q
+activation megamoe-bf16 silu ''
+jq '.model_type = "step3p5" | .swiglu_limits = [7]' ckpt/config.json >config && mv config ckpt/config.json
+activation megamoe-bf16 late 'megamoe-bf16 does not compute activation SwiGLU, clamped after SiLU'
+jq '.swiglu_limits = [0]' ckpt/config.json >config && mv config ckpt/config.json
+activation megamoe-bf16 unlimited ''
+
+# ---------------------------------------------------------------------------
 # Alphas of nvfp4
 # ---------------------------------------------------------------------------
 

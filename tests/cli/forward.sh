@@ -113,6 +113,17 @@ run moepack repack situ -o packed-situ --target deepep-bf16 --ep 1 -q
 run moepack verify packed-situ --source situ --level numeric
 assert_status 0
 
+it "says where it takes a scaling factor that config.json does not have"
+cp -r "$fixtures/v3-fp8" silent
+jq 'del(.routed_scaling_factor)' "$fixtures/v3-fp8/config.json" >silent/config.json
+run moepack forward silent --layer 1 --tokens 3
+assert_status 0
+assert_stderr_is 'moepack: forward: note: config.json: no routed_scaling_factor; 1 is taken'
+jq '.routed_scaling_factor = 1' "$fixtures/v3-fp8/config.json" >silent/config.json
+run moepack forward silent --layer 1 --tokens 3
+assert_status 0
+assert_stderr_is ''
+
 it "computes every family"
 for family in ct-int8 ct-nvfp4 gptoss-bf16-fused-c gptoss-mxfp4 kimi-k25-int4 minimax-m3-mxfp8 \
     mixtral-bf16 modelopt-nvfp4 modelslim-w8a8 qwen3-bf16 qwen3-fp8-bf16scale qwen35-fused-a \
