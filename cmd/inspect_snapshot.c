@@ -65,7 +65,7 @@ int inspect_snapshot(const inspect_options *o, mp_snapshot_kind kind, const mp_c
                      mp_error *err)
 {
     mp_snapshot s;
-    int rc = mp_snapshot_open(&s, kind, o->path, context, err);
+    int rc = mp_snapshot_open(&s, kind, o->path, NULL, context, err);
 
     if (rc != 0)
         return rc;

@@ -21,6 +21,7 @@ typedef struct verify_options {
     const char *source;
     char *layers;
     char *ranks;
+    const char *placement;
     uint64_t sample; /* 0: all */
     uint64_t seed;
     uint64_t tokens;  /* 0: as many as the library takes */
@@ -394,6 +395,7 @@ static int run_verify(const void *values, mp_error *err)
         .source = o->source,
         .layers = o->layers,
         .ranks = o->ranks,
+        .placement = o->placement,
         .sample = (uint32_t)o->sample,
         .seed = o->seed,
         .tokens = o->tokens,
@@ -426,6 +428,8 @@ static const cmd_option options[] = {
               "look at the bytes of these layers only: numbers, ranges, prefixes"),
     OPT_WORDS(0, "ranks", "LIST", verify_options, ranks,
               "look at the bytes of these ranks only: numbers, ranges"),
+    OPT_STRING(0, "placement", "FILE", verify_options, placement,
+               "where the experts of a snapshot with redundant ones are"),
     OPT_U64(0, "sample", "N", verify_options, sample, 1, UINT32_MAX,
             "hold only N routed experts of each layer against the source"),
     OPT_U64(0, "tokens", "N", verify_options, tokens, 1, 65536,

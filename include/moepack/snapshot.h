@@ -49,6 +49,7 @@ typedef struct mp_finding {
 
 typedef struct mp_snapshot_rank {
     uint32_t rank;
+    bool selected; /* else nothing of it is looked at, and its files may be missing */
     /* A view: the shards are those of the snapshot, and their owner. Sorted by name. */
     mp_checkpoint tensors;
     char *digest; /* BigTensorLoader: SHA-256 of the blob; or null */
@@ -62,7 +63,11 @@ typedef struct mp_snapshot {
     size_t num_files;
     mp_snapshot_rank *ranks; /* ascending */
     size_t num_ranks;
-    bool megamoe; /* its configuration says that DeepGEMM's MegaMoE is the backend */
+    /* What SGLang presharded says in its configuration; the others say nothing. */
+    bool megamoe;          /* DeepGEMM's MegaMoE is the backend */
+    uint32_t stages;       /* of a pipeline: each is as many ranks in a row; 1 without */
+    uint64_t redundant;    /* experts that are copies; UINT64_MAX where it does not say */
+    char *expert_location; /* where experts are: "trivial", a placement or its digest, or null */
     mp_finding findings[MP_FINDINGS_KEPT];
     size_t num_findings;
     uint64_t total_findings;
@@ -70,10 +75,12 @@ typedef struct mp_snapshot {
 } mp_snapshot;
 
 /* Opens a snapshot of a kind.
+ * ranks: those that are looked at, as mp_select_ranks reads it; null: all.
  * context: threads that read headers; may be null.
- * MP_ERR_INPUT where its description is malformed so that nothing can be said, MP_ERR_IO. */
+ * MP_ERR_INPUT where its description is malformed so that nothing can be said, MP_ERR_USAGE
+ * for a list of ranks that there are not, MP_ERR_IO. */
 int mp_snapshot_open(mp_snapshot *snapshot, mp_snapshot_kind kind, const char *dir,
-                     const mp_context *context, mp_error *err);
+                     const char *ranks, const mp_context *context, mp_error *err);
 void mp_snapshot_release(mp_snapshot *snapshot);
 
 #pragma GCC visibility pop

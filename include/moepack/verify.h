@@ -47,12 +47,15 @@ typedef struct mp_verify_options {
     const char *layers; /* what digest, exact and numeric look at, as mp_select_layers reads it */
     const char *ranks;  /* that are looked at, as mp_select_ranks reads it; the directories of
                            others may be missing. Both null: all */
-    uint32_t sample;    /* routed experts of each layer that exact and numeric look at, in every
-                           slot that has one, and all shared ones; 0: all */
-    uint64_t seed;      /* that draws them, for each layer anew, and makes the tokens of numeric */
-    uint64_t tokens;    /* routed tokens of a layer in numeric; 0: 64 */
-    double tolerance;   /* relative L2 error of the emulated kernel that numeric lets pass; 0: the
-                           target's own bound */
+    /* Of a snapshot, the file of the placement that its engine had; null: what the snapshot says of
+     * it, else physical expert p is expert p modulo their number. Not looked at otherwise. */
+    const char *placement;
+    uint32_t sample;  /* routed experts of each layer that exact and numeric look at, in every
+                         slot that has one, and all shared ones; 0: all */
+    uint64_t seed;    /* that draws them, for each layer anew, and makes the tokens of numeric */
+    uint64_t tokens;  /* routed tokens of a layer in numeric; 0: 64 */
+    double tolerance; /* relative L2 error of the emulated kernel that numeric lets pass; 0: the
+                         target's own bound */
 } mp_verify_options;
 
 /* Something that does not hold. Members that do not apply are -1 or null. */
@@ -114,17 +117,15 @@ typedef struct mp_verify_report {
 void mp_verify_report_release(mp_verify_report *report);
 
 /* Checks a packed directory, a snapshot (snapshot.h) or, where there is a source, a checkpoint that
- * was made of it; what they are is found by their files. Of the last two, lists of ranks, samples
- * and level numeric are MP_ERR_USAGE, digest checks what digests there are, slots of a checkpoint
- * are its experts, and options->tolerance is the relative RMS error that a matrix may have against
- * the source's (0: that of its scheme), except that a snapshot's has to be the same where both are
- * stored alike.
- * Goes on after faults, so that all are found; only
- * what makes the rest meaningless (a changed manifest) ends the check.
- * options: level, and what it needs.
- * context: threads, cancel, and progress in bytes of tensors; may be null.
- * report: filled, the same for any number of threads; to be released.
- * Returns 0 when it could be checked, whatever was found: look at total_faults.
+ * was made of it; what they are is found by their files. Of the last two, level numeric is
+ * MP_ERR_USAGE, and so are a list of ranks of a checkpoint and a placement of anything but a
+ * snapshot; digest checks what digests there are, slots of a checkpoint are its experts, and
+ * options->tolerance is the relative RMS error that a matrix may have against the source's (0: that
+ * of its scheme), except that a snapshot's has to be the same where both are stored alike. Goes on
+ * after faults, so that all are found; only what makes the rest meaningless (a changed manifest)
+ * ends the check. options: level, and what it needs. context: threads, cancel, and progress in
+ * bytes of tensors; may be null. report: filled, the same for any number of threads; to be
+ * released. Returns 0 when it could be checked, whatever was found: look at total_faults.
  * MP_ERR_INPUT when OUT is not a packed directory or the source is not the checkpoint
  * that the manifest names, MP_ERR_UNSUPPORTED for a target that this version does not
  * know, or whose kernel cannot be emulated for this model, MP_ERR_USAGE for exact and numeric

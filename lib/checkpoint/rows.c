@@ -208,7 +208,8 @@ static int read_scale(const mp_catalog *catalog, const mp_storage *storage, cons
 
     if (matrix->first_col > 0 && storage->block_cols != UINT32_MAX)
         piece.offset = mp_storage_scale_row_bytes(storage, matrix->first_col);
-    if (mp_fusion_is_transposed(storage->fusion) && block == 1)
+    /* With one column there is nothing to turn over, be they [E, 1, N] or [E, N]. */
+    if (mp_fusion_is_transposed(storage->fusion) && block == 1 && storage->block_cols != UINT32_MAX)
         return read_transposed(ckpt, matrix->scale, matrix, mp_dtype_bits(storage->scale_dtype) / 8,
                                &piece, row0, rows, out, err);
     if (storage->fusion != MP_FUSION_NONE)

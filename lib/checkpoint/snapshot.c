@@ -120,6 +120,8 @@ void mp_snapshot_found(mp_snapshot *s, bool digest, int64_t rank, const char *te
     char text[MP_ERROR_MAX];
     va_list args;
 
+    if (rank >= 0 && (uint64_t)rank < s->num_ranks && !s->ranks[rank].selected)
+        return;
     s->total_findings++;
     if (s->num_findings == MP_FINDINGS_KEPT)
         return;
@@ -241,9 +243,11 @@ static int open_file(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     const opening *o = user;
     const mp_context one = {.threads = 1};
-    char *path = mp_path_join(o->s->dir, o->names[index]);
 
     (void)scratch;
+    if (!o->names[index])
+        return 0;
+    char *path = mp_path_join(o->s->dir, o->names[index]);
     if (!path)
         return mp_fail_memory(err);
     int rc = mp_checkpoint_open(&o->s->files[index], path, &one, &o->errors[index]);
@@ -270,27 +274,28 @@ int mp_snapshot_open_files(mp_snapshot *s, const char *const *names, size_t coun
             mp_snapshot_found(s, false, -1, NULL, "%s%s%s", names[i],
                               strstr(o.errors[i].message, names[i]) ? ", " : ": ",
                               o.errors[i].message);
-        else
+        else if (names[i])
             s->shards[i] = s->files[i].shards[0];
     }
     free(o.errors);
     return rc;
 }
 
-int mp_snapshot_make_ranks(mp_snapshot *s, uint64_t count, mp_error *err)
+int mp_snapshot_make_ranks(mp_snapshot *s, uint64_t count, const char *list, mp_error *err)
 {
     if (count == 0 || count > MP_SNAPSHOT_RANKS_MAX)
         return mp_fail(err, MP_ERR_INPUT, "%llu ranks, expected 1 to %u", (unsigned long long)count,
                        MP_SNAPSHOT_RANKS_MAX);
+    bool *selected = mp_alloc(count, sizeof *selected);
     s->ranks = mp_alloc_zeroed(count, sizeof *s->ranks);
-    if (!s->ranks)
-        return mp_fail_memory(err);
-    s->num_ranks = count;
-    for (size_t r = 0; r < count; r++)
+    int rc = selected && s->ranks ? mp_select_ranks(list, (uint32_t)count, selected, err)
+                                  : mp_fail_memory(err);
+    s->num_ranks = s->ranks ? count : 0;
+    for (size_t r = 0; rc == 0 && r < count; r++)
         s->ranks[r] = (mp_snapshot_rank){
-            .rank = (uint32_t)r,
-            .tensors = {.dir = s->dir, .shards = s->shards, .num_shards = s->num_files}};
-    return 0;
+            .rank = (uint32_t)r, .selected = selected[r], .tensors = {.dir = s->dir}};
+    free(selected);
+    return rc;
 }
 
 int mp_snapshot_add(mp_snapshot *s, mp_snapshot_rank *rank, size_t *room, const char *name,
@@ -299,6 +304,8 @@ int mp_snapshot_add(mp_snapshot *s, mp_snapshot_rank *rank, size_t *room, const 
     mp_checkpoint *view = &rank->tensors;
     char *copy = mp_arena_string(s->arena, name, strlen(name));
 
+    view->shards = s->shards;
+    view->num_shards = s->num_files;
     if (view->num_tensors == *room) {
         size_t more = *room ? 2 * *room : 64;
         mp_tensor *moved = realloc(view->tensors, more * sizeof *moved);
@@ -327,21 +334,24 @@ void mp_snapshot_sort(mp_snapshot *s, mp_snapshot_rank *rank)
 }
 
 int mp_snapshot_open(mp_snapshot *snapshot, mp_snapshot_kind kind, const char *dir,
-                     const mp_context *context, mp_error *err)
+                     const char *ranks, const mp_context *context, mp_error *err)
 {
     int rc;
 
     err = MP_NEVER_NULL(err);
-    *snapshot = (mp_snapshot){
-        .kind = kind, .dir = strdup(dir), .arena = mp_alloc_zeroed(1, sizeof(mp_arena))};
+    *snapshot = (mp_snapshot){.kind = kind,
+                              .dir = strdup(dir),
+                              .stages = 1,
+                              .redundant = UINT64_MAX,
+                              .arena = mp_alloc_zeroed(1, sizeof(mp_arena))};
     if (!snapshot->dir || !snapshot->arena)
         rc = mp_fail_memory(err);
     else if (kind == MP_SNAPSHOT_PRESHARDED)
-        rc = mp_snapshot_open_presharded(snapshot, context, err);
+        rc = mp_snapshot_open_presharded(snapshot, ranks, context, err);
     else if (kind == MP_SNAPSHOT_SHARDED_STATE)
-        rc = mp_snapshot_open_parts(snapshot, context, err);
+        rc = mp_snapshot_open_parts(snapshot, ranks, context, err);
     else
-        rc = mp_snapshot_open_blobs(snapshot, context, err);
+        rc = mp_snapshot_open_blobs(snapshot, ranks, err);
     if (rc != 0)
         mp_snapshot_release(snapshot);
     return rc;
@@ -365,6 +375,7 @@ void mp_snapshot_release(mp_snapshot *s)
     free(s->files);
     free(s->shards);
     free(s->ranks);
+    free(s->expert_location);
     free(s->dir);
     *s = (mp_snapshot){0};
 }

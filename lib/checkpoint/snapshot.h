@@ -19,11 +19,14 @@
 #define MP_PRESHARDED_PLAN  "checksum.json"
 #define MP_PRESHARDED_READY "READY"
 
-int mp_snapshot_open_presharded(mp_snapshot *s, const mp_context *context, mp_error *err);
-int mp_snapshot_open_parts(mp_snapshot *s, const mp_context *context, mp_error *err);
-int mp_snapshot_open_blobs(mp_snapshot *s, const mp_context *context, mp_error *err);
+/* ranks: a list of those that are looked at, or null. */
+int mp_snapshot_open_presharded(mp_snapshot *s, const char *ranks, const mp_context *context,
+                                mp_error *err);
+int mp_snapshot_open_parts(mp_snapshot *s, const char *ranks, const mp_context *context,
+                           mp_error *err);
+int mp_snapshot_open_blobs(mp_snapshot *s, const char *ranks, mp_error *err);
 
-/* Adds a finding. rank -1 and tensor null: none. */
+/* Adds a finding, unless it is of a rank that is not looked at. rank -1 and tensor null: none. */
 void mp_snapshot_found(mp_snapshot *s, bool digest, int64_t rank, const char *tensor,
                        const char *format, ...) __attribute__((format(printf, 5, 6)));
 
@@ -34,12 +37,13 @@ bool mp_snapshot_plain_name(const char *name);
  * which is to be freed. */
 int mp_snapshot_entries(const char *dir, char ***names, size_t *count, mp_error *err);
 
-/* Opens safetensors files `names` of the directory; each that cannot be opened is a finding. */
+/* Opens safetensors files `names` of the directory, but for those that are null; each that cannot
+ * be opened is a finding. */
 int mp_snapshot_open_files(mp_snapshot *s, const char *const *names, size_t count,
                            const mp_context *context, mp_error *err);
 
-/* Makes room for the ranks, 0 .. count-1. */
-int mp_snapshot_make_ranks(mp_snapshot *s, uint64_t count, mp_error *err);
+/* Makes room for the ranks, 0 .. count-1, and selects those of a list. */
+int mp_snapshot_make_ranks(mp_snapshot *s, uint64_t count, const char *list, mp_error *err);
 
 /* Adds a tensor to a rank; the name is copied. `room`: kept by the caller, 0 at first. */
 int mp_snapshot_add(mp_snapshot *s, mp_snapshot_rank *rank, size_t *room, const char *name,

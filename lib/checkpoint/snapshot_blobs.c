@@ -244,30 +244,47 @@ static int read_rank(mp_snapshot *s, size_t number, mp_error *err)
     return rc;
 }
 
-int mp_snapshot_open_blobs(mp_snapshot *s, const mp_context *context, mp_error *err)
+/* The number of ranks: that of the files, or more, as the first description says; the others may
+ * be elsewhere. */
+static int count_ranks(mp_snapshot *s, uint64_t *ranks, mp_error *err)
 {
-    char **names;
+    char **names, *first = NULL;
     size_t count;
-    uint64_t ranks = 0;
+    uint64_t world = 0;
+    json_t *json = NULL;
+    int rc = mp_snapshot_entries(s->dir, &names, &count, err);
 
-    (void)context;
-    if (mp_snapshot_entries(s->dir, &names, &count, err) != 0)
-        return err->code;
-    for (size_t i = 0; i < count; i++) {
+    *ranks = 0;
+    for (size_t i = 0; rc == 0 && i < count; i++) {
         size_t digits = strspn(names[i], "0123456789");
         const char *suffix = names[i] + digits;
         bool ours = strcmp(suffix, ".snapshot") == 0 || strcmp(suffix, ".v2.snapshot") == 0 ||
                     strcmp(suffix, ".json") == 0 || strcmp(suffix, ".v2.json") == 0;
 
-        if (digits > 0 && digits <= 5 && ours && strtoul(names[i], NULL, 10) >= ranks)
-            ranks = strtoul(names[i], NULL, 10) + 1;
-        else if (!ours || digits == 0)
-            if (strstr(names[i], ".tmp"))
-                mp_snapshot_found(s, false, -1, NULL, "%s: left by a dump that did not end",
-                                  names[i]);
+        ours = ours && digits > 0 && digits <= 5;
+        if (ours && strtoul(names[i], NULL, 10) >= *ranks)
+            *ranks = strtoul(names[i], NULL, 10) + 1;
+        if (ours && !first && strstr(suffix, ".json") && !(first = mp_path_join(s->dir, names[i])))
+            rc = mp_fail_memory(err);
+        if (!ours && strstr(names[i], ".tmp"))
+            mp_snapshot_found(s, false, -1, NULL, "%s: left by a dump that did not end", names[i]);
     }
     free(names);
-    if (mp_snapshot_make_ranks(s, ranks, err) != 0)
+    if (rc == 0 && first)
+        rc = mp_json_load_python(first, MP_SNAPSHOT_TEXT_MAX, &json, err);
+    if (rc == 0 && first)
+        rc = mp_json_get_u64(json, "world_size", mp_path_base(first), &world, err);
+    *ranks = world > *ranks ? world : *ranks;
+    json_decref(json);
+    free(first);
+    return rc;
+}
+
+int mp_snapshot_open_blobs(mp_snapshot *s, const char *list, mp_error *err)
+{
+    uint64_t ranks;
+
+    if (count_ranks(s, &ranks, err) != 0 || mp_snapshot_make_ranks(s, ranks, list, err) != 0)
         return err->code;
     s->files = mp_alloc_zeroed(ranks, sizeof *s->files);
     s->shards = mp_alloc_zeroed(ranks, sizeof *s->shards);
@@ -275,9 +292,7 @@ int mp_snapshot_open_blobs(mp_snapshot *s, const mp_context *context, mp_error *
         return mp_fail_memory(err);
     s->num_files = ranks;
     for (size_t r = 0; r < ranks; r++) {
-        s->ranks[r].tensors.shards = s->shards;
-        s->ranks[r].tensors.num_shards = ranks;
-        if (read_rank(s, r, err) != 0)
+        if (s->ranks[r].selected && read_rank(s, r, err) != 0)
             return err->code;
     }
     return 0;

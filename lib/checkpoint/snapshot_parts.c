@@ -70,9 +70,12 @@ static void check_numbers(mp_snapshot *s, const part *parts, size_t count)
 /* Ranks hold tensors of the same names, types and shapes, each its part of them. */
 static void check_alike(mp_snapshot *s)
 {
-    const mp_checkpoint *first = &s->ranks[0].tensors;
+    size_t base = 0;
 
-    for (size_t r = 1; r < s->num_ranks; r++) {
+    while (base + 1 < s->num_ranks && s->ranks[base].tensors.num_tensors == 0)
+        base++;
+    const mp_checkpoint *first = &s->ranks[base].tensors;
+    for (size_t r = base + 1; r < s->num_ranks; r++) {
         const mp_checkpoint *other = &s->ranks[r].tensors;
         size_t i = 0, k = 0;
 
@@ -82,17 +85,18 @@ static void check_alike(mp_snapshot *s)
             int order = !a ? 1 : !b ? -1 : strcmp(a->name, b->name);
 
             if (order < 0)
-                mp_snapshot_found(s, false, (int64_t)r, a->name, "is missing, rank 0 has it");
+                mp_snapshot_found(s, false, (int64_t)r, a->name, "is missing, rank %zu has it",
+                                  base);
             else if (order > 0)
                 mp_snapshot_found(s, false, (int64_t)r, b->name,
-                                  "is here, rank 0 does not have it");
+                                  "is here, rank %zu does not have it", base);
             else if (a->dtype != b->dtype || a->rank != b->rank ||
                      memcmp(a->shape, b->shape, a->rank * sizeof *a->shape) != 0) {
                 char text[2][MP_SHAPE_TEXT];
 
                 mp_snapshot_found(
-                    s, false, (int64_t)r, b->name, "%s %s, on rank 0 %s %s",
-                    mp_dtype_name(b->dtype), mp_shape_text(b->shape, b->rank, text[0]),
+                    s, false, (int64_t)r, b->name, "%s %s, on rank %zu %s %s",
+                    mp_dtype_name(b->dtype), mp_shape_text(b->shape, b->rank, text[0]), base,
                     mp_dtype_name(a->dtype), mp_shape_text(a->shape, a->rank, text[1]));
             }
             i += order <= 0;
@@ -105,8 +109,6 @@ static int fill_ranks(mp_snapshot *s, const part *parts, size_t count, mp_error 
 {
     size_t room = 0;
 
-    if (mp_snapshot_make_ranks(s, (uint64_t)parts[count - 1].rank + 1, err) != 0)
-        return err->code;
     for (size_t i = 0; i < count; i++) {
         mp_snapshot_rank *rank = &s->ranks[parts[i].rank];
         const mp_checkpoint *held = &s->files[i];
@@ -127,7 +129,8 @@ static int fill_ranks(mp_snapshot *s, const part *parts, size_t count, mp_error 
     return 0;
 }
 
-int mp_snapshot_open_parts(mp_snapshot *s, const mp_context *context, mp_error *err)
+int mp_snapshot_open_parts(mp_snapshot *s, const char *ranks, const mp_context *context,
+                           mp_error *err)
 {
     char **names;
     size_t count, found = 0;
@@ -149,8 +152,11 @@ int mp_snapshot_open_parts(mp_snapshot *s, const mp_context *context, mp_error *
         rc = mp_fail(err, MP_ERR_INPUT, "no model-rank-0-part-0.safetensors or the like");
     if (rc == 0) {
         qsort(parts, found, sizeof *parts, compare_parts);
+        rc = mp_snapshot_make_ranks(s, (uint64_t)parts[found - 1].rank + 1, ranks, err);
+    }
+    if (rc == 0) {
         for (size_t i = 0; i < found; i++)
-            files[i] = parts[i].name;
+            files[i] = s->ranks[parts[i].rank].selected ? parts[i].name : NULL;
         check_numbers(s, parts, found);
         rc = mp_snapshot_open_files(s, files, found, context, err);
     }

@@ -21,6 +21,7 @@ typedef struct plan {
     json_t *json;
     json_t *file_numbers; /* {filename: number} */
     const char **names;   /* of files */
+    bool *wanted;         /* the same: a rank that is looked at reads it */
     uint64_t world_size;
 } plan;
 
@@ -81,6 +82,30 @@ static bool says_megamoe(const json_t *json, const char *key)
     return false;
 }
 
+/* What the configuration says of where experts are. Of a pipeline, each stage has its own layers
+ * on as many ranks in a row. */
+static int read_config(const plan *p, const json_t *config, mp_error *err)
+{
+    const json_t *pp = json_object_get(config, "pp");
+    const json_t *redundant = json_object_get(config, "ep_num_redundant_experts");
+    const char *location = json_string_value(json_object_get(config, "init_expert_location"));
+    json_int_t stages = json_is_integer(pp) ? json_integer_value(pp) : 1;
+    mp_snapshot *s = p->s;
+
+    s->megamoe = says_megamoe(config, "");
+    if (stages < 1 || p->world_size % (uint64_t)stages != 0)
+        mp_snapshot_found(s, false, -1, NULL,
+                          "%s says pp %" JSON_INTEGER_FORMAT " of world_size %" PRIu64,
+                          MP_PRESHARDED_PLAN, stages, p->world_size);
+    else
+        s->stages = (uint32_t)stages;
+    if (json_is_integer(redundant) && json_integer_value(redundant) >= 0)
+        s->redundant = (uint64_t)json_integer_value(redundant);
+    if (location && !(s->expert_location = mp_format("%s", location)))
+        return mp_fail_memory(err);
+    return 0;
+}
+
 /* The name of the directory ends in the first digits of the digest of its configuration. */
 static int check_sig(const plan *p, const json_t *config, mp_error *err)
 {
@@ -109,7 +134,7 @@ static int check_sig(const plan *p, const json_t *config, mp_error *err)
  * Files
  */
 
-static int read_files(plan *p, json_t *files, const mp_context *context, mp_error *err)
+static int read_files(plan *p, json_t *files, mp_error *err)
 {
     size_t count = json_array_size(files);
 
@@ -133,7 +158,53 @@ static int read_files(plan *p, json_t *files, const mp_context *context, mp_erro
         if (json_object_set_new(p->file_numbers, p->names[i], json_integer((json_int_t)i)) != 0)
             return mp_fail_memory(err);
     }
-    return mp_snapshot_open_files(p->s, p->names, count, context, err);
+    return 0;
+}
+
+/* Marks files that the reads of ranks name; what else is wrong with these is found later. */
+static int mark_wanted(plan *p, mp_error *err)
+{
+    json_t *reads, *read;
+    size_t i;
+
+    if (mp_json_get_object(p->json, "rank_to_reads", MP_PRESHARDED_PLAN, &reads, err) != 0)
+        return err->code;
+    for (size_t r = 0; r < p->s->num_ranks; r++) {
+        char number[16];
+
+        snprintf(number, sizeof number, "%u", p->s->ranks[r].rank);
+        json_array_foreach(p->s->ranks[r].selected ? json_object_get(reads, number) : NULL, i, read)
+        {
+            const char *name = json_string_value(json_object_get(read, "filename"));
+            const json_t *file = name ? json_object_get(p->file_numbers, name) : NULL;
+
+            if (file)
+                p->wanted[json_integer_value(file)] = true;
+        }
+    }
+    return 0;
+}
+
+/* Opens the files: all of them, or those that the ranks of the list read. */
+static int open_files(plan *p, const char *ranks, const mp_context *context, mp_error *err)
+{
+    size_t count = json_array_size(json_object_get(p->json, "files"));
+    const char **names = mp_alloc(count, sizeof *names);
+    int rc = 0;
+
+    p->wanted = mp_alloc_zeroed(count, sizeof *p->wanted);
+    if (!names || !p->wanted)
+        rc = mp_fail_memory(err);
+    for (size_t i = 0; rc == 0 && i < count; i++)
+        p->wanted[i] = !ranks;
+    if (rc == 0 && ranks)
+        rc = mark_wanted(p, err);
+    for (size_t i = 0; rc == 0 && i < count; i++)
+        names[i] = p->wanted[i] ? p->names[i] : NULL;
+    if (rc == 0)
+        rc = mp_snapshot_open_files(p->s, names, count, context, err);
+    free(names);
+    return rc;
 }
 
 static bool is_key(const char *key)
@@ -304,8 +375,7 @@ static int read_ranks(const plan *p, mp_error *err)
     json_t *value;
 
     if (mp_json_get_object(p->json, "rank_to_reads", MP_PRESHARDED_PLAN, &reads, err) != 0 ||
-        mp_json_get_object(p->json, "rank_checksums", MP_PRESHARDED_PLAN, &checksums, err) != 0 ||
-        mp_snapshot_make_ranks(p->s, p->world_size, err) != 0)
+        mp_json_get_object(p->json, "rank_checksums", MP_PRESHARDED_PLAN, &checksums, err) != 0)
         return err->code;
     json_object_foreach(reads, key, value)
     {
@@ -318,7 +388,7 @@ static int read_ranks(const plan *p, mp_error *err)
                               MP_PRESHARDED_PLAN, key, p->world_size, mp_plural(p->world_size));
     }
     for (size_t r = 0; r < p->s->num_ranks; r++)
-        if (read_rank(p, &p->s->ranks[r], reads, checksums, err) != 0)
+        if (p->s->ranks[r].selected && read_rank(p, &p->s->ranks[r], reads, checksums, err) != 0)
             return err->code;
     return 0;
 }
@@ -327,7 +397,7 @@ static int read_ranks(const plan *p, mp_error *err)
  * All of it
  */
 
-static int read_plan(plan *p, const mp_context *context, mp_error *err)
+static int read_plan(plan *p, const char *ranks, const mp_context *context, mp_error *err)
 {
     json_t *files;
     const json_t *config = json_object_get(p->json, "shard_config");
@@ -340,21 +410,21 @@ static int read_plan(plan *p, const mp_context *context, mp_error *err)
                        MP_PRESHARDED_PLAN, version);
     if (mp_json_get_u64(p->json, "world_size", MP_PRESHARDED_PLAN, &p->world_size, err) != 0 ||
         mp_json_get_array(p->json, "files", MP_PRESHARDED_PLAN, &files, err) != 0 ||
-        check_ready(p, err) != 0 || read_files(p, files, context, err) != 0 ||
+        mp_snapshot_make_ranks(p->s, p->world_size, ranks, err) != 0 || check_ready(p, err) != 0 ||
+        read_files(p, files, err) != 0 || open_files(p, ranks, context, err) != 0 ||
         check_entries(p, err) != 0)
         return err->code;
-    if (json_is_object(config)) {
-        p->s->megamoe = says_megamoe(config, "");
-        if (check_sig(p, config, err) != 0)
-            return err->code;
-    }
+    if (json_is_object(config) &&
+        (read_config(p, config, err) != 0 || check_sig(p, config, err) != 0))
+        return err->code;
     for (size_t i = 0; i < p->s->num_files; i++)
         if (check_file(p, i, err) != 0)
             return err->code;
     return read_ranks(p, err);
 }
 
-int mp_snapshot_open_presharded(mp_snapshot *s, const mp_context *context, mp_error *err)
+int mp_snapshot_open_presharded(mp_snapshot *s, const char *ranks, const mp_context *context,
+                                mp_error *err)
 {
     plan p = {.s = s};
     char *path = mp_path_join(s->dir, MP_PRESHARDED_PLAN);
@@ -367,10 +437,11 @@ int mp_snapshot_open_presharded(mp_snapshot *s, const mp_context *context, mp_er
     if (rc == 0 && !json_is_object(p.json))
         rc = mp_fail(err, MP_ERR_INPUT, "%s: expected an object", MP_PRESHARDED_PLAN);
     if (rc == 0)
-        rc = read_plan(&p, context, err);
+        rc = read_plan(&p, ranks, context, err);
     json_decref(p.json);
     json_decref(p.file_numbers);
     free(p.names);
+    free(p.wanted);
     free(path);
     return rc;
 }

@@ -195,8 +195,8 @@ static bool scale_fits(const mp_storage *s, const mp_tensor *scale, uint64_t sli
     if (transposed && s->block_rows != 1 && s->block_rows != WHOLE)
         return false; /* nobody has blocks of transposed weights */
     if (s->block_rows == WHOLE && elements(scale) == 1)
-        return true; /* one for all slices */
-    if (transposed && s->block_rows == 1)
+        return true;                                          /* one for all slices */
+    if (transposed && s->block_rows == 1 && scale->rank != 2) /* [E, rows] says what it is */
         return scale->rank == 3 && memcmp(scale->shape, want, sizeof want) == 0;
     if (scale->rank > SCALE_RANK)
         return false;

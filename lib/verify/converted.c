@@ -13,6 +13,7 @@
 #include "base/parallel.h"
 #include "verify/converted_modules.h"
 #include "verify/faults.h"
+#include "verify/sample.h"
 #include "verify/sides.h"
 
 /* A layer that both have. */
@@ -35,6 +36,8 @@ typedef struct converted {
     size_t num_pairs;
     uint64_t sides;
     uint64_t done, total; /* bytes */
+    bool *sample;         /* [source.num_layers][most_experts], or null: all */
+    uint32_t most_experts;
 } converted;
 
 static void advance(converted *c, uint64_t bytes)
@@ -180,6 +183,12 @@ static int check_input_scale(converted *c, const layer_pair *pair, const mp_matr
     return 0;
 }
 
+static bool is_sampled(const converted *c, const layer_pair *pair, uint32_t id)
+{
+    return !c->sample || id >= pair->source->num_experts ||
+           c->sample[pair->index * c->most_experts + id];
+}
+
 static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     converted *c = user;
@@ -195,15 +204,18 @@ static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
                            .side = side,
                            .cut = {.whole = true},
                            .tolerance = c->options->tolerance};
+    bool holds;
 
     (void)scratch;
+    if (!is_sampled(c, pair, id))
+        return 0;
     for (unsigned p = 0; p < mp_side_parts(side); p++) {
         if (mp_weights_of(&c->have, pair->have, id, mp_side_first(side) + p, &check.have[p], err) !=
                 0 ||
             check_input_scale(c, pair, &check.have[p].matrix, err) != 0)
             return err->code;
     }
-    if (mp_side_judge(&check, err) != 0)
+    if (mp_side_judge(&check, &holds, err) != 0)
         return err->code;
     for (unsigned p = 0; p < mp_side_parts(side); p++)
         mp_matrix_forget(&c->have, &check.have[p].matrix);
@@ -213,8 +225,14 @@ static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
 
 static int check_experts(converted *c, mp_error *err)
 {
+    for (size_t i = 0; i < c->source.num_layers; i++)
+        if (c->source.layers[i].num_experts > c->most_experts)
+            c->most_experts = c->source.layers[i].num_experts;
+    if (mp_sample_draw(c->options, c->source.num_layers, c->most_experts, &c->sample, err) != 0)
+        return err->code;
     for (size_t i = 0; i < c->num_pairs; i++)
-        c->report->slots += c->pairs[i].experts;
+        for (uint32_t id = 0; id < c->pairs[i].experts; id++)
+            c->report->slots += is_sampled(c, &c->pairs[i], id);
     return c->num_pairs == 0 ? 0 : mp_parallel(c->context, c->sides, 0, check_side, c, err);
 }
 
@@ -281,12 +299,9 @@ int mp_verify_converted(const char *path, const mp_verify_options *options,
     converted c = {.options = options, .context = context, .report = report};
     int rc;
 
-    if (options->level > MP_VERIFY_EXACT || options->ranks || options->sample)
+    if (options->level > MP_VERIFY_EXACT || options->ranks)
         return mp_fail(err, MP_ERR_USAGE, "\"%s\" is a checkpoint: %s is for packed directories",
-                       path,
-                       options->level > MP_VERIFY_EXACT ? "level numeric"
-                       : options->ranks                 ? "a list of ranks"
-                                                        : "a sample");
+                       path, options->ranks ? "a list of ranks" : "level numeric");
     report->subject = "checkpoint";
     rc = check_all(&c, path, err);
     if (rc == 0)
@@ -295,6 +310,7 @@ int mp_verify_converted(const char *path, const mp_verify_options *options,
     mp_catalog_release(&c.have);
     mp_catalog_release(&c.source);
     free(c.selected);
+    free(c.sample);
     free(c.prefixes);
     free(c.pairs);
     return rc;

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "verify/sample.h"
 
 /* ------------------------------------------------------------------------
  * Which experts
@@ -29,42 +30,6 @@ bool mp_exact_looks_at(const mp_exact *exact, const mp_check *check, size_t laye
     uint32_t experts = check->shape.slots.num_logical;
 
     return !exact->sample || id >= experts || exact->sample[layer * experts + id];
-}
-
-/* Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014. */
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t z = *state += 0x9e3779b97f4a7c15;
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-}
-
-/* Chooses options->sample experts of every layer: of those that are left, each is taken with
- * the chance that makes all choices alike. */
-static int draw_sample(mp_exact *exact, const mp_check *check, mp_error *err)
-{
-    const mp_verify_options *options = check->options;
-    uint32_t experts = check->shape.slots.num_logical;
-    uint64_t state = options->seed;
-
-    if (options->sample == 0 || options->sample >= experts)
-        return 0;
-    exact->sample = mp_alloc_zeroed(check->manifest.num_layers, experts * sizeof *exact->sample);
-    if (!exact->sample)
-        return mp_fail_memory(err);
-    for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
-        uint32_t wanted = options->sample;
-
-        for (uint32_t e = 0; e < experts; e++) {
-            bool take = next_random(&state) % (experts - e) < wanted;
-
-            exact->sample[layer * experts + e] = take;
-            wanted -= take;
-        }
-    }
-    return 0;
 }
 
 /* ------------------------------------------------------------------------
@@ -110,7 +75,8 @@ int mp_exact_open(mp_exact *exact, mp_check *check, bool *usable, mp_error *err)
     int rc = mp_source_open(&exact->source, check, usable, err);
     if (rc != 0 || !*usable)
         return rc;
-    rc = draw_sample(exact, check, err);
+    rc = mp_sample_draw(check->options, check->manifest.num_layers, check->shape.slots.num_logical,
+                        &exact->sample, err);
     return rc ? rc : measure_scratch(exact, check, err);
 }
 

@@ -117,8 +117,9 @@ int mp_side_find_order(const mp_side_check *s, mp_row_order *order, mp_error *er
 
         if (*order != MP_ORDER_PLAIN && s->side == MP_L2)
             break;
-        /* No turns of two tensors, nor where a scale would cover rows of both. */
+        /* No turns of two tensors or of columns, nor where a scale would cover rows of both. */
         if (turns && (!s->together || s->have[0].storage.block_rows != 1 ||
+                      mp_fusion_is_transposed(s->have[0].storage.fusion) ||
                       s->have[0].rows % mp_interleave_group(turns) != 0))
             continue;
         if (is_expert(s, *order, s->id, &is, err) != 0)
@@ -279,7 +280,7 @@ static int report_order(const mp_side_check *s, bool *named, mp_error *err)
     return 0;
 }
 
-int mp_side_judge(const mp_side_check *s, mp_error *err)
+int mp_side_judge(const mp_side_check *s, bool *holds, mp_error *err)
 {
     mp_likeness likeness[2];
     bool fits[2] = {true, true}, named = false;
@@ -294,7 +295,8 @@ int mp_side_judge(const mp_side_check *s, mp_error *err)
             compare(s, &have, &want, UINT64_MAX, &fits[p], &likeness[p], err) != 0)
             return err->code;
     }
-    if (fits[0] && fits[1])
+    *holds = fits[0] && fits[1];
+    if (*holds)
         return 0;
     const mp_spot spot = spot_of(s, fits[0] ? 1 : 0);
     if (!mp_faults_wants(s->faults, &spot)) {

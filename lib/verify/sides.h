@@ -42,8 +42,8 @@ typedef struct mp_side_check {
     double tolerance; /* relative RMS error otherwise; 0: the bound of the scheme */
 } mp_side_check;
 
-/* Makes a fault of what does not hold. MP_ERR_IO, MP_ERR_UNSUPPORTED. */
-int mp_side_judge(const mp_side_check *s, mp_error *err);
+/* Makes a fault of what does not hold. *holds: nothing was. MP_ERR_IO, MP_ERR_UNSUPPORTED. */
+int mp_side_judge(const mp_side_check *s, bool *holds, mp_error *err);
 
 /* The order in which the side's rows are those of its expert, or MP_ORDERS. */
 int mp_side_find_order(const mp_side_check *s, mp_row_order *order, mp_error *err);

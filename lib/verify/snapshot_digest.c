@@ -2,6 +2,7 @@
 /* Digests of snapshots: of every content by itself, or of a rank's blob. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -12,10 +13,57 @@
 
 #define PIECE_BYTES (UINT64_C(1) << 20)
 
+/* Where content lies. */
+typedef struct content {
+    uint32_t file;
+    uint64_t offset;
+} content;
+
 typedef struct digests {
     const mp_snapshot *s;
     mp_faults *faults;
+    content *wanted; /* [num_wanted], sorted; null: all */
+    size_t num_wanted;
 } digests;
+
+static int compare_content(const void *a, const void *b)
+{
+    const content *x = a, *y = b;
+
+    if (x->file != y->file)
+        return x->file < y->file ? -1 : 1;
+    return (x->offset > y->offset) - (x->offset < y->offset);
+}
+
+/* Lists the content that a rank reads under a name of one of the layers. */
+static int list_wanted(digests *d, const char *const *prefixes, size_t count, mp_error *err)
+{
+    uint64_t total = 0;
+
+    for (size_t r = 0; r < d->s->num_ranks; r++)
+        total += d->s->ranks[r].tensors.num_tensors;
+    d->wanted = mp_alloc(total, sizeof *d->wanted);
+    if (!d->wanted)
+        return mp_fail_memory(err);
+    for (size_t r = 0; r < d->s->num_ranks; r++) {
+        const mp_checkpoint *view = &d->s->ranks[r].tensors;
+
+        for (size_t i = 0; i < view->num_tensors; i++)
+            if (mp_snapshot_looks_at(prefixes, count, view->tensors[i].name))
+                d->wanted[d->num_wanted++] =
+                    (content){view->tensors[i].shard, view->tensors[i].offset};
+    }
+    qsort(d->wanted, d->num_wanted, sizeof *d->wanted, compare_content);
+    return 0;
+}
+
+static bool is_wanted(const digests *d, uint64_t file, const mp_tensor *tensor)
+{
+    const content key = {(uint32_t)file, tensor->offset};
+
+    return !d->wanted ||
+           bsearch(&key, d->wanted, d->num_wanted, sizeof key, compare_content) != NULL;
+}
 
 /* "(2, 3)torch.int8", as str(tuple(shape)) + str(dtype) gives it; false where torch has no such
  * type or the text is beyond all bounds. */
@@ -86,6 +134,8 @@ static int check_file(void *user, uint64_t index, void *scratch, mp_error *err)
         char begin[512], text[MP_SHA_TEXT];
         mp_spot spot = mp_spot_of_rank(MP_VERIFY_DIGEST, -1);
 
+        if (!is_wanted(d, index, tensor))
+            continue;
         if (!python_text(tensor, begin, sizeof begin)) {
             mp_fault_add(d->faults, &spot, "%s: %s: no content that torch can have",
                          file->shards[0].name, tensor->name);
@@ -128,13 +178,19 @@ static int check_blob(void *user, uint64_t index, void *scratch, mp_error *err)
     return 0;
 }
 
-int mp_snapshot_digests(const mp_snapshot *s, mp_faults *faults, const mp_context *context,
-                        mp_error *err)
+int mp_snapshot_digests(const mp_snapshot *s, const char *const *prefixes, size_t count,
+                        mp_faults *faults, const mp_context *context, mp_error *err)
 {
-    digests d = {s, faults};
+    digests d = {.s = s, .faults = faults};
+    int rc = 0;
 
     if (s->kind == MP_SNAPSHOT_SHARDED_STATE)
         return 0;
-    return mp_parallel(context, s->num_files, PIECE_BYTES,
-                       s->kind == MP_SNAPSHOT_PRESHARDED ? check_file : check_blob, &d, err);
+    if (prefixes && s->kind == MP_SNAPSHOT_PRESHARDED)
+        rc = list_wanted(&d, prefixes, count, err);
+    if (rc == 0)
+        rc = mp_parallel(context, s->num_files, PIECE_BYTES,
+                         s->kind == MP_SNAPSHOT_PRESHARDED ? check_file : check_blob, &d, err);
+    free(d.wanted);
+    return rc;
 }

@@ -51,6 +51,7 @@ int mp_weights_of(const mp_catalog *catalog, const mp_moe_layer *layer, uint32_t
         .catalog = catalog,
         .storage = shared ? layer->shared_storage : layer->storage,
         .matrix = shared ? layer->shared.matrix[projection] : layer->experts[id].matrix[projection],
+        .part = projection == MP_UP,
     };
     mp_catalog_shape(catalog, projection, &out->rows, &out->cols);
     if (shared && !mp_storage_recognize(&out->matrix, MP_FUSION_NONE, &catalog->config, &ignored,
@@ -115,7 +116,10 @@ static int open_reader(reader *r, const mp_weights *w, mp_error *err)
     if (!r->scratch || !r->out)
         return mp_fail_memory(err);
     mp_stored_init(&r->stored, r->scratch);
-    return mp_stored_begin(&r->stored, err);
+    /* Loaders put gate's second scale first, in whichever order the rows are. */
+    mp_matrix matrix = w->matrix;
+    matrix.first = w->part;
+    return mp_matrix_global(w->catalog, &matrix, &r->stored.global, err);
 }
 
 /* Rows that follow one another in the tensor. */

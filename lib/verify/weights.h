@@ -17,8 +17,8 @@ typedef struct mp_weights {
     /* Where rows of gate and of up take turns in one tensor, which begins at matrix.first: their
      * order, and which of the two this is. Null: rows follow one another. */
     const mp_interleave *order;
-    unsigned part;
-    bool raw; /* bytes count as numbers: what there is without scales */
+    unsigned part; /* 0: gate or down, 1: up; of two second scales, it is that one */
+    bool raw;      /* bytes count as numbers: what there is without scales */
 } mp_weights;
 
 /* Matrix `projection` of an expert of a layer: a routed one, or for num_experts all shared ones as

@@ -114,6 +114,17 @@ assert_json '[.faults[] | [.level, .layer, .tensor]]' \
     '[["exact","model.layers.0","model.layers.0.mlp.experts.2.up_proj.weight"]]'
 assert_json '.faults[0].detail | test("^up of expert 2: relative RMS error [0-9.e+]+, nvfp4 may have 0.15; it is no matrix of this layer$")' true
 
+it "looks at a sample of experts"
+use bf16
+damage swap $prefix.2.gate_proj.weight $prefix.2.up_proj.weight
+found=0
+for seed in 1 2 3 4 5 6 7 8; do
+    run moepack verify out --source "$source" --sample 2 --seed $seed --json
+    found=$((found + status))
+    assert_json '.checked.slots' 2
+done
+assert_equal "$((found > 0 && found < 8))" 1
+
 it "takes another bound by --tolerance"
 use fp8_block
 run moepack verify out --source "$source" --tolerance 0.001
@@ -261,6 +272,7 @@ assert_status 2
 assert_stderr_has 'level numeric is for packed directories'
 run moepack verify "$WORK/bf16" --source "$source" --ranks 0
 assert_status 2
+assert_stderr_has 'a list of ranks is for packed directories'
 run moepack verify "$WORK/bf16" --source "$source" --layers 9
 assert_status 2
 

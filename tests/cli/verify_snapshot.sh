@@ -235,6 +235,153 @@ mv new out/1.json
 run moepack verify out
 assert_status 3
 
+# 2 layers of 6 experts of BF16, H = 96, I = 64; and what it is quantized to.
+"$MOEPACK" synth -o "$WORK/six" --family qwen3_moe --layers 2 --experts 6 --top-k 2 --hidden 96 \
+    --intermediate 64 --seed 5 -q
+for format in int8_channel nvfp4; do
+    "$MOEPACK" quantize "$WORK/six" -o "$WORK/$format" -f $format -q 2>"$stderr" || cat "$stderr"
+done
+echo '[5, 1, 2, 3, 4, 0, 3, 3, 1]' >"$WORK/placement.json"
+
+it "finds redundant experts by their number, or by a placement"
+for kind in presharded sharded_state bigtensor; do
+    out=$(dump $kind "$WORK/six" redundant --ep 4 --redundant 2)
+    run moepack verify "$out" --source "$WORK/six"
+    assert_status 0
+    assert_stdout_has ' 16 slots, '
+    out=$(dump $kind "$WORK/six" placed --ep 3 --placement "$WORK/placement.json")
+    run moepack verify "$out" --source "$WORK/six" --placement "$WORK/placement.json"
+    assert_status 0
+    assert_stdout_has ' 18 slots, '
+    rm -r placed redundant
+done
+out=$(dump sharded_state "$WORK/six" placed --ep 3 --placement "$WORK/placement.json")
+run moepack verify "$out" --source "$WORK/six" --layers 0
+assert_status 1
+assert_stdout_has 'rank 0, model.layers.0, slot 0, mlp.experts.w13_weight: expert 0 is expert 5'
+assert_stdout_has 'rank 2, model.layers.0, slot 2, mlp.experts.w2_weight: expert 2 is expert 1'
+
+it "holds a placement against what the snapshot says of it"
+out=$(dump presharded "$WORK/six" out --ep 3 --placement "$WORK/placement.json")
+digest=$(sha1sum <"$WORK/placement.json" | cut -c 1-16)
+run moepack verify "$out" --source "$WORK/six"
+assert_status 2
+assert_stderr_has "was dumped with the placement \"file:placement.json:sha1:$digest\": name its file by --placement"
+echo '[5, 1, 2, 3, 4, 0, 3, 3, 2]' >other.json
+run moepack verify "$out" --source "$WORK/six" --placement other.json
+assert_status 3
+assert_stderr_is "moepack: verify: other.json: its SHA-1 is $(sha1sum <other.json | cut -c 1-16), \"$out\" was dumped with \"file:placement.json:sha1:$digest\""
+jq --slurpfile p "$WORK/placement.json" '.shard_config.init_expert_location = ({physical_to_logical_map: [$p[0], $p[0]]} | tojson)' \
+    "$out/checksum.json" >new
+mv new "$out/checksum.json"
+mv "$out" here
+run moepack verify here --source "$WORK/six"
+assert_status 0
+run moepack verify "$WORK/six" --source "$WORK/six" --placement other.json
+assert_status 2
+assert_stderr_has 'is no snapshot: a placement is for these'
+dump sharded_state "$WORK/six" eight --ep 4 --redundant 2 >path
+run moepack verify eight --source "$WORK/six" --placement "$WORK/placement.json"
+assert_status 1
+assert_stdout_has 'rank 0, model.layers.0, mlp.experts.w13_weight: 2 experts on each of 4 ranks, the placement has 9: which they are is not known'
+
+it "holds copies of an expert against each other, where they are not the source's bits"
+out=$(dump sharded_state "$WORK/int8_channel" out --ep 3 --placement "$WORK/placement.json")
+run moepack verify "$out" --source "$WORK/six" --placement "$WORK/placement.json"
+assert_status 0
+part=$(cd out && grep -l layers.1.mlp.experts.w2_weight model-rank-2-*)
+"$tools/tensors.py" "out/$part" flip model.layers.1.mlp.experts.w2_weight $((96 * 64 + 70)) 1
+assert_faults "$out" --source "$WORK/six" --placement "$WORK/placement.json" <<'END'
+rank 2, model.layers.1, slot 1, mlp.experts.w2_weight: expert 3 is not as slot 0 of rank 1 has it: row 1 column 6 of down
+FAILED: 1 fault
+END
+
+it "reads weights that are turned over, as Ascend has them"
+for kind in presharded sharded_state bigtensor; do
+    for source_of in six int8_channel; do
+        out=$(dump $kind "$WORK/$source_of" out --ep 3 --tp 2 --transposed)
+        run moepack verify "$out" --source "$WORK/$source_of"
+        assert_status 0
+        assert_stdout_has ' 24 slots, '
+        rm -r out
+    done
+done
+damaged "$WORK/int8_channel" swap $prefix.4.gate_proj.weight $prefix.4.up_proj.weight
+"$tools/tensors.py" ckpt/*.safetensors swap $prefix.4.gate_proj.weight_scale $prefix.4.up_proj.weight_scale
+out=$(dump bigtensor ckpt out --ep 3 --transposed)
+assert_faults "$out" --source "$WORK/int8_channel" <<'END'
+rank 2, model.layers.0, slot 0, mlp.experts.w13_weight: gate and up of expert 4 are swapped
+FAILED: 1 fault
+END
+
+it "takes one second scale of nvfp4 for gate and one for up"
+damaged "$WORK/nvfp4" scale $prefix.2.up_proj.weight_scale_2 2
+for order in plain swapped 8 16; do
+    out=$(dump sharded_state ckpt $order --ep 2 --order $order)
+    run moepack verify "$out" --source ckpt
+    assert_status 0
+    assert_faults "$out" --source "$WORK/nvfp4" <<'END'
+rank 0, model.layers.0, slot 2, mlp.experts.w13_weight: up of expert 2: relative RMS error 1, nvfp4 may have 0.15; it is no matrix of this layer
+FAILED: 1 fault
+END
+done
+
+it "reads a pipeline, whose stages have layers of their own"
+out=$(dump presharded "$WORK/six" out --ep 3 --pp 2)
+run moepack verify "$out" --source "$WORK/six"
+assert_status 0
+assert_stdout_has ' 12 slots, '
+rm "$out"/*-rank-00[0-3].safetensor
+run moepack verify "$out" --source "$WORK/six" --ranks 4,5
+assert_status 0
+assert_stdout_has 'ok: exact: 3 files, '
+run moepack verify "$out" --ranks 3-5
+assert_status 1
+assert_stdout_has 'rank 3, model.layers.1.mlp.experts.w13_weight: is read as '
+jq '.shard_config.pp = 4' "$out/checksum.json" >new
+mv new "$out/checksum.json"
+run moepack verify "$out" --level structure --ranks 4
+assert_status 1
+assert_stdout_has 'checksum.json says pp 4 of world_size 6'
+
+it "looks at some ranks, layers and experts only"
+for kind in sharded_state bigtensor; do
+    dump $kind "$WORK/nvfp4" $kind --ep 3 >path
+    rm $kind/*0-part* $kind/0.* 2>"$stderr"
+    run moepack verify $kind
+    assert_status 1
+    run moepack verify $kind --source "$WORK/nvfp4" --ranks 1-2
+    assert_status 0
+    assert_stdout_has ' 8 slots, '
+    run moepack verify $kind --ranks 7
+    assert_status 2
+    assert_stderr_has 'list "7": "7" names no rank'
+done
+damaged "$WORK/six" swap $prefix.1.gate_proj.weight $prefix.1.up_proj.weight
+for kind in presharded sharded_state bigtensor; do
+    out=$(dump $kind ckpt $kind.swapped --ep 2)
+    found=0
+    for seed in 1 2 3 4 5 6 7 8; do
+        run moepack verify "$out" --source "$WORK/six" --sample 2 --seed $seed --json
+        found=$((found + status))
+        assert_json '.checked.slots' 4
+    done
+    assert_equal "$((found > 0 && found < 8))" 1
+    run moepack verify "$out" --source "$WORK/six" --layers 1
+    assert_status 0
+    assert_stdout_has ' 6 slots, '
+    run moepack verify "$out" --source "$WORK/six" --ranks 1
+    assert_status 0
+done
+out=$(echo presharded.swapped/*)
+read -r file key < <(jq -r '.rank_to_reads["0"][] | select(.name | test("layers.0.*w2_weight")) | "\(.filename) \(.stored_key)"' "$out/checksum.json")
+"$tools/tensors.py" "$out/$file" flip "$key" 9 4
+run moepack verify "$out" --layers 1
+assert_status 0
+run moepack verify "$out" --layers 0
+assert_status 1
+assert_stdout_has 'rank 0, model.layers.0.mlp.experts.w2_weight: model-'
+
 it "shows what a snapshot holds"
 out=$(dump presharded "$source" out --ep 2)
 run moepack inspect "$out"

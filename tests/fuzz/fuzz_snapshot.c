@@ -62,7 +62,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     bool blob = data[0] == 'b';
     put_in(dirs[blob], blob ? "0.json" : "checksum.json", data + 1, size - 1);
     int rc = mp_snapshot_open(&snapshot, blob ? MP_SNAPSHOT_BIG_TENSOR : MP_SNAPSHOT_PRESHARDED,
-                              dirs[blob], &context, &err);
+                              dirs[blob], NULL, &context, &err);
     require(rc == 0 || err.message[0] != '\0', "an error without a message");
     for (size_t r = 0; rc == 0 && r < snapshot.num_ranks; r++) {
         const mp_checkpoint *view = &snapshot.ranks[r].tensors;

@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the dumps of engines out of a checkpoint, by the description of their formats.
 
-    snapshots.py KIND CKPT OUT [--ep N] [--tp N] [--order plain|swapped|8|16] [--megamoe] [--sha1]
+    snapshots.py KIND CKPT OUT [--ep N] [--tp N] [--pp N] [--order plain|swapped|8|16]
+                 [--redundant N] [--placement FILE] [--transposed] [--megamoe] [--sha1]
 
 KIND is presharded, sharded_state or bigtensor. Experts are stacked to w13_weight [E, 2I, H] and
 w2_weight [E, H, I], with their scales; other tensors stay as they are, and are the same on all
-ranks. --ep splits experts, --tp splits I; ranks are N of one times N of the other.
+ranks. --ep splits experts, --tp splits I, --pp splits layers; ranks are all of these multiplied.
+--transposed stacks to [E, H, 2I] and [E, I, H], with scales [E, 2I] and [E, H], as Ascend has them.
+--placement is a JSON list of the logical expert of each physical one.
 
 Only what Python brings along, and xxh128sum.
 """
@@ -30,7 +33,16 @@ TORCH = {
     "F8_E4M3": "torch.float8_e4m3fn",
     "F8_E8M0": "torch.float8_e8m0fnu",
 }
-SUFFIX = {"weight": "weight", "weight_scale_inv": "weight_scale_inv", "weight_scale": "weight_scale", "scale": "weight_scale_inv"}
+SUFFIX = {
+    "weight": "weight",
+    "weight_packed": "weight_packed",
+    "weight_scale_inv": "weight_scale_inv",
+    "weight_scale": "weight_scale",
+    "scale": "weight_scale_inv",
+    "weight_scale_2": "weight_scale_2",
+    "weight_global_scale": "weight_global_scale",
+}
+SCALARS = ("weight_scale_2", "weight_global_scale")
 HALVES = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 EXPERT = re.compile(r"^(?:model\.)?(layers\.\d+)\.(?:mlp|ffn)\.experts\.(\d+)\.(\w+)\.(\w+)$")
 
@@ -67,6 +79,11 @@ def part_cols(rows, rank, count):
     return [row[rank * size : (rank + 1) * size] for row in rows]
 
 
+def turned_over(rows, width):
+    """Columns of rows, in elements of so many bytes."""
+    return [b"".join(row[k : k + width] for row in rows) for k in range(0, len(rows[0]), width)]
+
+
 def load(ckpt):
     """Experts as {(layer, role): {expert: {half: entry}}}, and the other tensors."""
     experts, others = {}, {}
@@ -77,6 +94,8 @@ def load(ckpt):
                 others[name] = entry
                 continue
             layer, expert, half, role = found.groups()
+            if role not in SUFFIX:
+                continue
             halves = experts.setdefault((layer, SUFFIX[role]), {}).setdefault(int(expert), {})
             halves[HALVES[half]] = entry
     return experts, others
@@ -84,24 +103,38 @@ def load(ckpt):
 
 def state_dict(experts, others, options, rank):
     """What the rank has: {name: [dtype, shape, bytes]}."""
-    tp_rank, ep_rank = rank % options.tp, rank // options.tp
+    tp_rank, ep_rank = rank % options.tp, rank // options.tp % options.ep
+    stage = rank // (options.tp * options.ep)
+    numbers = sorted({int(layer.split(".")[1]) for layer, _ in experts})
+    here = part_rows(numbers, stage, options.pp)
     out = dict(others)
     for (layer, role), members in experts.items():
-        if options.megamoe and "scale" in role:
+        if (options.megamoe and "scale" in role) or int(layer.split(".")[1]) not in here:
             continue
-        size = len(members) // options.ep
-        ids = range(ep_rank * size, (ep_rank + 1) * size)
+        physical = options.placement or [p % len(members) for p in range(len(members) + options.redundant)]
+        size = len(physical) // options.ep
+        ids = physical[ep_rank * size : (ep_rank + 1) * size]
+        name = f"model.{layer}.mlp.experts.{{}}_{role}"
+        if role in SCALARS:
+            pairs = [bytes(members[e]["gate"][2]) + bytes(members[e]["up"][2]) for e in ids]
+            out[name.format("w13")] = ["F32", [size, 2], b"".join(pairs)]
+            out[name.format("w2")] = ["F32", [size], b"".join(bytes(members[e]["down"][2]) for e in ids)]
+            continue
         w13, w2 = [], []
         for e in ids:
             half = members[e]
             gate, up = (part_rows(rows_of(half[h]), tp_rank, options.tp) for h in ("gate", "up"))
             w13.append(ordered(gate, up, options.order))
-            w2.append(part_cols(rows_of(half["down"]), tp_rank, options.tp))
+            down = rows_of(half["down"])
+            w2.append(down if half["down"][1][1] == 1 else part_cols(down, tp_rank, options.tp))
         for which, stack, like in (("w13", w13, half["gate"]), ("w2", w2, half["down"])):
             cols = len(stack[0][0]) * like[1][1] // len(rows_of(like)[0])
-            name = f"model.{layer}.mlp.experts.{which}_{role}"
+            shape = [size, len(stack[0]), cols]
+            if options.transposed:
+                stack = [turned_over(rows, len(rows[0]) // cols) for rows in stack]
+                shape = [size, shape[1]] if cols == 1 else [size, cols, shape[1]]
             data = b"".join(row for rows in stack for row in rows)
-            out[name] = [like[0], [size, len(stack[0]), cols], data]
+            out[name.format(which)] = [like[0], shape, data]
     return out
 
 
@@ -117,9 +150,18 @@ def key_of(entry, sha1):
     return content_hash((str(tuple(shape)) + TORCH[dtype]).encode() + data, sha1)
 
 
+def location_of(options):
+    if not options.placement_file:
+        return "trivial"
+    path = pathlib.Path(options.placement_file)
+    return f"file:{path.name}:sha1:{hashlib.sha1(path.read_bytes()).hexdigest()[:16]}"
+
+
 def write_presharded(states, out, options):
     world = len(states)
-    config = {"tp_size": world, "quantization": None, "moe_runner_backend": "auto", "mem": 0.875, "name": "Modèle"}
+    config = {"tp": options.tp * options.ep, "ep": options.ep, "pp": options.pp, "quantization": None}
+    config |= {"moe_runner_backend": "auto", "mem": 0.875, "name": "Modèle"}
+    config |= {"ep_num_redundant_experts": options.redundant, "init_expert_location": location_of(options)}
     if options.megamoe:
         config["moe_a2a_backend"] = "megamoe"
     sig = hashlib.sha1(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
@@ -194,12 +236,22 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--ep", type=int, default=1)
     parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--pp", type=int, default=1)
+    parser.add_argument("--redundant", type=int, default=0)
+    parser.add_argument("--placement", dest="placement_file")
+    parser.add_argument("--transposed", action="store_true")
     parser.add_argument("--order", default="plain", choices=["plain", "swapped", "8", "16"])
     parser.add_argument("--megamoe", action="store_true")
     parser.add_argument("--sha1", action="store_true")
     options = parser.parse_args()
+    options.placement = None
+    if options.placement_file:
+        options.placement = json.loads(pathlib.Path(options.placement_file).read_text())
     experts, others = load(options.ckpt)
-    states = [state_dict(experts, others, options, rank) for rank in range(options.ep * options.tp)]
+    if options.placement:
+        options.redundant = len(options.placement) - len(next(iter(experts.values())))
+    world = options.ep * options.tp * options.pp
+    states = [state_dict(experts, others, options, rank) for rank in range(world)]
     globals()["write_" + options.kind](states, options.out, options)
 
 

@@ -137,7 +137,7 @@ CALL(mp_snapshot_find)
 CALL(mp_snapshot_open)
 {
     mp_snapshot snapshot;
-    return mp_snapshot_open(&snapshot, MP_SNAPSHOT_PRESHARDED, MISSING, NULL, err);
+    return mp_snapshot_open(&snapshot, MP_SNAPSHOT_PRESHARDED, MISSING, NULL, NULL, err);
 }
 
 /* Of a config.json with a number that cannot be. */
