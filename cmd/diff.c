@@ -16,6 +16,7 @@ typedef struct diff_options {
     const char *b;
     double tolerance;
     char *layers;
+    const char *placement;
     bool all;
 } diff_options;
 
@@ -205,7 +206,8 @@ static int print_report(const diff_options *o, const mp_diff_report *report, mp_
 static int run_diff(const void *values, mp_error *err)
 {
     const diff_options *o = values;
-    const mp_diff_options options = {.layers = o->layers, .tolerance = o->tolerance};
+    const mp_diff_options options = {
+        .layers = o->layers, .tolerance = o->tolerance, .placement = o->placement};
     mp_diff_report report;
     mp_context context;
 
@@ -224,6 +226,8 @@ static const cmd_option options[] = {
                "a relative L2 error up to X is no difference; left out: any is"),
     OPT_WORDS(0, "layers", "LIST", diff_options, layers,
               "compare only these layers, as in 0-3,7,mtp.0"),
+    OPT_STRING(0, "placement", "FILE", diff_options, placement,
+               "where the experts of a snapshot are"),
     OPT_FLAG(0, "all", diff_options, all, "list every difference, not only the first 20"),
     OPT_JSON(diff_options),
     OPT_END,
@@ -234,7 +238,7 @@ static const diff_options defaults = {.tolerance = -1};
 
 const command command_diff = {
     .name = "diff",
-    .summary = "compare two checkpoints, packed directories or files",
+    .summary = "compare two checkpoints, packed directories, snapshots or files",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

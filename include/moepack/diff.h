@@ -2,10 +2,10 @@
 /*
  * moepack/diff.h - what differs between two models, or two files of tensors.
  *
- * Either side is a checkpoint, a packed directory or a safetensors file. What belongs
- * together is found by meaning, not by name: gate, up and down of an expert, whatever a
- * family calls them, whether they are fused, quantized or packed for a kernel; other
- * tensors by their names.
+ * Either side is a checkpoint, a packed directory, a snapshot of an engine or a safetensors file.
+ * What belongs together is found by meaning, not by name: gate, up and down of an expert, whatever
+ * a family calls them, whether they are fused, quantized or packed for a kernel; other tensors by
+ * their names.
  *
  *     mp_diff_options options = {.tolerance = -1};
  *     mp_diff_report report;
@@ -32,6 +32,8 @@ extern "C" {
 typedef struct mp_diff_options {
     const char *layers; /* as mp_select_layers reads it; null: all, and what is in no layer */
     double tolerance;   /* a pair whose rel_l2 is at most this is no difference; < 0: none is */
+    /* Of a snapshot, the file of the placement that its engine had; null: what it says of it. */
+    const char *placement;
 } mp_diff_options;
 
 /* A tensor, or a matrix of an expert, that both sides have. */
@@ -70,6 +72,11 @@ void mp_diff_report_release(mp_diff_report *report);
  * Of a packed directory, every expert is read from its first copy, and all other copies have
  * to hold the same. Against it, nothing but experts is compared, and shared experts only
  * where they are packed.
+ *
+ * Slots of a snapshot are put together from ranks that have parts of an expert, and experts found
+ * by the sizes of the other side, or of two snapshots by their routers; rows of gate and up by what
+ * is nearest to the other side. Copies count as those of a pack. Against it, nothing but experts is
+ * compared; two snapshots of as many ranks also by the names of each rank's tensors.
  *
  * Values are compared in float64. A NaN is equal to a NaN in the same place.
  *

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The comparison of two models: pairs side by side on all threads, and what came of it. */
 #include "diff/diff.h"
+#include "diff/diff_snapshot.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -22,6 +23,7 @@ typedef struct diff_run {
 /* One side of a pair. */
 typedef struct pair_side {
     diff_matrix first;
+    const diff_ref *ref;
     const mp_place *copies;
     uint32_t num_copies;
 } pair_side;
@@ -127,7 +129,7 @@ static void keep_worse(mp_diff_pair *pair, const mp_diff_pair *other)
     pair->sqnr_db = other->sqnr_db;
 }
 
-/* Copies of a packed expert that are not like the first one count as the pair does. */
+/* Copies of an expert in slots that are not like the first one count as the pair does. */
 static int compare_copies(const pair_side of[2], unsigned which, diff_cut cut, mp_diff_pair *pair,
                           mp_error *err)
 {
@@ -137,7 +139,8 @@ static int compare_copies(const pair_side of[2], unsigned which, diff_cut cut, m
         mp_diff_pair other = {0};
         bool equal;
 
-        copy.slot.place = of[which].copies[c];
+        mp_place place = of[which].copies[c];
+        mp_diff_take_copy(&copy, of[which].ref, place);
         if (mp_diff_stored_equal(&copy, &of[which].first, cut, &equal, err) != 0)
             return err->code;
         if (equal) {
@@ -146,7 +149,7 @@ static int compare_copies(const pair_side of[2], unsigned which, diff_cut cut, m
         }
         if (compare_two(which == 0 ? &copy : &of[0].first, which == 1 ? &copy : &of[1].first, cut,
                         &other, err) != 0 ||
-            note_copy(&of[which], copy.slot.place, pair, err) != 0)
+            note_copy(&of[which], place, pair, err) != 0)
             return err->code;
         keep_worse(pair, &other);
         mp_diff_forget(&copy);
@@ -173,6 +176,7 @@ static int resolve_both(const diff_list *list, uint64_t index, pair_side of[2], 
     int rc = 0;
 
     for (unsigned s = 0; s < 2 && rc == 0; s++) {
+        of[s].ref = &list->refs[index][s];
         rc = mp_diff_resolve(list->side[s], &list->refs[index][s], list->plain, &of[s].first,
                              &of[s].copies, &of[s].num_copies, err);
         if (rc != 0)
@@ -206,7 +210,7 @@ static void advance(diff_run *run, uint64_t bytes)
 static int compare_pair(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     diff_run *run = user;
-    pair_side of[2] = {{{0}, NULL, 0}, {{0}, NULL, 0}};
+    pair_side of[2] = {{.num_copies = 0}, {.num_copies = 0}};
     int rc = resolve_both(&run->list, index, of, err);
 
     (void)scratch;
@@ -226,7 +230,7 @@ static int count_bytes(diff_run *run, mp_error *err)
     int rc = 0;
 
     for (size_t i = 0; i < run->list.report->num_pairs && rc == 0; i++) {
-        pair_side of[2] = {{{0}, NULL, 0}, {{0}, NULL, 0}};
+        pair_side of[2] = {{.num_copies = 0}, {.num_copies = 0}};
 
         rc = resolve_both(&run->list, i, of, err);
         if (rc == 0)
@@ -261,14 +265,27 @@ static void sum_up(mp_diff_report *report, double tolerance)
     report->equal = report->differing + report->num_only[0] + report->num_only[1] == 0;
 }
 
-/* Experts of a pack want experts on the other side. */
+/* Experts of a pack or a snapshot want experts on the other side. */
 static int check_sides(const diff_side sides[2], mp_error *err)
 {
     for (unsigned s = 0; s < 2; s++)
-        if (sides[s].kind == DIFF_PACK && sides[1 - s].kind == DIFF_TENSORS)
-            return mp_fail(err, MP_ERR_INPUT, "%s: no experts to compare with packed ones%s%s",
-                           sides[1 - s].path, sides[1 - s].unread ? ": " : "",
-                           sides[1 - s].unread ? sides[1 - s].unread : "");
+        if (sides[s].kind >= DIFF_PACK && sides[1 - s].kind == DIFF_TENSORS)
+            return mp_fail(
+                err, MP_ERR_INPUT, "%s: no experts to compare with %s%s%s", sides[1 - s].path,
+                sides[s].kind == DIFF_PACK ? "packed ones" : "those of a snapshot",
+                sides[1 - s].unread ? ": " : "", sides[1 - s].unread ? sides[1 - s].unread : "");
+    return 0;
+}
+
+/* Which experts a snapshot has where depends on the other side. */
+static int prepare(diff_side sides[2], const char *placement, mp_error *err)
+{
+    if (placement && !sides[0].snapshot && !sides[1].snapshot)
+        return mp_fail(err, MP_ERR_USAGE, "a placement is for snapshots, and neither side is one");
+    for (unsigned s = 0; s < 2; s++)
+        if (sides[s].snapshot &&
+            mp_diff_snapshot_prepare(&sides[s], &sides[1 - s], placement, err) != 0)
+            return err->code;
     return 0;
 }
 
@@ -287,7 +304,11 @@ static int compare(diff_run *run, diff_side sides[2], const mp_diff_options *opt
     int rc = check_sides(sides, err);
 
     if (rc == 0)
+        rc = prepare(sides, options->placement, err);
+    if (rc == 0)
         rc = mp_diff_list_make(&run->list, options, err);
+    if (rc == 0)
+        rc = mp_diff_snapshot_orders(&run->list, err);
     if (rc == 0)
         rc = count_bytes(run, err);
     if (rc == 0)

@@ -9,6 +9,7 @@
 #include <moepack/model.h>
 #include <moepack/place.h>
 
+#include "experts/dumped_rows.h"
 #include "experts/packed.h"
 #include "experts/stored.h"
 
@@ -16,15 +17,16 @@
  * Sides, in diff_side.c
  */
 
-typedef enum diff_kind { DIFF_TENSORS, DIFF_MODEL, DIFF_PACK } diff_kind;
+typedef enum diff_kind { DIFF_TENSORS, DIFF_MODEL, DIFF_PACK, DIFF_SNAPSHOT } diff_kind;
 
 typedef struct diff_side {
     const char *path; /* as the user has it */
     diff_kind kind;
     bool whole;         /* a model or a directory: weights go with the scales beside them */
-    mp_catalog catalog; /* of DIFF_TENSORS only its checkpoint and config */
+    mp_catalog catalog; /* of DIFF_TENSORS and DIFF_SNAPSHOT only its checkpoint and config */
     mp_pack pack;
-    char *unread; /* why experts that are there were not found; or null */
+    struct diff_snapshot *snapshot; /* of DIFF_SNAPSHOT; null elsewhere */
+    char *unread;                   /* why experts that are there were not found; or null */
 } diff_side;
 
 int mp_diff_side_open(diff_side *side, const char *path, const mp_context *context, mp_error *err);
@@ -92,12 +94,17 @@ typedef struct diff_matrix {
     /* of a packed directory: part `part` of a side of a slot; slot.pack is null elsewhere */
     mp_packed_side slot;
     unsigned part;
+    /* of a snapshot; dumped.parts is null elsewhere */
+    mp_dumped_matrix dumped;
 } diff_matrix;
 
-/* The matrix that a ref means. copies: set to those of a packed expert, of which the matrix
+/* The matrix that a ref means. copies: set to those of an expert in slots, of which the matrix
  * is the first; null elsewhere. */
 int mp_diff_resolve(const diff_side *side, const diff_ref *ref, bool plain, diff_matrix *matrix,
                     const mp_place **copies, uint32_t *num_copies, mp_error *err);
+
+/* Takes another copy of the matrix that a ref means. */
+void mp_diff_take_copy(diff_matrix *matrix, const diff_ref *ref, mp_place place);
 
 /* Shared experts of a packed side; all of them count as one where they are one tensor. */
 uint32_t mp_diff_packed_shared(const diff_side *side);
@@ -130,6 +137,7 @@ typedef struct diff_reader {
     diff_cut cut;
     uint8_t *memory;             /* plain numbers, or what the others lie in */
     mp_stored_matrix stored;     /* of a checkpoint */
+    mp_dumped_reader dumped;     /* of a snapshot */
     mp_packed_side slot;         /* of a pack, with what follows */
     mp_rows run[2];              /* rows of the slot that are in memory: */
     uint64_t first_row, end_row; /* these */

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "checkpoint/names.h"
 #include "checkpoint/storage.h"
+#include "diff/diff_snapshot.h"
 
 static bool ends_in(const char *name, const char *suffix)
 {
@@ -174,9 +175,12 @@ static bool has_expert(const diff_side *side, const diff_layer *layer, const dif
 
     if (ref->id >= layer->num_experts)
         return false;
-    if (side->kind != DIFF_PACK)
+    if (side->kind == DIFF_SNAPSHOT)
+        mp_diff_snapshot_copies(side, ref->layer, ref->id, &count);
+    else if (side->kind == DIFF_PACK)
+        mp_pack_copies(&side->pack, ref->layer, ref->id, &count);
+    else
         return true;
-    mp_pack_copies(&side->pack, ref->layer, ref->id, &count);
     return count > 0;
 }
 
@@ -230,15 +234,17 @@ static uint32_t count_shared(const diff_side *side, size_t layer, bool parts)
 {
     if (side->kind == DIFF_PACK)
         return mp_diff_packed_shared(side);
+    if (side->kind == DIFF_SNAPSHOT)
+        return mp_diff_snapshot_shared(side, layer);
     if (!side->catalog.layers[layer].has_shared)
         return 0;
     return parts ? side->catalog.num_shared_experts : 1;
 }
 
-/* A pack without shared experts says nothing about those of a checkpoint. */
-static bool leaves_shared(const diff_side *a, const diff_side *b)
+/* A pack or a snapshot without shared experts says nothing about those of another kind. */
+static bool leaves_shared(const diff_side *a, size_t layer, const diff_side *b)
 {
-    return a->kind == DIFF_PACK && b->kind != DIFF_PACK && mp_diff_packed_shared(a) == 0;
+    return a->kind >= DIFF_PACK && a->kind != b->kind && count_shared(a, layer, true) == 0;
 }
 
 static int add_shared(diff_list *list, const diff_layer *const of[2], const size_t index[2],
@@ -248,7 +254,7 @@ static int add_shared(diff_list *list, const diff_layer *const of[2], const size
     bool parts = has_parts(a) || has_parts(b);
     uint32_t count[2], most;
 
-    if (leaves_shared(a, b) || leaves_shared(b, a))
+    if (leaves_shared(a, index[0], b) || leaves_shared(b, index[1], a))
         return 0;
     if (parts && (has_wide(a) || has_wide(b)))
         return mp_fail(err, MP_ERR_UNSUPPORTED,
@@ -517,12 +523,60 @@ static int add_tensors(diff_list *list, const layers *l, bool some, mp_error *er
 }
 
 /* ------------------------------------------------------------------------
+ * Snapshots
+ */
+
+/* What two snapshots have besides experts, rank by rank: "rank 3 lm_head.weight". */
+static int add_rank(diff_list *list, const layers *l, bool some, size_t rank, mp_error *err)
+{
+    const mp_checkpoint *const of[2] = {mp_diff_snapshot_rank(list->side[0], rank),
+                                        mp_diff_snapshot_rank(list->side[1], rank)};
+    size_t at[2] = {0, 0};
+    int rc = 0;
+
+    while (rc == 0 && (at[0] < of[0]->num_tensors || at[1] < of[1]->num_tensors)) {
+        const mp_tensor *a = at[0] < of[0]->num_tensors ? &of[0]->tensors[at[0]] : NULL;
+        const mp_tensor *b = at[1] < of[1]->num_tensors ? &of[1]->tensors[at[1]] : NULL;
+        int order = !a ? 1 : !b ? -1 : strcmp(a->name, b->name);
+        unsigned which = order > 0;
+        const char *name = which ? b->name : a->name;
+
+        at[0] += order <= 0;
+        at[1] += order >= 0;
+        if (mp_diff_snapshot_of_experts(list->side[which], name) ||
+            (some && !in_selected_layer(l, which, name)))
+            continue;
+        char *text = mp_format("rank %zu %s", rank, name);
+        rc = order == 0
+                 ? add_pair(list, text, &(diff_ref){.tensor = a}, &(diff_ref){.tensor = b}, err)
+                 : add_only(list, which, text, err);
+    }
+    return rc;
+}
+
+static int add_ranks(diff_list *list, const layers *l, bool some, mp_error *err)
+{
+    size_t ranks = 0;
+
+    while (mp_diff_snapshot_rank(list->side[0], ranks) &&
+           mp_diff_snapshot_rank(list->side[1], ranks))
+        ranks++;
+    if (mp_diff_snapshot_rank(list->side[0], ranks) || mp_diff_snapshot_rank(list->side[1], ranks))
+        return 0;
+    for (size_t r = 0; r < ranks; r++)
+        if (add_rank(list, l, some, r, err) != 0)
+            return err->code;
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
  * The whole
  */
 
 int mp_diff_list_make(diff_list *list, const mp_diff_options *options, mp_error *err)
 {
-    bool packed = list->side[0]->kind == DIFF_PACK || list->side[1]->kind == DIFF_PACK;
+    bool packed = list->side[0]->kind >= DIFF_PACK || list->side[1]->kind >= DIFF_PACK;
+    bool dumped = list->side[0]->snapshot && list->side[1]->snapshot;
     layers l = {0};
     int rc = 0;
 
@@ -540,6 +594,8 @@ int mp_diff_list_make(diff_list *list, const mp_diff_options *options, mp_error 
     }
     if (rc == 0 && !packed)
         rc = add_tensors(list, &l, options->layers != NULL, err);
+    else if (rc == 0 && dumped)
+        rc = add_ranks(list, &l, options->layers != NULL, err);
     release_layers(&l);
     return rc;
 }

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "checkpoint/storage.h"
+#include "diff/diff_snapshot.h"
 #include "pack/pack.h"
 
 /* Bytes of a tile of columns. */
@@ -92,6 +93,27 @@ static int resolve_packed(const diff_side *side, const diff_ref *ref, diff_matri
     return 0;
 }
 
+static int resolve_dumped(const diff_side *side, const diff_ref *ref, diff_matrix *m,
+                          const mp_place **copies, uint32_t *count, mp_error *err)
+{
+    diff_layer layer = mp_diff_snapshot_layer(side, ref->layer);
+
+    *copies =
+        mp_diff_snapshot_copies(side, ref->layer, ref->shared ? layer.num_experts : ref->id, count);
+    if (*count == 0)
+        return mp_fail(err, MP_ERR_INPUT, "%s: no rank holds expert %u", layer.prefix, ref->id);
+    mp_diff_snapshot_take(m, ref, (*copies)[0]);
+    return 0;
+}
+
+void mp_diff_take_copy(diff_matrix *matrix, const diff_ref *ref, mp_place place)
+{
+    if (matrix->dumped.parts)
+        mp_diff_snapshot_take(matrix, ref, place);
+    else
+        matrix->slot.place = place;
+}
+
 int mp_diff_resolve(const diff_side *side, const diff_ref *ref, bool plain, diff_matrix *matrix,
                     const mp_place **copies, uint32_t *num_copies, mp_error *err)
 {
@@ -100,10 +122,13 @@ int mp_diff_resolve(const diff_side *side, const diff_ref *ref, bool plain, diff
     *num_copies = 0;
     if (!ref->tensor && side->kind == DIFF_PACK)
         return resolve_packed(side, ref, matrix, copies, num_copies, err);
+    if (!ref->tensor && side->kind == DIFF_SNAPSHOT)
+        return resolve_dumped(side, ref, matrix, copies, num_copies, err);
     if (!ref->tensor)
         return resolve_stored(side, ref, matrix, err);
-    if (plain || !mp_diff_weight_beside(side, ref->tensor, &matrix->matrix, &matrix->storage,
-                                        &matrix->rows, &matrix->cols))
+    if (plain || side->kind == DIFF_SNAPSHOT ||
+        !mp_diff_weight_beside(side, ref->tensor, &matrix->matrix, &matrix->storage, &matrix->rows,
+                               &matrix->cols))
         matrix->plain = ref->tensor;
     else
         matrix->global_divides = matrix->matrix.global_divides;
@@ -114,7 +139,9 @@ void mp_diff_forget(const diff_matrix *matrix)
 {
     if (matrix->again)
         return;
-    if (matrix->slot.pack) {
+    if (matrix->dumped.parts) {
+        mp_dumped_forget(&matrix->dumped);
+    } else if (matrix->slot.pack) {
         mp_pack_forget(matrix->slot.pack, matrix->slot.layer, matrix->slot.place, 1,
                        matrix->slot.set, matrix->slot.side);
     } else if (matrix->plain) {
@@ -234,6 +261,10 @@ int mp_diff_reader_open(diff_reader *reader, const diff_matrix *matrix, diff_cut
     int rc = 0;
 
     *reader = (diff_reader){.m = matrix, .cut = cut};
+    if (matrix->dumped.parts) {
+        rc = mp_dumped_open(&reader->dumped, &matrix->dumped, DIFF_TILE_ROWS, err);
+        return rc == 0 ? 0 : mp_error_prefix(err, "%s", matrix->side->path);
+    }
     reader->stored = (mp_stored_matrix){
         .catalog = &matrix->side->catalog,
         .storage = &matrix->storage,
@@ -260,6 +291,7 @@ int mp_diff_reader_open(diff_reader *reader, const diff_matrix *matrix, diff_cut
 void mp_diff_reader_close(diff_reader *reader)
 {
     free(reader->memory);
+    mp_dumped_close(&reader->dumped);
     *reader = (diff_reader){0};
 }
 
@@ -268,7 +300,9 @@ int mp_diff_read(diff_reader *reader, uint64_t row0, uint64_t rows, diff_rows *o
     int rc;
 
     *out = (diff_rows){0};
-    if (reader->m->slot.pack)
+    if (reader->m->dumped.parts)
+        rc = mp_dumped_read(&reader->dumped, row0, rows, &out->rows, err);
+    else if (reader->m->slot.pack)
         rc = read_packed(reader, row0, rows, &out->rows, err);
     else if (reader->m->plain)
         rc = read_plain(reader, row0, rows, out, err);

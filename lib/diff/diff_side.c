@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a path is: a packed directory, a model with experts, or tensors. */
+/* What a path is: a packed directory, a snapshot, a model with experts, or tensors. */
 #include "diff/diff.h"
 
 #include <stdlib.h>
@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "checkpoint/names.h"
+#include "diff/diff_snapshot.h"
 
 static bool is_directory(const char *path)
 {
@@ -66,13 +67,22 @@ static int open_checkpoint(diff_side *side, const char *path, const mp_context *
 
 int mp_diff_side_open(diff_side *side, const char *path, const mp_context *context, mp_error *err)
 {
-    int rc;
+    mp_snapshot_kind kind = MP_SNAPSHOT_NONE;
+    int rc = 0;
 
     *side = (diff_side){.path = path, .kind = DIFF_TENSORS};
-    if (is_directory(path) && mp_is_packed(path)) {
+    if (is_directory(path))
+        rc = mp_snapshot_find(path, &kind, err);
+    if (rc != 0) {
+        return rc;
+    } else if (is_directory(path) && mp_is_packed(path)) {
         side->kind = DIFF_PACK;
         side->whole = true;
         rc = mp_pack_open(&side->pack, path, NULL, context, err);
+    } else if (kind != MP_SNAPSHOT_NONE) {
+        side->kind = DIFF_SNAPSHOT;
+        side->whole = true;
+        rc = mp_diff_snapshot_open(side, kind, context, err);
     } else {
         rc = open_checkpoint(side, path, context, err);
     }
@@ -81,6 +91,8 @@ int mp_diff_side_open(diff_side *side, const char *path, const mp_context *conte
 
 void mp_diff_side_release(diff_side *side)
 {
+    if (side->snapshot)
+        mp_diff_snapshot_release(side);
     mp_pack_release(&side->pack);
     mp_catalog_release(&side->catalog);
     free(side->unread);
@@ -89,6 +101,8 @@ void mp_diff_side_release(diff_side *side)
 
 size_t mp_diff_num_layers(const diff_side *side)
 {
+    if (side->kind == DIFF_SNAPSHOT)
+        return mp_diff_snapshot_num_layers(side);
     return side->kind == DIFF_PACK ? side->pack.manifest.num_layers : side->catalog.num_layers;
 }
 
@@ -112,6 +126,10 @@ static int parse_prefix(diff_layer *layer, mp_error *err)
 
 int mp_diff_layer_at(const diff_side *side, size_t index, diff_layer *layer, mp_error *err)
 {
+    if (side->kind == DIFF_SNAPSHOT) {
+        *layer = mp_diff_snapshot_layer(side, index);
+        return 0;
+    }
     if (side->kind == DIFF_PACK) {
         *layer = (diff_layer){.prefix = side->pack.manifest.layers[index],
                               .num_experts = side->pack.shape.slots.num_logical};

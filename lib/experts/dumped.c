@@ -142,6 +142,7 @@ int mp_dumped_find(const mp_snapshot *s, const mp_dumped_layer *layer, mp_dumped
     static const char *const scales[] = {"_weight_scale_inv", "_weight_scale", "_scale", NULL};
     static const char *const globals[] = {"_weight_scale_2", NULL};
     static const char *const divisors[] = {"_weight_global_scale", NULL};
+    static const char *const offsets[] = {"_weight_offset", NULL};
     const mp_checkpoint *view = &s->ranks[d->rank].tensors;
     const char *which = d->side == MP_L1 ? "w13" : "w2";
     mp_matrix *m = &d->matrix;
@@ -149,6 +150,7 @@ int mp_dumped_find(const mp_snapshot *s, const mp_dumped_layer *layer, mp_dumped
     *m = (mp_matrix){0};
     if (find_tensor(view, layer->head, which, weights, &m->weight, err) != 0 ||
         find_tensor(view, layer->head, which, scales, &m->scale, err) != 0 ||
+        find_tensor(view, layer->head, which, offsets, &m->offset, err) != 0 ||
         find_tensor(view, layer->head, which, globals, &m->global, err) != 0)
         return err->code;
     if (m->global)
@@ -301,4 +303,36 @@ uint32_t mp_dumped_id(const mp_dumped_side *d, uint32_t slot)
     if (slot >= d->routed)
         return d->num_experts;
     return d->map ? (uint32_t)d->map[physical] : (uint32_t)(physical % d->num_experts);
+}
+
+/* ------------------------------------------------------------------------
+ * Orders of rows
+ */
+
+static const struct {
+    const char *text;
+    const mp_interleave *turns;
+} orders[MP_ORDERS] = {
+    [MP_ORDER_PLAIN] = {"gate rows, then up rows", NULL},
+    [MP_ORDER_SWAPPED] = {"up rows, then gate rows", NULL},
+    [MP_ORDER_8] = {"8 gate rows and 8 up rows in turn", &mp_interleave_8},
+    [MP_ORDER_16] = {"even and odd rows of groups of 16 in turn", &mp_interleave_even_odd},
+};
+
+const char *mp_half_order_text(mp_half_order order)
+{
+    return orders[order].text;
+}
+
+const mp_interleave *mp_half_order_turns(mp_half_order order)
+{
+    return orders[order].turns;
+}
+
+bool mp_half_order_fits(mp_half_order order, const mp_storage *storage, uint64_t rows)
+{
+    const mp_interleave *turns = orders[order].turns;
+
+    return !turns || (storage->block_rows == 1 && !mp_fusion_is_transposed(storage->fusion) &&
+                      rows % mp_interleave_group(turns) == 0);
 }

@@ -14,6 +14,8 @@
 #include <moepack/place.h>
 #include <moepack/snapshot.h>
 
+#include "layout/interleave.h"
+
 /* ------------------------------------------------------------------------
  * Layers
  */
@@ -82,5 +84,40 @@ bool mp_dumped_place(const mp_snapshot *s, const mp_dumped_model *model, mp_dump
 
 /* The expert of a slot; num_experts: the shared one. */
 uint32_t mp_dumped_id(const mp_dumped_side *d, uint32_t slot);
+
+/* In which order a tensor has the rows of gate and of up. */
+typedef enum mp_half_order {
+    MP_ORDER_PLAIN,   /* gate, then up; or each is a tensor of its own */
+    MP_ORDER_SWAPPED, /* up, then gate */
+    MP_ORDER_8,       /* 8 rows of gate, 8 of up, in turn */
+    MP_ORDER_16,      /* the same of groups of 16, whose even rows come before the odd ones */
+    MP_ORDERS
+} mp_half_order;
+
+/* "gate rows, then up rows"; a static string. */
+const char *mp_half_order_text(mp_half_order order);
+
+/* How rows take turns; null: one half is behind the other. */
+const mp_interleave *mp_half_order_turns(mp_half_order order);
+
+/* Whether w13 can be in that order: rows do not take turns where a scale would cover rows of both,
+ * nor columns where they are turned over. rows: of gate. */
+bool mp_half_order_fits(mp_half_order order, const mp_storage *storage, uint64_t rows);
+
+/* ------------------------------------------------------------------------
+ * Placements, in dumped_placement.c
+ */
+
+/* Reads the placement of a snapshot's engine: of a file, or else what the snapshot says. experts:
+ * of the model. placement: map is null where there is none, and it is the trivial one; to be
+ * released. MP_ERR_INPUT for a file that is no placement of so many experts, or not the one that
+ * the snapshot was dumped with; MP_ERR_USAGE where there was one and it is not named. */
+int mp_dumped_placement(const mp_snapshot *s, const char *path, uint32_t experts,
+                        mp_placement *placement, mp_error *err);
+
+/* The row of a decoder layer, or UINT32_MAX: rows are one for each decoder layer, or for each layer
+ * with experts, of which it is number `index` of `count`. */
+uint32_t mp_dumped_placement_row(const mp_placement *placement, const mp_config *config,
+                                 uint64_t layer, size_t index, size_t count);
 
 #endif

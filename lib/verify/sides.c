@@ -13,21 +13,6 @@
 /* Rows that tell one matrix from another. A whole turn of any order is in them. */
 #define FIRST_ROWS 64u
 
-static const struct {
-    const char *text;
-    const mp_interleave *turns; /* null: one behind the other */
-} orders[MP_ORDERS] = {
-    [MP_ORDER_PLAIN] = {"gate rows, then up rows", NULL},
-    [MP_ORDER_SWAPPED] = {"up rows, then gate rows", NULL},
-    [MP_ORDER_8] = {"8 gate rows and 8 up rows in turn", &mp_interleave_8},
-    [MP_ORDER_16] = {"even and odd rows of groups of 16 in turn", &mp_interleave_even_odd},
-};
-
-const char *mp_row_order_text(mp_row_order order)
-{
-    return orders[order].text;
-}
-
 /* A matrix of the source, as this rank has it. */
 static int wanted(const mp_side_check *s, uint32_t id, mp_projection projection, mp_weights *out,
                   mp_error *err)
@@ -48,15 +33,15 @@ static int wanted(const mp_side_check *s, uint32_t id, mp_projection projection,
 }
 
 /* Part p of the side, if its rows are in that order. */
-static mp_weights held(const mp_side_check *s, mp_row_order order, unsigned p)
+static mp_weights held(const mp_side_check *s, mp_half_order order, unsigned p)
 {
     mp_weights w = s->have[p];
 
     if (order == MP_ORDER_SWAPPED)
         w.matrix = s->have[1 - p].matrix;
-    if (orders[order].turns) {
+    if (mp_half_order_turns(order)) {
         w.matrix = s->have[0].matrix;
-        w.order = orders[order].turns;
+        w.order = mp_half_order_turns(order);
         w.part = p;
     }
     return w;
@@ -90,7 +75,7 @@ static unsigned parts_of(const mp_side_check *s)
 }
 
 /* Whether all parts, in an order, are those of expert `id`; first by a few rows. */
-static int is_expert(const mp_side_check *s, mp_row_order order, uint32_t id, bool *is,
+static int is_expert(const mp_side_check *s, mp_half_order order, uint32_t id, bool *is,
                      mp_error *err)
 {
     static const uint64_t steps[] = {FIRST_ROWS, UINT64_MAX};
@@ -108,19 +93,15 @@ static int is_expert(const mp_side_check *s, mp_row_order order, uint32_t id, bo
     return 0;
 }
 
-int mp_side_find_order(const mp_side_check *s, mp_row_order *order, mp_error *err)
+int mp_side_find_order(const mp_side_check *s, mp_half_order *order, mp_error *err)
 {
     for (*order = MP_ORDER_PLAIN; *order < MP_ORDERS; (*order)++) {
         bool is;
 
-        const mp_interleave *turns = orders[*order].turns;
-
         if (*order != MP_ORDER_PLAIN && s->side == MP_L2)
             break;
-        /* No turns of two tensors or of columns, nor where a scale would cover rows of both. */
-        if (turns && (!s->together || s->have[0].storage.block_rows != 1 ||
-                      mp_fusion_is_transposed(s->have[0].storage.fusion) ||
-                      s->have[0].rows % mp_interleave_group(turns) != 0))
+        if (!mp_half_order_fits(*order, &s->have[0].storage, s->have[0].rows) ||
+            (mp_half_order_turns(*order) && !s->together))
             continue;
         if (is_expert(s, *order, s->id, &is, err) != 0)
             return err->code;
@@ -261,7 +242,7 @@ static int report_matrix(const mp_side_check *s, unsigned p, const mp_likeness *
 static int report_order(const mp_side_check *s, bool *named, mp_error *err)
 {
     const mp_spot spot = spot_of(s, 0);
-    mp_row_order order;
+    mp_half_order order;
     char name[40];
 
     if (mp_side_find_order(s, &order, err) != 0)
@@ -271,12 +252,12 @@ static int report_order(const mp_side_check *s, bool *named, mp_error *err)
     if ((order == MP_ORDER_SWAPPED && s->order == MP_ORDER_PLAIN) ||
         (order == MP_ORDER_PLAIN && s->order == MP_ORDER_SWAPPED))
         mp_fault_add(s->faults, &spot, "gate and up of %s are swapped", name);
-    else if (*named && !orders[order].turns && orders[s->order].turns)
+    else if (*named && !mp_half_order_turns(order) && mp_half_order_turns(s->order))
         mp_fault_add(s->faults, &spot, "%s is not interleaved: %s, expected %s", name,
-                     orders[order].text, orders[s->order].text);
+                     mp_half_order_text(order), mp_half_order_text(s->order));
     else if (*named)
-        mp_fault_add(s->faults, &spot, "%s has %s, expected %s", name, orders[order].text,
-                     orders[s->order].text);
+        mp_fault_add(s->faults, &spot, "%s has %s, expected %s", name, mp_half_order_text(order),
+                     mp_half_order_text(s->order));
     return 0;
 }
 

@@ -5,20 +5,9 @@
 #ifndef MP_VERIFY_SIDES_H
 #define MP_VERIFY_SIDES_H
 
+#include "experts/dumped.h"
 #include "verify/faults.h"
 #include "verify/weights.h"
-
-/* In which order a tensor has the rows of gate and of up. */
-typedef enum mp_row_order {
-    MP_ORDER_PLAIN,   /* gate, then up; or each is a tensor of its own */
-    MP_ORDER_SWAPPED, /* up, then gate */
-    MP_ORDER_8,       /* 8 rows of gate, 8 of up, in turn */
-    MP_ORDER_16,      /* the same of groups of 16, whose even rows come before the odd ones */
-    MP_ORDERS
-} mp_row_order;
-
-/* "gate rows, then up rows"; a static string. */
-const char *mp_row_order_text(mp_row_order order);
 
 /* What a rank has of a matrix of the source. */
 typedef struct mp_cut {
@@ -29,10 +18,10 @@ typedef struct mp_cut {
 /* A side of an expert under check. */
 typedef struct mp_side_check {
     mp_faults *faults;
-    mp_spot spot;       /* level, rank, layer and slot of its faults */
-    mp_weights have[2]; /* gate and up, or down; in the order PLAIN */
-    bool together;      /* gate and up are one tensor: other orders are looked for */
-    mp_row_order order; /* that it should have */
+    mp_spot spot;        /* level, rank, layer and slot of its faults */
+    mp_weights have[2];  /* gate and up, or down; in the order PLAIN */
+    bool together;       /* gate and up are one tensor: other orders are looked for */
+    mp_half_order order; /* that it should have */
     const mp_catalog *source;
     const mp_moe_layer *layer; /* of the source */
     uint32_t id;               /* that should be there; num_experts: the shared expert */
@@ -46,6 +35,6 @@ typedef struct mp_side_check {
 int mp_side_judge(const mp_side_check *s, bool *holds, mp_error *err);
 
 /* The order in which the side's rows are those of its expert, or MP_ORDERS. */
-int mp_side_find_order(const mp_side_check *s, mp_row_order *order, mp_error *err);
+int mp_side_find_order(const mp_side_check *s, mp_half_order *order, mp_error *err);
 
 #endif

@@ -14,7 +14,6 @@
 #include "verify/sample.h"
 #include "verify/sides.h"
 #include "verify/snapshot.h"
-#include "verify/snapshot_placement.h"
 
 /* Slots that are asked for the order of their rows. */
 #define VOTERS 9u
@@ -42,7 +41,7 @@ typedef struct experts {
     uint64_t *first; /* [num_sides]: the number of its first slot */
     size_t num_sides;
     uint64_t slots;
-    mp_row_order order;
+    mp_half_order order;
 } experts;
 
 /* ------------------------------------------------------------------------
@@ -79,7 +78,10 @@ static void take_layer(const experts *x, checked_layer *l, const mp_dumped_layer
     const mp_moe_layer *source = find_source(x, dumped);
     const mp_placement *placement = x->placement.map ? &x->placement : NULL;
     uint32_t row =
-        source && placement ? mp_snapshot_placement_row(placement, &x->source, source) : 0;
+        source && placement
+            ? mp_dumped_placement_row(placement, &x->source.config, source->number,
+                                      (size_t)(source - x->source.layers), x->source.num_layers)
+            : 0;
 
     *reason = !source             ? "the source has no such layer"
               : row == UINT32_MAX ? "the placement has no row for this layer"
@@ -165,6 +167,8 @@ static int add_side(experts *x, size_t rank, size_t index, mp_side side, mp_erro
         mp_fault_add(x->faults, &spot, "%s", reason);
         return 0;
     }
+    if (mp_matrix_check_offset(&x->views[rank], &d.matrix, err) != 0)
+        return err->code;
     if (d.raw)
         mp_fault_add(x->faults, &spot, "%s",
                      x->s->megamoe ? "the kernel's scales are not in this snapshot"
@@ -245,7 +249,7 @@ static int find_order(experts *x, mp_error *err)
 
         for (uint32_t slot = 0; d->side == MP_L1 && slot < d->slots && slot < VOTERS; slot++) {
             const mp_side_check c = check_of(x, d, slot);
-            mp_row_order order;
+            mp_half_order order;
 
             if (mp_side_find_order(&c, &order, err) != 0)
                 return err->code;
@@ -257,7 +261,7 @@ static int find_order(experts *x, mp_error *err)
     }
     for (int order = 1; order < MP_ORDERS; order++)
         if (votes[order] > votes[x->order])
-            x->order = (mp_row_order)order;
+            x->order = (mp_half_order)order;
     if (x->s->megamoe && x->order < MP_ORDER_8)
         x->order = votes[MP_ORDER_16] > votes[MP_ORDER_8] ? MP_ORDER_16 : MP_ORDER_8;
     return 0;
@@ -362,7 +366,8 @@ static int check_all(experts *x, const bool *selected, mp_error *err)
         return mp_fail_memory(err);
     for (size_t r = 0; r < x->s->num_ranks; r++)
         x->views[r].checkpoint = x->s->ranks[r].tensors;
-    if (mp_snapshot_placement(x->s, o, &x->source, &x->placement, err) != 0 ||
+    if (mp_dumped_placement(x->s, o->placement, x->source.layers[0].num_experts, &x->placement,
+                            err) != 0 ||
         draw_sample(x, err) != 0 || take_layers(x, selected, err) != 0 || find_sides(x, err) != 0 ||
         find_order(x, err) != 0)
         return err->code;

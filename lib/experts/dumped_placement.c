@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The placement of a snapshot. SGLang puts what it was started with into shard_config: "trivial",
  * the placement itself, or the name of its file and the first digits of its SHA-1. */
-#include "verify/snapshot_placement.h"
+#include "experts/dumped.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -31,41 +31,38 @@ static int check_digest(const mp_snapshot *s, const char *path, const char *text
                    digest, s->dir, record);
 }
 
-int mp_snapshot_placement(const mp_snapshot *s, const mp_verify_options *options,
-                          const mp_catalog *source, mp_placement *placement, mp_error *err)
+int mp_dumped_placement(const mp_snapshot *s, const char *path, uint32_t experts,
+                        mp_placement *placement, mp_error *err)
 {
     const char *record = s->expert_location;
-    uint32_t experts = source->layers[0].num_experts;
     uint64_t length;
     char *text;
 
     *placement = (mp_placement){0};
-    if (!options->placement && record && (record[0] == '{' || record[0] == '['))
+    if (!path && record && (record[0] == '{' || record[0] == '['))
         return mp_placement_parse(placement, record, strlen(record), experts, err) == 0
                    ? 0
                    : mp_error_prefix(err, "%s: init_expert_location", s->dir);
-    if (!options->placement && record && strcmp(record, "trivial") != 0)
+    if (!path && record && strcmp(record, "trivial") != 0)
         return mp_fail(err, MP_ERR_USAGE,
                        "\"%s\" was dumped with the placement \"%s\": name its file by --placement",
                        s->dir, record);
-    if (!options->placement)
+    if (!path)
         return 0;
-    if (mp_read_text(options->placement, TEXT_MAX, &text, &length, err) != 0)
+    if (mp_read_text(path, TEXT_MAX, &text, &length, err) != 0)
         return err->code;
-    int rc = check_digest(s, options->placement, text, length, err);
+    int rc = check_digest(s, path, text, length, err);
     if (rc == 0 && mp_placement_parse(placement, text, length, experts, err) != 0)
-        rc = mp_error_prefix(err, "%s", options->placement);
+        rc = mp_error_prefix(err, "%s", path);
     free(text);
     return rc;
 }
 
-uint32_t mp_snapshot_placement_row(const mp_placement *placement, const mp_catalog *source,
-                                   const mp_moe_layer *layer)
+uint32_t mp_dumped_placement_row(const mp_placement *placement, const mp_config *config,
+                                 uint64_t layer, size_t index, size_t count)
 {
-    uint64_t decoder = source->config.num_hidden_layers;
-
-    if (placement->layer_ids || placement->layers == 1 || placement->layers == decoder)
-        return mp_placement_row_of(placement, layer->number);
-    return placement->layers == source->num_layers ? (uint32_t)(layer - source->layers)
-                                                   : UINT32_MAX;
+    if (placement->layer_ids || placement->layers == 1 ||
+        placement->layers == config->num_hidden_layers)
+        return mp_placement_row_of(placement, layer);
+    return placement->layers == count ? (uint32_t)index : UINT32_MAX;
 }
