@@ -248,12 +248,15 @@ static int open_file(void *user, uint64_t index, void *scratch, mp_error *err)
     if (!o->names[index])
         return 0;
     char *path = mp_path_join(o->s->dir, o->names[index]);
+    mp_error *why = &o->errors[index];
     if (!path)
         return mp_fail_memory(err);
-    int rc = mp_checkpoint_open(&o->s->files[index], path, &one, &o->errors[index]);
+    if (!mp_path_exists(path))
+        mp_fail(why, MP_ERR_INPUT, "%s is missing", o->names[index]);
+    else
+        mp_checkpoint_open(&o->s->files[index], path, &one, why);
     free(path);
-    o->errors[index].code = rc;
-    return 0;
+    return why->code == MP_ERR_IO ? mp_fail(err, MP_ERR_IO, "%s", why->message) : 0;
 }
 
 int mp_snapshot_open_files(mp_snapshot *s, const char *const *names, size_t count,
@@ -270,10 +273,12 @@ int mp_snapshot_open_files(mp_snapshot *s, const char *const *names, size_t coun
     s->num_files = count;
     int rc = mp_parallel(context, count, 0, open_file, &o, err);
     for (size_t i = 0; i < count && rc == 0; i++) {
-        if (o.errors[i].code != 0)
-            mp_snapshot_found(s, false, -1, NULL, "%s%s%s", names[i],
-                              strstr(o.errors[i].message, names[i]) ? ", " : ": ",
-                              o.errors[i].message);
+        const char *message = o.errors[i].message;
+
+        if (o.errors[i].code != 0 && strstr(message, names[i]))
+            mp_snapshot_found(s, false, -1, NULL, "%s", message);
+        else if (o.errors[i].code != 0)
+            mp_snapshot_found(s, false, -1, NULL, "%s: %s", names[i], message);
         else if (names[i])
             s->shards[i] = s->files[i].shards[0];
     }
@@ -328,9 +333,14 @@ void mp_snapshot_sort(mp_snapshot *s, mp_snapshot_rank *rank)
 
     if (view->num_tensors > 0)
         qsort(view->tensors, view->num_tensors, sizeof *view->tensors, mp_tensor_order);
-    for (size_t i = 1; i < view->num_tensors; i++)
-        if (strcmp(view->tensors[i - 1].name, view->tensors[i].name) == 0)
+    size_t kept = 0;
+
+    for (size_t i = 0; i < view->num_tensors; i++)
+        if (i > 0 && strcmp(view->tensors[kept - 1].name, view->tensors[i].name) == 0)
             mp_snapshot_found(s, false, rank->rank, view->tensors[i].name, "is there twice");
+        else
+            view->tensors[kept++] = view->tensors[i];
+    view->num_tensors = kept;
 }
 
 int mp_snapshot_open(mp_snapshot *snapshot, mp_snapshot_kind kind, const char *dir,

@@ -49,7 +49,7 @@ int mp_snapshot_make_ranks(mp_snapshot *s, uint64_t count, const char *list, mp_
 int mp_snapshot_add(mp_snapshot *s, mp_snapshot_rank *rank, size_t *room, const char *name,
                     const mp_tensor *tensor, mp_error *err);
 
-/* Sorts the tensors of a rank; one that is there twice is a finding. */
+/* Sorts the tensors of a rank; one that is there twice is a finding, and kept once. */
 void mp_snapshot_sort(mp_snapshot *s, mp_snapshot_rank *rank);
 
 /* The hash of a content key, as its length says: 32 digits are XXH3-128, 40 SHA-1, which SGLang had

@@ -7,6 +7,8 @@
 
 config=
 index=
+plan= # of a snapshot: its checksum.json or 0.json
+ready=
 names=()
 declare -A dtype shape shard
 declare -A bits=([I8]=8 [U8]=8 [F8_E4M3]=8 [F8_E8M0]=8 [BF16]=16 [F32]=32 [I32]=32)
@@ -119,7 +121,64 @@ mlp_checkpoint()
     done
 }
 
-# Changes config.json, or the index that comes with shards, by a jq filter.
+# What SGLang has dumped of a layer of two experts, H = 8, I = 4: one rank, which reads two contents
+# from one file.
+presharded()
+{
+    local file=model-00000-common.safetensor w13=00000000000000000000000000000000
+    local w2=11111111111111111111111111111111 experts=model.layers.0.mlp.experts
+
+    tensor $w13 BF16 2,8,8 $file
+    tensor $w2 BF16 2,8,4 $file
+    plan='{"version": 1, "world_size": 1, "files": [{"filename": "'$file'", "writer_rank": 0,
+        "rank_list": null, "is_common": true, "tensors": [
+        {"stored_key": "'$w13'", "size": 256, "rank_to_names": {"0": ["'$experts'.w13_weight"]}},
+        {"stored_key": "'$w2'", "size": 128, "rank_to_names": {"0": ["'$experts'.w2_weight"]}}]}],
+        "rank_to_reads": {"0": [
+        {"filename": "'$file'", "stored_key": "'$w13'", "name": "'$experts'.w13_weight"},
+        {"filename": "'$file'", "stored_key": "'$w2'", "name": "'$experts'.w2_weight"}]},
+        "rank_checksums": {"0": "e1336045174c21f1"}, "shard_config": {"tp": 1}}'
+    ready='{"plan_version": 1, "world_size": 1, "created_at": 1764000000}'
+}
+
+# The same as the sharded_state of two ranks, each with half of I, which names the tensors alike.
+sharded_state()
+{
+    local r
+
+    for r in 0 1; do
+        state $r "${1:-BF16}"
+    done
+}
+
+# state RANK TYPE SUFFIX: the file of a rank.
+state()
+{
+    local experts=model.layers.0.mlp.experts
+
+    raw "model-rank-$1-part-0.safetensors" \
+        '{"'$experts'.w13_weight'"${3-}"'":{"dtype":"'"$2"'","shape":[2,4,8],"data_offsets":[0,128]},"'$experts'.w2_weight":{"dtype":"BF16","shape":[2,8,2],"data_offsets":[128,192]}}' 192
+}
+
+# The same as vllm-ascend's BigTensorLoader has it; 0.snapshot is zeros.
+big_tensor()
+{
+    plan='{"schema_version": 2, "world_rank": 0, "world_size": 1, "fingerprint": {}, "sha256": "",
+        "tensors": {
+        "model.layers.0.mlp.experts.w13_weight": {"dtype": "bfloat16", "shape": [2, 8, 8],
+        "format": 29, "offset": 0, "nbytes": 256},
+        "model.layers.0.mlp.experts.w2_weight": {"dtype": "bfloat16", "shape": [2, 8, 4],
+        "format": 2, "offset": 256, "nbytes": 128}}}'
+    truncate -s 384 0.snapshot
+}
+
+# Changes what the snapshot says of itself, config.json, or the index that comes with shards, by a
+# jq filter.
+edit_plan()
+{
+    plan=$(jq -c "$1" <<<"$plan")
+}
+
 edit_config()
 {
     config=$(jq -c "$1" <<<"$config")
@@ -192,6 +251,12 @@ write()
         raw "$file" "$header" "$bytes"
     done
     [ -z "$config" ] || printf '%s\n' "$config" >config.json
+    if [ -f 0.snapshot ]; then
+        printf '%s\n' "$plan" >0.json
+    elif [ -n "$plan" ]; then
+        printf '%s\n' "$plan" >checksum.json
+        printf '%s\n' "$ready" >READY
+    fi
     [ -z "$index" ] || printf '%s\n' "$index" >model.safetensors.index.json
 }
 
