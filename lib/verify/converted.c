@@ -215,6 +215,8 @@ static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
             check_input_scale(c, pair, &check.have[p].matrix, err) != 0)
             return err->code;
     }
+    /* What was not quantized was to stay as it is. */
+    check.exact = !check.have[0].storage.has_scale && c->options->tolerance == 0;
     if (mp_side_judge(&check, &holds, err) != 0)
         return err->code;
     for (unsigned p = 0; p < mp_side_parts(side); p++)

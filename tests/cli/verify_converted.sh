@@ -114,6 +114,15 @@ assert_json '[.faults[] | [.level, .layer, .tensor]]' \
     '[["exact","model.layers.0","model.layers.0.mlp.experts.2.up_proj.weight"]]'
 assert_json '.faults[0].detail | test("^up of expert 2: relative RMS error [0-9.e+]+, nvfp4 may have 0.15; it is no matrix of this layer$")' true
 
+it "finds one byte of what was not quantized"
+use bf16
+damage flip $prefix.2.up_proj.weight 1001 0x01
+run moepack verify out --source "$source"
+assert_status 1
+assert_stdout_has "model.layers.0, mlp.experts.2.up_proj.weight: up of expert 2: row 5 column 20 is not the source's; relative RMS error "
+run moepack verify out --source "$source" --tolerance 0.5
+assert_status 0
+
 it "looks at a sample of experts"
 use bf16
 damage swap $prefix.2.gate_proj.weight $prefix.2.up_proj.weight

@@ -91,14 +91,16 @@ it "names experts that are swapped, on the slots of their ranks"
 for half in gate_proj up_proj down_proj; do
     damaged "$source" swap $prefix.1.$half.weight $prefix.2.$half.weight
 done
-out=$(dump presharded ckpt out --ep 2 --order 8)
-assert_faults "$out" --source "$source" <<'END'
+for kind in presharded sharded_state bigtensor; do
+    out=$(dump $kind ckpt $kind --ep 2 --order 8)
+    assert_faults "$out" --source "$source" <<'END'
 rank 0, model.layers.0, slot 1, mlp.experts.w13_weight: expert 1 is expert 2
 rank 0, model.layers.0, slot 1, mlp.experts.w2_weight: expert 1 is expert 2
 rank 1, model.layers.0, slot 0, mlp.experts.w13_weight: expert 2 is expert 1
 rank 1, model.layers.0, slot 0, mlp.experts.w2_weight: expert 2 is expert 1
 FAILED: 4 faults
 END
+done
 
 it "names scales that are zero or constant"
 damaged "$WORK/fp8-1" fill model.layers.1.mlp.experts.4.up_proj.weight_scale_inv 0
@@ -124,13 +126,16 @@ ours, metadata = read(path)
 theirs, _ = read(f"{sys.argv[2]}/fp8-2/{path.name}")
 write(path, {n: theirs[n] if ".layers.1.mlp.experts" in n else e for n, e in ours.items()}, metadata)
 END
-out=$(dump presharded ckpt out --ep 2)
-run moepack verify "$out" --source "$WORK/fp8-1" --json
-assert_status 1
-assert_json '[.faults[].layer] | unique' '["model.layers.1"]'
-assert_json .total_faults 18
-run moepack verify "$out" --source "$WORK/fp8-1" --layers 0
-assert_status 0
+for kind in presharded sharded_state bigtensor; do
+    out=$(dump $kind ckpt $kind --ep 2)
+    run moepack verify "$out" --source "$WORK/fp8-1" --json
+    assert_status 1
+    assert_json '[.faults[].layer] | unique' '["model.layers.1"]'
+    assert_json .total_faults 18
+    assert_json '[.faults[].detail | endswith("; it is no matrix of this layer")] | all' true
+    run moepack verify "$out" --source "$WORK/fp8-1" --layers 0
+    assert_status 0
+done
 
 it "finds one byte, by its digest and by its place"
 out=$(dump presharded "$source" out --ep 2)
@@ -144,12 +149,18 @@ assert_json '[.faults[] | [.level, .rank, .layer, .slot, .tensor]]' \
 assert_json '.faults[0].detail | test("^model-0000[0-9]-rank-001.safetensor: the content of [0-9a-f]{32} has the hash [0-9a-f]{32}$")' true
 assert_json '.faults[1].detail | test("^down of expert 3: row 95 column 62 is not the source.s; relative RMS error ")' true
 
-it "finds one byte of a blob"
-out=$(dump bigtensor "$source" out --ep 2)
-printf '\125' | dd of="$out/1.snapshot" bs=1 seek=1000 conv=notrunc status=none
-run moepack verify "$out"
-assert_status 1
-assert_stdout_has 'rank 1: 1.snapshot has the SHA-256 '
+it "finds one byte of a blob and of a part"
+for kind in bigtensor sharded_state; do
+    out=$(dump $kind "$source" $kind --ep 2)
+    file=1.snapshot
+    [ $kind = bigtensor ] || file=$(cd "$out" && grep -l $prefix.w2_weight model-rank-1-*)
+    size=$(stat -c %s "$out/$file")
+    printf '\125' | dd of="$out/$file" bs=1 seek=$((size - 3)) conv=notrunc status=none
+    run moepack verify "$out" --source "$source"
+    assert_status 1
+    [ $kind = sharded_state ] || assert_stdout_has 'rank 1: 1.snapshot has the SHA-256 '
+    assert_stdout_has "rank 1, model.layers.0, slot 1, mlp.experts.w2_weight: down of expert 3: row 95 column 62 is not the source's; relative RMS error "
+done
 
 it "misses READY, a file, a tensor, and takes nothing that is not listed"
 out=$(dump presharded "$source" out --ep 2)
@@ -188,6 +199,23 @@ run moepack verify "$out"
 assert_status 1
 assert_stdout_has "the directory's sig is "
 assert_stdout_has 'rank 1: the checksum of its reads is '
+
+it "finds names that are renamed on all ranks"
+dump bigtensor "$source" blobs --ep 2 >path
+dump sharded_state "$source" parts --ep 2 >path
+for rank in 0 1; do
+    jq --arg n $prefix.w2_weight '.tensors[$n + "_"] = .tensors[$n] | del(.tensors[$n])' blobs/$rank.json >new
+    mv new blobs/$rank.json
+    part=$(cd parts && grep -l $prefix.w2_weight model-rank-$rank-*)
+    "$tools/tensors.py" "parts/$part" rename $prefix.w2_weight $prefix.w2_weight_
+done
+for out in blobs parts; do
+    assert_faults $out --source "$source" <<'END'
+rank 0, model.layers.0: w2_weight is missing
+rank 1, model.layers.0: w2_weight is missing
+FAILED: 2 faults
+END
+done
 
 it "says of MegaMoE's FP4 experts that their scales are elsewhere, and checks the rest"
 v4=$ROOT/testdata/fixtures/v4-fp4
