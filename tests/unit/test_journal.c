@@ -155,7 +155,7 @@ Test(journal, begins_with_the_terms)
 {
     static const char head[] =
         "tool " MP_VERSION "\nquantize no allow-nonfinite 0 requantize-shared 0\n"
-        "max-shard-size 5000000000\ntarget megamoe-w4a8/1\nnz 0\nscheme mxfp4\n"
+        "max-shard-size 5000000000\ntarget megamoe-w4a8/1\nnz 0\nalphas sgl\nscheme mxfp4\n"
         "rounding deepgemm scale-rule ceil amax-floor 0\nep 3\nshared none\ndrop nothing\n"
         "layers 2\nlayer layers.0\nlayer layers.1\nranks 3\nplacement 3 ";
     uint64_t length;
