@@ -266,7 +266,8 @@ typedef struct mp_place {
 } mp_place;
 
 /* How shards are compressed: a level of zstd, from 1 to MP_ZSTD_LEVEL_MAX, or one of these.
- * AUTO is level 1, and a tensor whose first 16 MiB do not shrink by a tenth is stored as it is. */
+ * AUTO is level 1, and a tensor whose first 16 MiB, or a sample of them, do not shrink by a
+ * tenth is stored as it is. */
 #define MP_ZSTD_NONE      0
 #define MP_ZSTD_AUTO      (-1)
 #define MP_ZSTD_LEVEL_MAX 22

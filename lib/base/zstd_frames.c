@@ -26,7 +26,6 @@
 #define FLAG_CHECKSUMS 0x80u
 #define FLAGS_RESERVED 0x7Cu
 
-#define BLOCK_BYTES    ((size_t)128 << 10)
 #define BLOCK_HEAD     3
 #define CHECKSUM_BYTES 4
 #define RAW_HEAD       9 /* magic, descriptor, content size in 4 bytes */
@@ -343,27 +342,45 @@ int mp_frame_compress(const void *content, size_t n, int level, void *out, size_
     return 0;
 }
 
+void *mp_frame_block(void *frame, size_t i)
+{
+    return (unsigned char *)frame + RAW_HEAD + i * (BLOCK_HEAD + MP_FRAME_BLOCK) + BLOCK_HEAD;
+}
+
 /* RFC 8878, 3.1.1: single segment, content size in 4 bytes, checksum; blocks of type raw. */
-size_t mp_frame_store(const void *content, size_t n, void *out, uint32_t *checksum)
+int mp_frame_seal(void *frame, size_t n, size_t *stored, uint32_t *checksum, mp_error *err)
+{
+    XXH64_state_t *state = XXH64_createState();
+    unsigned char *head = frame, *block;
+    size_t left = n, part = 0;
+
+    if (!state)
+        return mp_fail_memory(err);
+    XXH64_reset(state, 0);
+    put_le(head, MAGIC, 4);
+    head[4] = 2u << 6 | 1u << 5 | 1u << 2;
+    put_le(head + 5, n, 4);
+    for (size_t i = 0; i == 0 || left > 0; i++, left -= part) {
+        block = mp_frame_block(frame, i);
+        part = left < MP_FRAME_BLOCK ? left : MP_FRAME_BLOCK;
+        put_le(block - BLOCK_HEAD, (uint64_t)part << 3 | (left == part), BLOCK_HEAD);
+        XXH64_update(state, block, part);
+        head = block + part;
+    }
+    *checksum = (uint32_t)XXH64_digest(state);
+    XXH64_freeState(state);
+    put_le(head, *checksum, CHECKSUM_BYTES);
+    *stored = (size_t)(head + CHECKSUM_BYTES - (unsigned char *)frame);
+    return 0;
+}
+
+int mp_frame_store(const void *content, size_t n, void *out, size_t *stored, uint32_t *checksum,
+                   mp_error *err)
 {
     const unsigned char *from = content;
-    unsigned char *to = out;
-    size_t left = n;
 
-    put_le(to, MAGIC, 4);
-    to[4] = 2u << 6 | 1u << 5 | 1u << 2;
-    put_le(to + 5, n, 4);
-    to += RAW_HEAD;
-    do {
-        size_t part = left < BLOCK_BYTES ? left : BLOCK_BYTES;
-
-        left -= part;
-        put_le(to, (uint64_t)part << 3 | (left == 0), BLOCK_HEAD);
-        memcpy(to + BLOCK_HEAD, from, part);
-        to += BLOCK_HEAD + part;
-        from += part;
-    } while (left > 0);
-    *checksum = (uint32_t)XXH64(content, n, 0);
-    put_le(to, *checksum, CHECKSUM_BYTES);
-    return (size_t)(to + CHECKSUM_BYTES - (unsigned char *)out);
+    for (size_t at = 0, i = 0; at < n; at += MP_FRAME_BLOCK, i++)
+        memcpy(mp_frame_block(out, i), from + at,
+               n - at < MP_FRAME_BLOCK ? n - at : MP_FRAME_BLOCK);
+    return mp_frame_seal(out, n, stored, checksum, err);
 }

@@ -93,6 +93,13 @@ int mp_frame_compress(const void *content, size_t n, int level, void *out, size_
                       uint32_t *checksum, mp_error *err);
 
 /* The same without compressing: a head, raw blocks, the checksum. */
-size_t mp_frame_store(const void *content, size_t n, void *out, uint32_t *checksum);
+int mp_frame_store(const void *content, size_t n, void *out, size_t *stored, uint32_t *checksum,
+                   mp_error *err);
+
+/* The same of content that is put where it will stand: block i of MP_FRAME_BLOCK bytes, the last
+ * of fewer, at mp_frame_block(frame, i), and then all that stands between them. */
+#define MP_FRAME_BLOCK ((size_t)128 << 10)
+void *mp_frame_block(void *frame, size_t i);
+int mp_frame_seal(void *frame, size_t n, size_t *stored, uint32_t *checksum, mp_error *err);
 
 #endif

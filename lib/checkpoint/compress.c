@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A safetensors file into frames and back.
  *
- * Content goes through in batches: pieces of it are compressed by all threads, then their places
- * in the file are known, and all threads write them. Pieces of a tensor's first 16 MiB are in one
- * batch, for together they say whether the tensor is worth it; where it is not, those that were
- * compressed in vain are stored instead. */
+ * Which tensors are stored as they are is known first, from samples of them. Then content goes
+ * through in batches: all threads compress pieces of one and write those of the one before, whose
+ * places in the file are known by then. What is stored is read to where it stands in its frame. */
 #include "checkpoint/compress.h"
 
 #include <stdlib.h>
@@ -14,22 +13,28 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
-#include "base/zstd_stream.h"
+#include "base/zstd_file.h"
 #include "checkpoint/shard.h"
 
 #define LEVEL_OF_AUTO 1
-#define TRIAL_BYTES   MP_FRAME_MAX /* of a tensor: these say whether it shrinks */
-#define BATCH_PIECES  ((size_t)4096)
+#define BATCH_BYTES   ((uint64_t)8 << 20) /* of a thread */
+#define BATCH_PIECES  ((size_t)1024)
 #define STREAM_BYTES  ((size_t)1 << 20)
+
+/* Of a tensor's first 16 MiB, a few parts say whether it shrinks. */
+#define TRIAL_BYTES  MP_FRAME_MAX
+#define SAMPLE_PARTS 8
+#define SAMPLE_PART  ((size_t)32 << 10)
+#define SAMPLE_BYTES (SAMPLE_PARTS * SAMPLE_PART)
 
 /* A stretch of the file between whose ends frames are cut: the header, or a tensor. */
 typedef struct stretch {
     uint64_t begin, end;
-    bool settled, stored; /* it is known whether it is stored, and whether */
+    bool stored;
 } stretch;
 
 typedef struct piece {
-    stretch *of;
+    const stretch *of;
     uint64_t begin; /* in the plain file */
     size_t bytes;
     unsigned char *content, *frame; /* in the batch's buffers */
@@ -38,9 +43,15 @@ typedef struct piece {
     uint64_t at; /* in the compressed file */
 } piece;
 
+typedef struct batch {
+    piece *pieces; /* [BATCH_PIECES] */
+    size_t count;
+    unsigned char *contents, *frames;
+} batch;
+
 typedef struct compression {
     const mp_checkpoint *ckpt; /* of one shard */
-    mp_zstd_stream *stream;    /* that it is read from in order; null where it is read anywhere */
+    bool in_order;             /* which can be read in no other */
     const mp_context *context;
     int level;
     int fd;
@@ -48,12 +59,21 @@ typedef struct compression {
 
     stretch *stretches;
     size_t num_stretches;
-    unsigned char *contents, *frames_buffer;
-    uint64_t room; /* of contents */
-    piece *pieces; /* [BATCH_PIECES] */
-    size_t num_pieces;
+    batch batches[2];
+    batch *now, *before; /* that is compressed, and that is written */
+    uint64_t room;       /* of content in a batch */
     mp_frames frames;
 } compression;
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int read_plain(const compression *c, uint64_t begin, uint64_t n, void *buffer, mp_error *err)
+{
+    return mp_shard_read(&c->ckpt->shards[0], c->ckpt->cache, begin, n, buffer, err);
+}
 
 /* ------------------------------------------------------------------------
  * What there is to compress
@@ -66,7 +86,7 @@ static int stretch_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The header, never stored, and tensors that hold anything. */
+/* The header, and tensors that hold anything. */
 static int list_stretches(compression *c, mp_error *err)
 {
     const mp_checkpoint *ckpt = c->ckpt;
@@ -74,13 +94,12 @@ static int list_stretches(compression *c, mp_error *err)
     c->stretches = mp_alloc(ckpt->num_tensors + 1, sizeof *c->stretches);
     if (!c->stretches)
         return mp_fail_memory(err);
-    c->stretches[c->num_stretches++] = (stretch){0, ckpt->shards[0].header_bytes, .settled = true};
+    c->stretches[c->num_stretches++] = (stretch){0, ckpt->shards[0].header_bytes, false};
     for (size_t i = 0; i < ckpt->num_tensors; i++) {
         const mp_tensor *t = &ckpt->tensors[i];
 
         if (t->bytes > 0)
-            c->stretches[c->num_stretches++] =
-                (stretch){t->offset, t->offset + t->bytes, .settled = c->level != MP_ZSTD_AUTO};
+            c->stretches[c->num_stretches++] = (stretch){t->offset, t->offset + t->bytes, false};
     }
     qsort(c->stretches, c->num_stretches, sizeof *c->stretches, stretch_order);
     return 0;
@@ -93,55 +112,91 @@ static int init(compression *c, mp_error *err)
 
     if (rc != 0)
         return rc;
-    c->room = (uint64_t)mp_threads(c->context) * MP_FRAME_MAX;
-    if (c->room > shard->size && shard->size > 0) /* a batch has room for a trial, or for all */
-        c->room = shard->size;
-    c->contents = mp_alloc(c->room, 1);
-    c->frames_buffer = mp_alloc(mp_frame_room(c->room) + BATCH_PIECES * mp_frame_room(0), 1);
-    c->pieces = mp_alloc(BATCH_PIECES, sizeof *c->pieces);
-    if (!c->contents || !c->frames_buffer || !c->pieces)
-        return mp_fail_memory(err);
-    return shard->zstd && !shard->zstd->seekable ? mp_zstd_stream_open(&c->stream, shard->zstd, err)
-                                                 : 0;
+    c->in_order = mp_checkpoint_read_in_order(c->ckpt);
+    c->room = least((uint64_t)mp_threads(c->context) * BATCH_BYTES, shard->size);
+    for (int i = 0; i < 2; i++) {
+        batch *b = &c->batches[i];
+
+        b->contents = mp_alloc(c->room, 1);
+        b->frames = mp_alloc(mp_frame_room(c->room) + BATCH_PIECES * mp_frame_room(0), 1);
+        b->pieces = mp_alloc(BATCH_PIECES, sizeof *b->pieces);
+        if (!b->contents || !b->frames || !b->pieces)
+            return mp_fail_memory(err);
+    }
+    return 0;
 }
 
 static void release(compression *c)
 {
-    mp_zstd_stream_close(c->stream);
     mp_frames_release(&c->frames);
     free(c->stretches);
-    free(c->contents);
-    free(c->frames_buffer);
-    free(c->pieces);
+    for (int i = 0; i < 2; i++) {
+        free(c->batches[i].contents);
+        free(c->batches[i].frames);
+        free(c->batches[i].pieces);
+    }
+}
+
+/* ------------------------------------------------------------------------
+ * What is stored as it is
+ */
+
+static bool is_worth_it(uint64_t plain, uint64_t compressed)
+{
+    return compressed <= plain - plain / 10;
+}
+
+/* Tensors of one piece are looked at when that is compressed. */
+static int look_at(void *user, uint64_t index, void *scratch, mp_error *err)
+{
+    compression *c = user;
+    stretch *of = &c->stretches[index];
+    unsigned char *sample = scratch;
+    uint64_t span = least(of->end - of->begin, TRIAL_BYTES) - SAMPLE_PART;
+    uint32_t checksum;
+    size_t stored;
+    int rc = 0;
+
+    if (index == 0 || of->end - of->begin <= MP_FRAME_BYTES)
+        return 0;
+    for (unsigned i = 0; rc == 0 && i < SAMPLE_PARTS; i++)
+        rc = read_plain(c, of->begin + span / (SAMPLE_PARTS - 1) * i, SAMPLE_PART,
+                        sample + i * SAMPLE_PART, err);
+    if (rc == 0)
+        rc = mp_frame_compress(sample, SAMPLE_BYTES, LEVEL_OF_AUTO, sample + SAMPLE_BYTES, &stored,
+                               &checksum, err);
+    if (rc == 0)
+        of->stored = !is_worth_it(SAMPLE_BYTES, stored);
+    return rc;
+}
+
+static int look_at_all(compression *c, mp_error *err)
+{
+    const mp_context alone = mp_alone(c->context);
+
+    if (c->level != MP_ZSTD_AUTO)
+        return 0;
+    return mp_parallel(c->in_order ? &alone : c->context, c->num_stretches,
+                       SAMPLE_BYTES + mp_frame_room(SAMPLE_BYTES), look_at, c, err);
 }
 
 /* ------------------------------------------------------------------------
  * A batch
  */
 
-static uint64_t least(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Fills a batch with pieces from byte *at of stretch *s on. */
-static void make_batch(compression *c, size_t *s, uint64_t *at)
+static void make_batch(const compression *c, batch *b, size_t *s, uint64_t *at)
 {
-    unsigned char *content = c->contents, *frame = c->frames_buffer;
+    unsigned char *content = b->contents, *frame = b->frames;
     uint64_t left = c->room;
 
-    c->num_pieces = 0;
-    while (*s < c->num_stretches) {
-        stretch *of = &c->stretches[*s];
-        uint64_t whole = least(of->end - *at, of->settled ? MP_FRAME_BYTES : TRIAL_BYTES);
-
-        if (*at == of->begin && c->num_pieces > 0 &&
-            (left < whole || c->num_pieces + TRIAL_BYTES / MP_FRAME_BYTES > BATCH_PIECES))
-            return;
+    for (b->count = 0; *s < c->num_stretches && b->count < BATCH_PIECES; b->count++) {
+        const stretch *of = &c->stretches[*s];
         size_t n = (size_t)least(of->end - *at, MP_FRAME_BYTES);
-        if (left < n || c->num_pieces == BATCH_PIECES)
+
+        if (left < n)
             return;
-        c->pieces[c->num_pieces++] = (piece){of, *at, n, .content = content, .frame = frame};
+        b->pieces[b->count] = (piece){of, *at, n, .content = content, .frame = frame};
         content += n;
         frame += mp_frame_room(n);
         left -= n;
@@ -151,104 +206,68 @@ static void make_batch(compression *c, size_t *s, uint64_t *at)
     }
 }
 
-static int read_in_order(compression *c, mp_error *err)
+static int read_piece(const compression *c, const piece *p, mp_error *err)
 {
-    for (size_t i = 0; i < c->num_pieces; i++) {
-        size_t got;
-        int rc =
-            mp_zstd_stream_read(c->stream, c->pieces[i].content, c->pieces[i].bytes, &got, err);
-
-        if (rc == 0 && got < c->pieces[i].bytes)
-            rc = mp_fail(err, MP_ERR_INPUT, "ends early: its frames declare more than they hold");
-        if (rc != 0)
-            return rc;
-    }
-    return 0;
-}
-
-static int compress_piece(void *user, uint64_t index, void *scratch, mp_error *err)
-{
-    compression *c = user;
-    piece *p = &c->pieces[index];
     int rc = 0;
 
-    (void)scratch;
-    if (!c->stream)
-        rc =
-            mp_shard_read(&c->ckpt->shards[0], c->ckpt->cache, p->begin, p->bytes, p->content, err);
+    if (!p->of->stored)
+        return read_plain(c, p->begin, p->bytes, p->content, err);
+    for (size_t done = 0, i = 0; rc == 0 && done < p->bytes; done += MP_FRAME_BLOCK, i++)
+        rc = read_plain(c, p->begin + done, least(p->bytes - done, MP_FRAME_BLOCK),
+                        mp_frame_block(p->frame, i), err);
+    return rc;
+}
+
+static int compress_piece(const compression *c, piece *p, mp_error *err)
+{
+    bool whole = p->begin == p->of->begin && p->begin + p->bytes == p->of->end && p->begin > 0;
+    int level = c->level == MP_ZSTD_AUTO ? LEVEL_OF_AUTO : c->level;
+    int rc = c->in_order ? 0 : read_piece(c, p, err);
+
     if (rc != 0)
         return rc;
-    if (p->of->settled && p->of->stored) {
-        p->frame_bytes = mp_frame_store(p->content, p->bytes, p->frame, &p->checksum);
-        return 0;
-    }
-    return mp_frame_compress(p->content, p->bytes,
-                             c->level == MP_ZSTD_AUTO ? LEVEL_OF_AUTO : c->level, p->frame,
-                             &p->frame_bytes, &p->checksum, err);
+    if (p->of->stored)
+        return mp_frame_seal(p->frame, p->bytes, &p->frame_bytes, &p->checksum, err);
+    rc = mp_frame_compress(p->content, p->bytes, level, p->frame, &p->frame_bytes, &p->checksum,
+                           err);
+    if (rc == 0 && c->level == MP_ZSTD_AUTO && whole && !is_worth_it(p->bytes, p->frame_bytes))
+        rc = mp_frame_store(p->content, p->bytes, p->frame, &p->frame_bytes, &p->checksum, err);
+    return rc;
 }
 
-/* Says of stretches that begin in this batch whether they are stored. */
-static void settle(compression *c)
-{
-    for (size_t i = 0; i < c->num_pieces;) {
-        stretch *of = c->pieces[i].of;
-        uint64_t plain = 0, frames = 0;
-        size_t first = i;
-
-        for (; i < c->num_pieces && c->pieces[i].of == of; i++) {
-            if (c->pieces[i].begin - of->begin >= TRIAL_BYTES)
-                continue;
-            plain += c->pieces[i].bytes;
-            frames += c->pieces[i].frame_bytes;
-        }
-        if (of->settled)
-            continue;
-        of->settled = true;
-        of->stored = frames > plain - plain / 10;
-        for (size_t k = first; of->stored && k < i; k++)
-            c->pieces[k].frame_bytes = 0; /* once more */
-    }
-}
-
-static int store_piece(void *user, uint64_t index, void *scratch, mp_error *err)
-{
-    compression *c = user;
-    piece *p = &c->pieces[index];
-
-    (void)scratch;
-    (void)err;
-    if (p->frame_bytes == 0)
-        p->frame_bytes = mp_frame_store(p->content, p->bytes, p->frame, &p->checksum);
-    return 0;
-}
-
-static int write_piece(void *user, uint64_t index, void *scratch, mp_error *err)
+/* Writing and compressing take turns: a file is written by one thread at a time. */
+static int work_on(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     const compression *c = user;
-    const piece *p = &c->pieces[index];
+    bool writes = index % 2 == 0;
+    const batch *b = writes ? c->before : c->now;
+    piece *p = &b->pieces[index / 2];
 
     (void)scratch;
-    return mp_pwrite_all(c->fd, p->frame, p->frame_bytes, p->at, c->path, err);
+    if (index / 2 >= b->count)
+        return 0;
+    return writes ? mp_pwrite_all(c->fd, p->frame, p->frame_bytes, p->at, c->path, err)
+                  : compress_piece(c, p, err);
 }
 
 static int run_batch(compression *c, mp_error *err)
 {
+    const batch *now = c->now;
     mp_frames *frames = &c->frames;
-    int rc = c->stream ? read_in_order(c, err) : 0;
+    size_t pairs = now->count > c->before->count ? now->count : c->before->count;
+    int rc = 0;
 
+    for (size_t i = 0; c->in_order && rc == 0 && i < now->count; i++)
+        rc = read_piece(c, &now->pieces[i], err);
     if (rc == 0)
-        rc = mp_parallel(c->context, c->num_pieces, 0, compress_piece, c, err);
-    if (rc == 0) {
-        settle(c);
-        rc = mp_parallel(c->context, c->num_pieces, 0, store_piece, c, err);
-    }
-    for (size_t i = 0; rc == 0 && i < c->num_pieces; i++) {
-        piece *p = &c->pieces[i];
+        rc = mp_parallel(c->context, 2 * pairs, 0, work_on, c, err);
+    for (size_t i = 0; rc == 0 && i < now->count; i++) {
+        piece *p = &now->pieces[i];
 
         p->at = frames->count > 0 ? frames->list[frames->count].at : 0;
         rc = mp_frames_add(frames, p->frame_bytes, p->bytes, p->checksum, err);
     }
-    return rc ? rc : mp_parallel(c->context, c->num_pieces, 0, write_piece, c, err);
+    return rc;
 }
 
 /* ------------------------------------------------------------------------
@@ -260,10 +279,16 @@ static int write_frames(compression *c, mp_error *err)
     unsigned char *table = NULL;
     size_t s = 0, bytes;
     uint64_t at = 0;
-    int rc = 0;
+    int rc = look_at_all(c, err);
 
-    while (rc == 0 && s < c->num_stretches) {
-        make_batch(c, &s, &at);
+    c->now = &c->batches[0];
+    c->before = &c->batches[1];
+    while (rc == 0 && (s < c->num_stretches || c->now->count > 0)) {
+        batch *next = c->before;
+
+        c->before = c->now;
+        c->now = next;
+        make_batch(c, next, &s, &at);
         rc = run_batch(c, err);
     }
     if (rc == 0)
@@ -318,7 +343,7 @@ int mp_file_compress(const char *from, const char *to, int level, const mp_conte
 }
 
 typedef struct expansion {
-    const mp_shard *shard;
+    const mp_checkpoint *ckpt; /* of one shard */
     const mp_context *context;
     int fd;
     const char *path;
@@ -327,7 +352,7 @@ typedef struct expansion {
 static int expand_frame(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     const expansion *e = user;
-    const mp_shard *shard = e->shard;
+    const mp_shard *shard = &e->ckpt->shards[0];
     const mp_frame *frame = &shard->zstd->frames.list[index];
     int rc = mp_frame_decode(&shard->zstd->frames, index, shard->fd, shard->file, scratch, err);
 
@@ -337,41 +362,31 @@ static int expand_frame(void *user, uint64_t index, void *scratch, mp_error *err
                          err);
 }
 
-static int expand_in_order(const expansion *e, mp_error *err)
+/* A piece of a file that can only be read from its beginning. */
+static int expand_piece(void *user, uint64_t index, void *scratch, mp_error *err)
 {
-    mp_zstd_stream *stream = NULL;
-    void *buffer = mp_alloc(STREAM_BYTES, 1);
-    uint64_t at = 0;
-    size_t got = STREAM_BYTES;
-    int rc = buffer ? mp_zstd_stream_open(&stream, e->shard->zstd, err) : mp_fail_memory(err);
+    const expansion *e = user;
+    const mp_shard *shard = &e->ckpt->shards[0];
+    uint64_t at = index * STREAM_BYTES, n = least(shard->size - at, STREAM_BYTES);
+    int rc = mp_shard_read(shard, e->ckpt->cache, at, n, scratch, err);
 
-    while (rc == 0 && got == STREAM_BYTES && !mp_cancelled(e->context)) {
-        rc = mp_zstd_stream_read(stream, buffer, STREAM_BYTES, &got, err);
-        if (rc != 0)
-            rc = mp_error_prefix(err, "%s", e->shard->file);
-        else
-            rc = mp_pwrite_all(e->fd, buffer, got, at, e->path, err);
-        at += got;
-    }
-    if (rc == 0 && mp_cancelled(e->context))
-        rc = mp_fail(err, MP_ERR_CANCELLED, "cancelled");
-    else if (rc == 0 && at != e->shard->size)
-        rc = mp_fail(err, MP_ERR_INPUT, "%s: holds %llu bytes, its frames declare %llu",
-                     e->shard->file, (unsigned long long)at, (unsigned long long)e->shard->size);
-    mp_zstd_stream_close(stream);
-    free(buffer);
-    return rc;
+    if (rc != 0)
+        return mp_error_prefix(err, "%s", shard->file);
+    return mp_pwrite_all(e->fd, scratch, n, at, e->path, err);
 }
 
 static int expand_into(void *user, int fd, mp_error *err)
 {
     expansion *e = user;
-    const mp_frames *frames = &e->shard->zstd->frames;
+    const mp_shard *shard = &e->ckpt->shards[0];
+    const mp_frames *frames = &shard->zstd->frames;
+    const mp_context alone = mp_alone(e->context);
     uint64_t largest = 0;
 
     e->fd = fd;
-    if (!e->shard->zstd->seekable)
-        return expand_in_order(e, err);
+    if (mp_checkpoint_read_in_order(e->ckpt))
+        return mp_parallel(&alone, mp_ceil_div(shard->size, STREAM_BYTES), STREAM_BYTES,
+                           expand_piece, e, err);
     for (size_t i = 0; i < frames->count; i++)
         if (frames->list[i + 1].content - frames->list[i].content > largest)
             largest = frames->list[i + 1].content - frames->list[i].content;
@@ -385,8 +400,8 @@ int mp_file_decompress(const char *from, const char *to, const mp_context *conte
 
     if (rc != 0)
         return rc;
-    expansion e = {.shard = &ckpt.shards[0], .context = context, .path = to};
-    rc = e.shard->zstd ? write_file(to, expand_into, &e, err) : mp_file_copy(from, to, err);
+    expansion e = {.ckpt = &ckpt, .context = context, .path = to};
+    rc = ckpt.shards[0].zstd ? write_file(to, expand_into, &e, err) : mp_file_copy(from, to, err);
     mp_checkpoint_release(&ckpt);
     return rc;
 }

@@ -44,6 +44,22 @@ assert_equal "$(jq -r '.stored_bytes' "$stdout")" "$(cat small/*.zst | wc -c)"
 assert_equal "$(jq -r '[.tensors[] | select(.dtype == "F8_E8M0")][0] | .stored_bytes < .plain_bytes' \
     "$stdout")" true
 
+it "stores tensors that do not shrink, and compresses the others"
+moepack synth --family deepseek_v4 --hidden 1024 --intermediate 1024 --experts 6 --layers 1 \
+    --top-k 2 -o plain -q
+run moepack repack plain -t megamoe-w4a8 --ep 1 --zstd --json -q -o packed
+assert_status 0
+# 6 and 3 MiB. A frame that is stored takes a head, a checksum and 3 bytes for each 128 KiB more.
+assert_json '.zstd.tensors[] | select(.dtype == "I8") | .stored_bytes - .plain_bytes' \
+    $((5 * (9 + 4) + 9 * 8 * 3))
+assert_json '.zstd.tensors[] | select(.dtype == "I32") | .stored_bytes * 2 < .plain_bytes' true
+run moepack compress packed --level 3 -o small -q --json
+assert_status 0
+assert_json '.tensors[] | select(.dtype == "I8") | .stored_bytes < .plain_bytes' true
+zstd -dcq packed/rank-000/*.zst >a
+zstd -dcq small/rank-000/*.zst | cmp - a
+assert $? "levels hold other bytes"
+
 it "gives the same pack from compressed shards, and verifies it against either"
 for source in v4-fp4 qwen35-fused-a; do
     target=$([ $source = v4-fp4 ] && echo megamoe-w4a8 || echo deepep-bf16)

@@ -46,7 +46,8 @@ static void make(sample *s)
         uint32_t sum;
 
         if (i == 2)
-            stored = mp_frame_store(s->content + begin, n, s->bytes + s->size, &sum);
+            cr_assert_eq(
+                mp_frame_store(s->content + begin, n, s->bytes + s->size, &stored, &sum, NULL), 0);
         else
             cr_assert_eq(mp_frame_compress(s->content + begin, n, 1, s->bytes + s->size, &stored,
                                            &sum, NULL),
