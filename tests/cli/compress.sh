@@ -109,6 +109,34 @@ assert_status 1
 assert_stdout_has 'does not match its checksum'
 assert_stdout_has 'experts.l'
 
+# Adds to what the seek table of FILE says of the content of frame I.
+add_content()
+{
+    local at value
+
+    at=$(($(stat -c %s "$1") - 9 - 12 * ($(frames_of "$1") - $2) + 4))
+    value=$(($(od -An -tu4 -j $at -N 4 "$1") + $3))
+    # shellcheck disable=SC2059
+    printf "$(printf '\\x%02x' $((value & 255)) $((value >> 8 & 255)) $((value >> 16 & 255)) 0)" |
+        dd of="$1" bs=1 seek=$at conv=notrunc status=none
+}
+
+frames_of()
+{
+    od -An -tu4 -j $(($(stat -c %s "$1") - 9)) -N 4 "$1" | tr -d ' '
+}
+
+it "holds seek tables against the heads of frames, without decoding"
+moepack repack "$fixtures/v4-fp4" -o packed -q -t megamoe-w4a8 --ep 1
+moepack compress packed -o small -q
+file=$(echo small/rank-000/*.zst)
+add_content "$file" 3 -5
+add_content "$file" 4 5
+run moepack verify small --level structure
+assert_status 1
+assert_stdout_has 'rank 0: model-00001-of-00001.safetensors.zst: frame 3 at byte '
+assert_stdout_has 'bytes of content, the seek table '
+
 it "refuses what is cut off or lies"
 mkdir bad
 cp "$fixtures"/qwen3-bf16/config.json bad/

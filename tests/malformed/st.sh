@@ -268,3 +268,48 @@ poke()
         dd of=model.safetensors bs=1 seek=$((8 + ${#header} + ${offset[$1]} + $2)) \
             conv=notrunc status=none
 }
+
+# u32 NUMBER [BYTES]: its low bytes, 4 of them, in little-endian order.
+u32()
+{
+    print_length "$1" | head -c "${2:-4}"
+}
+
+# frame BYTES: a zstd frame of so many bytes of standard input, 128 KiB at most, as they are. It
+# takes 12 bytes more.
+frame()
+{
+    printf '\x28\xb5\x2f\xfd\xa0'
+    u32 "$1"
+    u32 $(($1 << 3 | 1)) 3
+    head -c "$1"
+}
+
+# seek_table STORED:CONTENT...: of frames that take and give so many bytes.
+seek_table()
+{
+    local entry
+
+    printf '\x5e\x2a\x4d\x18'
+    u32 $((8 * $# + 9))
+    for entry; do
+        u32 "${entry%:*}"
+        u32 "${entry#*:}"
+    done
+    u32 $#
+    printf '\0\xb1\xea\x92\x8f'
+}
+
+# compress: the only shard, in three frames: its header, 100000 bytes, and the rest. Without a table.
+compress()
+{
+    lay_out model.safetensors
+    head=$((8 + ${#header}))
+    rest=$((bytes - 100000))
+    {
+        frame $head
+        frame 100000
+        frame $rest
+    } <model.safetensors >model.safetensors.zst
+    rm model.safetensors
+}
