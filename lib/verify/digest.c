@@ -7,9 +7,11 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/parallel.h"
+#include "base/zstd_frames.h"
 #include "checkpoint/shard.h"
 
-#define BUFFER_BYTES (1u << 20)
+/* A whole frame of a compressed file is decoded to where it is digested. */
+#define BUFFER_BYTES MP_FRAME_BYTES
 
 typedef struct digest_job {
     mp_check *check;

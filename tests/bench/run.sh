@@ -284,58 +284,67 @@ section_placement()
     "$build/bench/eplb" | sed 's/^/   /'
 }
 
-# medians FIRST SECOND: five runs of two shell commands in turn; sets first and second, seconds.
-medians()
+# least NUMBER...
+least()
 {
-    local a=() b=()
-
-    for _ in 1 2 3 4 5; do
-        take bash -c "$1"
-        a+=("$wall")
-        take bash -c "$2"
-        b+=("$wall")
-    done
-    first=$(median "${a[@]}")
-    second=$(median "${b[@]}")
+    printf '%s\n' "$@" | sort -g | head -n 1
 }
 
-# versus WHAT BYTES BASELINE: prints the medians as speeds, and their ratio.
+# versus WHAT BYTES FIRST BASELINE SECOND: seven runs of two shell commands in turn; prints the
+# best of each as speeds, and the ratios of these and of the least processor time.
 versus()
 {
-    printf '   %s %.2f GB/s, %s %.2f GB/s: %.2f of it\n' "$1" "$(calc %.4f "$2 / 1e9 / $first")" \
-        "$3" "$(calc %.4f "$2 / 1e9 / $second")" "$(calc %.4f "$second / $first")"
+    local a=() b=() busy_a=() busy_b=() first second
+
+    for _ in 1 2 3 4 5 6 7; do
+        take bash -c "$3"
+        a+=("$wall")
+        busy_a+=("$(calc %.4f "$user + $system")")
+        take bash -c "$5"
+        b+=("$wall")
+        busy_b+=("$(calc %.4f "$user + $system")")
+    done
+    first=$(least "${a[@]}")
+    second=$(least "${b[@]}")
+    printf '   %s %.2f GB/s, %s %.2f GB/s: %.2f of it; processor time %.2f of its\n' "$1" \
+        "$(calc %.4f "$2 / 1e9 / $first")" "$4" "$(calc %.4f "$2 / 1e9 / $second")" \
+        "$(calc %.4f "$second / $first")" \
+        "$(calc %.4f "$(least "${busy_a[@]}") / $(least "${busy_b[@]}")")"
 }
 
 section_zstd()
 {
     local bytes plain run="$moepack" quiet="-q -j $threads"
 
-    title "compressed shards of BF16, beside the zstd program"
+    title "compressed shards of BF16, beside the zstd program, best of seven"
     synth bf16 --family qwen3_moe --format bf16 --hidden 4096 --intermediate 2048 --experts 16 \
         --layers 1 --top-k 8
     plain=$(echo "$work"/bf16/*.safetensors)
     bytes=$(stat -c %s "$plain")
     zstd -q -1 "$plain" -o "$work/one.zst"
-    medians "rm -rf $work/out; $run compress $work/bf16 $quiet -o $work/out" \
-        "zstd -qf -T$threads -1 $plain -o $work/two.zst"
-    versus compress "$bytes" "zstd -T$threads -1"
+    versus compress "$bytes" "rm -rf $work/out; $run compress $work/bf16 $quiet -o $work/out" \
+        "zstd -T$threads -1" "zstd -qf -T$threads -1 $plain -o $work/two.zst"
     printf '   %.1f %% of the plain bytes, zstd -1 %.1f %%\n' \
         "$(calc %.4f "100 * $(stat -c %s "$work"/out/*.zst) / $bytes")" \
         "$(calc %.4f "100 * $(stat -c %s "$work/one.zst") / $bytes")"
-    medians "rm -rf $work/back; $run decompress $work/out $quiet -o $work/back" \
-        "zstd -T$threads -dcq $work/one.zst >$work/two"
-    versus decompress "$bytes" "zstd -T$threads -dc"
-    rm -rf "$work/back" "$work/one.zst" "$work/two.zst" "$work/two"
-    medians "rm -rf $work/a; $run repack $work/out $quiet -t deepep-bf16 --ep 4 -o $work/a" \
-        "rm -rf $work/a; $run repack $work/bf16 $quiet -t deepep-bf16 --ep 4 -o $work/a"
-    versus "repack of compressed" "$bytes" "of plain"
+    versus decompress "$bytes" "rm -rf $work/back; $run decompress $work/out $quiet -o $work/back" \
+        "zstd -T$threads -dc" "zstd -T$threads -dcq $work/one.zst >$work/two"
+    rm -rf "$work/back" "$work/two.zst" "$work/two"
+    quietly "$moepack" repack "$work/out" -q -j "$threads" -t deepep-bf16 --ep 4 --zstd -o "$work/pack"
+    versus "verify of a pack" "$bytes" "$run verify $work/pack $quiet" \
+        "zstd -T$threads -dc to nowhere" "zstd -T$threads -dcq $work/one.zst >/dev/null"
+    rm -rf "$work/one.zst" "$work/pack"
+    versus "repack of compressed" "$bytes" \
+        "rm -rf $work/a; $run repack $work/out $quiet -t deepep-bf16 --ep 4 -o $work/a" \
+        "of plain" "rm -rf $work/a; $run repack $work/bf16 $quiet -t deepep-bf16 --ep 4 -o $work/a"
     rm -rf "$work/bf16" "$work/out" "$work/a"
 
     title "repack of V4 FP4 experts with --zstd"
     synth v4 --preset deepseek-v4-flash --layers 1 --experts 64 --mtp 0
-    medians "rm -rf $work/a; $run repack $work/v4 $quiet -t megamoe-w4a8 --ep 4 --zstd -o $work/a" \
-        "rm -rf $work/b; $run repack $work/v4 $quiet -t megamoe-w4a8 --ep 4 -o $work/b"
-    versus "repack --zstd" "$(bytes_of "$work/b")" "without"
+    bytes=$(bytes_of "$work/v4")
+    versus "repack --zstd" "$bytes" \
+        "rm -rf $work/a; $run repack $work/v4 $quiet -t megamoe-w4a8 --ep 4 --zstd -o $work/a" \
+        "without" "rm -rf $work/b; $run repack $work/v4 $quiet -t megamoe-w4a8 --ep 4 -o $work/b"
     rm -rf "$work/v4" "$work/a" "$work/b"
 }
 
