@@ -15,9 +15,9 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/pattern.h"
 #include "checkpoint/families.h"
 #include "engine/format.h"
-#include "engine/pattern.h"
 
 /* Beyond this no list says what layers are. */
 #define LAYERS_MAX 1024

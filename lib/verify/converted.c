@@ -30,8 +30,9 @@ typedef struct converted {
     mp_faults faults;
     mp_verify_report *report;
     mp_catalog have, source;
-    bool *selected;  /* [source.num_layers] */
-    char **prefixes; /* the same */
+    mp_exceptions exceptions; /* of have */
+    bool *selected;           /* [source.num_layers] */
+    char **prefixes;          /* the same */
     layer_pair *pairs;
     size_t num_pairs;
     uint64_t sides;
@@ -189,6 +190,34 @@ static bool is_sampled(const converted *c, const layer_pair *pair, uint32_t id)
            c->sample[pair->index * c->most_experts + id];
 }
 
+/* Makes a fault of a side that is quantized though a list of exceptions names it, and that is not
+ * how the source has it. *entry: that of the list, or null. */
+static int check_exception(converted *c, const mp_side_check *check, const char **entry,
+                           mp_error *err)
+{
+    const mp_weights *have = &check->have[0];
+    const mp_moe_layer *layer = check->layer;
+    mp_spot spot = check->spot;
+    mp_weights want;
+
+    *entry = NULL;
+    if (!have->storage.has_scale ||
+        mp_exceptions_find(&c->exceptions, have->matrix.weight->name, entry, err) != 0)
+        return have->storage.has_scale ? err->code : 0;
+    if (*entry &&
+        mp_weights_of(&c->source, layer, check->id, mp_side_first(check->side), &want, err) != 0)
+        return err->code;
+    if (!*entry || mp_weights_alike(have, &want)) {
+        *entry = NULL;
+        return 0;
+    }
+    spot.tensor = have->matrix.weight->name;
+    mp_fault_add(&c->faults, &spot,
+                 "was to stay as it is by \"%s\" in the list of exceptions, and is %s", *entry,
+                 mp_scheme_name(have->storage.scheme));
+    return 0;
+}
+
 static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     converted *c = user;
@@ -204,6 +233,7 @@ static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
                            .side = side,
                            .cut = {.whole = true},
                            .tolerance = c->options->tolerance};
+    const char *entry;
     bool holds;
 
     (void)scratch;
@@ -215,6 +245,10 @@ static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
             check_input_scale(c, pair, &check.have[p].matrix, err) != 0)
             return err->code;
     }
+    if (check_exception(c, &check, &entry, err) != 0)
+        return err->code;
+    if (entry)
+        return 0;
     /* What was not quantized was to stay as it is. */
     check.exact = !check.have[0].storage.has_scale && c->options->tolerance == 0;
     if (mp_side_judge(&check, &holds, err) != 0)
@@ -264,7 +298,8 @@ static int open_both(converted *c, const char *path, mp_error *err)
         rc = mp_catalog_check(&c->source, err);
     if (rc != 0)
         return mp_error_prefix(err, "%s", c->options->source);
-    if (mp_catalog_open(&c->have, path, c->context, err) != 0)
+    if (mp_catalog_open(&c->have, path, c->context, err) != 0 ||
+        mp_exceptions_load(&c->exceptions, c->have.checkpoint.dir, err) != 0)
         return mp_error_prefix(err, "%s", path);
     return 0;
 }
@@ -290,8 +325,8 @@ static int check_all(converted *c, const char *path, mp_error *err)
     mp_faults_add_part(&c->faults, -1, MP_VERIFY_EXACT);
     rc = check_experts(c, err);
     if (rc == 0 && !c->options->layers)
-        rc = mp_check_modules(&c->have, &c->source, &c->faults, c->options->tolerance, c->context,
-                              err);
+        rc = mp_check_modules(&c->have, &c->source, &c->exceptions, &c->faults,
+                              c->options->tolerance, c->context, err);
     return rc;
 }
 
@@ -311,6 +346,7 @@ int mp_verify_converted(const char *path, const mp_verify_options *options,
     mp_faults_release(&c.faults);
     mp_catalog_release(&c.have);
     mp_catalog_release(&c.source);
+    mp_exceptions_release(&c.exceptions);
     free(c.selected);
     free(c.sample);
     free(c.prefixes);

@@ -17,6 +17,7 @@
 
 typedef struct modules {
     const mp_catalog *have, *source;
+    const mp_exceptions *exceptions;
     mp_faults *faults;
     double tolerance;
 } modules;
@@ -142,6 +143,7 @@ static int compare_values(const modules *m, const mp_tensor *source, size_t modu
     const mp_spot spot = spot_of(source->name);
     mp_weights have, want;
     bool known[2] = {false, false};
+    const char *entry = NULL;
     mp_likeness likeness;
     double bound;
 
@@ -160,6 +162,15 @@ static int compare_values(const modules *m, const mp_tensor *source, size_t modu
                      mp_shape_text(weight->shape, weight->rank, text[0]),
                      mp_dtype_name(source->dtype),
                      mp_shape_text(source->shape, source->rank, text[1]));
+        return 0;
+    }
+    if (have.storage.has_scale &&
+        mp_exceptions_find(m->exceptions, have.matrix.weight->name, &entry, err) != 0)
+        return err->code;
+    if (entry) {
+        mp_fault_add(m->faults, &spot,
+                     "was to stay as it is by \"%s\" in the list of exceptions, and is %s", entry,
+                     mp_scheme_name(have.storage.scheme));
         return 0;
     }
     if (mp_weights_compare(&have, &want, UINT64_MAX, &likeness, err) != 0)
@@ -246,10 +257,11 @@ static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err
     return 0;
 }
 
-int mp_check_modules(const mp_catalog *have, const mp_catalog *source, mp_faults *faults,
-                     double tolerance, const mp_context *context, mp_error *err)
+int mp_check_modules(const mp_catalog *have, const mp_catalog *source,
+                     const mp_exceptions *exceptions, mp_faults *faults, double tolerance,
+                     const mp_context *context, mp_error *err)
 {
-    modules m = {have, source, faults, tolerance};
+    modules m = {have, source, exceptions, faults, tolerance};
 
     return mp_parallel(context, source->checkpoint.num_tensors, 0, check_tensor, &m, err);
 }

@@ -5,12 +5,15 @@
 
 #include <moepack/model.h>
 
+#include "verify/exceptions.h"
 #include "verify/faults.h"
 
 /* Holds every tensor of the source that is no expert's against what became of it: the same bytes
  * where its type stayed, else, as for the weights of quantized modules, an error within the bound
- * of its scheme or the tolerance, if that is not 0. Makes faults of what does not hold. */
-int mp_check_modules(const mp_catalog *have, const mp_catalog *source, mp_faults *faults,
-                     double tolerance, const mp_context *context, mp_error *err);
+ * of its scheme or the tolerance, if that is not 0; modules that exceptions name are to stay as
+ * they are, or plain. Makes faults of what does not hold. */
+int mp_check_modules(const mp_catalog *have, const mp_catalog *source,
+                     const mp_exceptions *exceptions, mp_faults *faults, double tolerance,
+                     const mp_context *context, mp_error *err);
 
 #endif

@@ -13,6 +13,9 @@
 /* Rows that tell one matrix from another. A whole turn of any order is in them. */
 #define FIRST_ROWS 64u
 
+/* What rounding a second scale's reciprocal to float32 may do, and more. */
+#define RECIPROCAL_ERROR 1e-6
+
 /* A matrix of the source, as this rank has it. */
 static int wanted(const mp_side_check *s, uint32_t id, mp_projection projection, mp_weights *out,
                   mp_error *err)
@@ -64,8 +67,11 @@ static int compare(const mp_side_check *s, const mp_weights *have, const mp_weig
                        (unsigned long long)want->rows, (unsigned long long)want->cols);
     if (mp_weights_compare(have, want, rows, likeness, err) != 0)
         return err->code;
-    *fits = likeness->same ||
-            (!(s->exact && mp_weights_alike(have, want)) && likeness->relative <= bound_of(s));
+    double bound = bound_of(s);
+    if (s->exact && mp_weights_alike(have, want)) /* 1 / g instead of g costs a bit */
+        bound =
+            have->storage.global_divides != want->storage.global_divides ? RECIPROCAL_ERROR : -1;
+    *fits = likeness->same || likeness->relative <= bound;
     return 0;
 }
 
@@ -223,7 +229,11 @@ static int report_matrix(const mp_side_check *s, unsigned p, const mp_likeness *
     if (other != UINT32_MAX)
         mp_fault_add(s->faults, &spot, "%s of %s is %s of %s", mp_projection_name(should), name,
                      mp_projection_name(is), name_of(s, other, other_name));
-    else if (s->exact && likeness->rows <= have.rows / 2)
+    else if (s->exact && likeness->relative <= bound_of(s) &&
+             have.storage.global_divides != s->layer->storage.global_divides)
+        mp_fault_add(s->faults, &spot, "%s of %s is not the source's; relative RMS error %.3g",
+                     mp_projection_name(should), name, likeness->relative);
+    else if (s->exact && (likeness->rows <= have.rows / 2 || likeness->relative <= bound_of(s)))
         mp_fault_add(s->faults, &spot,
                      "%s of %s: row %" PRIu64 " column %" PRIu64
                      " is not the source's; relative RMS error %.3g",

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "experts/dumped.h"
+#include "verify/exceptions.h"
 #include "verify/sample.h"
 #include "verify/sides.h"
 #include "verify/snapshot.h"
@@ -33,6 +34,7 @@ typedef struct experts {
     size_t num_layers;
     checked_layer *layers; /* [num_layers] */
     mp_catalog source;
+    mp_exceptions exceptions; /* of the source */
     mp_placement placement;
     uint32_t most_experts; /* of a layer of the source */
     bool *sample;          /* [source.num_layers][most_experts], or null: all */
@@ -147,6 +149,7 @@ static int add_side(experts *x, size_t rank, size_t index, mp_side side, mp_erro
     const mp_dumped_model *model = &x->layers[index].model;
     char reason[MP_DUMPED_REASON], text[MP_SHAPE_TEXT];
     const mp_tensor *weight, *other;
+    const char *entry;
 
     if (mp_dumped_find(x->s, &x->dumped[index], &d, err) != 0 ||
         find_other(x, &d, &other, err) != 0)
@@ -162,6 +165,18 @@ static int add_side(experts *x, size_t rank, size_t index, mp_side side, mp_erro
                      mp_dtype_name(weight->dtype),
                      mp_shape_text(weight->shape, weight->rank, text));
         return 0;
+    }
+    if (d.storage.has_scale && !model->stored->has_scale) {
+        if (mp_exceptions_find(&x->exceptions, weight->name, &entry, err) != 0)
+            return err->code;
+        if (entry) {
+            mp_fault_add(
+                x->faults, &spot,
+                "was to stay as it is by \"%s\" in the source's list of exceptions, and is "
+                "%s",
+                entry, mp_scheme_name(d.storage.scheme));
+            return 0;
+        }
     }
     if (!mp_dumped_place(x->s, model, &d, reason)) {
         mp_fault_add(x->faults, &spot, "%s", reason);
@@ -359,6 +374,8 @@ static int check_all(experts *x, const bool *selected, mp_error *err)
 
     if (rc == 0)
         rc = mp_catalog_check(&x->source, err);
+    if (rc == 0)
+        rc = mp_exceptions_load(&x->exceptions, x->source.checkpoint.dir, err);
     if (rc != 0)
         return mp_error_prefix(err, "%s", o->source);
     x->views = mp_alloc_zeroed(x->s->num_ranks, sizeof *x->views);
@@ -391,6 +408,7 @@ int mp_snapshot_experts(const mp_snapshot *s, const mp_verify_options *options, 
             *slots += is_sampled(&x, &x.sides[i], slot);
     mp_placement_release(&x.placement);
     mp_catalog_release(&x.source);
+    mp_exceptions_release(&x.exceptions);
     free(x.layers);
     free(x.sample);
     free(x.views);

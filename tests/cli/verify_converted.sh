@@ -123,6 +123,72 @@ assert_stdout_has "model.layers.0, mlp.experts.2.up_proj.weight: up of expert 2:
 run moepack verify out --source "$source" --tolerance 0.5
 assert_status 0
 
+it "wants what lists of exceptions name as it was"
+moepack synth -o six --family qwen3_moe --layers 2 --experts 3 --top-k 2 --hidden 96 --intermediate 64 -q
+for style in modelopt compressed-tensors; do
+    for part in 0-1 1; do
+        moepack quantize six -o $style-$part -f nvfp4 --style $style --layers $part -q 2>"$stderr"
+        run moepack verify $style-$part --source six
+        assert_status 0
+    done
+    cp $style-0-1/model-* $style-1
+    cp $style-0-1/*.index.json $style-1
+    entry='model.layers.0.mlp.experts*' name=weight
+    [ $style = modelopt ] || entry='re:^model\.layers\.0\.mlp\.experts\..*' name=weight_packed
+    run moepack verify $style-1 --source six
+    assert_status 1
+    assert_stdout_has "model.layers.0, mlp.experts.0.gate_proj.$name: was to stay as it is by \"$entry\" in the list of exceptions, and is nvfp4"
+    assert_stdout_has 'FAILED: 6 faults'
+done
+
+it "names other modules that were to stay, and are quantized"
+moepack quantize "$source" -o out -f nvfp4 -q 2>"$stderr"
+python3 - "$ROOT/tests/tools" <<'END'
+import json, struct, sys
+sys.path.insert(0, sys.argv[1])
+from tensors import read, write
+path = "out/model-00001-of-00001.safetensors"
+tensors, metadata = read(path)
+source, _ = read(sys.argv[1] + "/../../testdata/fixtures/qwen3-bf16/model.safetensors")
+name = "model.layers.0.self_attn.q_proj"
+ones = b"\x80\x3f" * (128 * 96)
+source[name + ".weight"] = ["BF16", [128, 96], ones]
+write("source.safetensors", source)
+tensors[name + ".weight"] = ["F8_E4M3", [128, 96], b"\x38" * (128 * 96)]
+tensors[name + ".weight_scale_inv"] = ["F32", [1, 1], struct.pack("<f", 1)]
+write(path, tensors, metadata)
+config = json.load(open("out/config.json"))
+config["quantization_config"]["ignore"] = ["lm_head"]
+json.dump(config, open("out/config.json", "w"))
+END
+rm -f out/*.index.json out/hf_quant_config.json
+mkdir original
+mv source.safetensors original
+cp "$source/config.json" original
+run moepack verify out --source original
+assert_status 0
+for list in ignore modules_to_not_convert ignored_layers; do
+    jq --arg l $list '.quantization_config[$l] = ["model.layers.0.self_attn"]' out/config.json >new
+    cp new out/config.json
+    run moepack verify out --source original
+    assert_status 1
+    assert_stdout_has 'model.layers.0.self_attn.q_proj.weight: was to stay as it is by "model.layers.0.self_attn" in the list of exceptions, and is fp8_block'
+    jq --arg l $list 'del(.quantization_config[$l])' new >out/config.json
+done
+echo '{"model.layers.0.self_attn.q_proj.weight": "FLOAT"}' >out/quant_model_description.json
+run moepack verify out --source original
+assert_status 1
+assert_stdout_has 'was to stay as it is by "FLOAT"'
+rm out/quant_model_description.json
+echo '{"quantization": {"exclude_modules": ["*self_attn*"]}}' >out/hf_quant_config.json
+run moepack verify out --source original
+assert_status 1
+assert_stdout_has 'was to stay as it is by "*self_attn*"'
+echo '{' >out/hf_quant_config.json
+run moepack verify out --source original
+assert_status 3
+assert_stderr_has 'hf_quant_config.json: line 2'
+
 it "looks at a sample of experts"
 use bf16
 damage swap $prefix.2.gate_proj.weight $prefix.2.up_proj.weight

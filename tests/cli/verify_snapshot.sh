@@ -354,6 +354,37 @@ FAILED: 1 fault
 END
 done
 
+it "takes a second scale and its reciprocal for the same"
+"$MOEPACK" quantize "$WORK/six" -o words -f nvfp4 --style compressed-tensors -q 2>"$stderr"
+for pair in "words $WORK/nvfp4" "$WORK/nvfp4 words"; do
+    read -r one other <<<"$pair"
+    out=$(dump sharded_state "$one" out --ep 2)
+    run moepack verify "$out" --source "$other"
+    assert_status 0
+    part=$(cd out && grep -l layers.0.mlp.experts.w13_weight_scale\" model-rank-1-*)
+    "$tools/tensors.py" "out/$part" flip $prefix.w13_weight_scale 100 0x08
+    run moepack verify "$out" --source "$other"
+    assert_status 1
+    assert_stdout_has 'rank 1, model.layers.0, slot 0, mlp.experts.w13_weight'
+    assert_stdout_has "gate of expert 3 is not the source's; relative RMS error "
+    rm -r out
+done
+
+it "wants experts that the source's list of exceptions names as they are"
+"$MOEPACK" quantize "$WORK/six" -o partly -f nvfp4 --layers 1 -q 2>"$stderr"
+for kind in presharded sharded_state bigtensor; do
+    out=$(dump $kind partly $kind --ep 2)
+    run moepack verify "$out" --source partly
+    assert_status 0
+    assert_stdout_has ' 12 slots, '
+done
+out=$(dump bigtensor "$WORK/nvfp4" out)
+assert_faults "$out" --source partly <<'END'
+rank 0, model.layers.0, mlp.experts.w13_weight: was to stay as it is by "model.layers.0.mlp.experts*" in the source's list of exceptions, and is nvfp4
+rank 0, model.layers.0, mlp.experts.w2_weight: was to stay as it is by "model.layers.0.mlp.experts*" in the source's list of exceptions, and is nvfp4
+FAILED: 2 faults
+END
+
 it "reads a pipeline, whose stages have layers of their own"
 out=$(dump presharded "$WORK/six" out --ep 3 --pp 2)
 run moepack verify "$out" --source "$WORK/six"

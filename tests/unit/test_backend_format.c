@@ -4,7 +4,7 @@
 
 #include <moepack/backend.h>
 
-#include "engine/pattern.h"
+#include "base/pattern.h"
 
 static mp_backend_model model;
 

@@ -8,7 +8,7 @@
  * understood, and said to be so. Wildcards become such expressions too: a regex takes time that
  * grows with the name only, where fnmatch(3) tries every way to place the stars.
  */
-#include "engine/pattern.h"
+#include "base/pattern.h"
 
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* engine/pattern.h - names of modules in the lists of quantization configs. */
-#ifndef MP_ENGINE_PATTERN_H
-#define MP_ENGINE_PATTERN_H
+/* base/pattern.h - names of modules in the lists of quantization configs. */
+#ifndef MP_BASE_PATTERN_H
+#define MP_BASE_PATTERN_H
 
 #include <regex.h>
 #include <stdbool.h>
