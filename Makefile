@@ -239,6 +239,12 @@ unit: $(BUILD)/unit
 check-torch: $(BUILD)/moepack
 	@ROOT=$(CURDIR) MOEPACK=$(CURDIR)/$(BUILD)/moepack python3 tests/loaders/check_torch.py
 
+# Runs in parts under a Slurm that is started for it, and under GNU parallel. Says so and fails
+# where these are not here, or the user is not root.
+.PHONY: check-cluster
+check-cluster: $(BUILD)/moepack
+	@MOEPACK=$(BUILD)/moepack bash tests/cluster/check.sh
+
 # The commands' tests, without those that read sources or look at what is installed.
 COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh headers.sh includes.sh install.sh \
 	lib.sh libmoepack.sh loaders.sh man.sh pairs.sh symbols.sh),$(call files,tests/cli/*.sh))
@@ -400,6 +406,7 @@ help:
 		'make check      install what is needed, build, and run all tests' \
 		'make test       the same without looking at what is installed' \
 		'make check-torch  loading packs into torch, where it is installed' \
+		'make check-cluster  runs in parts under Slurm and GNU parallel, as root' \
 		'make lint       formatting, static analysis, scripts, man pages, spelling' \
 		'make asan       the tests under AddressSanitizer and UBSan; also: ubsan, tsan' \
 		'make clang      everything with clang' \

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs what building and testing moepack takes, on Debian and Ubuntu. Where
-# everything is there it does nothing, and needs neither root nor a network.
+# Installs what building and testing moepack takes, on Debian and Ubuntu, and packages that are
+# named. Where everything is there it does nothing, and needs neither root nor a network.
 set -euo pipefail
 
 packages=(
@@ -12,6 +12,7 @@ packages=(
     libcriterion-dev jq xxhash zstd mandoc python3
     clang libomp-dev clang-format clang-tidy cppcheck shellcheck codespell
     gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
+    "$@"
 )
 
 if ! command -v apt-get >/dev/null; then
