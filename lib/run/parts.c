@@ -332,7 +332,7 @@ static int join(const char *dir, const mp_job *job, const char *terms, const mp_
 
 int mp_parts_join(const char *dir, const mp_job *job, const char *terms, mp_error *err)
 {
-    mp_parts parts;
+    mp_parts parts = {0};
     char *whole = mp_path_join(dir, MP_JOURNAL_NAME);
     int rc = whole ? mp_parts_list(dir, &parts, err) : mp_fail_memory(err);
 
@@ -342,8 +342,18 @@ int mp_parts_join(const char *dir, const mp_job *job, const char *terms, mp_erro
         rc = join(dir, job, terms, &parts, err);
     else if (rc == 0)
         rc = mp_fail(err, MP_ERR_CHECK, "%s: no part has begun", dir);
-    if (whole)
-        mp_parts_release(&parts);
+    mp_parts_release(&parts);
     free(whole);
+    return rc;
+}
+
+int mp_parts_sweep(const char *dir, mp_error *err)
+{
+    mp_parts parts;
+    int rc = mp_parts_list(dir, &parts, err);
+
+    if (rc == 0 && parts.num > 0)
+        rc = remove_parts(dir, &parts, err);
+    mp_parts_release(&parts);
     return rc;
 }

@@ -54,6 +54,10 @@ int mp_parts_check_others(const char *dir, const mp_part *part, const mp_journal
  * MP_ERR_CHECK, naming it, for a part that is missing, at work, or not done. */
 int mp_parts_join(const char *dir, const mp_job *job, const char *terms, mp_error *err);
 
+/* Removes the journals of parts in a directory: of one that a scheduler has started anew, say, just
+ * as OUT.partial became OUT. */
+int mp_parts_sweep(const char *dir, mp_error *err);
+
 /* Keeps others' bytes from being written back by this machine. The client of a network file system
  * may write a page whole of which we changed a part, unless the file has locks of byte ranges
  * (Linux, fs/nfs/write.c, nfs_can_extend_write). So each part locks a byte of its own behind the

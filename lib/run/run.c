@@ -409,7 +409,9 @@ static int run_finish(run *r, mp_error *err)
     r->others_wrote = true;
     if (rc == 0)
         rc = write_files(r, err);
-    return rc ? rc : finish(r, err);
+    if (rc == 0)
+        rc = finish(r, err);
+    return rc ? rc : mp_parts_sweep(r->out, err);
 }
 
 /* ------------------------------------------------------------------------

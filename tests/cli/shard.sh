@@ -180,6 +180,18 @@ for n in $(seq 1 4 $((count - 12))) $(seq $((count - 11)) "$count"); do
     assert_finished "killed at call $n"
 done
 
+it "leaves nothing of a part that is started anew just as the run is finished"
+parts 2
+LD_PRELOAD=$fail_io FAIL_CALL=rename FAIL_AT=2 FAIL_TIMES=1 FAIL_WITH=SIGSTOP \
+    "$MOEPACK" finish out -q &
+first=$!
+until_stopped $first
+part 1/2
+kill -CONT $first
+wait $first
+assert_equal $? 0
+assert_packed 'a part was started anew'
+
 it "finishes twice as well as once"
 parts 2
 assert_finished 'once'
