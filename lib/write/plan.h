@@ -12,7 +12,7 @@
  * are columns of a transposed tensor, wide enough that the piece of every row is worth one. */
 #define MP_UNIT_ROWS_BYTES       (256u << 10)
 #define MP_UNIT_COLS_BYTES       (4u << 20)
-#define MP_UNIT_TRANSPOSED_BYTES (8u << 20)
+#define MP_UNIT_TRANSPOSED_BYTES (32u << 20)
 
 /* A unit of work: one side of one expert of one layer, for all of its copies. */
 typedef struct mp_unit {
