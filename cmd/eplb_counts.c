@@ -320,7 +320,7 @@ static double expert_bytes(const mp_catalog *c, const mp_moe_layer *layer)
     const mp_storage *s = &layer->storage;
     uint64_t bytes = 0;
 
-    for (int p = 0; p < MP_PROJECTIONS; p++) {
+    for (int p = layer->ungated ? MP_UP : MP_GATE; p < MP_PROJECTIONS; p++) {
         uint64_t rows, cols;
 
         mp_catalog_shape(c, (mp_projection)p, &rows, &cols);
@@ -384,7 +384,7 @@ static int ask_model(const eplb_options *o, uint32_t rows, bool named, const epl
     cmd_context(&o->common, &context);
     int rc = mp_catalog_open(&catalog, o->model, &context, err);
     if (rc == 0)
-        rc = mp_catalog_check(&catalog, err);
+        rc = mp_catalog_check_sound(&catalog, err);
     if (rc == 0 && !named)
         rc = number_by_model(&catalog, rows, layers->ids, err);
     if (rc == 0 && layers->bytes)

@@ -186,6 +186,7 @@ typedef struct mp_moe_layer {
     const char *shared_name; /* "shared_experts", "shared_mlp" ..., where has_shared */
     uint64_t shared_width;   /* of the shared expert: 0 where there is none, or not understood */
     bool shared_joined;      /* its gate and up are in one tensor */
+    bool ungated;            /* experts have no gate: they compute relu(up)^2 */
     /* Where fused: gate_up and down of all experts; where stacked, gate, down and up. */
     mp_matrix fused[3];
     size_t room; /* private: of experts */
@@ -256,8 +257,12 @@ char *mp_model_text(const char *model_type, const char *family, char text[MP_MOD
 int mp_catalog_choose(mp_catalog *catalog, const char *layers, mp_error *err);
 
 /* MP_ERR_INPUT with the first problem and the count of the others, if any; MP_ERR_USAGE where
- * there are towers of which none is chosen. */
+ * there are towers of which none is chosen; MP_ERR_UNSUPPORTED for experts without a gate, which
+ * are no SwiGLU. */
 int mp_catalog_check(const mp_catalog *catalog, mp_error *err);
+
+/* The same, but for experts without a gate: they can be read, and written as they are. */
+int mp_catalog_check_sound(const mp_catalog *catalog, mp_error *err);
 
 /* Rows and columns of one routed expert's matrix: N, K. */
 void mp_catalog_shape(const mp_catalog *catalog, mp_projection projection, uint64_t *rows,

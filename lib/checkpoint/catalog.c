@@ -312,7 +312,7 @@ static void detect_family(mp_catalog *catalog)
     catalog->family = family->name;
     snprintf(catalog->reason, sizeof catalog->reason, "%.80s.%s%sexperts.N.%s: %s%s", layer->prefix,
              layer->naming->block, layer->naming->block[0] ? "." : "",
-             layer->naming->projection[MP_GATE], mp_storage_text(&layer->storage, storage), says);
+             layer->naming->projection[layer->ungated ? MP_UP : MP_GATE], mp_storage_text(&layer->storage, storage), says);
 }
 
 char *mp_model_text(const char *model_type, const char *family, char text[MP_MODEL_TEXT])
@@ -423,6 +423,19 @@ void mp_catalog_release(mp_catalog *catalog)
 }
 
 int mp_catalog_check(const mp_catalog *catalog, mp_error *err)
+{
+    err = MP_NEVER_NULL(err);
+    int rc = mp_catalog_check_sound(catalog, err);
+
+    for (size_t i = 0; i < catalog->num_layers && rc == 0; i++)
+        if (catalog->layers[i].ungated)
+            rc = mp_fail(err, MP_ERR_UNSUPPORTED,
+                         "%s: no gate: experts are relu(up)^2, which is not supported",
+                         catalog->layers[i].prefix);
+    return rc;
+}
+
+int mp_catalog_check_sound(const mp_catalog *catalog, mp_error *err)
 {
     const mp_problems *problems = &catalog->problems;
 

@@ -42,12 +42,18 @@ static const char *expert_text(const mp_moe_layer *layer, uint32_t expert, char 
     return text;
 }
 
-/* Storage and sizes as one expert has them; false unless its gate and down agree. joined: the
- * tensor of the gate has rows of up as well. */
-static bool look_at(const mp_expert *expert, mp_fusion fusion, bool joined, const mp_config *config,
-                    mp_storage *storage, sizes *size)
+/* What the form and sizes of an expert are read off beside its down. */
+static mp_projection first_matrix(const mp_moe_layer *layer)
 {
-    const mp_matrix *gate = &expert->matrix[MP_GATE], *down = &expert->matrix[MP_DOWN];
+    return layer->ungated ? MP_UP : MP_GATE;
+}
+
+/* Storage and sizes as one expert has them; false unless its first matrix and down agree. joined:
+ * the tensor of the gate has rows of up as well. */
+static bool look_at(const mp_expert *expert, mp_projection first, mp_fusion fusion, bool joined,
+                    const mp_config *config, mp_storage *storage, sizes *size)
+{
+    const mp_matrix *gate = &expert->matrix[first], *down = &expert->matrix[MP_DOWN];
     mp_storage down_storage;
     uint64_t gate_rows, down_rows, down_cols;
 
@@ -72,8 +78,8 @@ static bool look_at_layer(const mp_moe_layer *layer, const mp_config *config, mp
                           sizes *size)
 {
     for (uint32_t e = 0; e < layer->num_experts; e++)
-        if (look_at(&layer->experts[e], layer->storage.fusion, is_joined(layer), config, storage,
-                    size))
+        if (look_at(&layer->experts[e], first_matrix(layer), layer->storage.fusion,
+                    is_joined(layer), config, storage, size))
             return true;
     return false;
 }
@@ -101,22 +107,23 @@ static const char *matrix_text(const char *name, const mp_matrix *matrix, char t
 }
 
 /* Both gate and down are in a known form, though maybe not the same. */
-static bool is_known(const mp_expert *expert, mp_fusion fusion, const mp_config *config)
+static bool is_known(const mp_expert *expert, mp_projection first, mp_fusion fusion,
+                     const mp_config *config)
 {
     mp_storage storage;
     uint64_t rows, cols;
 
-    return mp_storage_recognize(&expert->matrix[MP_GATE], fusion, config, &storage, &rows, &cols) &&
+    return mp_storage_recognize(&expert->matrix[first], fusion, config, &storage, &rows, &cols) &&
            mp_storage_recognize(&expert->matrix[MP_DOWN], fusion, config, &storage, &rows, &cols);
 }
 
 /* Lists the weights that an expert has none of; false if it has all. */
 static bool list_missing(mp_catalog *catalog, const char *text, const char *const *names,
-                         const mp_expert *expert)
+                         mp_projection first, const mp_expert *expert)
 {
     bool missing = false;
 
-    for (int p = 0; p < MP_PROJECTIONS; p++) {
+    for (int p = (int)first; p < MP_PROJECTIONS; p++) {
         if (expert->matrix[p].weight)
             continue;
         mp_problem(&catalog->problems, "%s.%s.weight: missing", text, names[p]);
@@ -127,15 +134,15 @@ static bool list_missing(mp_catalog *catalog, const char *text, const char *cons
 
 /* Lists that an expert with all its weights is not whole in itself. */
 static void list_misfit(mp_catalog *catalog, const char *text, const char *const *names,
-                        const mp_expert *expert, mp_fusion fusion)
+                        mp_projection first, const mp_expert *expert, mp_fusion fusion)
 {
     char gate[MATRIX_TEXT], down[MATRIX_TEXT];
 
-    matrix_text(names[MP_GATE], &expert->matrix[MP_GATE], gate);
+    matrix_text(names[first], &expert->matrix[first], gate);
     matrix_text(names[MP_DOWN], &expert->matrix[MP_DOWN], down);
     mp_problem(&catalog->problems, "%s: %s, %s: %s", text, gate, down,
-               is_known(expert, fusion, &catalog->config) ? "these do not go together"
-                                                          : "no known storage form");
+               is_known(expert, first, fusion, &catalog->config) ? "these do not go together"
+                                                                 : "no known storage form");
 }
 
 /* Lists why look_at_layer finds nothing. Returns MP_ERR_UNSUPPORTED where all is there,
@@ -144,7 +151,7 @@ static mp_code list_unknown(mp_catalog *catalog, const mp_moe_layer *layer)
 {
     const mp_expert *first = layer->experts;
     char text[EXPERT_TEXT];
-    bool missing = false, gated = false;
+    bool missing = false;
 
     if (layer->num_experts == 0) {
         /* Without a shared one there are only numbers that are listed as wild. */
@@ -153,22 +160,15 @@ static mp_code list_unknown(mp_catalog *catalog, const mp_moe_layer *layer)
         return MP_ERR_INPUT;
     }
     for (uint32_t e = 0; e < layer->num_experts; e++)
-        gated |= layer->experts[e].matrix[MP_GATE].weight != NULL;
-    if (!gated && strcmp(catalog->config.model_type, "nemotron_h") == 0) {
-        mp_problem(&catalog->problems,
-                   "%s: no gate: experts are relu(up)^2, which is not supported",
-                   expert_text(layer, 0, text));
-        return MP_ERR_UNSUPPORTED;
-    }
-    for (uint32_t e = 0; e < layer->num_experts; e++)
         missing |= list_missing(catalog, expert_text(layer, e, text), layer->naming->projection,
-                                &layer->experts[e]);
+                                first_matrix(layer), &layer->experts[e]);
     if (missing)
         return MP_ERR_INPUT;
-    list_misfit(catalog, expert_text(layer, 0, text), layer->naming->projection, first,
-                layer->storage.fusion);
-    return is_known(first, layer->storage.fusion, &catalog->config) ? MP_ERR_INPUT
-                                                                    : MP_ERR_UNSUPPORTED;
+    list_misfit(catalog, expert_text(layer, 0, text), layer->naming->projection,
+                first_matrix(layer), first, layer->storage.fusion);
+    return is_known(first, first_matrix(layer), layer->storage.fusion, &catalog->config)
+               ? MP_ERR_INPUT
+               : MP_ERR_UNSUPPORTED;
 }
 
 /* ------------------------------------------------------------------------
@@ -191,8 +191,8 @@ static unsigned votes_for(const mp_moe_layer *layer, const mp_config *config, co
         mp_storage storage;
         sizes other;
 
-        if (look_at(&layer->experts[e], layer->storage.fusion, is_joined(layer), config, &storage,
-                    &other) &&
+        if (look_at(&layer->experts[e], first_matrix(layer), layer->storage.fusion,
+                    is_joined(layer), config, &storage, &other) &&
             other.hidden_size == size->hidden_size &&
             other.intermediate_size == size->intermediate_size)
             votes++;
@@ -203,6 +203,26 @@ static unsigned votes_for(const mp_moe_layer *layer, const mp_config *config, co
 static bool differs(uint64_t config_value, uint64_t value)
 {
     return config_value != MP_CONFIG_ABSENT && config_value != value;
+}
+
+/* Nemotron-H has no gates: neither routed experts nor the shared one. Elsewhere they are
+ * missing. */
+static void find_gates(mp_catalog *catalog)
+{
+    const mp_model_rule *rule = mp_model_rule_of(catalog->config.model_type);
+
+    for (size_t i = 0; i < catalog->num_layers && rule && rule->act == MP_ACT_RELU2; i++) {
+        mp_moe_layer *layer = &catalog->layers[i];
+        bool gated =
+            layer->storage.fusion != MP_FUSION_NONE || layer->shared.matrix[MP_GATE].weight != NULL;
+
+        for (uint32_t e = 0; e < layer->num_experts; e++)
+            gated |= layer->experts[e].matrix[MP_GATE].weight != NULL;
+        layer->ungated = !gated;
+        if (!gated && i == 0)
+            mp_problem(&catalog->notes,
+                       "experts have no gate: they are relu(up)^2, which no target packs");
+    }
 }
 
 /* No layer has an expert that is whole in itself: says why of the first layer. */
@@ -270,7 +290,8 @@ static void check_matrix(mp_catalog *catalog, const char *text, const char *name
 }
 
 static void check_expert(mp_catalog *catalog, const char *text, const char *const names[],
-                         const mp_storage *storage, const mp_expert *expert, sizes size)
+                         mp_projection first, const mp_storage *storage, const mp_expert *expert,
+                         sizes size)
 {
     uint64_t h = size.hidden_size, i = size.intermediate_size;
     bool any = false;
@@ -281,7 +302,7 @@ static void check_expert(mp_catalog *catalog, const char *text, const char *cons
         mp_problem(&catalog->problems, "%s: missing, all of it", text);
         return;
     }
-    for (int p = 0; p < MP_PROJECTIONS; p++)
+    for (int p = (int)first; p < MP_PROJECTIONS; p++)
         check_matrix(catalog, text, names[p], storage, &expert->matrix[p], 1, p == MP_DOWN ? h : i,
                      p == MP_DOWN ? i : h);
 }
@@ -393,7 +414,7 @@ static void check_routed(mp_catalog *catalog, mp_moe_layer *layer)
         check_fused(catalog, layer);
     for (uint32_t e = 0; layer->storage.fusion == MP_FUSION_NONE && e < layer->num_experts; e++)
         check_expert(catalog, expert_text(layer, e, text), layer->naming->projection,
-                     &layer->storage, &layer->experts[e],
+                     first_matrix(layer), &layer->storage, &layer->experts[e],
                      (sizes){catalog->hidden_size, catalog->moe_intermediate_size});
     if (layer->storage.fusion == MP_FUSION_NONE && catalog->problems.count == 0)
         check_alike(catalog, layer);
@@ -448,7 +469,8 @@ static void check_shared_tensors(mp_catalog *catalog, const mp_moe_layer *layer,
     uint64_t h = size.hidden_size, width = size.intermediate_size;
 
     if (!layer->shared_joined) {
-        check_expert(catalog, text, names, &layer->shared_storage, &layer->shared, size);
+        check_expert(catalog, text, names, first_matrix(layer), &layer->shared_storage,
+                     &layer->shared, size);
         return;
     }
     check_matrix(catalog, text, "gate_up_proj", &layer->shared_storage,
@@ -481,11 +503,12 @@ static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
         matrix[MP_UP] = matrix[MP_GATE];
         matrix[MP_UP].first = matrix[MP_GATE].weight->shape[0] / 2;
     }
-    if (!look_at(&layer->shared, MP_FUSION_NONE, layer->shared_joined, &catalog->config,
-                 &layer->shared_storage, &size)) {
-        if (!list_missing(catalog, text, layer->naming->shared_projection, &layer->shared))
-            list_misfit(catalog, text, layer->naming->shared_projection, &layer->shared,
-                        MP_FUSION_NONE);
+    if (!look_at(&layer->shared, first_matrix(layer), MP_FUSION_NONE, layer->shared_joined,
+                 &catalog->config, &layer->shared_storage, &size)) {
+        if (!list_missing(catalog, text, layer->naming->shared_projection, first_matrix(layer),
+                          &layer->shared))
+            list_misfit(catalog, text, layer->naming->shared_projection, first_matrix(layer),
+                        &layer->shared, MP_FUSION_NONE);
         return;
     }
     if (!check_shared_width(catalog, text, size.intermediate_size))
@@ -684,6 +707,7 @@ int mp_catalog_complete(mp_catalog *catalog, mp_error *err)
     for (size_t i = 0; i < catalog->num_layers; i++)
         if (mp_layer_check_mixture(catalog, &catalog->layers[i], err) != 0)
             return err->code;
+    find_gates(catalog);
     if (settle_sizes(catalog, err) != 0)
         return err->code;
     check_number(catalog,

@@ -152,11 +152,19 @@ static int select_both(layers *l, const char *names, mp_error *err)
     return 0;
 }
 
+/* The first matrix that an expert of a side has. */
+static mp_projection first_matrix(const diff_side *side, const diff_ref *ref)
+{
+    return side->kind == DIFF_MODEL && side->catalog.layers[ref->layer].ungated ? MP_UP : MP_GATE;
+}
+
 /* Adds gate, up and down of an expert that both sides have. expert: "7", "shared". */
 static int add_matrices(diff_list *list, const char *prefix, const char *expert, const diff_ref *a,
                         const diff_ref *b, mp_error *err)
 {
-    for (int p = 0; p < MP_PROJECTIONS; p++) {
+    mp_projection one = first_matrix(list->side[0], a), other = first_matrix(list->side[1], b);
+
+    for (int p = (int)(one > other ? one : other); p < MP_PROJECTIONS; p++) {
         diff_ref of[2] = {*a, *b};
 
         of[0].projection = of[1].projection = (mp_projection)p;

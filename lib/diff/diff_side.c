@@ -53,7 +53,7 @@ static int open_checkpoint(diff_side *side, const char *path, const mp_context *
     int rc = mp_catalog_open(&side->catalog, path, context, &why);
 
     if (rc == 0)
-        rc = mp_catalog_check(&side->catalog, &why);
+        rc = mp_catalog_check_sound(&side->catalog, &why);
     side->whole = rc == 0 || is_directory(path);
     if (rc == 0) {
         side->kind = DIFF_MODEL;

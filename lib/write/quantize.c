@@ -206,7 +206,7 @@ int mp_quantize_plan_init(mp_quantize_plan *plan, const mp_catalog *catalog,
 
     *plan = (mp_quantize_plan){.catalog = catalog, .options = *options};
     plan->options.quant.ue8m0 = false;
-    rc = mp_catalog_check(catalog, err);
+    rc = mp_catalog_check_sound(catalog, err);
     if (rc == 0)
         rc = check_options(plan, err);
     if (rc == 0)

@@ -145,6 +145,8 @@ static bool has_input_scales(const mp_quantize_plan *plan)
 
         for (uint32_t e = 0; plan->layers[i].routed && e < layer->num_experts; e++)
             for (int p = 0; p < MP_PROJECTIONS; p++) {
+                if (!layer->experts[e].matrix[p].weight)
+                    continue;
                 any = true;
                 if (!layer->experts[e].matrix[p].input_scale)
                     return false;

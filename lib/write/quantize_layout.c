@@ -145,6 +145,9 @@ static int add_matrix(entries *all, const mp_quantize_layer *layer, uint64_t ind
     const char *prefix = layer->source->prefix;
     const mp_form_tensor *weight = mp_form_find(unit.form, unit.projection, MP_ROLE_WEIGHT);
     uint32_t expert = (uint32_t)(index / MP_PROJECTIONS);
+
+    if (!unit.expert->matrix[unit.projection].weight)
+        return 0;
     int rc = add_form_tensor(all, weight, prefix, expert, stage, &place[MP_WRITTEN_WEIGHT], err);
 
     if (rc == 0)

@@ -60,7 +60,7 @@ static bool append_errors(json_t *list, const mp_quantize_layer *layer, bool sha
     const mp_naming *naming = layer->source->naming;
     const char *const *names = shared ? naming->shared_projection : naming->projection;
 
-    for (int p = 0; p < MP_PROJECTIONS; p++) {
+    for (int p = layer->source->ungated ? MP_UP : MP_GATE; p < MP_PROJECTIONS; p++) {
         mp_quant_stats sum = {0};
 
         for (uint64_t u = first + (uint64_t)p; u < last; u += MP_PROJECTIONS)

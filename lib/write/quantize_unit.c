@@ -140,12 +140,14 @@ uint64_t mp_quantize_scratch(const mp_quantize_plan *plan)
  * is stored where the form stores it in the same way. */
 static int choose_global(job *j, mp_error *err)
 {
+    const mp_matrix *matrix = j->unit->expert->matrix;
     bool down = j->unit->projection == MP_DOWN;
-    unsigned count = down ? 1 : 2;
+    mp_projection first = down ? MP_DOWN : matrix[MP_GATE].weight ? MP_GATE : MP_UP;
+    unsigned count = down || first == MP_UP ? 1 : 2;
     mp_stored_matrix all[2] = {j->from, j->from};
 
     for (unsigned i = 0; i < count; i++) {
-        all[i].matrix = &j->unit->expert->matrix[(down ? MP_DOWN : MP_GATE) + i];
+        all[i].matrix = &matrix[first + i];
         if (mp_stored_begin(&all[i], err) != 0)
             return err->code;
     }
@@ -251,6 +253,8 @@ int mp_quantize_matrix(const mp_quantize_plan *plan, const mp_quantize_unit *uni
     mp_quant_options options = plan->options.quant;
     job j = job_of(plan, unit);
 
+    if (!matrix_of(&j)->weight) /* an expert without a gate */
+        return 0;
     j.outputs = outputs;
     j.stats = stats;
     lay_out(&j, scratch);

@@ -77,6 +77,34 @@ jq '.swiglu_limits = [0]' ckpt/config.json >config && mv config ckpt/config.json
 activation megamoe-bf16 unlimited ''
 
 # ---------------------------------------------------------------------------
+# Experts without a gate
+# ---------------------------------------------------------------------------
+
+it "reads, requantizes and compares experts that have no gate"
+moepack synth -o ckpt --family qwen3_moe --hidden 128 --intermediate 64 --experts 3 --layers 1 --top-k 2 -q
+for e in 0 1 2; do
+    edit ckpt/*.safetensors drop model.layers.0.mlp.experts.$e.gate_proj.weight
+done
+rm ckpt/model.safetensors.index.json && mv ckpt/*.safetensors ckpt/model.safetensors
+run moepack inspect ckpt
+assert_status 3
+assert_stderr_has 'model.layers.0.mlp.experts.0.gate_proj.weight: missing'
+jq '.model_type = "nemotron_h"' ckpt/config.json >config && mv config ckpt/config.json
+run moepack inspect ckpt
+assert_status 0
+assert_stderr_has 'note: experts have no gate: they are relu(up)^2, which no target packs'
+for format in nvfp4 fp8_block int8_channel; do
+    run moepack quantize ckpt -f $format -o $format -q --json
+    assert_status 0
+    assert_json '[.errors[] | .projection, .elements]' '["up_proj",24576,"down_proj",24576]'
+    run moepack diff ckpt $format --tolerance 0.15 --json
+    assert_status 0
+    assert_json '[.pairs[] | select(.name | endswith(".up") or endswith(".down"))] | length' 6
+    run moepack inspect $format --json
+    assert_json '[.problems, .layers[0].format]' "[[],\"$format\"]"
+done
+
+# ---------------------------------------------------------------------------
 # Alphas of nvfp4
 # ---------------------------------------------------------------------------
 

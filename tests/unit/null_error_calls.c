@@ -183,6 +183,14 @@ CALL(mp_catalog_check)
     return mp_catalog_check(&catalog, err);
 }
 
+CALL(mp_catalog_check_sound)
+{
+    char problem[] = "a problem";
+    mp_catalog catalog = *opened();
+    catalog.problems = (mp_problems){.count = 1, .text = {problem}};
+    return mp_catalog_check_sound(&catalog, err);
+}
+
 CALL(mp_layer_expert)
 {
     mp_expert view;
@@ -603,6 +611,7 @@ const failing_call failing_calls[] = {
     ROW(mp_config_load),
     ROW(mp_catalog_open),
     ROW(mp_catalog_check),
+    ROW(mp_catalog_check_sound),
     ROW(mp_layer_expert),
     ROW(mp_matrix_read_rows),
     ROW(mp_matrix_global),
