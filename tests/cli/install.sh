@@ -50,30 +50,29 @@ assert_stdout "$(moepack --version | sed 's/.* //')"
 for kind in shared static; do
     it "installs a $kind library that programs can be built on"
     install_to root
-    cat >program.c <<'END'
-#include <moepack/base.h>
-#include <moepack/layout.h>
-#include <stdio.h>
-
-int main(void)
-{
-    printf("%s %s\n", mp_version(), mp_target_find("megamoe-w4a8")->name);
-    return 0;
-}
-END
     static=
     if [ $kind = static ]; then
         rm root/opt/moepack/lib/libmoepack.so*
         static=--static
     fi
-    # shellcheck disable=SC2046,SC2086
-    run gcc program.c -o program $(PKG_CONFIG_SYSROOT_DIR=$PWD/root \
-        PKG_CONFIG_PATH=$PWD/root/opt/moepack/lib/pkgconfig \
-        pkg-config $static --cflags --libs moepack)
+    for example in repack load_rank; do
+        # shellcheck disable=SC2046,SC2086
+        run gcc -std=c11 -Wall -Wextra -Werror "$ROOT/tests/examples/$example.c" -o $example \
+            $(PKG_CONFIG_SYSROOT_DIR=$PWD/root PKG_CONFIG_PATH=$PWD/root/opt/moepack/lib/pkgconfig \
+                pkg-config $static --cflags --libs moepack) -lxxhash
+        assert_status 0
+    done
+    moepack synth -q --preset deepseek-v4-flash --hidden 384 --intermediate 256 --experts 6 \
+        --layers 2 --mtp 0 --vocab 40 -o source
+    export LD_LIBRARY_PATH=$PWD/root/opt/moepack/lib
+    run ./repack source packed
     assert_status 0
-    run env LD_LIBRARY_PATH="$PWD/root/opt/moepack/lib" ./program
+    run ./load_rank packed 1
     assert_status 0
-    assert_stdout "$(moepack --version | sed 's/.* //') megamoe-w4a8"
+    jq -r '.ranks[1].files[].tensors[].xxh3' packed/moepack.json >expected
+    sed 's/.* //' "$stdout" >found
+    assert_file_is found "$(cat expected)"
+    unset LD_LIBRARY_PATH
 done
 
 it "says one version everywhere"
@@ -83,6 +82,7 @@ run root/opt/moepack/bin/moepack --version
 assert_stdout "moepack $version"
 assert_equal "$(PKG_CONFIG_PATH=root/opt/moepack/lib/pkgconfig pkg-config --modversion moepack)" "$version"
 assert_equal "$(cd root/opt/moepack/lib && echo libmoepack.so.*)" "libmoepack.so.${version%%.*}"
+assert_equal "$(sed -n '1s/^moepack (\(.*\)) .*/\1/p' "$ROOT/debian/changelog")" "$version"
 assert_equal "$(sed -n 's/^tool //p' root/opt/moepack/share/man/man5/moepack-format.5)" "$version"
 
 it "leaves nothing behind when it is removed"
