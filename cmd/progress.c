@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define REDRAW_SECONDS 0.1
+#define LINE_SECONDS   1.0 /* where there is no screen to draw on again */
 
 static int cancel; /* the signal, once there was one */
 
@@ -21,7 +22,9 @@ static struct {
     uint64_t last;
     double began;
     double drawn;
-    int width; /* columns on the screen now */
+    const char *phase;
+    bool lines; /* a line each time, since standard error is no screen */
+    int width;  /* columns on the screen now */
 } bar;
 
 static double now(void)
@@ -59,14 +62,20 @@ int progress_text(uint64_t done, uint64_t total, uint64_t moved, double seconds,
 
 static void draw(uint64_t done, uint64_t total, double time)
 {
+    const char *phase = bar.phase ? bar.phase : "working";
     char text[PROGRESS_TEXT];
     int width = progress_text(done, total, done - bar.first, time - bar.began, text);
 
+    bar.drawn = time;
+    if (bar.lines) {
+        fprintf(stderr, "%s %s\n", phase, text);
+        return;
+    }
+    width += (int)strlen(phase) + 1;
     /* Blanks cover what a longer line has left behind. */
-    fprintf(stderr, "\r%s%*s", text, bar.width > width ? bar.width - width : 0, "");
+    fprintf(stderr, "\r%s %s%*s", phase, text, bar.width > width ? bar.width - width : 0, "");
     fflush(stderr);
     bar.width = width;
-    bar.drawn = time;
 }
 
 static void show(void *user, uint64_t done, uint64_t total)
@@ -80,8 +89,19 @@ static void show(void *user, uint64_t done, uint64_t total)
         bar.began = time;
     }
     bar.last = done;
-    if (time - bar.drawn >= REDRAW_SECONDS)
+    if (time - bar.drawn >= (bar.lines ? LINE_SECONDS : REDRAW_SECONDS))
         draw(done, total, time);
+}
+
+/* Speed is that of a phase, the part done that of the call. */
+static void begin_phase(void *user, const char *name)
+{
+    (void)user;
+    bar.phase = name;
+    bar.first = bar.last;
+    bar.began = now();
+    if (!bar.lines && bar.width > 0)
+        draw(bar.last, bar.total, bar.began);
 }
 
 void progress_clear(void)
@@ -121,6 +141,9 @@ void cmd_context(const common_options *common, mp_context *context)
         wanted = !common->quiet && isatty(STDERR_FILENO);
     catch_signals();
     *context = (mp_context){.threads = common->threads, .cancel = &cancel};
-    if (wanted)
+    bar.lines = !isatty(STDERR_FILENO);
+    if (wanted) {
         context->progress = show;
+        context->phase = begin_phase;
+    }
 }

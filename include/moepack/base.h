@@ -289,6 +289,10 @@ typedef struct mp_context {
      * May be null. */
     void (*progress)(void *user, uint64_t done, uint64_t total);
     void *progress_user;
+
+    /* Called when a phase begins, with a word for it that lasts: "writing". Never from two threads
+     * at once, nor during progress, whose user it shares. May be null. */
+    void (*phase)(void *user, const char *name);
 } mp_context;
 
 /* Threads that a context stands for; context may be null. */

@@ -56,6 +56,12 @@ mp_context mp_alone(const mp_context *context)
     return alone;
 }
 
+void mp_begin_phase(const mp_context *context, const char *name)
+{
+    if (context && context->phase)
+        context->phase(context->progress_user, name);
+}
+
 bool mp_cancelled(const mp_context *context)
 {
     return context && context->cancel && __atomic_load_n(context->cancel, __ATOMIC_ACQUIRE) != 0;

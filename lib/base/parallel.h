@@ -11,6 +11,9 @@ bool mp_cancelled(const mp_context *context);
 /* The same context with one thread, for work that has to go in order. */
 mp_context mp_alone(const mp_context *context);
 
+/* Tells the context that a phase begins; context may be null. name: static. */
+void mp_begin_phase(const mp_context *context, const char *name);
+
 /* One piece of work. scratch: this thread's, as the caller of mp_parallel gave
  * it. Returns 0 or fills err. */
 typedef int mp_task(void *user, uint64_t index, void *scratch, mp_error *err);

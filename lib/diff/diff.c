@@ -311,6 +311,7 @@ static int compare(diff_run *run, diff_side sides[2], const mp_diff_options *opt
         rc = mp_diff_snapshot_orders(&run->list, err);
     if (rc == 0)
         rc = count_bytes(run, err);
+    mp_begin_phase(run->context, "comparing");
     if (rc == 0)
         rc = mp_parallel(run->context, run->list.report->num_pairs, 0, compare_pair, run, err);
     if (rc == 0) {

@@ -213,6 +213,7 @@ static int run_stages(run *r, mp_error *err)
     mp_error later;
     int rc = 0;
 
+    mp_begin_phase(r->context, "writing");
     for (uint32_t stage = 0; rc == 0 && stage < r->work->num_stages; stage++)
         rc = run_stage(r, stage, err);
     if (make_durable(r, rc ? &later : err) != 0 && rc == 0)
@@ -262,6 +263,7 @@ static int finish(run *r, mp_error *err)
     char *journal = mp_path_join(r->partial, MP_JOURNAL_NAME);
     int rc = journal ? 0 : mp_fail_memory(err);
 
+    mp_begin_phase(r->context, "finishing");
     if (rc == 0)
         rc = r->job->finish(r->job->plan, &r->state, r->partial, err);
     if (rc == 0)

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/parallel.h"
 #include "checkpoint/compress.h"
 #include "checkpoint/shard.h"
 
@@ -126,6 +127,8 @@ static int write_shards(const mp_synth_plan *plan, const char *dir, const mp_con
 static int write_checkpoint(const mp_synth_plan *plan, const char *dir, const mp_context *context,
                             mp_error *err)
 {
+    mp_begin_phase(context, "writing");
+
     int rc = write_shards(plan, dir, context, err);
 
     if (rc == 0)

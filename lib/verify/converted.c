@@ -323,6 +323,7 @@ static int check_all(converted *c, const char *path, mp_error *err)
     if (!usable || c->options->level < MP_VERIFY_EXACT)
         return 0;
     mp_faults_add_part(&c->faults, -1, MP_VERIFY_EXACT);
+    mp_begin_phase(c->context, "comparing");
     rc = check_experts(c, err);
     if (rc == 0 && !c->options->layers)
         rc = mp_check_modules(&c->have, &c->source, &c->exceptions, &c->faults,

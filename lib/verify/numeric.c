@@ -532,6 +532,7 @@ int mp_check_numeric(const mp_exact *exact, mp_check *check, mp_error *err)
     if (rc != 0)
         return rc;
     rc = mp_pack_open(&pack, check->dir, &how, check->context, &why);
+    mp_begin_phase(check->context, "computing");
     if (rc == 0)
         rc = check_layers(exact, check, &pack, err);
     else

@@ -122,6 +122,7 @@ static int check_ranks(mp_check *check, const mp_exact *exact, mp_error *err)
 {
     int rc = measure_progress(check, exact, err);
 
+    mp_begin_phase(check->context, "checking");
     for (size_t i = 0; i < check->manifest.num_ranks && rc == 0; i++) {
         if (mp_cancelled(check->context))
             return mp_fail(err, MP_ERR_CANCELLED, "cancelled");

@@ -5,7 +5,8 @@
  *   FAIL_CALL   names of the calls that count: "pwrite", "pread,read"; all when not set
  *   FAIL_PATH   only calls on paths that contain this text count
  *   FAIL_WITH   an errno (ENOSPC, EIO, ...), a signal (SIGKILL, SIGTERM, ...) that the process
- *               then sends itself, or "short": the call moves half of the bytes asked for
+ *               then sends itself, "short": the call moves half of the bytes asked for, or
+ *               "slow": it takes a tenth of a second longer
  *   FAIL_AT     number of the first call to be affected, counted from 1, which it is when not set
  *   FAIL_TIMES  how many are affected from there on; all when not set
  *   FAIL_COUNT  file that the number of calls that count is written to at the end
@@ -50,7 +51,7 @@ static struct {
     const char *call, *path;
     unsigned long at, times;
     int error, signal;
-    bool is_short;
+    bool is_short, is_slow;
 } plan;
 
 static atomic_ulong calls;
@@ -73,13 +74,14 @@ __attribute__((constructor)) static void read_environment(void)
     if (!with)
         return;
     plan.is_short = strcmp(with, "short") == 0;
+    plan.is_slow = strcmp(with, "slow") == 0;
     for (size_t i = 0; i < COUNT(errnos); i++)
         if (strcmp(with, errnos[i].name) == 0)
             plan.error = errnos[i].value;
     for (size_t i = 0; i < COUNT(signals); i++)
         if (strcmp(with, signals[i].name) == 0)
             plan.signal = signals[i].value;
-    if (!plan.is_short && !plan.error && !plan.signal) {
+    if (!plan.is_short && !plan.is_slow && !plan.error && !plan.signal) {
         fprintf(stderr, "fail_io: FAIL_WITH=%s is not known\n", with);
         _exit(99);
     }
@@ -123,6 +125,8 @@ static verdict judge(const char *call, const char *path)
         return TORN;
     if (plan.signal)
         raise(plan.signal);
+    if (plan.is_slow)
+        usleep(100000);
     if (plan.is_short)
         return SHORT;
     interrupted = !interrupted;
