@@ -1,5 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Running a job: units in parallel, synced and journaled in batches, then digests. */
+/* Running a job: units in parallel, synced and journaled in batches, then digests.
+ *
+ * A run may be killed at any moment, and the machine may lose power. What then is there has to be
+ * either gone on with or started anew, and never taken for complete. This holds by the order in
+ * which things reach the disk:
+ *
+ *   1. All goes to OUT.partial, whose files are made at full size; the journal there begins with
+ *      the terms of the run (terms.h), so that another run cannot go on with it.
+ *   2. Threads take units in any order. A unit knows its extents before the run begins, so that
+ *      what it writes does not depend on which others are done.
+ *   3. After about SYNC_BYTES one thread syncs the files that were written to, while the others go
+ *      on. Only then do the units that were finished before the sync enter the journal, which is
+ *      synced in turn: a unit in the journal is on the disk, one that is not is done again. After
+ *      a failed sync nothing enters it any more, for the system reports lost pages once only.
+ *   4. With all units of a stage done, tensors that no unit could digest as it wrote them are read
+ *      once more, and a stage of compressing may follow, file by file.
+ *   5. `finish` writes what is not tensors, the manifest or index last. Directories are synced, the
+ *      journal is removed, and a rename makes OUT.partial OUT: the one step that anybody sees.
+ *
+ * A part of a run on many machines (parts.h) ends after step 3, with a journal of its own;
+ * `moepack finish` joins the journals and does the rest. The lock guards the list of finished units
+ * and the journal; files are written without it, since extents do not overlap. */
 #include "run/work.h"
 
 #include "base/digest.h"

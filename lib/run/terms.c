@@ -9,6 +9,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/zstd_file.h"
+#include "checkpoint/shard.h"
 #include "run/compress.h"
 #include "run/sidecar.h"
 
@@ -71,18 +73,22 @@ void mp_terms_source(const mp_checkpoint *ckpt, FILE *f)
     }
 }
 
-/* The last bytes of a shard: other weights of the same shapes have other ones. Of a compressed
- * file it is those of its seek table, with checksums of its last frames. */
-static int digest_end(const mp_shard *shard, mp_hex_digest hex, mp_error *err)
+/* The last bytes of a shard: other weights of the same shapes have other ones. Of a file that can
+ * only be read from its beginning, which is too long to read for this, those that are stored. */
+static int digest_end(const mp_checkpoint *ckpt, const mp_shard *shard, mp_hex_digest hex,
+                      mp_error *err)
 {
     uint8_t bytes[SAMPLE_BYTES];
-    uint64_t data = shard->zstd ? shard->stored : shard->size - shard->header_bytes;
+    bool whole = shard->zstd && !shard->zstd->seekable;
+    uint64_t size = whole ? shard->stored : shard->size;
+    uint64_t data = whole ? size : size - shard->header_bytes;
     uint64_t n = data < SAMPLE_BYTES ? data : SAMPLE_BYTES;
+    int rc = whole ? mp_pread_all(shard->fd, bytes, n, size - n, shard->file, err)
+                   : mp_shard_read(shard, ckpt->cache, size - n, n, bytes, err);
 
-    if (mp_pread_all(shard->fd, bytes, n, shard->stored - n, shard->file, err) != 0)
-        return err->code;
-    mp_hex_digest_of(bytes, n, hex);
-    return 0;
+    if (rc == 0)
+        mp_hex_digest_of(bytes, n, hex);
+    return rc;
 }
 
 int mp_terms_weights(const mp_checkpoint *ckpt, FILE *f, mp_error *err)
@@ -90,7 +96,7 @@ int mp_terms_weights(const mp_checkpoint *ckpt, FILE *f, mp_error *err)
     for (size_t i = 0; i < ckpt->num_shards; i++) {
         mp_hex_digest end;
 
-        if (digest_end(&ckpt->shards[i], end, err) != 0)
+        if (digest_end(ckpt, &ckpt->shards[i], end, err) != 0)
             return err->code;
         fprintf(f, "weights %s %s\n", ckpt->shards[i].name, end);
     }
