@@ -595,6 +595,31 @@ static int check_zero_points(const mp_moe_layer *layer, mp_error *err)
     return 0;
 }
 
+/* Whether there is any tensor of a decoder layer that is called like the first one. Tensors are
+ * sorted by name. */
+static bool has_tensors(const mp_catalog *catalog, uint64_t layer)
+{
+    const mp_checkpoint *ckpt = &catalog->checkpoint;
+    const char *prefix = catalog->layers[0].prefix;
+    size_t first = 0, end = ckpt->num_tensors;
+    char name[EXPERT_TEXT];
+    int length = snprintf(name, sizeof name, "%.*s%llu.", (int)(strrchr(prefix, '.') + 1 - prefix),
+                          prefix, (unsigned long long)layer);
+
+    if ((size_t)length >= sizeof name)
+        return true; /* who knows */
+    while (first < end) {
+        size_t middle = first + (end - first) / 2;
+
+        if (strcmp(ckpt->tensors[middle].name, name) < 0)
+            first = middle + 1;
+        else
+            end = middle;
+    }
+    return first < ckpt->num_tensors &&
+           strncmp(ckpt->tensors[first].name, name, (size_t)length) == 0;
+}
+
 /* Layers that config.json promises and nobody has, and two layers of one number. */
 static void check_layers(mp_catalog *catalog)
 {
@@ -624,6 +649,10 @@ static void check_layers(mp_catalog *catalog)
               catalog->layers[found].number == n;
         if (!has && said && moe)
             mp_problem(&catalog->problems, "layer %llu: no experts, config.json says %llu layers",
+                       (unsigned long long)n, (unsigned long long)layers);
+        else if (!has && !said && mp_model_rule_of(config->model_type) && !catalog->layers[0].mtp &&
+                 !has_tensors(catalog, n))
+            mp_problem(&catalog->problems, "layer %llu: no tensors, config.json says %llu layers",
                        (unsigned long long)n, (unsigned long long)layers);
         else if (!has && !said)
             mp_problem(&catalog->notes,

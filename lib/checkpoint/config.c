@@ -439,6 +439,8 @@ static int read_config(const json_t *root, const json_t *beside, const char *tow
         read_block_size(quantization, config, err) != 0 || read_limits(scope, config, err) != 0 ||
         mp_config_read_layers(scope, config, err) != 0)
         return err->code;
+    if (json_is_false(mp_scope_find(scope, "use_mixed_mlp_moe"))) /* Hunyuan's number is for it */
+        config->num_shared_experts = 0;
     find_refused(scope, config);
     if (tower)
         return name_tower(root, tower, config, err);

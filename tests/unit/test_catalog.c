@@ -564,6 +564,23 @@ Test(catalog, layers_that_nobody_promises)
     EXPECT_PROBLEMS("layer 2: no experts, config.json says 3 layers");
 }
 
+/* An export that lost a layer, and an index that agrees: nothing of it is there. */
+Test(catalog, layers_that_are_lost)
+{
+    for (unsigned layer = 0; layer < 4; layer += layer + 1)
+        add_bf16_expert(layer == 0   ? "model.layers.0"
+                        : layer == 1 ? "model.layers.1"
+                                     : "model.layers.3",
+                        0, 64, 48);
+    put_text("config.json", "{\"model_type\": \"qwen3_moe\", \"num_hidden_layers\": 4}");
+    EXPECT_PROBLEMS("layer 2: no tensors, config.json says 4 layers");
+    add_tensor(MP_BF16, 48, 64, "model.layers.2.mlp.gate_proj.weight");
+    expect_model();
+    cr_assert_eq(catalog.problems.count, 0);
+    cr_assert_str_eq(catalog.notes.text[0],
+                     "layer 2: no experts; config.json does not say which layers have some");
+}
+
 Test(catalog, promises)
 {
     add_sound();
