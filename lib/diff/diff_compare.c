@@ -174,27 +174,34 @@ static int decode_row(const values_job *job, const diff_rows *tile, uint64_t row
     return 0;
 }
 
-/* Added up one after another, so that sums do not depend on anything else. */
+/* Sums that are added to in turn: a sum waits for the one before it, several do not. */
+#define LANES 8
+
+/* Which element goes to which lane is fixed, and so is the order in which lanes are added, so that
+ * sums do not depend on threads or processor. */
 static void add_values(values_job *job, uint64_t n)
 {
     const double *a = job->values[0], *b = job->values[1];
+    double error_sq[LANES] = {0}, signal_sq[LANES] = {0}, max_abs = 0;
+    bool differ = false, undefined = false;
 
     for (uint64_t i = 0; i < n; i++) {
         double error = fabs(a[i] - b[i]);
+        bool same = a[i] == b[i] || (isnan(a[i]) && isnan(b[i])), finite = isfinite(error);
 
-        if (isfinite(b[i]))
-            job->signal_sq += b[i] * b[i];
-        if (a[i] == b[i] || (isnan(a[i]) && isnan(b[i])))
-            continue;
-        job->differ = true;
-        if (!isfinite(error)) {
-            job->undefined = true;
-            continue;
-        }
-        job->error_sq += error * error;
-        if (error > job->max_abs)
-            job->max_abs = error;
+        signal_sq[i % LANES] += isfinite(b[i]) ? b[i] * b[i] : 0;
+        error_sq[i % LANES] += !same && finite ? error * error : 0;
+        max_abs = !same && finite && error > max_abs ? error : max_abs;
+        differ |= !same;
+        undefined |= !same && !finite;
     }
+    for (unsigned lane = 0; lane < LANES; lane++) {
+        job->signal_sq += signal_sq[lane];
+        job->error_sq += error_sq[lane];
+    }
+    job->max_abs = fmax(job->max_abs, max_abs);
+    job->differ |= differ;
+    job->undefined |= undefined;
 }
 
 static int compare_values(void *user, const diff_rows *a, const diff_rows *b, mp_error *err)

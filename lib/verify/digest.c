@@ -10,7 +10,9 @@
 #include "base/zstd_frames.h"
 #include "checkpoint/shard.h"
 
-/* A whole frame of a compressed file is decoded to where it is digested. */
+/* Plain bytes are to be in the cache when they are digested; a whole frame of a compressed file is
+ * decoded to where that is done. */
+#define PLAIN_BYTES  (256u << 10)
 #define BUFFER_BYTES MP_FRAME_BYTES
 
 typedef struct digest_job {
@@ -65,7 +67,8 @@ static int check_digest(void *user, uint64_t index, void *buffer, mp_error *err)
     if (!held->tensor || !check->layers[spot.layer])
         return 0;
     spot.tensor = held->tensor->name;
-    int rc = mp_digest_tensor(held->file, held->tensor, buffer, BUFFER_BYTES, &digest, err);
+    size_t size = held->file->shards[held->tensor->shard].zstd ? BUFFER_BYTES : PLAIN_BYTES;
+    int rc = mp_digest_tensor(held->file, held->tensor, buffer, size, &digest, err);
     if (rc == MP_ERR_INPUT) { /* a frame of a compressed file is damaged */
         mp_fault_add(&check->faults, &spot, "%s", err->message);
         return 0;
