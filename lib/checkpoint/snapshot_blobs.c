@@ -41,12 +41,12 @@ static char *name_of(const mp_snapshot *s, uint32_t rank, const char *suffix)
     return mp_format("%u.%s", rank, suffix);
 }
 
-static int read_shape(const blob *b, const char *name, json_t *entry, mp_tensor *tensor,
-                      mp_error *err)
+static int read_shape(const blob *b, const char *name, json_t *entry, const char *key,
+                      mp_tensor *tensor, mp_error *err)
 {
     json_t *shape;
 
-    if (mp_json_get_array(entry, "shape", name, &shape, err) != 0)
+    if (mp_json_get_array(entry, key, name, &shape, err) != 0)
         return mp_error_prefix(err, "%s", b->text);
     uint64_t *to = mp_arena_alloc(b->s->arena, (json_array_size(shape) + 1) * sizeof *to);
     if (!to)
@@ -63,6 +63,32 @@ static int read_shape(const blob *b, const char *name, json_t *entry, mp_tensor 
     return 0;
 }
 
+/* What a tensor was saved as, where that is said, takes as many bytes. */
+static int check_saved(const blob *b, const char *name, json_t *entry, uint64_t bytes,
+                       mp_error *err)
+{
+    const char *dtype = json_string_value(json_object_get(entry, "save_dtype"));
+    mp_tensor saved = {.name = name};
+    uint64_t taken;
+    mp_error why;
+
+    if (!dtype || !json_object_get(entry, "save_shape"))
+        return 0;
+    if (read_shape(b, name, entry, "save_shape", &saved, err) != 0)
+        return err->code;
+    if (!mp_dtype_parse_torch(dtype, &saved.dtype))
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s: unknown save_dtype \"%s\"", b->text, name,
+                       dtype);
+    const mp_tensor_spec spec = {name, saved.dtype, saved.rank, saved.shape};
+    if (mp_tensor_spec_bytes(&spec, &taken, &why) != 0)
+        return mp_fail(err, MP_ERR_INPUT, "%s: %s: %s", b->text, name, why.message);
+    if (taken != bytes)
+        mp_snapshot_found(b->s, false, b->rank->rank, name,
+                          "nbytes is %" PRIu64 ", what it was saved as takes %" PRIu64, bytes,
+                          taken);
+    return 0;
+}
+
 /* A tensor of the description; it is added where it lies in the blob and has the right size. */
 static int add_tensor(blob *b, const char *name, json_t *entry, mp_error *err)
 {
@@ -76,7 +102,8 @@ static int add_tensor(blob *b, const char *name, json_t *entry, mp_error *err)
         mp_json_get_u64(entry, "nbytes", name, &tensor.bytes, err) != 0 ||
         mp_json_get_u64(entry, "format", name, &format, err) != 0)
         return mp_error_prefix(err, "%s", b->text);
-    if (read_shape(b, name, entry, &tensor, err) != 0)
+    if (read_shape(b, name, entry, "shape", &tensor, err) != 0 ||
+        check_saved(b, name, entry, tensor.bytes, err) != 0)
         return err->code;
     if (!mp_dtype_parse_torch(dtype, &tensor.dtype))
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s: unknown dtype \"%s\"", b->text, name,

@@ -163,25 +163,22 @@ static const layer_pair *pair_of(const converted *c, uint64_t side)
     return &c->pairs[i];
 }
 
-/* Scales of activations of a matrix: quantizers leave zeros and infinities where no token came. */
+/* The input scale of a matrix: of fused ones one for all, one for each, or two. */
 static int check_input_scale(converted *c, const layer_pair *pair, const mp_matrix *matrix,
                              mp_error *err)
 {
     const mp_tensor *tensor = matrix->input_scale;
-    uint64_t count = tensor ? tensor->bytes / sizeof(float) : 0;
-    uint64_t at = count > matrix->slice ? matrix->slice * sizeof(float) : 0;
-    mp_spot spot = spot_at(MP_VERIFY_EXACT, (int64_t)pair->index);
-    float value;
+    uint64_t slices = matrix->weight->rank > 2 ? matrix->weight->shape[0] : 1, index = 0;
 
-    if (!tensor || tensor->dtype != MP_F32 || count == 0)
+    if (!tensor)
         return 0;
-    if (mp_tensor_read(&c->have.checkpoint, tensor, at, sizeof value, &value, err) != 0)
-        return err->code;
-    spot.tensor = tensor->name;
-    if (!(value > 0) || !isfinite(value))
-        mp_fault_add(&c->faults, &spot, "input scale %g, expected a positive finite number",
-                     (double)value);
-    return 0;
+    uint64_t count = tensor->bytes * 8 / mp_dtype_bits(tensor->dtype);
+    if (count == 2 * slices)
+        index = 2 * (uint64_t)matrix->slice + (matrix->first > 0);
+    else if (count == slices)
+        index = matrix->slice;
+    return mp_check_input_scale(&c->have, tensor, index,
+                                spot_at(MP_VERIFY_EXACT, (int64_t)pair->index), &c->faults, err);
 }
 
 static bool is_sampled(const converted *c, const layer_pair *pair, uint32_t id)

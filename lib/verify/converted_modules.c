@@ -4,6 +4,7 @@
 #include "verify/converted_modules.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +12,7 @@
 #include "base/parallel.h"
 #include "checkpoint/names.h"
 #include "checkpoint/storage.h"
+#include "numeric/scales.h"
 #include "verify/weights.h"
 
 #define PIECE_BYTES (UINT64_C(1) << 20)
@@ -257,11 +259,53 @@ static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err
     return 0;
 }
 
+int mp_check_input_scale(const mp_catalog *have, const mp_tensor *tensor, uint64_t index,
+                         mp_spot spot, mp_faults *faults, mp_error *err)
+{
+    uint64_t width = mp_dtype_bits(tensor->dtype) / 8;
+    uint8_t bytes[sizeof(float)];
+    float value;
+
+    if ((tensor->dtype != MP_F32 && tensor->dtype != MP_BF16 && tensor->dtype != MP_F16) ||
+        tensor->bytes < (index + 1) * width)
+        return 0;
+    if (mp_tensor_read(&have->checkpoint, tensor, index * width, width, bytes, err) != 0)
+        return err->code;
+    mp_scale_values(tensor->dtype, bytes, 0, 1, &value);
+    spot.tensor = tensor->name;
+    if (!(value > 0) || !isfinite(value))
+        mp_fault_add(faults, &spot, "input scale %g, expected a positive finite number",
+                     (double)value);
+    return 0;
+}
+
+/* Input scales of modules that are no experts; the source need not have them. */
+static int check_input_scales(const modules *m, mp_error *err)
+{
+    const mp_checkpoint *ckpt = &m->have->checkpoint;
+
+    for (size_t i = 0; i < ckpt->num_tensors; i++) {
+        const mp_tensor *tensor = &ckpt->tensors[i];
+        const mp_role_suffix *part;
+        mp_expert_name parts;
+
+        module_of(tensor->name, &part);
+        mp_expert_name_parse(tensor->name, &parts);
+        if (!part || part->role != MP_ROLE_INPUT_SCALE || parts.kind != MP_NAME_OTHER)
+            continue;
+        if (mp_check_input_scale(m->have, tensor, 0, spot_of(tensor->name), m->faults, err) != 0)
+            return err->code;
+    }
+    return 0;
+}
+
 int mp_check_modules(const mp_catalog *have, const mp_catalog *source,
                      const mp_exceptions *exceptions, mp_faults *faults, double tolerance,
                      const mp_context *context, mp_error *err)
 {
     modules m = {have, source, exceptions, faults, tolerance};
 
+    if (check_input_scales(&m, err) != 0)
+        return err->code;
     return mp_parallel(context, source->checkpoint.num_tensors, 0, check_tensor, &m, err);
 }

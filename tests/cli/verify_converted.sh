@@ -229,6 +229,24 @@ run moepack verify out --source "$fixtures/modelopt-nvfp4"
 assert_status 1
 assert_stdout_has 'input scale inf, expected a positive finite number'
 
+it "wants those of other modules so too, in any type"
+use nvfp4
+python3 - "$ROOT/tests/tools" <<'END'
+import sys
+sys.path.insert(0, sys.argv[1])
+from tensors import read, write
+path = "out/model-00001-of-00001.safetensors"
+tensors, metadata = read(path)
+tensors["model.layers.0.self_attn.q_proj.input_scale"] = ["BF16", [], b"\x80\x7f"]
+tensors["model.layers.0.self_attn.k_proj.input_scale"] = ["F16", [], b"\x00\x3c"]
+write(path, tensors, metadata)
+END
+rm -f out/*.index.json
+assert_faults <<'END'
+model.layers.0.self_attn.q_proj.input_scale: input scale inf, expected a positive finite number
+FAILED: 1 fault
+END
+
 it "wants other modules as they were"
 use nvfp4
 damage flip model.layers.0.mlp.gate.weight 6 0x10
