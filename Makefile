@@ -245,6 +245,11 @@ check-torch: $(BUILD)/moepack
 check-cluster: $(BUILD)/moepack
 	@MOEPACK=$(BUILD)/moepack bash tests/cluster/check.sh
 
+# The memory that runs take, also in a cgroup where one can be made.
+.PHONY: check-memory
+check-memory: $(BUILD)/moepack
+	@MOEPACK=$(BUILD)/moepack bash tests/memory/check.sh
+
 # The commands' tests, without those that read sources or look at what is installed.
 COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh headers.sh includes.sh install.sh \
 	lib.sh libmoepack.sh loaders.sh man.sh pairs.sh symbols.sh),$(call files,tests/cli/*.sh))
@@ -407,6 +412,7 @@ help:
 		'make test       the same without looking at what is installed' \
 		'make check-torch  loading packs into torch, where it is installed' \
 		'make check-cluster  runs in parts under Slurm and GNU parallel, as root' \
+		'make check-memory  the memory that runs take, also in a cgroup' \
 		'make lint       formatting, static analysis, scripts, man pages, spelling' \
 		'make asan       the tests under AddressSanitizer and UBSan; also: ubsan, tsan' \
 		'make clang      everything with clang' \

@@ -16,6 +16,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -220,6 +221,15 @@ int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsign
 }
 
 /* The same calls, where a build has 64-bit offsets under other names. */
+/* No call on a file, and only counted where it is named. */
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
+                   void *argument)
+{
+    if (plan.call)
+        judge("pthread_create", "");
+    return NEXT(pthread_create)(thread, attributes, start, argument);
+}
+
 ssize_t pread64(int fd, void *buffer, size_t n, off64_t offset) __attribute__((alias("pread")));
 ssize_t pwrite64(int fd, const void *buffer, size_t n, off64_t offset)
     __attribute__((alias("pwrite")));

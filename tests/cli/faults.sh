@@ -192,4 +192,26 @@ repack_failing FAIL_WITH=short FAIL_CALL=read,pread -- --resume
 assert_status 0
 assert_packed 'short counts'
 
+# ---------------------------------------------------------------------------
+# Threads
+# ---------------------------------------------------------------------------
+
+# Threads that a command begins beside its first.
+threads_of()
+{
+    env LD_PRELOAD="$fail_io" FAIL_CALL=pthread_create FAIL_COUNT="$WORK/calls" \
+        "$MOEPACK" "$@" >/dev/null 2>&1
+    cat "$WORK/calls"
+}
+
+it "begins no thread before there is work for one"
+assert_equal "$(threads_of --version)" 0
+assert_equal "$(threads_of repack --help)" 0
+assert_equal "$(threads_of targets)" 0
+assert_equal "$(threads_of map --experts 8 --ep 2)" 0
+assert_equal "$(threads_of repack "$source" "${flags[@]}" -o out -j3 --nonsense)" 0
+assert_equal "$(threads_of repack "$source" "${flags[@]}" -o out -j1)" 0
+[ "$(threads_of repack "$source" "${flags[@]}" -o more -j3)" -ge 2 ]
+assert $? 'three threads are fewer'
+
 finish
