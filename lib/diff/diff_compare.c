@@ -177,31 +177,65 @@ static int decode_row(const values_job *job, const diff_rows *tile, uint64_t row
 /* Sums that are added to in turn: a sum waits for the one before it, several do not. */
 #define LANES 8
 
+typedef struct lanes {
+    double error_sq[LANES], signal_sq[LANES], max_abs[LANES];
+    bool differ, undefined;
+} lanes;
+
+static inline void add_value(lanes *l, unsigned lane, double a, double b)
+{
+    double error = fabs(a - b);
+
+    l->signal_sq[lane] += b * b;
+    l->error_sq[lane] += error * error;
+    l->max_abs[lane] = error > l->max_abs[lane] ? error : l->max_abs[lane];
+}
+
+/* The same of values that may be NaN or infinite. */
+static void add_any(lanes *l, unsigned lane, double a, double b)
+{
+    bool same = a == b || (isnan(a) && isnan(b)), finite = isfinite(a - b);
+    double signal = isfinite(b) ? b : 0;
+
+    l->differ |= !same;
+    l->undefined |= !same && !finite;
+    add_value(l, lane, finite ? a : signal, signal);
+}
+
+/* Whether all of LANES differences are finite, and so the values too. */
+static bool all_finite(const double *a, const double *b)
+{
+    double sum = 0;
+
+    for (unsigned lane = 0; lane < LANES; lane++)
+        sum += (a[lane] - b[lane]) * 0;
+    return sum == 0;
+}
+
 /* Which element goes to which lane is fixed, and so is the order in which lanes are added, so that
  * sums do not depend on threads or processor. */
 static void add_values(values_job *job, uint64_t n)
 {
     const double *a = job->values[0], *b = job->values[1];
-    double error_sq[LANES] = {0}, signal_sq[LANES] = {0}, max_abs = 0;
-    bool differ = false, undefined = false;
+    lanes l = {0};
 
-    for (uint64_t i = 0; i < n; i++) {
-        double error = fabs(a[i] - b[i]);
-        bool same = a[i] == b[i] || (isnan(a[i]) && isnan(b[i])), finite = isfinite(error);
+    for (uint64_t i = 0; i < n; i += LANES) {
+        uint64_t count = n - i < LANES ? n - i : LANES;
 
-        signal_sq[i % LANES] += isfinite(b[i]) ? b[i] * b[i] : 0;
-        error_sq[i % LANES] += !same && finite ? error * error : 0;
-        max_abs = !same && finite && error > max_abs ? error : max_abs;
-        differ |= !same;
-        undefined |= !same && !finite;
+        if (count == LANES && all_finite(a + i, b + i))
+            for (unsigned lane = 0; lane < LANES; lane++)
+                add_value(&l, lane, a[i + lane], b[i + lane]);
+        else
+            for (unsigned lane = 0; lane < count; lane++)
+                add_any(&l, lane, a[i + lane], b[i + lane]);
     }
     for (unsigned lane = 0; lane < LANES; lane++) {
-        job->signal_sq += signal_sq[lane];
-        job->error_sq += error_sq[lane];
+        job->signal_sq += l.signal_sq[lane];
+        job->error_sq += l.error_sq[lane];
+        job->max_abs = fmax(job->max_abs, l.max_abs[lane]);
     }
-    job->max_abs = fmax(job->max_abs, max_abs);
-    job->differ |= differ;
-    job->undefined |= undefined;
+    job->differ |= l.differ || job->max_abs > 0;
+    job->undefined |= l.undefined;
 }
 
 static int compare_values(void *user, const diff_rows *a, const diff_rows *b, mp_error *err)
