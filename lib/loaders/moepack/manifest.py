@@ -141,7 +141,11 @@ class Manifest:
             )
         sets = self._sets(target)
         if not 0 < len(self.layers) <= self.model_layers:
-            raise PackError(f"{len(self.layers)} of the model's {self.model_layers} MoE layers")
+            count, all_layers = len(self.layers), self.model_layers
+            raise PackError(
+                f"{count} layer{'' if count == 1 else 's'}, the model has {all_layers} MoE "
+                f"layer{'' if all_layers == 1 else 's'}"
+            )
         if not self.ranks:
             raise PackError("no rank")
         if self.scheme != target.scheme:
