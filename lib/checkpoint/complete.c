@@ -479,6 +479,14 @@ static void check_shared_tensors(mp_catalog *catalog, const mp_moe_layer *layer,
                  &layer->shared.matrix[MP_DOWN], 1, h, width);
 }
 
+/* Whether rows of gate and up that are in one tensor, and parts of them, begin at a block. */
+static bool splits(const mp_moe_layer *layer, uint64_t width)
+{
+    uint32_t block = layer->shared_storage.block_rows;
+
+    return !layer->shared_joined || block == UINT32_MAX || width % block == 0;
+}
+
 /* The shared experts are one matrix set. Where it is a whole number of times as wide as a routed
  * one, and takes the same input, parts of it can stand in for routed ones. */
 static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
@@ -518,7 +526,7 @@ static void check_shared(mp_catalog *catalog, mp_moe_layer *layer)
         h = catalog->config.hidden_size;
     layer->shared_width = size.intermediate_size;
     catalog->num_shared_experts = 0;
-    if (h == catalog->hidden_size && size.intermediate_size % i == 0 && !layer->shared_joined)
+    if (h == catalog->hidden_size && size.intermediate_size % i == 0 && splits(layer, i))
         catalog->num_shared_experts = (uint32_t)(size.intermediate_size / i);
     check_shared_tensors(catalog, layer, text, (sizes){h, size.intermediate_size});
 }

@@ -104,9 +104,10 @@ static int add_matrices(mp_form *form, const mp_moe_layer *layer, bool shared, m
     bool fused = !shared && layer->storage.fusion != MP_FUSION_NONE;
     int rc = 0;
 
-    if (shared && layer->shared_joined)
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: gate and up of the shared expert are in one tensor", layer->prefix);
+    if (shared && layer->shared_joined) {
+        rc = add_matrix(form, layer, &expert->matrix[MP_GATE], false, MP_GATE_UP, err);
+        return rc ? rc : add_matrix(form, layer, &expert->matrix[MP_DOWN], false, MP_DOWN, err);
+    }
     if (fused && layer->storage.fusion != MP_FUSION_STACKED) {
         rc = add_matrix(form, layer, &layer->fused[0], false, MP_GATE_UP, err);
         return rc ? rc : add_matrix(form, layer, &layer->fused[1], false, MP_DOWN, err);
@@ -128,7 +129,8 @@ int mp_form_of_layer(const mp_catalog *catalog, const mp_moe_layer *layer, bool 
     if (shared ? !layer->has_shared : layer->num_experts == 0)
         return mp_fail(err, MP_ERR_INPUT, "%s: no %s expert", layer->prefix,
                        shared ? "shared" : "routed");
-    rc = begin_form(form, storage->scheme, storage->fusion, err);
+    rc = begin_form(form, storage->scheme,
+                    shared && layer->shared_joined ? MP_FUSION_ROWS : storage->fusion, err);
     if (rc == 0)
         rc = add_matrices(form, layer, shared, err);
     form->global_divides = storage->global_divides;

@@ -13,9 +13,9 @@
 #include <moepack/model.h>
 
 /* How the source stores the routed experts of a layer, or its shared expert: what expert 0
- * has, or what the fused tensors are. The catalog has no problems.
- * MP_ERR_INPUT for a layer without a shared expert, or with a tensor of another layer,
- * MP_ERR_UNSUPPORTED for a shared expert whose gate and up are in one tensor. */
+ * has, or what the fused tensors are. A shared expert whose gate and up are in one tensor is fused
+ * by rows. The catalog has no problems.
+ * MP_ERR_INPUT for a layer without a shared expert, or with a tensor of another layer. */
 int mp_form_of_layer(const mp_catalog *catalog, const mp_moe_layer *layer, bool shared,
                      mp_form *form, mp_error *err);
 

@@ -33,6 +33,8 @@ static int resolve_whole(const diff_side *side, const mp_moe_layer *layer, mp_pr
                               &m->cols))
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: no known storage form",
                        m->matrix.weight->name);
+    if (layer->shared_joined && projection != MP_DOWN) /* gate and up in one tensor */
+        m->rows /= 2;
     return 0;
 }
 

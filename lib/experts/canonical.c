@@ -333,14 +333,16 @@ static int read_vector(const mp_canonical *c, unsigned part, mp_role role, uint6
 {
     const mp_matrix *matrix = &c->from->matrix[part];
     const mp_tensor *tensor = vector_of(matrix, role);
-    uint64_t bytes = count * sizeof *out, at = matrix->slice * bytes;
+    uint64_t slices = matrix->weight->rank > 2 ? matrix->weight->shape[0] : 1;
+    /* One a row, and the matrix may be rows of a larger one, of which there may be several. */
+    uint64_t at = matrix->slice * (tensor->bytes / slices) + matrix->first * sizeof *out;
 
-    if (role == MP_ROLE_OFFSET) /* one a row, and the matrix may be rows of a larger one */
-        at += matrix->first * sizeof *out;
+    if (role == MP_ROLE_GLOBAL_SCALE)
+        return mp_matrix_scalar(c->from->catalog, matrix, tensor, out, err);
     if (tensor->dtype != MP_F32)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be carried, only F32", tensor->name,
                        mp_dtype_name(tensor->dtype));
-    return mp_tensor_read(&c->from->catalog->checkpoint, tensor, at, bytes, out, err);
+    return mp_tensor_read(&c->from->catalog->checkpoint, tensor, at, count * sizeof *out, out, err);
 }
 
 static int read_input_scale(const mp_canonical *c, float *out, mp_error *err)

@@ -46,13 +46,15 @@ static bool same_storage(const group *g)
 {
     const mp_form *form = g->form;
     const mp_storage *s = g->storage;
+    bool joined = g->layer_of->shared_joined && g->experts == &g->layer_of->shared;
+    mp_fusion fusion = joined ? MP_FUSION_ROWS : s->fusion;
 
     if (form->scheme != s->scheme)
         return differ(g, "scheme \"%s\", of the source it is \"%s\"", mp_scheme_name(form->scheme),
                       mp_scheme_name(s->scheme));
-    if (form->fusion != s->fusion)
+    if (form->fusion != fusion)
         return differ(g, "fusion \"%s\", of the source it is \"%s\"", mp_fusion_name(form->fusion),
-                      mp_fusion_name(s->fusion));
+                      mp_fusion_name(fusion));
     if (form->global_divides != s->global_divides)
         return differ(g, "the second scale %s, of the source it %s",
                       form->global_divides ? "divides" : "multiplies",
@@ -123,7 +125,7 @@ static bool same_matrix(const group *g, uint32_t expert, mp_projection name,
 static bool same_expert(const group *g, uint32_t expert)
 {
     const mp_matrix *matrix = g->experts[expert].matrix;
-    bool fused = g->storage->fusion != MP_FUSION_NONE && g->storage->fusion != MP_FUSION_STACKED;
+    bool fused = g->form->fusion != MP_FUSION_NONE && g->form->fusion != MP_FUSION_STACKED;
     size_t listed = 0;
 
     if (!same_matrix(g, expert, fused ? MP_GATE_UP : MP_GATE, &matrix[MP_GATE], &listed) ||

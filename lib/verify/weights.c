@@ -58,6 +58,8 @@ int mp_weights_of(const mp_catalog *catalog, const mp_moe_layer *layer, uint32_t
                                         &out->rows, &out->cols))
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: no known storage form",
                        out->matrix.weight->name);
+    if (shared && layer->shared_joined && projection != MP_DOWN) /* gate and up in one tensor */
+        out->rows /= 2;
     return mp_matrix_check_offset(catalog, &out->matrix, err);
 }
 

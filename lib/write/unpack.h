@@ -58,6 +58,13 @@ const mp_place *mp_unpack_place(const mp_unpack_plan *plan, const mp_unpack_laye
 /* The role in a target of a role in a form. */
 mp_role mp_unpack_role(const mp_form *form, mp_role role);
 
+/* Whether gate and up are in one tensor. */
+bool mp_unpack_is_joined(const mp_form *form);
+
+/* Numbers of a tensor that has one for each expert, or, as compressed-tensors does, one for gate
+ * and one for up of each. */
+uint64_t mp_unpack_numbers(const mp_unpack_form *f, const mp_form_tensor *tensor, uint32_t experts);
+
 /* What a form calls part `part` of a side. */
 mp_projection mp_unpack_matrix(const mp_unpack_form *form, mp_side side, unsigned part);
 

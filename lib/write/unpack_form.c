@@ -11,9 +11,14 @@ mp_role mp_unpack_role(const mp_form *form, mp_role role)
     return role == MP_ROLE_GLOBAL_SCALE && !form->global_divides ? MP_ROLE_ALPHA : role;
 }
 
+bool mp_unpack_is_joined(const mp_form *form)
+{
+    return form->fusion != MP_FUSION_NONE && form->fusion != MP_FUSION_STACKED;
+}
+
 mp_projection mp_unpack_matrix(const mp_unpack_form *f, mp_side side, unsigned part)
 {
-    if (side == MP_L1 && f->form->fusion != MP_FUSION_NONE)
+    if (side == MP_L1 && mp_unpack_is_joined(f->form))
         return MP_GATE_UP;
     return (mp_projection)(mp_side_first(side) + part);
 }
@@ -29,14 +34,15 @@ static int find_extent(const mp_unpack_form *f, const mp_form_tensor *tensor, co
                        uint32_t experts, extent *x, mp_error *err)
 {
     const mp_dims *dims = &f->set->dims;
-    bool fused = f->form->fusion != MP_FUSION_NONE, down = tensor->matrix == MP_DOWN;
+    bool fused = f->form->fusion != MP_FUSION_NONE, joined = mp_unpack_is_joined(f->form);
+    bool down = tensor->matrix == MP_DOWN;
 
-    if (!down && fused != (tensor->matrix == MP_GATE_UP))
+    if (!down && joined != (tensor->matrix == MP_GATE_UP))
         return mp_fail(err, MP_ERR_INPUT, "%s: %s.%s: matrix \"%s\" of experts that are %sfused",
                        MP_MANIFEST_NAME, prefix, tensor->name, mp_projection_name(tensor->matrix),
-                       fused ? "" : "not ");
+                       joined ? "" : "not ");
     x->side = down ? MP_L2 : MP_L1;
-    x->matrices = fused ? (uint64_t)experts * mp_side_parts(x->side) : 1;
+    x->matrices = fused ? (uint64_t)experts * (joined ? mp_side_parts(x->side) : 1) : 1;
     x->rows = mp_side_rows(dims, x->side) * (down ? 1 : f->slots);
     x->cols = mp_side_cols(dims, x->side) * (down ? f->slots : 1);
     return 0;
@@ -56,6 +62,15 @@ static uint64_t scale_bytes(const mp_unpack_form *f, const mp_form_tensor *tenso
     return x->matrices * rows * row * slots * mp_dtype_bits(tensor->dtype) / 8;
 }
 
+uint64_t mp_unpack_numbers(const mp_unpack_form *f, const mp_form_tensor *tensor, uint32_t experts)
+{
+    uint64_t last = tensor->rank > 1 ? tensor->shape[tensor->rank - 1] : 1;
+
+    if (f->form->fusion == MP_FUSION_NONE)
+        return 1;
+    return tensor->matrix == MP_GATE_UP && last == 2 ? 2 * (uint64_t)experts : experts;
+}
+
 /* Bytes that a tensor has to have. */
 static uint64_t wanted_bytes(const mp_unpack_form *f, const mp_form_tensor *tensor, mp_role role,
                              uint32_t experts, const extent *x)
@@ -70,7 +85,7 @@ static uint64_t wanted_bytes(const mp_unpack_form *f, const mp_form_tensor *tens
     default:
         break;
     }
-    return (f->form->fusion == MP_FUSION_NONE ? 1 : experts) * sizeof(float);
+    return mp_unpack_numbers(f, tensor, experts) * sizeof(float);
 }
 
 static int check_bytes(const mp_form_tensor *tensor, const char *prefix, uint64_t wanted,

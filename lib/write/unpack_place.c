@@ -22,13 +22,15 @@ static int write_rows(mp_outputs *outputs, const mp_out_tensor *out, uint64_t ro
     return rc;
 }
 
+/* Each part has tensors of its own: one for each expert, or one with a slice for each. */
 static int write_alone(const mp_stored *to, mp_outputs *outputs, uint64_t row0, uint64_t rows,
                        uint64_t at, uint64_t bytes, uint8_t *const in[2], mp_error *err)
 {
     int rc = 0;
 
     for (unsigned p = 0; p < to->parts && rc == 0; p++)
-        rc = write_rows(outputs, to->out[p], row0, rows, to->row_bytes, at, bytes, in[p], err);
+        rc = write_rows(outputs, to->out[p], to->slice * to->rows + row0, rows, to->row_bytes, at,
+                        bytes, in[p], err);
     return rc;
 }
 
@@ -118,6 +120,7 @@ int mp_stored_write(const mp_stored *to, mp_outputs *outputs, uint64_t row0, uin
 {
     switch (to->fusion) {
     case MP_FUSION_NONE:
+    case MP_FUSION_STACKED:
         return write_alone(to, outputs, row0, rows, at, bytes, in, err);
     case MP_FUSION_ROWS:
         return write_stacked(to, outputs, row0, rows, at, bytes, in, err);
@@ -125,7 +128,6 @@ int mp_stored_write(const mp_stored *to, mp_outputs *outputs, uint64_t row0, uin
         return write_paired(to, outputs, row0, rows, at, bytes, in, stage, err);
     case MP_FUSION_COLS:
     case MP_FUSION_COLS_PAIRED:
-    case MP_FUSION_STACKED: /* refused before */
         break;
     }
     return write_transposed(to, outputs, row0, rows, at, bytes, in, stage, err);

@@ -59,16 +59,14 @@ static int check_packed(const mp_pack *pack, const mp_unpack_layer *layer, const
 static int settle_form(const mp_pack *pack, const mp_unpack_layer *layer, uint32_t number,
                        uint32_t id, uint32_t slots, mp_unpack_form *f, mp_error *err)
 {
+    uint32_t experts = (uint32_t)pack->manifest.num_experts;
+
     const mp_manifest *m = &pack->manifest;
 
     f->form = &m->forms[number];
     f->set = mp_shape_set(&pack->shape, id);
     f->slots = slots;
-    if (f->form->fusion == MP_FUSION_STACKED)
-        return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: %s: experts that are stacked by projection are not written again",
-                       MP_MANIFEST_NAME, layer->prefix);
-    if (mp_unpack_check_form(f, layer->prefix, (uint32_t)m->num_experts, err) != 0)
+    if (mp_unpack_check_form(f, layer->prefix, f == &layer->shared ? 1 : experts, err) != 0)
         return err->code;
     return check_packed(pack, layer, f, err);
 }
@@ -89,7 +87,8 @@ static int settle_layer(const mp_unpack_plan *plan, uint32_t number, mp_unpack_l
     if (settle_form(pack, layer, m->shared_form[number], experts, pack->shape.num_ids - experts,
                     &layer->shared, err) != 0)
         return err->code;
-    if (layer->shared.form->fusion != MP_FUSION_NONE)
+    if (layer->shared.form->fusion != MP_FUSION_NONE &&
+        layer->shared.form->fusion != MP_FUSION_ROWS)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s: a shared expert that is fused",
                        MP_MANIFEST_NAME, layer->prefix);
     return 0;

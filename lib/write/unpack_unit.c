@@ -134,7 +134,7 @@ static mp_stored stored_as(const work_unit *w, mp_role role, uint64_t rows, uint
     mp_stored to = {
         .fusion = f->form->fusion,
         .parts = mp_side_parts(w->unit.side),
-        .slice = w->unit.expert,
+        .slice = f->form->fusion == MP_FUSION_NONE ? 0 : w->unit.expert,
         .rows = rows,
         .row_bytes = row_bytes,
     };
@@ -256,10 +256,15 @@ static int write_scales(work_unit *w, uint32_t slot, mp_error *err)
 static int write_number(const work_unit *w, const mp_form_tensor *tensor, const float *numbers,
                         unsigned p, mp_error *err)
 {
-    bool fused = w->unit.form->form->fusion != MP_FUSION_NONE;
-    uint64_t at = fused ? w->unit.expert * sizeof *numbers : 0;
+    const mp_unpack_form *f = w->unit.form;
+    uint64_t at = f->form->fusion != MP_FUSION_NONE ? w->unit.expert * sizeof *numbers : 0;
 
-    if (fused && mp_side_parts(w->unit.side) == 2 && tensor->role == MP_ROLE_GLOBAL_SCALE &&
+    if (mp_unpack_numbers(f, tensor, 1) == 2) {
+        const float both[2] = {numbers[0], numbers[tensor->role == MP_ROLE_INPUT_SCALE ? 0 : 1]};
+
+        return mp_outputs_write(w->outputs, output_of(w, tensor), 2 * at, both, sizeof both, err);
+    }
+    if (tensor->matrix == MP_GATE_UP && tensor->role == MP_ROLE_GLOBAL_SCALE &&
         numbers[0] != numbers[1])
         return mp_fail(err, MP_ERR_UNSUPPORTED,
                        "%s: expert %u has %.9g for gate and %.9g for up, where %s is one for both",
@@ -317,7 +322,7 @@ static int write_other(work_unit *w, const mp_form_tensor *tensor, unsigned p, m
 static int write_others(work_unit *w, mp_error *err)
 {
     const mp_unpack_form *f = w->unit.form;
-    unsigned parts = f->form->fusion == MP_FUSION_NONE ? mp_side_parts(w->unit.side) : 1;
+    unsigned parts = mp_unpack_is_joined(f->form) ? 1 : mp_side_parts(w->unit.side);
 
     for (unsigned p = 0; p < parts; p++) {
         mp_projection matrix = mp_unpack_matrix(f, w->unit.side, p);
@@ -367,7 +372,9 @@ uint64_t mp_unpack_unit_bytes(const void *user, uint64_t index)
     for (size_t t = 0; t < form->num_tensors; t++)
         if ((form->tensors[t].matrix == MP_DOWN) == (unit.side == MP_L2))
             bytes += output_of(&w, &form->tensors[t])->bytes;
-    return form->fusion == MP_FUSION_NONE ? bytes : bytes / plan->pack.shape.slots.num_logical;
+    return form->fusion == MP_FUSION_NONE || unit.form == &unit.layer->shared
+               ? bytes
+               : bytes / plan->pack.shape.slots.num_logical;
 }
 
 int mp_unpack_unit_run(const void *user, uint64_t index, mp_outputs *outputs, void *scratch,

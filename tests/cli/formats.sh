@@ -105,6 +105,58 @@ for format in nvfp4 fp8_block int8_channel; do
 done
 
 # ---------------------------------------------------------------------------
+# Tensors of several matrices
+# ---------------------------------------------------------------------------
+
+# Which tensors of a checkpoint are not, byte for byte, those of another; and how many are.
+compare()
+{
+    PYTHONPATH=$ROOT/tests/tools python3 - "$@" <<'END'
+import glob, sys, tensors
+
+a, b = ({n: t for p in glob.glob(d + "/*.safetensors") for n, t in tensors.read(p)[0].items()} for d in sys.argv[1:])
+print(*sorted(n for n in a if a[n] != b.get(n)), sum(a[n] == b.get(n) for n in a))
+END
+}
+
+while read -r fixture target shared count; do
+    it "gives back $fixture from $target, shared experts $shared, as it was"
+    run moepack repack "$ROOT/testdata/fixtures/$fixture" -t "$target" --shared "$shared" --ep 3 -o pack -q
+    assert_status 0
+    run moepack verify pack --source "$ROOT/testdata/fixtures/$fixture" --level numeric -q
+    assert_status 0
+    run moepack unpack pack -o back -q
+    assert_status 0
+    assert_equal "$(compare back "$ROOT/testdata/fixtures/$fixture")" "$count"
+    run moepack diff "$ROOT/testdata/fixtures/$fixture" back --json
+    assert_json '[.pairs[] | select(.equal | not)]' '[]'
+done <<'END'
+step3p5-stacked deepep-bf16 none 3
+shared-joined fuseep-1 fused 22
+shared-joined fuseep-2 separate 22
+ct-fused-int8 fuseep-1 none 4
+END
+
+it "gives back second scales of gate and up that are in one tensor"
+python3 - "$ROOT" <<'END'
+import os, sys
+
+sys.path.insert(0, sys.argv[1] + "/tests/tools")
+import fixtures
+
+fixtures.H, fixtures.I = 256, 128
+fixtures.write_checkpoint("ckpt", fixtures.ct_fused_nvfp4())
+os.remove("ckpt/truth.st")
+END
+run moepack repack ckpt -t megamoe-nvfp4 --ep 1 -o pack -q
+assert_status 0
+run moepack verify pack --source ckpt -q
+assert_status 0
+run moepack unpack pack -o back -q
+assert_status 0
+assert_equal "$(compare back ckpt)" 6
+
+# ---------------------------------------------------------------------------
 # Alphas of nvfp4
 # ---------------------------------------------------------------------------
 

@@ -603,6 +603,37 @@ def modelslim_w4a8_bytes():
     return modelslim("bytes", 32, {})
 
 
+def step3p5_stacked():
+    """Gate, up and down of all experts, each in one tensor."""
+    config = base("step3p5", moe_intermediate_size=I, moe_num_experts=E, moe_top_k=2, moe_layers_enum="0")
+    c = Checkpoint(config)
+    for name, n, k, truth in (("gate_proj", I, H, "w1"), ("up_proj", I, H, "w3"), ("down_proj", H, I, "w2")):
+        data = b""
+        for e in range(E):
+            parts, values = plain_bf16(f"{LAYER}.moe.{e}.{name}", n, k)
+            data += parts[".weight"].data
+            c.truth[f"{LAYER}.{e}.{truth}"] = Tensor("F32", (n, k), pack_floats(values))
+        c.tensors[f"{LAYER}.moe.{name}.weight"] = Tensor("BF16", (E, n, k), data)
+    c.router(f"{LAYER}.moe.gate.weight")
+    return c
+
+
+def shared_joined():
+    """Gate and up of the shared experts, two in one, in one tensor as transformers 5 holds them."""
+    config = ct("int-quantized", num_bits=8, type="int", strategy="channel", symmetric=True)
+    c = simple(v3_like("glm4_moe", n_shared_experts=2, routed_scaling_factor=1.0, quantization_config=config), int8_channel)
+    block = f"{LAYER}.mlp.shared_experts"
+    gate, up = (int8_channel(f"{block}.{name}", 2 * I, H) for name in PROJ[:2])
+    for truth, (_, values) in (("w1", gate), ("w3", up)):
+        c.truth[f"{LAYER}.shared.{truth}"] = Tensor("F32", (2 * I, H), pack_floats(values))
+    for suffix, one in gate[0].items():
+        other = up[0][suffix]
+        c.tensors[f"{block}.gate_up_proj{suffix}"] = Tensor(
+            one.dtype, (2 * one.shape[0], *one.shape[1:]), one.data + other.data)
+    c.matrix(int8_channel, f"{block}.down_proj", H, 2 * I, f"{LAYER}.shared.w2")
+    return c
+
+
 FIXTURES = {
     "v2-bf16": v2_bf16,
     "kimi-k2-fp8": kimi_k2_fp8,
@@ -629,6 +660,8 @@ FIXTURES = {
     "modelslim-w4a8": modelslim_w4a8_channel,
     "modelslim-w4a8-group": modelslim_w4a8_group,
     "modelslim-w4a8-bytes": modelslim_w4a8_bytes,
+    "step3p5-stacked": step3p5_stacked,
+    "shared-joined": shared_joined,
     "mixtral-f16": mixtral_f16,
     "mixtral-f32": mixtral_f32,
 }

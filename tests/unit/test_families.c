@@ -57,6 +57,8 @@ static const fixture fixtures[] = {
     {"qwen35-fused-a", "qwen3_5_moe", MP_SCHEME_BF16, MP_FUSION_ROWS, false},
     {"qwen3next-fp8", "qwen3_next", MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false},
     {"qwen3vl-fused-b", "qwen3_vl_moe", MP_SCHEME_BF16, MP_FUSION_COLS, false},
+    {"shared-joined", "glm_moe", MP_SCHEME_INT8_CHANNEL, MP_FUSION_NONE, false},
+    {"step3p5-stacked", "qwen3_moe", MP_SCHEME_BF16, MP_FUSION_STACKED, false},
     {"v2-bf16", "deepseek_v2", MP_SCHEME_BF16, MP_FUSION_NONE, false},
     {"v4-base-fp8", "deepseek_v4", MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false},
     {"v4-modelopt-nvfp4", "deepseek_v4", MP_SCHEME_NVFP4, MP_FUSION_NONE, false},
@@ -165,7 +167,7 @@ static void check_shared(const fixture *f, const mp_catalog *catalog, const gold
 
     if (!layer->has_shared)
         return;
-    i = layer->shared.matrix[MP_GATE].weight->shape[0];
+    i = layer->shared_width;
     h = layer->shared.matrix[MP_DOWN].weight->shape[0];
     for (int p = 0; p < MP_PROJECTIONS; p++)
         check_matrix(f, catalog, layer, "shared", &layer->shared_storage, &layer->shared.matrix[p],
