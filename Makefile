@@ -234,6 +234,11 @@ test: all unit $(BUILD)/fail_io.so
 unit: $(BUILD)/unit
 	$(BUILD)/unit
 
+# What takes long: every moment at which a command that writes can be killed or refused.
+.PHONY: check-long
+check-long: all $(BUILD)/fail_io.so
+	LONG=1 MOEPACK=$(BUILD)/moepack bash tests/cli/run tests/cli/writers.sh
+
 # Loading into torch, beside a load as engines do it. Says so and fails where torch is not here.
 .PHONY: check-torch
 check-torch: $(BUILD)/moepack
@@ -410,6 +415,7 @@ help:
 		'make demo       install what is needed, build, and show a small run' \
 		'make check      install what is needed, build, and run all tests' \
 		'make test       the same without looking at what is installed' \
+		'make check-long  every command that writes, killed and refused at every call' \
 		'make check-torch  loading packs into torch, where it is installed' \
 		'make check-cluster  runs in parts under Slurm and GNU parallel, as root' \
 		'make check-memory  the memory that runs take, also in a cgroup' \

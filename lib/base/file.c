@@ -83,7 +83,7 @@ int mp_open_read(const char *path, int *fd, mp_error *err)
 
 int mp_open_write(const char *path, int *fd, mp_error *err)
 {
-    return open_with(path, O_RDWR | O_CREAT, fd, err);
+    return open_with(path, O_RDWR | O_CREAT | O_NOFOLLOW, fd, err);
 }
 
 int mp_file_size(int fd, const char *path, uint64_t *size, mp_error *err)
@@ -189,12 +189,14 @@ int mp_file_copy(const char *from, const char *to, mp_error *err)
 
 int mp_make_dir(const char *path, mp_error *err)
 {
-    struct stat st;
+    struct stat st = {0};
     if (mkdir(path, 0777) == 0)
         return 0;
     int why = errno;
-    if (why == EEXIST && stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+    if (why == EEXIST && lstat(path, &st) == 0 && S_ISDIR(st.st_mode))
         return 0;
+    if (why == EEXIST && S_ISLNK(st.st_mode))
+        return mp_fail(err, MP_ERR_IO, "\"%s\" is a symbolic link, which is not followed", path);
     return mp_fail_errno(err, why, "cannot make directory \"%s\"", path);
 }
 

@@ -12,9 +12,14 @@ int mp_pread_all(int fd, void *buffer, uint64_t n, uint64_t offset, const char *
 int mp_pwrite_all(int fd, const void *buffer, uint64_t n, uint64_t offset, const char *path,
                   mp_error *err);
 
+/* As mp_read_text, of a file that stands in a directory: MP_ERR_INPUT for a pipe or a device, which
+ * others may have put there, and which would be waited for or never end. */
+int mp_read_file(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err);
+
 /* open(2) with O_CLOEXEC; the message says "cannot open". fd: set, or -1. */
 int mp_open_read(const char *path, int *fd, mp_error *err);
-/* Opens for reading and writing, creates with mode 0666 less umask, does not truncate. */
+/* Opens for reading and writing, creates with mode 0666 less umask, does not truncate, follows no
+ * link. */
 int mp_open_write(const char *path, int *fd, mp_error *err);
 
 int mp_file_size(int fd, const char *path, uint64_t *size, mp_error *err);
@@ -33,7 +38,7 @@ int mp_write_file(const char *path, const void *data, uint64_t n, mp_error *err)
 /* Copies a file of any size, synced. */
 int mp_file_copy(const char *from, const char *to, mp_error *err);
 
-/* mkdir that accepts an existing directory. */
+/* mkdir that accepts an existing directory, though no link to one. */
 int mp_make_dir(const char *path, mp_error *err);
 
 /* True if something is there, whatever it is; symbolic links are not followed. */

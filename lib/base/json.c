@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/foreign.h"
 
 bool mp_json_out_of_memory(const json_error_t *where)
@@ -133,10 +134,11 @@ static int load(const char *path, uint64_t limit, parse_function *parse, json_t 
     char *text;
     uint64_t length;
     *json = NULL;
-    int rc = mp_read_text(path, limit, &text, &length, err);
+    bool is_stdin = strcmp(path, "-") == 0;
+    int rc = (is_stdin ? mp_read_text : mp_read_file)(path, limit, &text, &length, err);
     if (rc != 0)
         return rc;
-    const char *what = strcmp(path, "-") == 0 ? "standard input" : path;
+    const char *what = is_stdin ? "standard input" : path;
     const char *foreign = mp_foreign_content(text, length);
     if (foreign)
         rc = mp_fail(err, MP_ERR_INPUT, "%s: %s", what, foreign);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -54,18 +55,11 @@ static int read_to_end(int fd, const char *name, uint64_t limit, struct buffer *
     }
 }
 
-int mp_read_text(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err)
+static int read_all(int fd, const char *name, uint64_t limit, char **text, uint64_t *length,
+                    mp_error *err)
 {
-    bool is_stdin = strcmp(path, "-") == 0;
-    const char *name = is_stdin ? "standard input" : path;
     struct buffer buffer = {0};
-    int fd = STDIN_FILENO;
-    int rc = is_stdin ? 0 : mp_open_read(path, &fd, err);
-    if (rc != 0)
-        return rc;
-    rc = read_to_end(fd, name, limit, &buffer, err);
-    if (!is_stdin)
-        close(fd);
+    int rc = read_to_end(fd, name, limit, &buffer, err);
     if (rc != 0) {
         free(buffer.text);
         return rc;
@@ -75,4 +69,26 @@ int mp_read_text(const char *path, uint64_t limit, char **text, uint64_t *length
     if (length)
         *length = buffer.used;
     return 0;
+}
+
+int mp_read_text(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err)
+{
+    int fd;
+    if (strcmp(path, "-") == 0)
+        return read_all(STDIN_FILENO, "standard input", limit, text, length, err);
+    int rc = mp_open_read(path, &fd, err);
+    if (rc != 0)
+        return rc;
+    rc = read_all(fd, path, limit, text, length, err);
+    close(fd);
+    return rc;
+}
+
+int mp_read_file(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err)
+{
+    struct stat st;
+    /* To open a pipe would be to wait for its writer. Reading a directory fails by itself. */
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
+        return mp_fail(err, MP_ERR_INPUT, "%s: not a regular file", path);
+    return mp_read_text(path, limit, text, length, err);
 }

@@ -132,7 +132,7 @@ static int read_json(mp_index *index, const char *dir, mp_error *err)
     char *path = mp_path_join(dir, index->name);
     if (!path)
         return mp_fail_memory(err);
-    int rc = mp_read_text(path, INDEX_LIMIT, &text, &length, err);
+    int rc = mp_read_file(path, INDEX_LIMIT, &text, &length, err);
     free(path);
     if (rc != 0)
         return rc;

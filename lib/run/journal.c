@@ -220,7 +220,7 @@ static int load(mp_journal *journal, const char *dir, const mp_work *work, const
                 mp_progress_state *state, mp_error *err)
 {
     char *had = NULL, *body;
-    int rc = mp_read_text(journal->path, JOURNAL_LIMIT, &had, NULL, err);
+    int rc = mp_read_file(journal->path, JOURNAL_LIMIT, &had, NULL, err);
 
     if (rc != 0)
         return rc;

@@ -36,7 +36,7 @@ int mp_put_copy(const char *from, const char *dir, const char *name, mp_hex_dige
 {
     char *path = mp_path_join(from, name), *text;
     uint64_t length;
-    int rc = path ? mp_read_text(path, COPY_LIMIT, &text, &length, err) : mp_fail_memory(err);
+    int rc = path ? mp_read_file(path, COPY_LIMIT, &text, &length, err) : mp_fail_memory(err);
 
     free(path);
     if (rc == 0) {

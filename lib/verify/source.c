@@ -253,7 +253,7 @@ static int match_config(const mp_source *source, mp_check *check, mp_error *err)
 
     if (source->catalog.config.present) {
         char *path = mp_path_join(ckpt->dir, MP_CONFIG_NAME);
-        int rc = path ? mp_read_text(path, CONFIG_LIMIT, &text, &length, err) : mp_fail_memory(err);
+        int rc = path ? mp_read_file(path, CONFIG_LIMIT, &text, &length, err) : mp_fail_memory(err);
 
         free(path);
         if (rc != 0)

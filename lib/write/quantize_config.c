@@ -211,7 +211,7 @@ int mp_quantize_config(mp_quantize_plan *plan, mp_error *err)
     rc = list_modules(plan, &plain, &experts, err);
     if (rc == 0) {
         path = mp_path_join(plan->catalog->checkpoint.dir, MP_CONFIG_NAME);
-        rc = path ? mp_read_text(path, CONFIG_LIMIT, &text, NULL, err) : mp_fail_memory(err);
+        rc = path ? mp_read_file(path, CONFIG_LIMIT, &text, NULL, err) : mp_fail_memory(err);
     }
     change.keeps = plan->quantized_rest;
     change.input_scales = has_input_scales(plan);

@@ -33,8 +33,8 @@ static const struct {
     const char *name;
     int value;
 } errnos[] = {
-    {"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EINTR", EINTR},
-    {"EACCES", EACCES}, {"EDQUOT", EDQUOT}, {"EINVAL", EINVAL},
+    {"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EINTR", EINTR}, {"EACCES", EACCES},
+    {"EDQUOT", EDQUOT}, {"EINVAL", EINVAL}, {"EROFS", EROFS},
 };
 static const struct {
     const char *name;

@@ -63,11 +63,3 @@ assert_resumable()
     assert_status 0
     assert_packed "$1"
 }
-
-# Waits until a process does nothing any more: SIGSTOP has stopped it, or it has ended.
-until_stopped()
-{
-    while grep -q '^State:.[RSD]' "/proc/$1/status" 2>/dev/null; do
-        sleep 0.01
-    done
-}

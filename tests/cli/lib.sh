@@ -156,6 +156,14 @@ assert_file_has()
 in: $(head -c 2000 "$1")"
 }
 
+# Waits until a process does nothing any more: SIGSTOP has stopped it, or it has ended.
+until_stopped()
+{
+    while grep -q '^State:.[RSD]' "/proc/$1/status" 2>/dev/null; do
+        sleep 0.01
+    done
+}
+
 # edit_manifest PACK FILTER: changes moepack.json by a filter of jq, and seals it anew.
 edit_manifest()
 {

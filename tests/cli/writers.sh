@@ -1,0 +1,99 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Every command that writes, on a system that fails: killed, full, broken, out of memory. What is
+# half-written is never taken for complete, and the next run leads to the same bytes. A sample of
+# moments; LONG=1 takes all of them: `make check-long`.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+# shellcheck disable=SC2317 # each_writer calls them
+# shellcheck source=tests/cli/writers.bash
+. "$(dirname "$0")/writers.bash"
+
+LONG=${LONG:-}
+RANDOM=${SEED:-18}
+
+# moments CALLS SAMPLE: all numbers up to CALLS, or a sample of them with the first and the last.
+moments()
+{
+    if [ -n "$LONG" ]; then
+        seq "$1"
+    else
+        { echo 1 && echo "$1" && seq "$(($1 / $2 + 1))" "$(($1 / $2 + 1))" "$1"; } | sort -nu
+    fi
+}
+
+kill_it()
+{
+    local calls i n count=1
+
+    [ -z "$LONG" ] || count=50
+    it "makes the same of $name after kill -9 at random moments"
+    whole
+    calls=$(count_calls)
+    assert $((calls < 3)) "$calls calls"
+    for ((i = 0; i < count; i++)); do
+        n=$((RANDOM % calls + 1))
+        failing FAIL_WITH=SIGKILL FAIL_AT=$n
+        assert_status 137
+        assert_recovers "SIGKILL at call $n of $calls"
+    done
+}
+
+break_it()
+{
+    local calls n error
+
+    for error in ENOSPC EIO; do
+        it "says so when a call of $name ends with $error, and recovers"
+        whole
+        calls=$(count_calls)
+        for n in $(moments "$calls" 1); do
+            failing FAIL_WITH=$error FAIL_AT="$n" FAIL_TIMES=1
+            # A call that failed and did not matter is one that the output does not show.
+            if [ "$status" -ne 0 ]; then
+                assert_status 4
+                assert_equal "$(wc -l <"$stderr")" 1
+            fi
+            assert_recovers "$error at call $n of $calls"
+        done
+    done
+}
+
+read_only()
+{
+    [ "$resumable" = yes ] || return 0
+    it "says so when $name may not write where OUT is to be"
+    failing FAIL_WITH=EROFS FAIL_CALL=mkdir
+    assert_status 4
+    assert_stderr_has 'Read-only file system'
+    assert_equal "$(ls -A)" ''
+}
+
+second_run()
+{
+    [ "$resumable" = yes ] || return 0
+    it "keeps a second run of $name off the OUT of a first"
+    whole
+    {
+        out=$PWD/out
+        (cd "$inputs" && LD_PRELOAD=$fail_io FAIL_CALL=pwrite FAIL_AT=3 FAIL_TIMES=1 FAIL_WITH=SIGSTOP \
+            exec "$MOEPACK" "${writer[@]}" -o "$out" -q -j1) &
+        until_stopped $!
+    } 2>/dev/null
+    run write
+    assert_status 2
+    run write --resume
+    assert_status 4
+    assert_equal "$(wc -l <"$stderr")" 1
+    kill -CONT $!
+    wait $!
+    assert $? 'the first run failed'
+    assert_recovers 'a second run'
+}
+
+each_writer kill_it
+each_writer break_it
+each_writer read_only
+each_writer second_run
+
+finish
