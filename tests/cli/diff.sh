@@ -214,4 +214,12 @@ run moepack diff one "$v4"
 assert_status 3
 assert_stderr_has 'moepack: diff: one: moepack.json'
 
+it "finds the last one of many scales"
+cp -r "$v4" other
+shard=$(grep -l layers.0.ffn.experts.1.w1.scale other/*.safetensors)
+flip "$shard" layers.0.ffn.experts.1.w1.scale $((256 * 12 - 1)) 1
+run moepack diff "$v4" other
+assert_status 1
+assert_stdout_has 'layers.0.1.gate: '
+
 finish

@@ -298,6 +298,9 @@ flip_byte $path $(($(tensor_offset $path model.layers.0.experts.w13_weight) + 10
 run moepack verify out --source model
 assert_status 1
 assert_stdout_has 'slot 0, w13_weight, element 3337: byte 3337, which belongs to no element, holds 0x04, not 0x00'
+flip_byte $path $(($(tensor_offset $path model.layers.0.experts.w13_weight) + 104 * 32 + 11)) 8
+run moepack verify out --source model
+assert_stdout_has 'holds 0x04, not 0x00; 2 such bytes'
 
 it "finds an input scale that is not the source's"
 make_model --family deepseek_v3 --format nvfp4

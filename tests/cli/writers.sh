@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck disable=SC2317 # each_writer calls them
 # Every command that writes, on a system that fails: killed, full, broken, out of memory. What is
 # half-written is never taken for complete, and the next run leads to the same bytes. A sample of
 # moments; LONG=1 takes all of them: `make check-long`.
 # shellcheck source=tests/cli/lib.sh
 . "$(dirname "$0")/lib.sh"
-# shellcheck disable=SC2317 # each_writer calls them
 # shellcheck source=tests/cli/writers.bash
 . "$(dirname "$0")/writers.bash"
 
@@ -33,7 +33,7 @@ kill_it()
     assert $((calls < 3)) "$calls calls"
     for ((i = 0; i < count; i++)); do
         n=$((RANDOM % calls + 1))
-        failing FAIL_WITH=SIGKILL FAIL_AT=$n
+        failing FAIL_WITH=SIGKILL FAIL_AT="$n"
         assert_status 137
         assert_recovers "SIGKILL at call $n of $calls"
     done
@@ -48,7 +48,7 @@ break_it()
         whole
         calls=$(count_calls)
         for n in $(moments "$calls" 1); do
-            failing FAIL_WITH=$error FAIL_AT="$n" FAIL_TIMES=1
+            failing FAIL_WITH="$error" FAIL_AT="$n" FAIL_TIMES=1
             # A call that failed and did not matter is one that the output does not show.
             if [ "$status" -ne 0 ]; then
                 assert_status 4
