@@ -29,6 +29,9 @@
     X(checksums)    \
     X(compress)     \
     X(decompress)   \
+    X(delta)        \
+    X(apply)        \
+    X(fold)         \
     X(verify)       \
     X(forward)      \
     X(diff)         \

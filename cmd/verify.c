@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <moepack/artifact.h>
+#include <moepack/delta.h>
 #include <moepack/verify.h>
 #include <string.h>
 
@@ -213,7 +214,7 @@ static void print_text(const mp_verify_report *report, const output_ink *ink)
     }
     printf("%sok%s: %s: %" PRIu64 " file%s, %" PRIu64 " tensor%s, ", ink->good, ink->plain, level,
            report->files, mp_plural(report->files), report->tensors, mp_plural(report->tensors));
-    if (report->level >= MP_VERIFY_EXACT)
+    if (report->slots > 0)
         printf("%" PRIu64 " %s%s, ", report->slots,
                strcmp(report->subject, "checkpoint") == 0 ? "expert" : "slot",
                mp_plural(report->slots));
@@ -378,6 +379,28 @@ static int check_options(const verify_options *o, mp_verify_level level, mp_erro
     return 0;
 }
 
+/* A delta: all of it, against the version that it changes. */
+static int verify_delta(const verify_options *o, mp_error *err)
+{
+    mp_verify_report report;
+    mp_context context;
+
+    if (o->level != LEVEL_FROM_SOURCE || o->layers || o->ranks || o->sample || o->tokens ||
+        o->tolerance > 0)
+        return cmd_fail(err, MP_ERR_USAGE, "\"%s\" is a delta: of what to check there is --source",
+                        o->out);
+    if (o->tap && o->common.json)
+        return cmd_fail(err, MP_ERR_USAGE, "--tap and --json exclude each other");
+    cmd_context(&o->common, &context);
+    int rc = mp_delta_verify(o->out, o->source, &context, &report, err);
+    progress_clear();
+    if (rc != 0)
+        return rc;
+    rc = print_report(o, &report, err);
+    mp_verify_report_release(&report);
+    return rc;
+}
+
 static int run_verify(const void *values, mp_error *err)
 {
     const verify_options *o = values;
@@ -385,6 +408,8 @@ static int run_verify(const void *values, mp_error *err)
     mp_verify_report report;
     mp_context context;
 
+    if (mp_is_delta(o->out))
+        return verify_delta(o, err);
     if (level == LEVEL_FROM_SOURCE)
         level = o->source ? MP_VERIFY_EXACT : MP_VERIFY_DIGEST;
     if (check_options(o, (mp_verify_level)level, err) != 0)

@@ -47,6 +47,7 @@
 #include <moepack/artifact.h>
 #include <moepack/base.h>
 #include <moepack/compress.h>
+#include <moepack/delta.h>
 #include <moepack/diff.h>
 #include <moepack/layout.h>
 #include <moepack/model.h>

@@ -56,6 +56,8 @@ typedef struct mp_shard {
     struct mp_zstd_file *zstd;     /* private; null for a plain file */
     uint64_t header_bytes;         /* 8 + length of the JSON: where data begins */
     unsigned char header_xxh3[16]; /* XXH3-128, big-endian, of these bytes */
+    char **metadata;               /* key, value, key, value ...; owned by the checkpoint */
+    size_t num_metadata;           /* pairs */
 } mp_shard;
 
 typedef struct mp_checkpoint {

@@ -187,6 +187,43 @@ int mp_file_copy(const char *from, const char *to, mp_error *err)
     return rc;
 }
 
+/* By reading and writing, where the kernel cannot copy by itself. */
+static int copy_through_memory(int in, uint64_t from, int out, uint64_t to, uint64_t n,
+                               const char *in_path, const char *out_path, mp_error *err)
+{
+    uint64_t step = n < COPY_BYTES ? n : COPY_BYTES;
+    char *buffer = mp_alloc(step, 1);
+    int rc = buffer ? 0 : mp_fail_memory(err);
+
+    for (uint64_t at = 0; rc == 0 && at < n; at += step) {
+        uint64_t part = n - at < step ? n - at : step;
+
+        rc = mp_pread_all(in, buffer, part, from + at, in_path, err);
+        if (rc == 0)
+            rc = mp_pwrite_all(out, buffer, part, to + at, out_path, err);
+    }
+    free(buffer);
+    return rc;
+}
+
+int mp_file_copy_range(int in, uint64_t from, int out, uint64_t to, uint64_t n, const char *in_path,
+                       const char *out_path, mp_error *err)
+{
+    while (n > 0) {
+        loff_t in_at = (loff_t)from, out_at = (loff_t)to;
+        ssize_t put = copy_file_range(in, &in_at, out, &out_at, n < CALL_MAX ? n : CALL_MAX, 0);
+
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0) /* what is really wrong shows in what can be told apart */
+            return copy_through_memory(in, from, out, to, n, in_path, out_path, err);
+        from += (uint64_t)put;
+        to += (uint64_t)put;
+        n -= (uint64_t)put;
+    }
+    return 0;
+}
+
 int mp_make_dir(const char *path, mp_error *err)
 {
     struct stat st = {0};
@@ -198,6 +235,18 @@ int mp_make_dir(const char *path, mp_error *err)
     if (why == EEXIST && S_ISLNK(st.st_mode))
         return mp_fail(err, MP_ERR_IO, "\"%s\" is a symbolic link, which is not followed", path);
     return mp_fail_errno(err, why, "cannot make directory \"%s\"", path);
+}
+
+int mp_make_dirs(char *path, size_t from, mp_error *err)
+{
+    int rc = 0;
+
+    for (char *slash = path + from; rc == 0 && (slash = strchr(slash, '/')); slash++) {
+        *slash = '\0';
+        rc = mp_make_dir(path, err);
+        *slash = '/';
+    }
+    return rc;
 }
 
 bool mp_path_exists(const char *path)

@@ -38,8 +38,15 @@ int mp_write_file(const char *path, const void *data, uint64_t n, mp_error *err)
 /* Copies a file of any size, synced. */
 int mp_file_copy(const char *from, const char *to, mp_error *err);
 
+/* Copies n bytes from one open file to another; blocks are shared where the file system can. */
+int mp_file_copy_range(int in, uint64_t from, int out, uint64_t to, uint64_t n, const char *in_path,
+                       const char *out_path, mp_error *err);
+
 /* mkdir that accepts an existing directory, though no link to one. */
 int mp_make_dir(const char *path, mp_error *err);
+
+/* Makes the directories that lead to a file; what is before byte `from` of its path is there. */
+int mp_make_dirs(char *path, size_t from, mp_error *err);
 
 /* True if something is there, whatever it is; symbolic links are not followed. */
 bool mp_path_exists(const char *path);

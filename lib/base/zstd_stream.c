@@ -20,21 +20,40 @@
  */
 
 struct mp_zstd_stream {
-    const mp_zstd_file *file;
+    mp_zstd_source *read;
+    const void *user;
+    uint64_t size;     /* of what is stored */
+    const char *whole; /* what that is, for messages */
     ZSTD_DCtx *context;
     unsigned char *stored;
     ZSTD_inBuffer in;
-    uint64_t at; /* in the file, behind `in` */
+    uint64_t at; /* behind `in` */
     size_t hint; /* 0: between frames */
 };
 
+static int read_file(const void *user, uint64_t at, size_t n, void *buffer, mp_error *err)
+{
+    const mp_zstd_file *file = user;
+
+    return mp_pread_all(file->fd, buffer, n, at, file->name, err);
+}
+
 int mp_zstd_stream_open(mp_zstd_stream **stream, const mp_zstd_file *file, mp_error *err)
+{
+    return mp_zstd_stream_open_at(stream, read_file, file, file->stored, "file", err);
+}
+
+int mp_zstd_stream_open_at(mp_zstd_stream **stream, mp_zstd_source *read, const void *user,
+                           uint64_t stored, const char *whole, mp_error *err)
 {
     mp_zstd_stream *s = *stream = mp_alloc_zeroed(1, sizeof *s);
 
     if (!s)
         return mp_fail_memory(err);
-    s->file = file;
+    s->read = read;
+    s->user = user;
+    s->size = stored;
+    s->whole = whole;
     s->context = ZSTD_createDCtx(); /* its limit of windows is MP_FRAME_WINDOW_MAX */
     s->stored = mp_alloc(ZSTD_DStreamInSize(), 1);
     s->in.src = s->stored;
@@ -52,9 +71,9 @@ void mp_zstd_stream_close(mp_zstd_stream *stream)
 
 static int fill(mp_zstd_stream *s, mp_error *err)
 {
-    uint64_t left = s->file->stored - s->at;
+    uint64_t left = s->size - s->at;
     size_t n = left < ZSTD_DStreamInSize() ? (size_t)left : ZSTD_DStreamInSize();
-    int rc = mp_pread_all(s->file->fd, s->stored, n, s->at, s->file->name, err);
+    int rc = s->read(s->user, s->at, n, s->stored, err);
 
     s->at += n;
     s->in.size = n;
@@ -70,7 +89,7 @@ int mp_zstd_stream_read(mp_zstd_stream *s, void *buffer, size_t n, size_t *got, 
     while (rc == 0 && out.pos < n) {
         size_t before = out.pos;
 
-        if (s->in.pos == s->in.size && s->at < s->file->stored)
+        if (s->in.pos == s->in.size && s->at < s->size)
             rc = fill(s, err);
         bool ended = s->in.pos == s->in.size;
         if (ended && s->hint == 0)
@@ -78,10 +97,10 @@ int mp_zstd_stream_read(mp_zstd_stream *s, void *buffer, size_t n, size_t *got, 
         if (rc == 0)
             s->hint = ZSTD_decompressStream(s->context, &out, &s->in);
         if (rc == 0 && ZSTD_isError(s->hint))
-            rc = mp_fail(err, MP_ERR_INPUT, "damaged before byte %llu of the file",
-                         (unsigned long long)s->at);
+            rc = mp_fail(err, MP_ERR_INPUT, "damaged before byte %llu of the %s",
+                         (unsigned long long)s->at, s->whole);
         else if (rc == 0 && ended && out.pos == before && s->hint != 0)
-            rc = mp_fail(err, MP_ERR_INPUT, "cut off: the file ends inside a frame");
+            rc = mp_fail(err, MP_ERR_INPUT, "cut off: the %s ends inside a frame", s->whole);
     }
     *got = out.pos;
     return rc;

@@ -7,7 +7,14 @@
 
 typedef struct mp_zstd_stream mp_zstd_stream;
 
+/* Where stored bytes come from: reads n of them from `at` on. */
+typedef int mp_zstd_source(const void *user, uint64_t at, size_t n, void *buffer, mp_error *err);
+
 int mp_zstd_stream_open(mp_zstd_stream **stream, const mp_zstd_file *file, mp_error *err);
+/* The same of `stored` bytes of any source. whole: what messages call it; static. Close stream in
+ * any case. */
+int mp_zstd_stream_open_at(mp_zstd_stream **stream, mp_zstd_source *read, const void *user,
+                           uint64_t stored, const char *whole, mp_error *err);
 void mp_zstd_stream_close(mp_zstd_stream *stream);
 
 /* The next bytes of the content; *got is less than n at its end only. */

@@ -100,6 +100,8 @@ static int gather(mp_checkpoint *ckpt, mp_header *headers, mp_error *err)
             memcpy(ckpt->tensors + ckpt->num_tensors, header->tensors,
                    header->num_tensors * sizeof(*header->tensors));
         ckpt->num_tensors += header->num_tensors;
+        ckpt->shards[i].metadata = header->metadata;
+        ckpt->shards[i].num_metadata = header->num_metadata;
         mp_arena_join(ckpt->arena, &header->arena);
     }
     ckpt->metadata = headers[0].metadata;

@@ -208,13 +208,19 @@ const uint32_t *mp_outputs_of_stage(const mp_outputs *outputs, uint32_t stage, s
     return outputs->by_stage + first[0];
 }
 
+void mp_outputs_pass_digest(mp_outputs *outputs, size_t output)
+{
+    outputs->digests[output].next = UINT64_MAX;
+}
+
 int mp_outputs_begin_stage(mp_outputs *outputs, uint32_t stage, mp_error *err)
 {
     size_t count;
     const uint32_t *list = mp_outputs_of_stage(outputs, stage, &count);
 
     for (size_t i = 0; i < count; i++)
-        if (mp_digest_begin(&outputs->digests[list[i]].stream, err) != 0)
+        if (outputs->digests[list[i]].next != UINT64_MAX &&
+            mp_digest_begin(&outputs->digests[list[i]].stream, err) != 0)
             return err->code;
     return 0;
 }
@@ -241,6 +247,19 @@ int mp_outputs_write(mp_outputs *outputs, const mp_out_tensor *out, uint64_t off
 bool mp_outputs_wrote(const mp_outputs *outputs, const mp_out_tensor *out)
 {
     return __atomic_load_n(&digest_of(outputs, out)->written, __ATOMIC_RELAXED) == out->bytes;
+}
+
+int mp_outputs_copy(mp_outputs *outputs, const mp_out_tensor *out, uint64_t offset, int fd,
+                    const char *path, uint64_t from, uint64_t n, mp_error *err)
+{
+    int rc = mp_file_copy_range(fd, from, outputs->fds[out->file], out->offset + offset, n, path,
+                                outputs->work->files[out->file].path, err);
+
+    if (rc != 0)
+        return rc;
+    __atomic_store_n(&outputs->dirty[out->file], true, __ATOMIC_RELEASE);
+    __atomic_fetch_add(&digest_of(outputs, out)->written, n, __ATOMIC_RELAXED);
+    return 0;
 }
 
 int mp_outputs_digest(mp_outputs *outputs, const mp_out_tensor *out, void *buffer, size_t size,

@@ -11,7 +11,7 @@
  * written once each, so only one thread at a time can be the one with the next ones. */
 typedef struct mp_tensor_digest {
     mp_digest_stream stream;
-    uint64_t next;    /* atomic: bytes digested; the byte that is wanted next */
+    uint64_t next;    /* atomic: bytes digested; the byte that is wanted next, UINT64_MAX for none */
     uint64_t written; /* atomic: bytes of it that this process has written */
 } mp_tensor_digest;
 
@@ -41,6 +41,9 @@ int mp_outputs_close(mp_outputs *outputs, mp_error *err);
 /* Outputs that are filled in a stage: count of them, as indexes into work->outputs. */
 const uint32_t *mp_outputs_of_stage(const mp_outputs *outputs, uint32_t stage, size_t *count);
 
+/* No digest is taken of this output. */
+void mp_outputs_pass_digest(mp_outputs *outputs, size_t output);
+
 /* Starts the digests of a stage's tensors, before the first of them is written. */
 int mp_outputs_begin_stage(mp_outputs *outputs, uint32_t stage, mp_error *err);
 
@@ -51,6 +54,10 @@ int mp_outputs_write(mp_outputs *outputs, const mp_out_tensor *out, uint64_t off
 
 /* Whether this process has written the whole of a tensor. */
 bool mp_outputs_wrote(const mp_outputs *outputs, const mp_out_tensor *out);
+
+/* The same as mp_outputs_write for bytes of an open file; they are not digested on the way. */
+int mp_outputs_copy(mp_outputs *outputs, const mp_out_tensor *out, uint64_t offset, int fd,
+                    const char *path, uint64_t from, uint64_t n, mp_error *err);
 
 /* Makes everything durable whose write has returned before the call. */
 int mp_outputs_sync(mp_outputs *outputs, mp_error *err);

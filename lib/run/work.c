@@ -94,8 +94,27 @@ static int make_header(mp_work *work, mp_out_file *file, const char *const *meta
     return rc;
 }
 
-int mp_work_files(mp_work *work, uint64_t first, const char *dir, uint64_t limit,
-                  const char *const *metadata, size_t pairs, mp_error *err)
+/* The same with a note of each tensor under its name. */
+static int make_noted_header(mp_work *work, mp_out_file *file, const char *const *notes,
+                             mp_error *err)
+{
+    const char **metadata = mp_alloc(file->num_tensors, 2 * sizeof *metadata);
+    int rc = metadata ? 0 : mp_fail_memory(err);
+
+    for (uint32_t i = 0; rc == 0 && i < file->num_tensors; i++) {
+        metadata[2 * i] = work->outputs[file->first_tensor + i].name;
+        metadata[2 * i + 1] = notes[i];
+    }
+    if (rc == 0)
+        rc = make_header(work, file, metadata, file->num_tensors, err);
+    free(metadata);
+    return rc;
+}
+
+/* notes: null for the same metadata in every file. */
+static int make_files(mp_work *work, uint64_t first, const char *dir, uint64_t limit,
+                      const char *const *metadata, size_t pairs, const char *const *notes,
+                      mp_error *err)
 {
     size_t first_file = work->num_files, count;
 
@@ -108,11 +127,24 @@ int mp_work_files(mp_work *work, uint64_t first, const char *dir, uint64_t limit
                                dir ? "/" : "", i + 1, count);
         if (!file->path)
             return mp_fail_memory(err);
-        if (make_header(work, file, metadata, pairs, err) != 0)
+        if ((notes ? make_noted_header(work, file, notes + (file->first_tensor - first), err)
+                   : make_header(work, file, metadata, pairs, err)) != 0)
             return err->code;
         work->bytes_written += file->bytes;
     }
     return 0;
+}
+
+int mp_work_files(mp_work *work, uint64_t first, const char *dir, uint64_t limit,
+                  const char *const *metadata, size_t pairs, mp_error *err)
+{
+    return make_files(work, first, dir, limit, metadata, pairs, NULL, err);
+}
+
+int mp_work_noted_files(mp_work *work, uint64_t first, const char *dir, uint64_t limit,
+                        const char *const *notes, mp_error *err)
+{
+    return make_files(work, first, dir, limit, NULL, 0, notes, err);
 }
 
 void mp_work_release(mp_work *work)

@@ -33,6 +33,10 @@ typedef struct mp_job {
     int (*run)(const void *plan, uint64_t unit, struct mp_outputs *outputs, void *scratch,
                mp_quant_stats *stats, mp_error *err);
 
+    /* The digest of an output that is known before it is written: in hex, or "" where nobody asks
+     * for one; null where it is to be taken. May be null itself: none is known. */
+    const char *(*known_digest)(const void *plan, size_t output);
+
     /* Writes into the directory `partial` what is not a file of work: index, config, manifest
      * last. state: digests and statistics of everything that was done. */
     int (*finish)(const void *plan, const struct mp_progress_state *state, const char *partial,
@@ -74,6 +78,11 @@ uint64_t mp_work_shard_size(uint64_t given);
  * dir: null for none. metadata: `pairs` keys and values. */
 int mp_work_files(mp_work *work, uint64_t first, const char *dir, uint64_t limit,
                   const char *const *metadata, size_t pairs, mp_error *err);
+
+/* The same where each file's metadata has, under the name of each of its tensors, a note.
+ * notes: one for each output from `first` on. */
+int mp_work_noted_files(mp_work *work, uint64_t first, const char *dir, uint64_t limit,
+                        const char *const *notes, mp_error *err);
 
 void mp_work_release(mp_work *work);
 

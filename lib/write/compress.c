@@ -94,20 +94,6 @@ static uint64_t unit_bytes(const void *user, uint64_t unit)
     return ((const compress_plan *)user)->entries.list[unit].bytes;
 }
 
-/* Makes the directories that lead to a file. */
-static int make_dirs(char *path, const char *partial, mp_error *err)
-{
-    int rc = 0;
-
-    for (char *slash = path + strlen(partial) + 1; rc == 0 && (slash = strchr(slash, '/'));
-         slash++) {
-        *slash = '\0';
-        rc = mp_make_dir(path, err);
-        *slash = '/';
-    }
-    return rc;
-}
-
 static int sync_dir_of(char *path, mp_error *err)
 {
     char *slash = strrchr(path, '/');
@@ -137,7 +123,7 @@ static int run_unit(const void *user, uint64_t unit, struct mp_outputs *outputs,
     const mp_entry *entry = &plan->entries.list[unit];
     char *from = mp_path_join(plan->from, entry->path);
     char *to = mp_path_join(plan->partial, entry->out);
-    int rc = from && to ? make_dirs(to, plan->partial, err) : mp_fail_memory(err);
+    int rc = from && to ? mp_make_dirs(to, strlen(plan->partial) + 1, err) : mp_fail_memory(err);
 
     (void)outputs;
     (void)scratch;

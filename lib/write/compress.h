@@ -25,8 +25,10 @@ typedef struct mp_entries {
 } mp_entries;
 
 /* Lists what is below a directory; links are followed. MP_ERR_INPUT for what is neither file nor
- * directory, a shard that is there twice, plain and compressed, and where there is none;
- * MP_ERR_IO. Release entries in any case. */
+ * directory, and a shard that is there twice, plain and compressed; MP_ERR_IO. Release entries in
+ * any case. */
+int mp_entries_all(mp_entries *entries, const char *dir, bool decompress, mp_error *err);
+/* The same of a directory that has shards; MP_ERR_INPUT where there is none. */
 int mp_entries_list(mp_entries *entries, const char *dir, bool decompress, mp_error *err);
 void mp_entries_release(mp_entries *entries);
 
@@ -34,5 +36,8 @@ void mp_entries_release(mp_entries *entries);
  * and the sizes of the files. MP_ERR_UNSUPPORTED for a manifest that this version cannot write
  * again as it is. */
 int mp_manifest_rename_files(const char *from, const char *to, bool decompress, mp_error *err);
+/* The same of a manifest's text. */
+int mp_manifest_put_renamed(const char *text, uint64_t length, const char *to, bool decompress,
+                            mp_error *err);
 
 #endif

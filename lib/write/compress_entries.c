@@ -84,10 +84,8 @@ static int entry_order(const void *a, const void *b)
     return last ? last : strcmp(x->out, y->out);
 }
 
-int mp_entries_list(mp_entries *entries, const char *dir, bool decompress, mp_error *err)
+int mp_entries_all(mp_entries *entries, const char *dir, bool decompress, mp_error *err)
 {
-    size_t shards = 0;
-
     *entries = (mp_entries){0};
     int rc = mp_tree_files(dir, visit, &(listing){entries, decompress}, err);
     if (rc != 0)
@@ -97,14 +95,21 @@ int mp_entries_list(mp_entries *entries, const char *dir, bool decompress, mp_er
     for (size_t i = 0; i < entries->count; i++) {
         const mp_entry *entry = &entries->list[i];
 
-        shards += entry->kind == MP_ENTRY_SHARD;
         if (i > 0 && strcmp(entry->out, entry[-1].out) == 0)
             return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is there too: remove one of them",
                            entry->path, entry[-1].path);
     }
-    if (shards == 0)
-        return mp_fail(err, MP_ERR_INPUT, "\"%s\" holds no *.safetensors", dir);
     return 0;
+}
+
+int mp_entries_list(mp_entries *entries, const char *dir, bool decompress, mp_error *err)
+{
+    int rc = mp_entries_all(entries, dir, decompress, err);
+
+    for (size_t i = 0; rc == 0 && i < entries->count; i++)
+        if (entries->list[i].kind == MP_ENTRY_SHARD)
+            return 0;
+    return rc ? rc : mp_fail(err, MP_ERR_INPUT, "\"%s\" holds no *.safetensors", dir);
 }
 
 void mp_entries_release(mp_entries *entries)
@@ -146,15 +151,13 @@ static int rename_file(mp_packed_file *file, uint32_t rank, const char *to, bool
     return 0;
 }
 
-int mp_manifest_rename_files(const char *from, const char *to, bool decompress, mp_error *err)
+int mp_manifest_put_renamed(const char *text, uint64_t length, const char *to, bool decompress,
+                            mp_error *err)
 {
     mp_manifest m = {0};
-    char *text = NULL, *again = NULL;
-    uint64_t length;
-    int rc = mp_manifest_read(from, &text, &length, err);
+    char *again = NULL;
+    int rc = mp_manifest_parse(&m, text, length, err);
 
-    if (rc == 0)
-        rc = mp_manifest_parse(&m, text, length, err);
     if (rc == 0)
         rc = mp_manifest_text(&m, &again, err);
     if (rc == 0 && strcmp(text, again) != 0)
@@ -170,8 +173,19 @@ int mp_manifest_rename_files(const char *from, const char *to, bool decompress, 
         rc = mp_manifest_text(&m, &again, err);
     if (rc == 0)
         rc = mp_put_text(to, MP_MANIFEST_NAME, again, strlen(again), NULL, err);
-    free(text);
     free(again);
     mp_manifest_release(&m);
+    return rc;
+}
+
+int mp_manifest_rename_files(const char *from, const char *to, bool decompress, mp_error *err)
+{
+    char *text = NULL;
+    uint64_t length;
+    int rc = mp_manifest_read(from, &text, &length, err);
+
+    if (rc == 0)
+        rc = mp_manifest_put_renamed(text, length, to, decompress, err);
+    free(text);
     return rc;
 }

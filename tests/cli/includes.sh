@@ -18,6 +18,7 @@ uses()
     run) echo base numeric checkpoint ;;
     write) echo "$low" "$packs" run ;;
     verify) echo "$low" "$packs" forward ;;
+    delta) echo "$low" "$packs" run write verify ;;
     forward) echo "$low" "$packs" ;;
     diff) echo "$low" "$packs" forward ;;
     engine) echo "$low" "$packs" ;;

@@ -570,6 +570,32 @@ CALL(mp_checksums_check)
     return mp_checksums_check(MISSING, NULL, &problems, &files, err);
 }
 
+CALL(mp_delta_write)
+{
+    const mp_delta_options options = {.version = 1};
+    return mp_delta_write(MISSING, FIXTURE, MISSING "/out", &options, MP_RUN_FRESH, NULL, NULL,
+                          err);
+}
+
+CALL(mp_delta_fold)
+{
+    const mp_delta_options options = {0};
+    const char *const deltas[] = {MISSING};
+    return mp_delta_fold(deltas, 1, MISSING "/out", &options, MP_RUN_FRESH, NULL, NULL, err);
+}
+
+CALL(mp_delta_apply)
+{
+    const char *const deltas[] = {MISSING};
+    return mp_delta_apply(FIXTURE, deltas, 1, MISSING "/out", NULL, MP_RUN_FRESH, NULL, err);
+}
+
+CALL(mp_delta_verify)
+{
+    mp_verify_report report;
+    return mp_delta_verify(MISSING, NULL, NULL, &report, err);
+}
+
 CALL(mp_compress_measure)
 {
     mp_compress_report report;
@@ -659,6 +685,10 @@ const failing_call failing_calls[] = {
     ROW(mp_run_publish),
     ROW(mp_checksums_write),
     ROW(mp_checksums_check),
+    ROW(mp_delta_write),
+    ROW(mp_delta_fold),
+    ROW(mp_delta_apply),
+    ROW(mp_delta_verify),
     ROW(mp_quantize_errors),
     ROW(mp_synth),
     ROW(mp_verify),
