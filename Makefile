@@ -263,7 +263,7 @@ commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 
 # Those of commands that work in several threads.
 THREADED_TESTS := $(addprefix tests/cli/,compress.sh delta.sh diff.sh faults.sh forward.sh quantize.sh repack.sh resume.sh \
-	unpack.sh verify.sh verify_numeric.sh)
+	unpack.sh update.sh verify.sh verify_numeric.sh)
 threaded: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(THREADED_TESTS)
 

@@ -5,6 +5,7 @@
 #include "errors.h"
 #include "output.h"
 #include "progress.h"
+#include "update.h"
 #include "work.h"
 
 #include <moepack/artifact.h>
@@ -16,6 +17,9 @@
 typedef struct repack_options {
     common_options common;
     const char *source;
+    const char *update; /* the rest is of the pack then */
+    char *deltas;
+    const char *new_source;
     const char *target;
     uint64_t ep;
     const char *placement;
@@ -222,6 +226,39 @@ static int run_plan(const void *plan, const char *out, mp_run_mode mode, const m
     return mp_plan_run(plan, out, mode, context, err);
 }
 
+/* With --update the manifest of the pack says how to pack. */
+static int run_update(const repack_options *o, mp_error *err)
+{
+    const update_request request = {&o->common, &o->work,      o->update,
+                                    o->deltas,  o->new_source, o->allow_nonfinite};
+
+    if (o->source)
+        return cmd_fail(err, MP_ERR_USAGE, "--update takes its checkpoint by --source, not '%s'",
+                        o->source);
+    if (!o->deltas || !o->new_source)
+        return cmd_fail(err, MP_ERR_USAGE, "--update needs --delta and --source");
+    if (o->target || o->ep || o->placement || o->rows != MP_ROWS_AUTO || o->redundant ||
+        o->shared != MP_SHARED_NONE || o->requantize_shared || o->nz || o->quantize || o->drop ||
+        o->layers || o->ranks || o->rounding >= 0 || o->scale_rule != MP_SCALE_CEIL ||
+        o->amax_floor > 0 || o->max_shard_size || o->fail_above > 0 || o->alphas != MP_ALPHAS_SGL ||
+        o->work.shard || o->work.sha256)
+        return cmd_fail(err, MP_ERR_USAGE,
+                        "--update packs as \"%s\" was packed: say nothing else of how", o->update);
+    return update_pack(&request, err);
+}
+
+/* What cannot be left out, but with --update. */
+static int check_given(const repack_options *o, mp_error *err)
+{
+    if (o->deltas || o->new_source)
+        return cmd_fail(err, MP_ERR_USAGE, "--delta and --source are for --update");
+    if (!o->target)
+        return cmd_fail(err, MP_ERR_USAGE, "option --target is required");
+    if (!o->ep)
+        return cmd_fail(err, MP_ERR_USAGE, "option --ep is required");
+    return o->source ? 0 : cmd_fail(err, MP_ERR_USAGE, "argument CKPT is missing");
+}
+
 static int run_repack(const void *values, mp_error *err)
 {
     const repack_options *o = values;
@@ -231,6 +268,10 @@ static int run_repack(const void *values, mp_error *err)
                            &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
     int rc;
 
+    if (o->update)
+        return run_update(o, err);
+    if (check_given(o, err) != 0)
+        return err->code;
     cmd_context(&o->common, &context);
     rc = prepare(&job, &context, err);
     if (rc == 0)
@@ -296,9 +337,8 @@ static const cmd_option options[] = {
     OPT_STRING('o', "output", "OUT", repack_options, work.out,
                "directory to write; it must not exist"),
     OPT_STRING('t', "target", "TARGET", repack_options, target, "layout to write",
-               .flags = OPT_REQUIRED, .choice_name = target_name),
-    OPT_U64(0, "ep", "N", repack_options, ep, 1, 65536, "expert-parallel ranks",
-            .flags = OPT_REQUIRED),
+               .choice_name = target_name),
+    OPT_U64(0, "ep", "N", repack_options, ep, 1, 65536, "expert-parallel ranks"),
     OPT_STRING(0, "placement", "FILE", repack_options, placement,
                "place experts as FILE says, - for standard input"),
     OPT_CHOICE(0, "rows", "ORDER", repack_options, rows, row_orders,
@@ -330,6 +370,11 @@ static const cmd_option options[] = {
     OPT_WORDS(0, "ranks", "LIST", repack_options, ranks, "only these ranks, as in 0-3,7"),
     OPT_SIZE(0, "max-shard-size", "SIZE", repack_options, max_shard_size, 1, INT64_MAX,
              "begin another file of a rank beyond SIZE; left out: 5GB"),
+    OPT_STRING(0, "update", "PACK", repack_options, update,
+               "bring PACK up to date: copy experts that no delta touches"),
+    OPT_WORDS(0, "delta", "DELTA", repack_options, deltas, "with --update: what changed, in order"),
+    OPT_STRING(0, "source", "CKPT", repack_options, new_source,
+               "with --update: the version behind the deltas, or the one before them"),
     OPT_ZSTD(repack_options),
     OPT_SHA256(repack_options),
     OPT_SHARD(repack_options),
@@ -340,7 +385,7 @@ static const cmd_option options[] = {
     OPT_JSON(repack_options),
     OPT_END,
 };
-static const cmd_argument arguments[] = {ARG_ONE("CKPT", repack_options, source), ARG_END};
+static const cmd_argument arguments[] = {ARG_OPTIONAL("CKPT", repack_options, source), ARG_END};
 static const repack_options defaults = {.rounding = -1};
 
 const command command_repack = {

@@ -31,11 +31,11 @@ static int open_versions(mp_chain *chain, const char *base, uint64_t unnumbered,
         else if (i == 0)
             rc = mp_fail(err, MP_ERR_USAGE, "\"%s\" is a delta: a chain begins with a full version",
                          base);
-        if (!v->numbered && !v->delta && unnumbered != MP_BASE_ANY) {
+        if (!v->numbered && !v->delta && unnumbered < MP_BASE_UNCHECKED) {
             v->terms.version = i == 0 ? unnumbered : v[-1].terms.version + 1;
             v->numbered = true;
         }
-        if (rc == 0 && i > 0)
+        if (rc == 0 && i > 0 && (i > 1 || unnumbered != MP_BASE_UNCHECKED))
             rc = mp_version_check_follows(v, v - 1, err);
     }
     return rc;
@@ -129,6 +129,16 @@ int mp_chain_open(mp_chain *chain, const char *base, uint64_t unnumbered, const 
     int rc = open_versions(chain, base, unnumbered, deltas, count, context, err);
 
     return rc ? rc : find_links(chain, err);
+}
+
+int mp_chain_check_base(mp_chain *chain, mp_error *err)
+{
+    mp_delta_version *base = &chain->versions[0];
+
+    if (!base->numbered)
+        base->terms.version = MP_BASE_FIRST;
+    base->numbered = true;
+    return chain->count > 1 ? mp_version_check_follows(&chain->versions[1], base, err) : 0;
 }
 
 void mp_chain_release(mp_chain *chain)

@@ -22,6 +22,8 @@ typedef struct mp_chain {
 /* What version a base is that does not say so: the first one of all, or whatever is asked for. */
 #define MP_BASE_FIRST UINT64_C(0)
 #define MP_BASE_ANY   UINT64_MAX
+/* And where it does not matter what it says either. */
+#define MP_BASE_UNCHECKED (UINT64_MAX - 1)
 
 /* Opens versions and holds them against each other: numbers, parts, tensors. base: the full version
  * that the first delta changes; unnumbered: which one it is where it does not say so.
@@ -30,6 +32,9 @@ typedef struct mp_chain {
 int mp_chain_open(mp_chain *chain, const char *base, uint64_t unnumbered, const char *const *deltas,
                   size_t count, const mp_context *context, mp_error *err);
 void mp_chain_release(mp_chain *chain);
+
+/* That the first delta changes the base, of a chain that was opened unchecked. */
+int mp_chain_check_base(mp_chain *chain, mp_error *err);
 
 static inline const mp_delta_version *mp_chain_base(const mp_chain *chain)
 {

@@ -324,6 +324,47 @@ int mp_patch_check_stream(const mp_patch_link *link, uint8_t *scratch, uint64_t 
     return rc;
 }
 
+/* Marks slices of the bytes [at, at + n) of an XOR stream. */
+static void mark_slices(const uint8_t *x, uint64_t at, size_t n, uint64_t bytes, uint32_t count,
+                        bool *slices)
+{
+    for (size_t done = 0; done < n;) {
+        uint64_t slice = (at + done) / bytes, end = (slice + 1) * bytes - at;
+        size_t part = end < n ? (size_t)end - done : n - done;
+
+        if (slice < count && mp_count_nonzero(x + done, part) > 0)
+            __atomic_store_n(&slices[slice], true, __ATOMIC_RELAXED);
+        done += part;
+    }
+}
+
+int mp_patch_scan(const mp_patch_link *link, uint64_t bytes, uint32_t count, bool *slices,
+                  uint8_t *scratch, mp_error *err)
+{
+    mp_patch_step step = {0};
+    uint64_t at = 0;
+    size_t got = MP_PATCH_BYTES;
+    int rc = bytes > 0 ? begin_step(&step, link, err) : 0;
+
+    while (rc == 0 && bytes > 0 && !step.over && got == MP_PATCH_BYTES) {
+        rc = mp_zstd_stream_read(step.stream, scratch, MP_PATCH_BYTES, &got, err);
+        if (rc == 0)
+            mark_slices(scratch, at, got, bytes, count, slices);
+        at += got;
+    }
+    while (rc == 0 && step.over && step.over->left > 0) {
+        rc = fill_batch(&step, err);
+        for (uint32_t i = 0; rc == 0 && i < step.over->count; i++) {
+            uint64_t slice = get_u32(step.over->positions + (size_t)i * POSITION_BYTES) / bytes;
+
+            if (slice < count)
+                __atomic_store_n(&slices[slice], true, __ATOMIC_RELAXED);
+        }
+    }
+    release_step(&step);
+    return rc;
+}
+
 int mp_link_sum_fits(const mp_patch_link *link, const mp_checkpoint *ckpt, const mp_tensor *tensor,
                      uint8_t *scratch, bool *fits, mp_error *err)
 {

@@ -52,6 +52,11 @@ int mp_patch_end(mp_patch *patch, mp_error *err);
 int mp_patch_check_stream(const mp_patch_link *link, uint8_t *scratch, uint64_t *content,
                           mp_error *err);
 
+/* Marks the slices, `count` of `bytes` each, that a stream changes a byte of; or sets bytes that
+ * are the same, which nobody can tell. scratch: as above. */
+int mp_patch_scan(const mp_patch_link *link, uint64_t bytes, uint32_t count, bool *slices,
+                  uint8_t *scratch, mp_error *err);
+
 /* Whether a tensor of a full version has the checksum that a delta has of it. scratch: as above. */
 int mp_link_sum_fits(const mp_patch_link *link, const mp_checkpoint *ckpt, const mp_tensor *tensor,
                      uint8_t *scratch, bool *fits, mp_error *err);

@@ -299,16 +299,13 @@ int mp_version_open(mp_delta_version *v, const char *dir, bool published, const 
     int rc;
 
     *v = (mp_delta_version){.dir = dir};
-    if (!pack)
-        rc = mp_fail_memory(err);
-    else if (mp_is_packed(dir))
-        rc = open_pack(v, MP_MANIFEST_NAME, context, err);
-    else if (mp_path_exists(pack))
-        rc = open_pack(v, MP_DELTA_PACK_NAME, context, err);
-    else if (!(v->parts = mp_alloc_zeroed(1, sizeof *v->parts)))
-        rc = mp_fail_memory(err);
-    else
-        rc = open_part(v, dir, NULL, published, context, err);
+    if (pack && (mp_is_packed(dir) || mp_path_exists(pack))) {
+        rc = open_pack(v, mp_is_packed(dir) ? MP_MANIFEST_NAME : MP_DELTA_PACK_NAME, context, err);
+    } else {
+        v->parts = mp_alloc_zeroed(1, sizeof *v->parts);
+        rc = pack && v->parts ? open_part(v, dir, NULL, published, context, err)
+                              : mp_fail_memory(err);
+    }
     free(pack);
     if (rc == 0 && !v->numbered)
         v->numbered = number_of_name(dir, &v->terms.version);

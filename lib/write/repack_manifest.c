@@ -19,6 +19,8 @@ typedef struct description {
     const mp_progress_state *state;
     const char *partial;
     mp_manifest *m;
+    const mp_manifest *before; /* of an update; null else */
+    const bool *anew;          /* [units] that were run; null: all */
 } description;
 
 static int write_placement(const description *d, mp_error *err)
@@ -207,16 +209,76 @@ int mp_repack_check_forms(const mp_plan *plan, mp_error *err)
  * Quantization
  */
 
+/* The row of errors that a pack had before; null where it had none. */
+static const mp_layer_error *error_before(const description *d, const mp_plan_layer *layer,
+                                          const char *matrix)
+{
+    for (size_t i = 0; i < d->before->num_errors; i++)
+        if (strcmp(d->before->errors[i].layer, layer->source->prefix) == 0 &&
+            strcmp(d->before->errors[i].matrix, matrix) == 0)
+            return &d->before->errors[i];
+    return NULL;
+}
+
+/* Whether the units of experts first .. end-1 of a layer were left as a pack had them before. */
+static bool kept(const description *d, const mp_plan_layer *layer, uint32_t first, uint32_t end)
+{
+    bool any = !d->anew;
+
+    for (uint64_t u = (uint64_t)first * MP_SIDES; !any && u < (uint64_t)end * MP_SIDES; u++)
+        any = d->anew[layer->first_unit + u];
+    return !any;
+}
+
+static void count_elements(const description *d, const mp_plan_layer *layer, uint32_t first,
+                           uint32_t end, uint64_t *elements, uint64_t *blocks)
+{
+    static const char *const matrices[2][MP_SIDES] = {{"w13", "w2"}, {"shared w13", "shared w2"}};
+    bool shared = first >= layer->source->num_experts;
+
+    *elements = *blocks = 0;
+    if (!d->state->stats)
+        return;
+    if (kept(d, layer, first, end)) {
+        for (int side = 0; side < MP_SIDES; side++) {
+            const mp_layer_error *e = error_before(d, layer, matrices[shared][side]);
+
+            *elements += e ? e->elements : 0;
+            *blocks += e ? e->requantized_blocks : 0;
+        }
+        return;
+    }
+    for (uint64_t unit = (uint64_t)first * MP_SIDES; unit < (uint64_t)end * MP_SIDES; unit++) {
+        *elements += d->state->stats[layer->first_unit + unit].elements;
+        *blocks += d->state->stats[layer->first_unit + unit].requantized_blocks;
+    }
+}
+
 /* Whether units of experts first .. end-1 of a layer requantized anything: where the target wants
  * powers of two, that was seen only when scales were read. */
 static bool requantized(const description *d, const mp_plan_layer *layer, uint32_t first,
                         uint32_t end)
 {
-    uint64_t elements = 0;
+    uint64_t elements, blocks;
 
-    for (uint64_t unit = (uint64_t)first * MP_SIDES; unit < (uint64_t)end * MP_SIDES; unit++)
-        elements += d->state->stats ? d->state->stats[layer->first_unit + unit].elements : 0;
+    count_elements(d, layer, first, end, &elements, &blocks);
     return elements > 0;
+}
+
+/* Takes over a row of errors. */
+static int add_error_before(const description *d, const mp_plan_layer *layer, const char *matrix,
+                            mp_error *err)
+{
+    const mp_layer_error *before = error_before(d, layer, matrix);
+
+    if (!before)
+        return mp_fail(err, MP_ERR_INPUT, "%s: %s: the pack has no row of errors", MP_MANIFEST_NAME,
+                       layer->source->prefix);
+    mp_layer_error *e = &d->m->errors[d->m->num_errors++];
+    *e = *before;
+    e->matrix = matrix;
+    e->layer = strdup(layer->source->prefix);
+    return e->layer ? 0 : mp_fail_memory(err);
 }
 
 /* Adds the error of one side of experts first .. end-1 of a layer: its units' sums in the order
@@ -224,6 +286,8 @@ static bool requantized(const description *d, const mp_plan_layer *layer, uint32
 static int add_error(const description *d, const mp_plan_layer *layer, uint32_t first, uint32_t end,
                      mp_side side, const char *matrix, mp_error *err)
 {
+    if (kept(d, layer, first, end))
+        return add_error_before(d, layer, matrix, err);
     mp_layer_error *e = &d->m->errors[d->m->num_errors++];
     mp_quant_stats sum = {0};
 
@@ -277,12 +341,11 @@ static bool is_lossless(const description *d, const mp_plan_layer *layer, bool s
     const mp_moe_layer *source = layer->source;
     uint32_t first = shared ? source->num_experts : 0;
     uint32_t end = shared ? d->plan->shape.num_ids : source->num_experts;
-    uint64_t blocks = 0;
+    uint64_t elements, blocks;
 
-    if (!requantized(d, layer, first, end))
+    count_elements(d, layer, first, end, &elements, &blocks);
+    if (elements == 0)
         return true;
-    for (uint64_t unit = (uint64_t)first * MP_SIDES; unit < (uint64_t)end * MP_SIDES; unit++)
-        blocks += d->state->stats[layer->first_unit + unit].requantized_blocks;
     return blocks == 0 &&
            mp_requantize_counts(shared ? source->shared_storage.scheme : source->storage.scheme,
                                 target->scheme);
@@ -336,11 +399,12 @@ static int describe_run(const description *d, mp_error *err)
     return 0;
 }
 
-int mp_repack_finish(const void *plan, const mp_progress_state *state, const char *partial,
-                     mp_error *err)
+int mp_repack_finish_update(const mp_plan *plan, const mp_progress_state *state,
+                            const mp_manifest *before, const bool *anew, const char *partial,
+                            mp_error *err)
 {
     mp_manifest m = {0};
-    const description d = {plan, state, partial, &m};
+    const description d = {plan, state, partial, &m, before, anew};
     char *text = NULL;
     int rc = describe_run(&d, err);
 
@@ -357,4 +421,10 @@ int mp_repack_finish(const void *plan, const mp_progress_state *state, const cha
     free(text);
     mp_manifest_release(&m);
     return rc;
+}
+
+int mp_repack_finish(const void *plan, const mp_progress_state *state, const char *partial,
+                     mp_error *err)
+{
+    return mp_repack_finish_update(plan, state, NULL, NULL, partial, err);
 }

@@ -190,8 +190,8 @@ static void print_files(const mp_manifest *m, bool sized, FILE *f)
 
 /* What a manifest says. sized: with the sizes of files, which of compressed ones nobody knows
  * before. ruled: with the rules of requantizing, which decide on bytes only where anything was
- * requantized; where nothing was, the manifest does not have them. */
-static void print_manifest(const mp_manifest *m, bool sized, bool ruled, FILE *f)
+ * requantized; where nothing was, the manifest does not have them. sourced: with the source. */
+static void print_manifest(const mp_manifest *m, bool sized, bool ruled, bool sourced, FILE *f)
 {
     char dropped[MP_ROLE_SET_TEXT];
 
@@ -208,6 +208,8 @@ static void print_manifest(const mp_manifest *m, bool sized, bool ruled, FILE *f
     fprintf(f, "ranks %zu\nplacement %" PRIu64 " %s\n", m->num_ranks, m->num_physical,
             m->placement_xxh3);
     print_files(m, sized, f);
+    if (!sourced)
+        return;
     fprintf(f, "config %s\n", m->config_xxh3[0] ? m->config_xxh3 : "none");
     for (size_t i = 0; i < m->num_shards; i++)
         fprintf(f, "source %s %" PRIu64 " %s\n", m->shards[i].name, m->shards[i].size,
@@ -226,13 +228,14 @@ int mp_repack_terms(const void *user, FILE *f, mp_error *err)
             o->requantize_shared);
     fprintf(f, "max-shard-size %" PRIu64 "\n", mp_work_shard_size(o->max_shard_size));
     if (rc == 0)
-        print_manifest(&m, true, true, f);
+        print_manifest(&m, true, true, true, f);
     mp_manifest_release(&m);
     return rc ? rc : mp_terms_weights(&plan->catalog->checkpoint, f, err);
 }
 
 /* What a manifest says of the run that it is of, malloc'ed. */
-static int text_of(const mp_manifest *m, bool sized, bool ruled, char **text, mp_error *err)
+static int text_of(const mp_manifest *m, bool sized, bool ruled, bool sourced, char **text,
+                   mp_error *err)
 {
     size_t length;
     FILE *f = open_memstream(text, &length);
@@ -240,30 +243,46 @@ static int text_of(const mp_manifest *m, bool sized, bool ruled, char **text, mp
     if (!f)
         return mp_fail_memory(err);
     fprintf(f, "tool %s\n", m->tool_version);
-    print_manifest(m, sized, ruled, f);
+    print_manifest(m, sized, ruled, sourced, f);
     return fclose(f) == 0 ? 0 : mp_fail_memory(err);
+}
+
+/* Holds what the manifest of a pack says against what the plan would have it say. */
+static int check_same(const mp_plan *plan, const mp_manifest *made, const char *dir, bool sourced,
+                      mp_error *err)
+{
+    bool ruled = !mp_manifest_passes(made, false) || !mp_manifest_passes(made, true);
+    bool sized = !mp_manifest_compressed(made);
+    mp_manifest planned = {0};
+    char *had = NULL, *want = NULL;
+    int rc = mp_repack_describe(plan, &planned, err);
+
+    if (rc == 0)
+        rc = text_of(made, sized, ruled, sourced, &had, err);
+    if (rc == 0)
+        rc = text_of(&planned, sized, ruled, sourced, &want, err);
+    if (rc == 0)
+        rc = mp_terms_check_done(dir, had, want, err);
+    free(had);
+    free(want);
+    mp_manifest_release(&planned);
+    return rc;
 }
 
 int mp_repack_check_done(const void *plan, const char *out, const char *terms, mp_error *err)
 {
-    mp_manifest made = {0}, planned = {0};
-    char *had = NULL, *want = NULL;
+    mp_manifest made = {0};
     int rc = mp_manifest_load(&made, out, err);
-    bool ruled = rc == 0 && (!mp_manifest_passes(&made, false) || !mp_manifest_passes(&made, true));
-    bool sized = rc == 0 && !mp_manifest_compressed(&made);
 
     (void)terms; /* say more than a manifest */
     if (rc == 0)
-        rc = mp_repack_describe(plan, &planned, err);
-    if (rc == 0)
-        rc = text_of(&made, sized, ruled, &had, err);
-    if (rc == 0)
-        rc = text_of(&planned, sized, ruled, &want, err);
-    if (rc == 0)
-        rc = mp_terms_check_done(out, had, want, err);
-    free(had);
-    free(want);
+        rc = check_same(plan, &made, out, true, err);
     mp_manifest_release(&made);
-    mp_manifest_release(&planned);
     return rc;
+}
+
+int mp_repack_check_same_form(const mp_plan *plan, const mp_manifest *manifest, const char *dir,
+                              mp_error *err)
+{
+    return check_same(plan, manifest, dir, false, err);
 }

@@ -17,7 +17,7 @@ it "compresses and decompresses checkpoints to the same bytes"
 for source in v4-fp4 qwen3-bf16 ct-nvfp4 llama4-bf16-fused-b; do
     run moepack compress "$fixtures/$source" -o small -q
     assert_status 0
-    assert_stderr ''
+    assert_stderr_is ''
     for file in small/*.zst; do
         plain=$(basename "$file" .zst)
         zstd -dcq "$file" | cmp - "$fixtures/$source/$plain"

@@ -38,7 +38,7 @@ for source in v4-fp4 qwen3-bf16 gptoss-mxfp4; do
         for checksum in xxh3-128 adler32; do
             run moepack delta v0 v1 -o d --version 1 --encoding $encoding --checksum $checksum -q
             assert_status 0
-            assert_stderr ''
+            assert_stderr_is ''
             assert_equal "$(jq -r '.metadata | [.version, .base_version, .delta_encoding,
                 .compression_format, .checksum_format] | join(" ")' d/$index)" \
                 "000001 000000 $encoding zstd $checksum"
@@ -268,16 +268,16 @@ moepack delta v1 v2 -o d2a --version 2 -q --checksum adler32
 moepack delta v2 v3 -o d3 --version 3 -q
 run moepack fold d1 d2 -o f
 assert_status 5
-assert_stderr 'moepack: fold: d2: delta_encoding "overwrite" cannot be folded, "xor" can'
+assert_stderr_is 'moepack: fold: d2: delta_encoding "overwrite" cannot be folded, "xor" can'
 run moepack fold d1 d2a -o f
 assert_status 5
-assert_stderr 'moepack: fold: d2a: its checksums are adler32, those of d1 xxh3-128, and a delta has one kind'
+assert_stderr_is 'moepack: fold: d2a: its checksums are adler32, those of d1 xxh3-128, and a delta has one kind'
 run moepack fold d1 d3 -o f
 assert_status 1
-assert_stderr 'moepack: fold: d3: changes version 000002, d1 is version 000001'
+assert_stderr_is 'moepack: fold: d3: changes version 000002, d1 is version 000001'
 run moepack fold d1 v2 -o f
 assert_status 5
-assert_stderr 'moepack: fold: v2: a full version cannot be folded'
+assert_stderr_is 'moepack: fold: v2: a full version cannot be folded'
 assert_equal "$(ls -d f f.partial 2>/dev/null)" ''
 
 # ---------------------------------------------------------------------------
@@ -304,7 +304,7 @@ assert_status 2
 assert_stderr_has '"v0" exists: choose another name'
 run moepack delta v0 v0 -o v1 --version 1 --force
 assert_status 2
-assert_stderr 'moepack: delta: "v1" exists and is not a delta: not replaced'
+assert_stderr_has 'moepack: delta: "v1" exists and is not a delta: not replaced'
 run moepack delta v0 v0 -o d --version 0
 assert_status 2
 
@@ -314,16 +314,16 @@ moepack delta v0 v1 -o d --version 1 -q
 cp -r d half && rm half/$index
 run moepack apply v0 half -o a
 assert_status 3
-assert_stderr "moepack: apply: half: no $index: the version is not published, its index is written last"
+assert_stderr_is "moepack: apply: half: no $index: the version is not published, its index is written last"
 cp -r d less && rm less/model-*
 run moepack apply v0 less -o a
 assert_status 3
-assert_stderr "moepack: apply: less: model-00001-of-00001.safetensors: the file is missing, \"$index\" names it"
+assert_stderr_is "moepack: apply: less: model-00001-of-00001.safetensors: the file is missing, \"$index\" names it"
 run moepack verify less --source v0
 assert_status 3
 run moepack apply d d -o a
 assert_status 2
-assert_stderr 'moepack: apply: "d" is a delta: a chain begins with a full version'
+assert_stderr_has 'moepack: apply: "d" is a delta: a chain begins with a full version'
 
 # ---------------------------------------------------------------------------
 # Malformed
@@ -334,7 +334,7 @@ refused()
 {
     run moepack apply v0 d -o a
     assert_status "$1"
-    assert_stderr "moepack: apply: d: $2"
+    assert_stderr_is "moepack: apply: d: $2"
     assert_equal "$(ls -d a a.partial 2>/dev/null)" ''
 }
 
@@ -448,7 +448,7 @@ fresh xor
 python3 "$ROOT/tests/tools/tensors.py" v0/model.safetensors rename x z
 run moepack apply v0 d -o a
 assert_status 3
-assert_stderr 'moepack: apply: d: tensor "x" is not in "v0"'
+assert_stderr_is 'moepack: apply: d: tensor "x" is not in "v0"'
 fresh xor
 jq '.metadata.version = 1 | .metadata.base_version = 0' d/$index >i && mv i d/$index
 run moepack apply v0 d -o a -q
@@ -520,7 +520,7 @@ run moepack delta v0 v1 -o d --version 1 -q --resume
 assert_status 0
 run moepack delta v0 v1 -o d --version 2 -q --resume
 assert_status 3
-assert_stderr 'moepack: delta: "d" is complete and another delta'
+assert_stderr_is 'moepack: delta: "d" is complete and another delta'
 run moepack delta v0 v0 -o d --version 2 -q --force
 assert_status 0
 assert_equal "$(jq -c .weight_map d/$index)" '{}'
@@ -604,7 +604,7 @@ same a p1
 rm -r d/rank-001
 run moepack apply p0 d -o b -q
 assert_status 3
-assert_stderr 'moepack: apply: d: rank-001 is missing, "p0" has it'
+assert_stderr_is 'moepack: apply: d: rank-001 is missing, "p0" has it'
 
 it "refuses packs of another placement, and packs beside checkpoints"
 versions v4-fp4 1
@@ -613,13 +613,13 @@ moepack repack v1 -o p1 -t megamoe-w4a8 --ep 3 --redundant 4 -q
 moepack repack v1 -o p2 -t megamoe-w4a8 --ep 2 --redundant 1 -q
 run moepack delta p0 p1 -o d --version 1 -q
 assert_status 1
-assert_stderr 'moepack: delta: p1: has another placement than p0: pack it anew'
+assert_stderr_is 'moepack: delta: p1: has another placement than p0: pack it anew'
 run moepack delta p0 p2 -o d --version 1 -q
 assert_status 1
 assert_stderr_has 'p2: a pack for megamoe-w4a8 on 2 ranks, p0 is one for megamoe-w4a8 on 3'
 run moepack delta p0 v1 -o d --version 1 -q
 assert_status 1
-assert_stderr 'moepack: delta: v1: is of a checkpoint, p0 is a pack'
+assert_stderr_is 'moepack: delta: v1: is of a checkpoint, p0 is a pack'
 
 it "makes deltas of compressed packs"
 versions v4-fp4 1

@@ -590,6 +590,23 @@ CALL(mp_delta_apply)
     return mp_delta_apply(FIXTURE, deltas, 1, MISSING "/out", NULL, MP_RUN_FRESH, NULL, err);
 }
 
+CALL(mp_update_init)
+{
+    const char *const deltas[] = {MISSING};
+    mp_update update;
+    return mp_update_init(&update, MISSING, deltas, 1, FIXTURE, NULL, NULL, err);
+}
+
+CALL(mp_update_run)
+{
+    mp_update update = {0};
+    mp_repack_options options = repack();
+    cr_assert_eq(mp_plan_init(&update.plan, opened(), &options, NULL), 0);
+    int rc = mp_update_run(&update, MISSING "/out", MP_RUN_FRESH, NULL, err);
+    mp_plan_release(&update.plan);
+    return rc;
+}
+
 CALL(mp_delta_verify)
 {
     mp_verify_report report;
@@ -689,6 +706,8 @@ const failing_call failing_calls[] = {
     ROW(mp_delta_fold),
     ROW(mp_delta_apply),
     ROW(mp_delta_verify),
+    ROW(mp_update_init),
+    ROW(mp_update_run),
     ROW(mp_quantize_errors),
     ROW(mp_synth),
     ROW(mp_verify),

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A pack brought up to date, as the job of repacking the new version, with two differences: a unit
+ * of an expert that no delta touches copies its slots from the pack that was there before, and
+ * tensors with none that is touched have the digest that they had. */
+#include "delta/update.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "checkpoint/shard.h"
+#include "run/journal.h"
+#include "run/output.h"
+#include "run/terms.h"
+#include "run/work.h"
+#include "write/plan.h"
+#include "write/repack.h"
+#include "write/unit.h"
+
+#define PIECE_BYTES ((uint64_t)256 << 10)
+
+/* ------------------------------------------------------------------------
+ * Units
+ */
+
+static int copy_slot(const mp_update *update, const mp_unit *unit, const mp_slot_tensor *tensor,
+                     mp_place place, mp_outputs *outputs, uint8_t *scratch, mp_error *err)
+{
+    const mp_plan *plan = &update->plan;
+    const mp_checkpoint *rank = &update->pack.ranks[place.rank];
+    const mp_out_tensor *out =
+        mp_plan_output(plan, unit->layer_index, place.rank, unit->set, tensor);
+    const mp_tensor *from =
+        mp_pack_tensor(&update->pack, unit->layer_index, place.rank, unit->set, tensor);
+    uint64_t bytes = tensor->slot_bytes, begin = place.slot * bytes;
+    int rc = 0;
+
+    if (!out)
+        return 0; /* the layer does not have it */
+    if (!from || from->bytes != out->bytes)
+        return mp_fail(err, MP_ERR_INPUT, "%s: rank %u: %s: missing", update->pack.dir, place.rank,
+                       out->name);
+    const mp_shard *shard = &rank->shards[from->shard];
+    if (!shard->zstd)
+        return mp_outputs_copy(outputs, out, begin, shard->fd, shard->file, from->offset + begin,
+                               bytes, err);
+    for (uint64_t at = 0; rc == 0 && at < bytes; at += PIECE_BYTES) {
+        uint64_t n = bytes - at < PIECE_BYTES ? bytes - at : PIECE_BYTES;
+
+        rc = mp_tensor_read(rank, from, begin + at, n, scratch, err);
+        if (rc == 0)
+            rc = mp_outputs_write(outputs, out, begin + at, scratch, n, err);
+    }
+    return rc;
+}
+
+static int copy_unit(const mp_update *update, const mp_unit *unit, mp_outputs *outputs,
+                     uint8_t *scratch, mp_error *err)
+{
+    uint32_t count;
+    const mp_place *copies = mp_places_of(&unit->layer->places, unit->id, &count);
+
+    for (unsigned t = 0; t < unit->set->num_tensors; t++)
+        for (uint32_t c = 0; c < count; c++)
+            if (unit->set->tensors[t].side == unit->side &&
+                copy_slot(update, unit, &unit->set->tensors[t], copies[c], outputs, scratch, err) !=
+                    0)
+                return err->code;
+    return 0;
+}
+
+static int run_unit(const void *user, uint64_t index, mp_outputs *outputs, void *scratch,
+                    mp_quant_stats *stats, mp_error *err)
+{
+    const mp_update *update = user;
+    const mp_unit unit = mp_plan_unit(&update->plan, index);
+
+    return update->parts->touched.unit[index]
+               ? mp_unit_run(&update->plan, &unit, outputs, scratch, stats, err)
+               : copy_unit(update, &unit, outputs, scratch, err);
+}
+
+/* ------------------------------------------------------------------------
+ * Digests
+ */
+
+/* Takes the digests of all tensors out of the manifest, in whose order outputs are. */
+static int list_digests(mp_update *update, mp_error *err)
+{
+    const mp_manifest *m = &update->pack.manifest;
+    const mp_work *work = &update->plan.work;
+    size_t o = 0;
+
+    update->parts->known = mp_alloc_zeroed(work->num_outputs, sizeof *update->parts->known);
+    if (!update->parts->known)
+        return mp_fail_memory(err);
+    for (size_t r = 0; r < m->num_ranks; r++)
+        for (size_t f = 0; f < m->ranks[r].num_files; f++)
+            for (size_t t = 0; t < m->ranks[r].files[f].num_tensors; t++, o++) {
+                const mp_packed_tensor *tensor = &m->ranks[r].files[f].tensors[t];
+
+                if (o == work->num_outputs || strcmp(work->outputs[o].name, tensor->name) != 0)
+                    return mp_fail(err, MP_ERR_INPUT,
+                                   "%s: tensor \"%s\" is not where repacking would put it: pack "
+                                   "the new version anew",
+                                   update->pack.dir, tensor->name);
+                update->parts->known[o] = tensor->xxh3;
+            }
+    return o == work->num_outputs
+               ? 0
+               : mp_fail(err, MP_ERR_INPUT, "%s: lacks tensor \"%s\": pack the new version anew",
+                         update->pack.dir, work->outputs[o].name);
+}
+
+/* Forgets those of tensors that a touched unit writes to. */
+static void forget_digests(mp_update *update)
+{
+    const mp_plan *plan = &update->plan;
+
+    for (uint64_t u = 0; u < plan->work.num_units; u++) {
+        const mp_unit unit = mp_plan_unit(plan, u);
+        uint32_t count;
+        const mp_place *copies = mp_places_of(&unit.layer->places, unit.id, &count);
+
+        if (!update->parts->touched.unit[u])
+            continue;
+        for (unsigned t = 0; t < unit.set->num_tensors; t++)
+            for (uint32_t c = 0; c < count; c++) {
+                const mp_out_tensor *out = mp_plan_output(plan, unit.layer_index, copies[c].rank,
+                                                          unit.set, &unit.set->tensors[t]);
+
+                if (out && unit.set->tensors[t].side == unit.side)
+                    update->parts->known[out - plan->work.outputs] = NULL;
+            }
+    }
+}
+
+static const char *known_digest(const void *user, size_t output)
+{
+    return ((const mp_update *)user)->parts->known[output];
+}
+
+/* ------------------------------------------------------------------------
+ * The job: what repacking does, of the same plan
+ */
+
+static int print_delta(const mp_checkpoint *ckpt, FILE *f, mp_error *err)
+{
+    mp_terms_source(ckpt, f);
+    return mp_terms_weights(ckpt, f, err);
+}
+
+static int print_terms(const void *user, FILE *f, mp_error *err)
+{
+    const mp_update *update = user;
+    const mp_chain *chain = &update->parts->chain;
+    int rc = mp_repack_job(&update->plan).terms(&update->plan, f, err);
+
+    fprintf(f, "update %s\n", update->pack.xxh3);
+    for (size_t i = 1; rc == 0 && i < chain->count; i++)
+        rc = print_delta(&chain->versions[i].parts[0].ckpt, f, err);
+    return rc;
+}
+
+static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
+{
+    const mp_update *update = user;
+
+    return mp_repack_job(&update->plan).units(&update->plan, stage, units);
+}
+
+static uint64_t unit_bytes(const void *user, uint64_t index)
+{
+    const mp_update *update = user;
+
+    return mp_repack_job(&update->plan).unit_bytes(&update->plan, index);
+}
+
+static int finish(const void *user, const mp_progress_state *state, const char *partial,
+                  mp_error *err)
+{
+    const mp_update *update = user;
+
+    return mp_repack_finish_update(&update->plan, state, &update->pack.manifest,
+                                   update->parts->touched.unit, partial, err);
+}
+
+static int check_done(const void *user, const char *out, const char *terms, mp_error *err)
+{
+    const mp_update *update = user;
+
+    return mp_repack_job(&update->plan).check_done(&update->plan, out, terms, err);
+}
+
+int mp_update_run(const mp_update *update, const char *out, mp_run_mode mode,
+                  const mp_context *context, mp_error *err)
+{
+    err = MP_NEVER_NULL(err);
+    mp_job job = mp_repack_job(&update->plan);
+    int rc = mp_repack_check_forms(&update->plan, err);
+
+    job.plan = update;
+    job.terms = print_terms;
+    job.units = list_units;
+    job.unit_bytes = unit_bytes;
+    job.run = run_unit;
+    job.known_digest = known_digest;
+    job.finish = finish;
+    job.check_done = check_done;
+    return rc ? rc : mp_job_run(&job, out, mode, context, err);
+}
+
+/* ------------------------------------------------------------------------
+ * The plan
+ */
+
+static int open_source(mp_update *update, const char *const *deltas, size_t count,
+                       const char *source, const mp_context *context, mp_error *err)
+{
+    mp_chain *chain = &update->parts->chain;
+    int rc = mp_chain_open(chain, source, MP_BASE_UNCHECKED, deltas, count, context, err);
+
+    for (size_t i = 1; rc == 0 && i < chain->count; i++)
+        if (!chain->versions[i].delta)
+            rc = mp_fail(err, MP_ERR_UNSUPPORTED,
+                         "%s: a full version: pack it, and update from there", deltas[i - 1]);
+    if (rc == 0)
+        rc = mp_catalog_open(&update->catalog, source, context, err);
+    if (rc == 0 && update->catalog.num_towers > 1)
+        rc = mp_catalog_choose(&update->catalog, update->pack.manifest.layers[0], err);
+    return rc;
+}
+
+int mp_update_init(mp_update *update, const char *pack, const char *const *deltas, size_t count,
+                   const char *source, const mp_update_options *options, const mp_context *context,
+                   mp_error *err)
+{
+    mp_repack_options repack;
+    int rc;
+
+    err = MP_NEVER_NULL(err);
+    *update = (mp_update){.parts = mp_alloc_zeroed(1, sizeof *update->parts)};
+    if (!update->parts)
+        return mp_fail_memory(err);
+    update->parts->spool.fd = -1;
+    rc = mp_pack_open(&update->pack, pack, NULL, context, err);
+    if (rc == 0)
+        rc = open_source(update, deltas, count, source, context, err);
+    if (rc == 0)
+        rc = mp_update_options_of(update, options, &repack, err);
+    if (rc == 0)
+        rc = mp_plan_init(&update->plan, &update->catalog, &repack, err);
+    if (rc == 0)
+        rc = mp_repack_check_same_form(&update->plan, &update->pack.manifest, pack, err);
+    if (rc == 0)
+        rc = list_digests(update, err);
+    if (rc == 0)
+        rc = mp_touched_init(&update->parts->touched, &update->plan, &update->parts->chain, context,
+                             err);
+    if (rc == 0)
+        rc = mp_update_settle_source(update, pack, context, err);
+    if (rc != 0) {
+        mp_update_release(update);
+        return rc;
+    }
+    forget_digests(update);
+    update->units = update->parts->touched.units;
+    update->touched_units = update->parts->touched.touched_units;
+    if (update->plan.work.scratch_bytes < PIECE_BYTES)
+        update->plan.work.scratch_bytes = PIECE_BYTES;
+    return 0;
+}
+
+void mp_update_release(mp_update *update)
+{
+    mp_update_parts *parts = update->parts;
+
+    if (parts) {
+        if (update->plan.catalog)
+            mp_touched_release(&parts->touched, &update->plan);
+        mp_chain_release(&parts->chain);
+        mp_spool_release(&parts->spool);
+        free(parts->known);
+        free(parts->layers);
+        free(parts->ranks);
+    }
+    free(parts);
+    mp_plan_release(&update->plan);
+    mp_catalog_release(&update->catalog);
+    mp_pack_release(&update->pack);
+    *update = (mp_update){0};
+}
