@@ -50,6 +50,9 @@ static int list_links(const mp_delta_version *delta, const mp_chain *chain, mp_p
 {
     size_t room = 0;
 
+    *links = NULL;
+    if (!delta->delta)
+        return mp_fail(err, MP_ERR_INPUT, "%s: is a full version, not a delta", delta->dir);
     for (size_t p = 0; p < delta->num_parts; p++)
         room += delta->parts[p].ckpt.num_tensors;
     *links = mp_alloc(room, sizeof **links);

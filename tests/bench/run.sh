@@ -3,7 +3,7 @@
 # Usage: tests/bench/run.sh BUILD [SECTION...]
 # Measures BUILD/moepack with DeepSeek V4 Flash's shapes (H 4096, I 2048) on two threads, all
 # files in memory: sections copy, targets, transposed, quantize, memory, inspect, forward,
-# placement, zstd and kernels, or all. Speeds are printed and never judged; figures of a busy machine are worth nothing.
+# placement, zstd, delta and kernels, or all. Speeds are printed and never judged; figures of a busy machine are worth nothing.
 set -euo pipefail
 
 build=$1
@@ -348,6 +348,77 @@ section_zstd()
     rm -rf "$work/v4" "$work/a" "$work/b"
 }
 
+# change FILE...: low bits of 2 % of the BF16 weights, with differences of both signs.
+change()
+{
+    "$build/bench/change" 50 "$@"
+}
+
+# timed TIMES COMMAND: the shortest of so many runs, in seconds; the command is one of this shell.
+timed()
+{
+    local n=$1 least=1000000 begin end
+
+    shift
+    for _ in $(seq "$n"); do
+        begin=$(date +%s.%N)
+        eval "$*"
+        end=$(date +%s.%N)
+        least=$(calc %.4f "$end - $begin < $least ? $end - $begin : $least")
+    done
+    echo "$least"
+}
+
+# beside NAME SECONDS OTHER SECONDS BYTES: a line of two times.
+beside()
+{
+    printf '   %-16s %.3f s, %.2f GB/s; %s %.3f s: %.2f of it\n' "$1" "$2" \
+        "$(calc %.4f "$5 / 1e9 / $2")" "$3" "$4" "$(calc %.4f "$4 / $2")"
+}
+
+section_delta()
+{
+    local old=$work/old new=$work/new file bytes delta compared applied copied target fresh updated
+    local run="$moepack" quiet="-q -j $threads"
+
+    title "deltas of two versions in BF16, 2 % of the weights changed"
+    synth old --preset qwen3-30b-a3b --layers 1 --experts 128 --format bf16
+    cp -r "$old" "$new"
+    change "$new"/*.safetensors
+    bytes=$(bytes_of "$old")
+    file=$(cd "$old" && ls ./*.safetensors)
+    cp -r "$old" "$work/same"
+    delta=$(timed 3 "rm -rf $work/d; $run delta $old $new $quiet -o $work/d --version 1")
+    compared=$(timed 3 "cmp $old/$file $work/same/$file")
+    show "$run" delta "$old" "$new" --version 1 -o "$work/d"
+    beside delta "$delta" "cmp of the same" "$compared" "$bytes"
+    printf '   %.2f %% of the bytes are stored\n' "$(calc %.4f "100 * $(bytes_of "$work/d") / $bytes")"
+    rm -rf "$work/same"
+    applied=$(timed 3 "rm -rf $work/a; $run apply $old $work/d $quiet -o $work/a")
+    cmp "$work/a/$file" "$new/$file"
+    rm -rf "$work/a"
+    copied=$(timed 3 "rm -rf $work/a; cp -r $old $work/a")
+    show "$run" apply "$old" "$work/d" -o "$work/a"
+    beside apply "$applied" "cp -r" "$copied" "$bytes"
+    rm -rf "$work/a" "$work/d" "$new"
+
+    title "repack --update, 5 % of the experts changed, beside a fresh repack"
+    for target in "deepep-bf16 --ep 8" "fuseep-1 --ep 8 --quantize int8_channel"; do
+        cp -r "$old" "$new"
+        "$build/bench/change" 50 -n 6 "$new"/*.safetensors
+        quietly "$run" delta "$old" "$new" -q -o "$work/d" --version 1
+        # shellcheck disable=SC2086
+        quietly "$run" repack "$old" -q -t $target -o "$work/p"
+        fresh=$(timed 3 "rm -rf $work/f; $run repack $new $quiet -t $target -o $work/f")
+        rm -rf "$work/f"
+        updated=$(timed 3 "rm -rf $work/u; $run repack --update $work/p --delta $work/d --source $new $quiet -o $work/u")
+        show "$run" repack --update "$work/p" --delta "$work/d" --source "$new" -o "$work/u"
+        beside "${target%% *}" "$updated" "fresh" "$fresh" "$(bytes_of "$work/u")"
+        rm -rf "$work/p" "$work/u" "$work/d" "$new"
+    done
+    rm -rf "$old"
+}
+
 section_kernels()
 {
     title "kernels on one thread, data in the cache"
@@ -359,7 +430,7 @@ printf "moepack %s, %s processors, load %s, files in %s (\$D)\n" \
     "$("$moepack" --version | sed 's/^moepack //')" "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" \
     "$root"
 sed -n 's/^model name[[:space:]]*: /   /p' /proc/cpuinfo | head -n 1
-for section in "${@:-copy targets transposed quantize memory inspect forward placement zstd kernels}"; do
+for section in "${@:-copy targets transposed quantize memory inspect forward placement zstd delta kernels}"; do
     for name in $section; do
         "section_$name"
     done
