@@ -109,6 +109,7 @@ int mp_delta_make_all(mp_delta_make *make, const void *user, mp_delta_item *item
     if (!m.order)
         return mp_fail_memory(err);
     pthread_mutex_init(&m.lock, NULL);
+    mp_begin_phase(context, "comparing");
     for (size_t i = 0; i < count; i++) {
         m.order[i] = &items[i];
         m.total += items[i].bytes;

@@ -196,6 +196,8 @@ int mp_update_run(const mp_update *update, const char *out, mp_run_mode mode,
                   const mp_context *context, mp_error *err)
 {
     err = MP_NEVER_NULL(err);
+    if (!update->parts)
+        return mp_fail(err, MP_ERR_USAGE, "nothing is planned");
     mp_job job = mp_repack_job(&update->plan);
     int rc = mp_repack_check_forms(&update->plan, err);
 

@@ -11,7 +11,7 @@
  * written once each, so only one thread at a time can be the one with the next ones. */
 typedef struct mp_tensor_digest {
     mp_digest_stream stream;
-    uint64_t next;    /* atomic: bytes digested; the byte that is wanted next, UINT64_MAX for none */
+    uint64_t next; /* atomic: bytes digested; the byte that is wanted next, UINT64_MAX for none */
     uint64_t written; /* atomic: bytes of it that this process has written */
 } mp_tensor_digest;
 

@@ -599,12 +599,8 @@ CALL(mp_update_init)
 
 CALL(mp_update_run)
 {
-    mp_update update = {0};
-    mp_repack_options options = repack();
-    cr_assert_eq(mp_plan_init(&update.plan, opened(), &options, NULL), 0);
-    int rc = mp_update_run(&update, MISSING "/out", MP_RUN_FRESH, NULL, err);
-    mp_plan_release(&update.plan);
-    return rc;
+    const mp_update update = {0};
+    return mp_update_run(&update, MISSING "/out", MP_RUN_FRESH, NULL, err);
 }
 
 CALL(mp_delta_verify)
