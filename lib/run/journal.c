@@ -299,7 +299,7 @@ int mp_journal_compare(const mp_journal *own, const char *dir, const mp_part *ot
     if (!path)
         return mp_fail_memory(err);
     if (mp_path_exists(path)) /* or it has been taken back meanwhile */
-        rc = mp_read_text(path, JOURNAL_LIMIT, &text, NULL, err);
+        rc = mp_read_file(path, JOURNAL_LIMIT, &text, NULL, err);
     body = text ? find_body(text) : NULL;
     if (body) {
         *wrote = strncmp(body, "unit ", 5) == 0 || strstr(body, "\nunit ");
@@ -314,7 +314,7 @@ int mp_journal_compare(const mp_journal *own, const char *dir, const mp_part *ot
 int mp_journal_how(const char *dir, const char *name, char **how, mp_error *err)
 {
     char *path = mp_path_join(dir, name), *text = NULL, *line;
-    int rc = path ? mp_read_text(path, JOURNAL_LIMIT, &text, NULL, err) : mp_fail_memory(err);
+    int rc = path ? mp_read_file(path, JOURNAL_LIMIT, &text, NULL, err) : mp_fail_memory(err);
 
     *how = NULL;
     line = rc == 0 && find_body(text) ? strstr(text, "\n" HOW) : NULL;

@@ -290,7 +290,7 @@ int mp_checksums_write(const char *dir, const mp_context *context, mp_error *err
 static int read_lines(lines *said, mp_error *err)
 {
     char *path = mp_path_join(said->dir, MP_SUMS_NAME), *text = NULL;
-    int rc = path ? mp_read_text(path, TEXT_LIMIT, &text, NULL, err) : mp_fail_memory(err);
+    int rc = path ? mp_read_file(path, TEXT_LIMIT, &text, NULL, err) : mp_fail_memory(err);
 
     free(path);
     for (const char *at = text; rc == 0 && *at;) {

@@ -40,7 +40,7 @@ static int describe_texts(const mp_plan *plan, mp_manifest *m, mp_error *err)
     if (!catalog->config.present)
         return 0;
     path = mp_path_join(catalog->checkpoint.dir, MP_CONFIG_NAME);
-    rc = path ? mp_read_text(path, CONFIG_LIMIT, &text, &length, err) : mp_fail_memory(err);
+    rc = path ? mp_read_file(path, CONFIG_LIMIT, &text, &length, err) : mp_fail_memory(err);
     free(path);
     if (rc != 0)
         return rc;
