@@ -86,9 +86,10 @@ static int digest_end(const mp_checkpoint *ckpt, const mp_shard *shard, mp_hex_d
     int rc = whole ? mp_pread_all(shard->fd, bytes, n, size - n, shard->file, err)
                    : mp_shard_read(shard, ckpt->cache, size - n, n, bytes, err);
 
-    if (rc == 0)
-        mp_hex_digest_of(bytes, n, hex);
-    return rc;
+    if (rc != 0)
+        return mp_error_prefix(err, "%s", shard->file);
+    mp_hex_digest_of(bytes, n, hex);
+    return 0;
 }
 
 int mp_terms_weights(const mp_checkpoint *ckpt, FILE *f, mp_error *err)
