@@ -312,7 +312,8 @@ static void detect_family(mp_catalog *catalog)
     catalog->family = family->name;
     snprintf(catalog->reason, sizeof catalog->reason, "%.80s.%s%sexperts.N.%s: %s%s", layer->prefix,
              layer->naming->block, layer->naming->block[0] ? "." : "",
-             layer->naming->projection[layer->ungated ? MP_UP : MP_GATE], mp_storage_text(&layer->storage, storage), says);
+             layer->naming->projection[layer->ungated ? MP_UP : MP_GATE],
+             mp_storage_text(&layer->storage, storage), says);
 }
 
 char *mp_model_text(const char *model_type, const char *family, char text[MP_MODEL_TEXT])

@@ -74,7 +74,7 @@ typedef enum form {
 
 typedef struct rule {
     const char *target;
-    bool other; /* its form in FRACTAL_NZ, or with folded alphas */
+    bool other;        /* its form in FRACTAL_NZ, or with folded alphas */
     line_order *order; /* of L1 */
     form forms[MP_SIDES];
     mp_dims sizes[5];
