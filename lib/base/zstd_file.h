@@ -45,7 +45,7 @@ mp_frame_cache *mp_frame_cache_new(int threads);
 void mp_frame_cache_free(mp_frame_cache *cache);
 
 /* Lets files that are not seekable be read too, by one thread from now on, and in ascending order
- * by and large: what lies together may be read to and fro, and what lies apart side by side. */
+ * by and large: what lies together may be read back and forth, and what lies apart side by side. */
 void mp_frame_cache_read_in_order(mp_frame_cache *cache);
 
 /* Reads content [offset, offset + n), which lies inside the file. Of a file that is not seekable

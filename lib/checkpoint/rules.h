@@ -45,8 +45,8 @@ typedef struct mp_model_rule {
     mp_act_rule act;
     double limit;          /* swiglu_limit where config.json has none; 0: no limit */
     double scale;          /* of weights where config.json has none; 0: there is no such factor */
-    bool scale_assumed;    /* that is not what the model's own code takes */
     double epsilon;        /* added to the sum that weights are divided by */
+    bool scale_assumed;    /* `scale` is not what the model's own code takes */
     bool config_score;     /* config.json may name another score */
     bool score_by_bias;    /* without a bias of the choice: softmax, and not renormalized */
     bool bias;             /* a bias of the choice, if there is its tensor */

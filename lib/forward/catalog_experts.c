@@ -194,20 +194,20 @@ static int choose_global(const mp_catalog_experts *e, uint32_t id, mp_side side,
 {
     mp_projection first = mp_side_first(side);
     unsigned parts = mp_side_parts(side);
-    matrix_job job[2];
+    matrix_job job[2] = {0};
     mp_stored_matrix stored[2];
     mp_second_scale scale;
 
     for (unsigned part = 0; part < parts; part++) {
         if (find_matrix(e, id, first + part, &job[part], err) != 0)
             return err->code;
+        if (job[part].to != MP_SCHEME_NVFP4)
+            return 0;
         lay_out(&job[part], scratch);
-        if (job[part].to == MP_SCHEME_NVFP4 && mp_stored_begin(&job[part].stored, err) != 0)
+        if (mp_stored_begin(&job[part].stored, err) != 0)
             return err->code;
         stored[part] = job[part].stored;
     }
-    if (job[0].to != MP_SCHEME_NVFP4)
-        return 0;
     if (mp_stored_second_scale(stored, parts, e->options.quant.allow_nonfinite, &scale, err) != 0)
         return err->code;
     for (unsigned part = 0; part < parts; part++)

@@ -183,7 +183,7 @@ static void draw_ranks(FILE *out, const slot_map *map, uint32_t top)
                 map->pack->open[rank] ? "bar" : "frame", rank_x(map, rank), top, width,
                 map->pack->open[rank] ? height : (uint32_t)BARS, width, rank, bytes);
         if (width >= 5 * LETTER || rank == 0)
-            fprintf(out, "<text x=\"%u\" y=\"%u\">%s%u</text>\n", rank_x(map, rank), HEADER - 8,
+            fprintf(out, "<text x=\"%u\" y=\"%d\">%s%u</text>\n", rank_x(map, rank), HEADER - 8,
                     rank == 0 ? "rank " : "", rank);
     }
 }
@@ -215,7 +215,7 @@ static void draw(FILE *out, slot_map *map)
              mp_slots_per_rank(&pack->shape.slots), pack->shape.slots.num_logical,
              pack->shape.slots.num_physical);
     mp_svg_begin(out, width, bottom + FOOTER, title);
-    fprintf(out, "<text class=\"title\" x=\"%u\" y=\"%u\">%s</text>\n", MP_SVG_MARGIN, HEADER - 40,
+    fprintf(out, "<text class=\"title\" x=\"%u\" y=\"%d\">%s</text>\n", MP_SVG_MARGIN, HEADER - 40,
             title);
     for (color c = ONCE; c < COLORS; c++)
         draw_color(out, map, c);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154
 #
 # Every command that writes, for tests that let the system fail under them. A new one is a line.
 # Those that go on with --resume leave OUT.partial, the others leave nothing or begin anew.
@@ -13,6 +13,9 @@ moepack synth -q --family qwen3_moe --hidden 128 --intermediate 64 --experts 6 -
     --vocab 16 -o "$inputs/checkpoint"
 moepack repack "$inputs/checkpoint" --target deepep-bf16 --ep 2 -q -o "$inputs/pack"
 moepack compress "$inputs/checkpoint" -q -o "$inputs/compressed"
+moepack synth -q --family qwen3_moe --hidden 128 --intermediate 64 --experts 6 --layers 2 --top-k 2 \
+    --vocab 16 --seed 7 -o "$inputs/newer"
+moepack delta "$inputs/checkpoint" "$inputs/newer" --version 1 -q -o "$inputs/changes"
 echo '{"logical_count": [[50, 3, 7, 10, 2, 8], [9, 40, 3, 6, 11, 5]]}' >"$inputs/counts.json"
 
 # NAME RESUMABLE COMMAND ARGUMENT...: what is written is called out.
@@ -23,6 +26,9 @@ writers=(
     "quantize yes quantize checkpoint --format mxfp4"
     "compress yes compress checkpoint"
     "decompress yes decompress compressed"
+    "delta yes delta checkpoint newer --version 1"
+    "apply yes apply checkpoint changes"
+    "update yes repack --update pack --delta changes --source newer"
     "synth no synth --family qwen3_moe --hidden 64 --intermediate 32 --experts 4 --layers 2 --top-k 2 --vocab 16"
     "extract no extract pack --layer 0 --expert 3"
     "eplb no eplb counts.json --ep 3 --redundant 3"
@@ -53,6 +59,7 @@ failing()
 {
     status=0
     command_line="${writer[*]} with $*"
+    # shellcheck disable=SC2163
     { (export LD_PRELOAD=$fail_io "$@" && write) >"$stdout" 2>"$stderr" || status=$?; } 2>/dev/null
 }
 

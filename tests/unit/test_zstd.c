@@ -329,7 +329,7 @@ Test(zstd, one_frame_is_read_in_ascending_order)
     cr_assert_eq(file.content, LONG_CONTENT);
     cr_assert_eq(mp_zstd_file_read(&file, cache, low, 1, got, &err), MP_ERR_UNSUPPORTED);
     mp_frame_cache_read_in_order(cache);
-    /* Two places side by side, each a little to and fro. */
+    /* Two places side by side, each a little back and forth. */
     for (size_t at = 0, n; at + high < LONG_CONTENT; at += n) {
         n = LONG_CONTENT - high - at < most ? LONG_CONTENT - high - at : most;
         for (int place = 0; place < 2; place++) {
