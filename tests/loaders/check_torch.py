@@ -108,12 +108,19 @@ def as_engine(source, experts, target, device):
     return found
 
 
-def seconds(function, device):
+def measure(function, device):
+    """The result, seconds, and the bytes of device memory that were needed at once."""
+    before = peak = 0
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
     begin = time.perf_counter()
     result = function()
     if device == "cuda":
         torch.cuda.synchronize()
-    return result, time.perf_counter() - begin
+        peak = torch.cuda.max_memory_allocated() - before
+    return result, time.perf_counter() - begin, peak
 
 
 def same(ours, theirs):
@@ -138,8 +145,10 @@ def check(target, device):
         per_rank = pack.num_physical // pack.ep_size
         experts = pack.placement(layer)[number * per_rank : (number + 1) * per_rank]
         rank = pack.rank(number)
-        ours, fast = seconds(lambda: rank.torch(layer, device), device)
-        theirs, slow = seconds(lambda: as_engine(tensors, experts, target, device), device)
+        ours, fast, least = measure(lambda: rank.torch(layer, device), device)
+        theirs, slow, most = measure(
+            lambda: as_engine(tensors, experts, target, device), device
+        )
         size = sum(t.numel() * t.element_size() for t in ours.values())
         for name, expected in theirs.items():
             assert same(ours[name], expected), f"{target}, rank {number}: {name} differs"
@@ -152,6 +161,7 @@ def check(target, device):
         print(
             f"{target:17} rank {number}: {size / 1e6:6.1f} MB in {fast:.4f} s, "
             f"{slow:.4f} s from the checkpoint"
+            + (f"; at most {least / 1e6:.1f} and {most / 1e6:.1f} MB of the device" if most else "")
         )
 
 
