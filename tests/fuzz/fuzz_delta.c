@@ -98,11 +98,13 @@ static void try_content(const uint8_t *data, size_t size, bool overwrite)
 {
     static uint8_t frame[2 * CONTENT_MAX];
     uint32_t checksum;
+    size_t stored;
     bool structure;
 
     if (size > CONTENT_MAX)
         return;
-    put_shard("delta/m.safetensors", frame, mp_frame_store(data, size, frame, &checksum), SUM);
+    require(mp_frame_store(data, size, frame, &stored, &checksum, NULL) == 0, "frame");
+    put_shard("delta/m.safetensors", frame, stored, SUM);
     put_index(overwrite ? "overwrite" : "xor");
     bool taken = check(&structure);
     require(taken == (overwrite ? overwrites(data, size) : size == TENSOR_BYTES), "what is taken");
