@@ -172,10 +172,8 @@ static int make_xor(const void *user, mp_delta_item *item, uint8_t *scratch, mp_
         if (rc != 0)
             break;
         mp_checksum_update(&sum, new, n);
-        if (memcmp(old, new, n) != 0) {
-            mp_xor_bytes(old, new, n);
-            changed = mp_count_nonzero(old, n);
-        }
+        if (memcmp(old, new, n) != 0)
+            changed = mp_xor_count(old, new, n);
         item->changed += changed;
         if (wanted)
             rc = changed > 0 ? mp_spool_put(&stream, old, n, err) : mp_spool_zeros(&stream, n, err);

@@ -30,7 +30,17 @@ void mp_xor_bytes(uint8_t *a, const uint8_t *b, size_t n)
         a[i] ^= b[i];
 }
 
-uint64_t mp_count_nonzero(const uint8_t *bytes, size_t n)
+/* Sum of the lanes. */
+static uint64_t sum_up(lanes sums)
+{
+    uint64_t sum = 0;
+
+    for (size_t k = 0; k < WIDTH; k++)
+        sum += sums[k];
+    return sum;
+}
+
+uint64_t mp_xor_count(uint8_t *a, const uint8_t *b, size_t n)
 {
     uint64_t count = 0;
     size_t i = 0;
@@ -40,10 +50,31 @@ uint64_t mp_count_nonzero(const uint8_t *bytes, size_t n)
         lanes sums = {0};
 
         /* what compares as true has all bits set, which is -1 */
+        for (; turns > 0; turns--, i += WIDTH) {
+            lanes v = load(a + i) ^ load(b + i);
+
+            memcpy(a + i, &v, sizeof v);
+            sums -= (lanes)(v != (lanes){0});
+        }
+        count += sum_up(sums);
+    }
+    for (; i < n; i++)
+        count += (a[i] ^= b[i]) != 0;
+    return count;
+}
+
+uint64_t mp_count_nonzero(const uint8_t *bytes, size_t n)
+{
+    uint64_t count = 0;
+    size_t i = 0;
+
+    while (i + WIDTH <= n) {
+        size_t turns = (n - i) / WIDTH < TURNS ? (n - i) / WIDTH : TURNS;
+        lanes sums = {0};
+
         for (; turns > 0; turns--, i += WIDTH)
             sums -= (lanes)(load(bytes + i) != (lanes){0});
-        for (size_t k = 0; k < WIDTH; k++)
-            count += sums[k];
+        count += sum_up(sums);
     }
     for (; i < n; i++)
         count += bytes[i] != 0;

@@ -9,6 +9,9 @@
 /* a ^= b */
 void mp_xor_bytes(uint8_t *a, const uint8_t *b, size_t n);
 
+/* a ^= b; how many bytes of them differed. */
+uint64_t mp_xor_count(uint8_t *a, const uint8_t *b, size_t n);
+
 /* How many bytes are not zero. */
 uint64_t mp_count_nonzero(const uint8_t *bytes, size_t n);
 

@@ -83,7 +83,11 @@ Test(delta, xors_and_counts_any_length_at_any_offset)
                 count += inside && a[i] != b[i];
             }
             cr_assert_eq(mp_count_nonzero(x + offset, n), count);
+            cr_assert_eq(mp_xor_count(a + offset, b + offset, n), count);
+            cr_assert_eq(memcmp(a, x, sizeof a), 0);
         }
     memset(x, 0x80, SIZE);
     cr_assert_eq(mp_count_nonzero(x, SIZE), SIZE);
+    memset(a, 0, SIZE);
+    cr_assert_eq(mp_xor_count(a, x, SIZE), SIZE);
 }
