@@ -389,6 +389,46 @@ Test(schemes, decode_refuses_nan_scales)
     assert_refused(&in, MP_ERR_INPUT, "global scale is NaN");
 }
 
+/* 0 is 2^-127 and no zero, 134 is 128 and no NaN; 255 is. */
+Test(schemes, decodes_exponents_at_the_edges)
+{
+    static const struct {
+        mp_scheme scheme;
+        uint32_t block_rows, block_cols;
+        uint8_t one; /* a byte of ones */
+    } forms[] = {{MP_SCHEME_MXFP4, 1, 32, 0x22},
+                 {MP_SCHEME_MXFP8, 1, 32, 0x38},
+                 {MP_SCHEME_FP8_BLOCK, 2, 16, 0x38}};
+    static const mp_dtype types[] = {MP_F8_E8M0, MP_U8};
+    static const float edges[] = {0x1p-127f, 128, NAN};
+    static const uint8_t scales[] = {0, 134, 255};
+    uint8_t weight[64];
+    float out[64];
+
+    for (size_t f = 0; f < sizeof forms / sizeof forms[0]; f++)
+        for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
+            mp_rows in = {
+                .scheme = forms[f].scheme,
+                .scale_dtype = types[t],
+                .block_rows = forms[f].block_rows,
+                .block_cols = forms[f].block_cols,
+                .rows = 1,
+                .cols = 2 * forms[f].block_cols,
+                .weight = weight,
+                .scale = scales,
+            };
+
+            memset(weight, forms[f].one, sizeof weight);
+            cr_assert_eq(mp_decode_rows(&in, out, NULL), 0);
+            for (uint32_t i = 0; i < in.cols; i++)
+                cr_assert_eq(out[i], edges[i / in.block_cols], "%zu, %zu, %u", f, t, i);
+            in.scale = scales + 1;
+            assert_refused(&in, MP_ERR_INPUT,
+                           in.block_cols == 32 ? "scale of weight [0, 32] is NaN"
+                                               : "scale of weight [0, 16] is NaN");
+        }
+}
+
 Test(schemes, decode_refuses_combinations)
 {
     static const uint8_t bytes[256];
