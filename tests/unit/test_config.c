@@ -124,6 +124,17 @@ Test(config, facts_of_the_root)
     cr_assert_eq(config.block_cols, 64);
 }
 
+/* Hunyuan states a number of shared experts also where it has none. */
+Test(config, shared_experts_that_are_switched_off)
+{
+    expect_loads("{\"num_shared_expert\": 1, \"use_mixed_mlp_moe\": false}");
+    cr_assert_eq(config.num_shared_experts, 0);
+    expect_loads("{\"num_shared_expert\": 1, \"use_mixed_mlp_moe\": true}");
+    cr_assert_eq(config.num_shared_experts, 1);
+    expect_loads("{\"text_config\": {\"num_shared_expert\": 2, \"use_mixed_mlp_moe\": false}}");
+    cr_assert_eq(config.num_shared_experts, 0);
+}
+
 Test(config, zero_is_a_number)
 {
     expect_loads("{\"n_shared_experts\": 0, \"first_k_dense_replace\": 0}");
