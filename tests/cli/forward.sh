@@ -202,6 +202,21 @@ for shape in '128 384 8' '256 128 24' '384 640 16'; do
     seed=$((seed + 1))
 done
 
+it "names what a table of experts has wrong"
+moepack synth -q --preset deepseek-v4-flash --hidden 128 --intermediate 128 --experts 5 --layers 1 \
+    --hash-layers 1 --top-k 2 --vocab 40 -o hashed
+table=layers.0.ffn.gate.tid2eid
+run moepack forward hashed --layer 0 --tokens 3
+assert_status 0
+for id in 5 -1; do
+    "$ROOT/tests/tools/tensors.py" hashed/*.safetensors fill $table 0
+    "$ROOT/tests/tools/tensors.py" hashed/*.safetensors flip $table $((39 * 16 + 8)) 5
+    [ $id = 5 ] || "$ROOT/tests/tools/tensors.py" hashed/*.safetensors fill $table 0xff
+    run moepack forward hashed --layer 0 --tokens 3
+    assert_status 3
+    assert_stderr_is "moepack: forward: $table: row $((id == 5 ? 39 : 0)): expert $id of 5"
+done
+
 it "notices experts in each other's place"
 pack megamoe-w4a8 2 0 none ''
 forward source.st "$source" --layer 0 --emulate w4a8 --no-shared
