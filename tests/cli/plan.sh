@@ -248,6 +248,14 @@ jq '.quantization.exclude_modules += ["*.experts.*"]' v3/hf_quant_config.json >v
     mv v3/other v3/hf_quant_config.json
 run moepack plan --model v3 --json
 assert_json '[.model.scheme, .model.scheme_from]' '["bf16","exclude_modules"]'
+jq -n "{model_type: \"minimax_m3\", num_local_experts: 5, hidden_act: \"swigluoai\", $sizes,
+    quantization_config: {quant_method: \"modelopt\", quant_algo: \"MIXED_PRECISION\",
+    quantized_layers: ([range(22) as \$l | range(5) as \$e | (\"w1\", \"w2\", \"w3\") | {value: $nvfp4,
+    key: \"language_model.model.layers.\(\$l).block_sparse_moe.experts.\(\$e).\(.)\"}] | from_entries |
+    .[\"language_model.model.layers.5.self_attn.q_proj\"] = {quant_algo: \"MXFP8\"})}}" | put_config m3
+run moepack plan --model m3 --backend megamoe --tp 1 --json
+assert_json '[.model.scheme, .model.scheme_from, .model.num_layers, .target, .warnings[0]]' \
+    '["nvfp4","quantized_layers",22,"megamoe-nvfp4","activation swigluoai: whether the engine hands its parameters on is not known"]'
 jq -n "{model_type: \"nemotron_h\", n_routed_experts: 64, $sizes, mlp_hidden_act: \"relu2\",
     num_hidden_layers: 12, hybrid_override_pattern: \"MEMEM*EMEM*E\"}" | put_config nemotron
 run moepack plan --model nemotron --backend megamoe
