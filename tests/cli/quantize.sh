@@ -106,6 +106,96 @@ quantize "$fixtures/v3-fp8" -o out -f mxfp4
 assert_status 0
 assert_stderr_has 'moepack: quantize: warning: config.json: quantization_config stays "fp8" for '
 
+# A model whose attention, shared experts, MTP block and head stay as they are.
+make_partly()
+{
+    moepack synth -o "$1" --family qwen3_moe --format "${2:-bf16}" --hidden 128 --intermediate 64 \
+        --experts 3 --layers 1 --top-k 2 -q
+    PYTHONPATH=$ROOT/tests/tools python3 - "$1" <<'END'
+import glob, json, os, sys, tensors
+
+path = sys.argv[1] + "/model.safetensors"
+made = {n: t for p in glob.glob(sys.argv[1] + "/*.safetensors") for n, t in tensors.read(p)[0].items()}
+for old in glob.glob(sys.argv[1] + "/model*"):
+    os.remove(old)
+for name, rows, cols in (("layers.0.self_attn.q_proj", 128, 128), ("layers.0.self_attn.o_proj", 128, 128),
+                         ("layers.0.mlp.shared_expert.gate_proj", 64, 128),
+                         ("layers.0.mlp.shared_expert.up_proj", 64, 128),
+                         ("layers.0.mlp.shared_expert.down_proj", 128, 64),
+                         ("layers.0.mlp.shared_expert_gate", 1, 128)):
+    made[f"model.{name}.weight"] = made[f"mtp.{name}.weight"] = ["BF16", [rows, cols], b"\x80\x3f" * rows * cols]
+made["mtp.fc.weight"] = ["BF16", [128, 256], b"\x80\x3f" * 128 * 256]
+made.setdefault("lm_head.weight", ["BF16", [64, 128], b"\x80\x3f" * 64 * 128])
+for name in [n for n in made if n.startswith("model.layers.0.mlp.experts.") or n == "model.layers.0.mlp.gate.weight"]:
+    made[name.replace("model.", "mtp.", 1)] = made[name]
+tensors.write(path, made)
+config = json.load(open(sys.argv[1] + "/config.json"))
+config.update(model_type="qwen3_next", shared_expert_intermediate_size=64, mtp_num_hidden_layers=1)
+json.dump(config, open(sys.argv[1] + "/config.json", "w"))
+END
+}
+
+# Modules that lists of exceptions have wrong, by the rules of engines: a text is a module, all
+# below it, or a pattern of *; "re:" begins a regular expression.
+wrong_exceptions()
+{
+    PYTHONPATH=$ROOT/tests/tools python3 - "$1" <<'END'
+import fnmatch, glob, json, os, re, sys, tensors
+
+made = {n: t for p in glob.glob(sys.argv[1] + "/*.safetensors") for n, t in tensors.read(p)[0].items()}
+config = json.load(open(sys.argv[1] + "/config.json"))["quantization_config"]
+lists = [config.get("ignore") or config["modules_to_not_convert"]]
+beside = sys.argv[1] + "/hf_quant_config.json"
+if os.path.exists(beside):
+    lists.append(json.load(open(beside))["quantization"]["exclude_modules"])
+
+
+def listed(module, rules):
+    return any(re.match(r[3:], module) if r.startswith("re:") else
+               fnmatch.fnmatchcase(module, r) or module.startswith(r + ".") for r in rules)
+
+
+plain = {n[:-7]: dtype == "BF16" for n, (dtype, shape, _) in made.items()
+         if n.endswith(".weight") and len(shape) == 2 and "embed" not in n}
+plain.update({n[:-14]: False for n in made if n.endswith(".weight_packed")})
+print(len(lists), sum(plain.values()), sum(not p for p in plain.values()),
+      *(m for rules in lists for m, p in plain.items() if listed(m, rules) != p))
+END
+}
+
+it "lists all that stays as it is, and nothing else, where engines look for exceptions"
+make_partly source
+while read -r format style lists; do
+    rm -rf out
+    quantize source -f "$format" --style "$style" --layers 0 -o out -q
+    assert_status 0
+    assert_equal "$format $style $(wrong_exceptions out)" "$format $style $lists 25 9"
+done <<'END'
+mxfp4 compressed-tensors 1
+nvfp4 compressed-tensors 1
+nvfp4 modelopt 2
+int8_channel compressed-tensors 1
+fp8_block deepseek-v3 1
+END
+
+it "declares static activations only where every expert has a scale of them"
+moepack synth -o source --family qwen3_moe --format nvfp4 --style modelopt --hidden 128 --intermediate 64 \
+    --experts 3 --layers 2 --top-k 2 -q
+static='.quantization_config.config_groups.group_0.input_activations.dynamic'
+quantize source -f nvfp4 --style modelopt -o out
+assert_status 0
+assert_equal "$(grep -c warning "$stderr")" 0
+assert_equal "$(jq $static out/config.json)" false
+for matrix in $(tensors source | sed -n 's/^\(model.layers.1.*input_scale\) .*/\1/p'); do
+    "$ROOT/tests/tools/tensors.py" source/*.safetensors drop "$matrix"
+done
+rm -rf out source/*.index.json && mv source/*.safetensors source/model.safetensors
+quantize source -f nvfp4 --style modelopt -o out
+assert_status 0
+assert_stderr_has 'moepack: quantize: warning: experts have no input_scale: engines that quantize activations to nvfp4 need one'
+assert_equal "$(jq $static out/config.json)" null
+assert_equal "$(tensors out | grep -c 'input_scale')" 9
+
 # types DIR: types of the scales of routed experts.
 types()
 {
