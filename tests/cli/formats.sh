@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Formats of real checkpoints that are easily read wrong: zero points, several precisions, codes
 # in other containers.
-# shellcheck source=tests/cli/lib.sh
+# shellcheck source=tests/cli/lib.sh disable=SC2119
 . "$(dirname "$0")/lib.sh"
 
 edit()
@@ -137,6 +137,50 @@ shared-joined fuseep-2 separate 22
 ct-fused-int8 fuseep-1 none 4
 END
 
+it "packs the same under the names of every family and exporter"
+moepack synth -o qwen3_moe --family qwen3_moe --format mxfp4 --style compressed-tensors --hidden 384 \
+    --intermediate 128 --experts 3 --layers 2 --top-k 2 -q
+python3 - "$ROOT/tests/tools" <<'END'
+import glob, json, os, sys
+
+sys.path.insert(0, sys.argv[1])
+import tensors
+
+whole = {n: t for p in glob.glob("qwen3_moe/*.safetensors") for n, t in tensors.read(p)[0].items()}
+config = json.load(open("qwen3_moe/config.json"))
+
+
+def model(family, made, **more):
+    os.mkdir(family)
+    tensors.write(family + "/model.safetensors", made)
+    json.dump(dict(config, model_type=family, **more), open(family + "/config.json", "w"))
+
+
+def joined(layer, names, suffix):
+    """[E, N, K] of the matrices of all experts, those of one in a row."""
+    parts = [whole[f"{layer}.mlp.experts.{e}.{name}.{suffix}"] for e in range(3) for name in names]
+    rows, cols = parts[0][1]
+    return [parts[0][0], [3, rows * len(names), cols], b"".join(p[2] for p in parts)]
+
+
+model("mixtral", {n.replace(".mlp.", ".block_sparse_moe."): t for n, t in whole.items()}, num_local_experts=3)
+model("minimax_m2", whole, num_local_experts=3)
+model("deepseek_v4", whole, n_routed_experts=3)
+fused = {n: t for n, t in whole.items() if ".experts." not in n}
+for layer in ("model.layers.0", "model.layers.1"):
+    for suffix in ("weight_packed", "weight_scale"):
+        for name, parts in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
+            fused[f"{layer}.mlp.experts.{name}.{suffix}"] = joined(layer, parts, suffix)
+model("qwen3_5_moe", fused)
+END
+for model in qwen3_moe mixtral minimax_m2 deepseek_v4 qwen3_5_moe; do
+    run moepack inspect $model --json
+    assert_json '[.model_type, .problems, .layers[].format]' "[\"$model\",[],\"mxfp4\",\"mxfp4\"]"
+    run moepack repack $model -t megamoe-w4a8 --ep 3 -o $model.pack -q
+    assert_status 0
+    assert_equal "$model $(cmp $model.pack/rank-002/*.safetensors qwen3_moe.pack/rank-002/*.safetensors)" "$model "
+done
+
 it "gives back second scales of gate and up that are in one tensor"
 python3 - "$ROOT" <<'END'
 import os, sys
@@ -155,6 +199,52 @@ assert_status 0
 run moepack unpack pack -o back -q
 assert_status 0
 assert_equal "$(compare back ckpt)" 6
+
+it "takes one input scale for all experts of a tensor"
+python3 - "$ROOT" <<'END'
+import os, sys
+
+sys.path.insert(0, sys.argv[1] + "/tests/tools")
+import fixtures
+
+fixtures.H, fixtures.I = 256, 128
+made = fixtures.llama4_modelopt_nvfp4()
+made.tensors = {n: t for n, t in made.tensors.items() if "shared" not in n}
+for name, scale in ("gate_up_proj", 0.25), ("down_proj", 0.375):
+    name = f"{fixtures.NESTED}.feed_forward.experts.{name}_input_scale"
+    made.tensors[name] = fixtures.Tensor("F32", (), fixtures.pack_floats([scale]))
+fixtures.write_checkpoint("ckpt", made)
+os.remove("ckpt/truth.st")
+END
+run moepack inspect ckpt
+assert_status 0
+run moepack repack ckpt -t megamoe-nvfp4 --ep 1 -o pack -q
+assert_status 0
+run moepack quantize ckpt -f nvfp4 -o single -q
+assert_status 0
+PYTHONPATH=$ROOT/tests/tools python3 - <<'END' >"$stdout"
+import glob, struct, tensors
+
+for path in sorted(glob.glob("pack/rank-000/*.safetensors") + glob.glob("single/*.safetensors")):
+    for name, (_, shape, data) in sorted(tensors.read(path)[0].items()):
+        if name.endswith("input_scale"):
+            print(name.split("experts.")[1], shape, *struct.unpack(f"<{len(data) // 4}f", data))
+END
+assert_stdout <<'END'
+l1_input_scale [3] 0.25 0.25 0.25
+l2_input_scale [3] 0.375 0.375 0.375
+0.down_proj.input_scale [] 0.375
+0.gate_proj.input_scale [] 0.25
+0.up_proj.input_scale [] 0.25
+1.down_proj.input_scale [] 0.375
+1.gate_proj.input_scale [] 0.25
+1.up_proj.input_scale [] 0.25
+2.down_proj.input_scale [] 0.375
+2.gate_proj.input_scale [] 0.25
+2.up_proj.input_scale [] 0.25
+END
+run moepack verify pack --source ckpt --level numeric -q
+assert_status 0
 
 # ---------------------------------------------------------------------------
 # Alphas of nvfp4
