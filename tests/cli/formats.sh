@@ -150,10 +150,10 @@ whole = {n: t for p in glob.glob("qwen3_moe/*.safetensors") for n, t in tensors.
 config = json.load(open("qwen3_moe/config.json"))
 
 
-def model(family, made, **more):
-    os.mkdir(family)
-    tensors.write(family + "/model.safetensors", made)
-    json.dump(dict(config, model_type=family, **more), open(family + "/config.json", "w"))
+def model(family, made, end="", **more):
+    os.mkdir(family + end)
+    tensors.write(f"{family}{end}/model.safetensors", made)
+    json.dump(dict(config, model_type=family, **more), open(f"{family}{end}/config.json", "w"))
 
 
 def joined(layer, names, suffix):
@@ -172,10 +172,11 @@ for layer in ("model.layers.0", "model.layers.1"):
         for name, parts in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
             fused[f"{layer}.mlp.experts.{name}.{suffix}"] = joined(layer, parts, suffix)
 model("qwen3_5_moe", fused)
+model("mixtral", fused, "-fused", num_local_experts=3)
 END
-for model in qwen3_moe mixtral minimax_m2 deepseek_v4 qwen3_5_moe; do
+for model in qwen3_moe mixtral mixtral-fused minimax_m2 deepseek_v4 qwen3_5_moe; do
     run moepack inspect $model --json
-    assert_json '[.model_type, .problems, .layers[].format]' "[\"$model\",[],\"mxfp4\",\"mxfp4\"]"
+    assert_json '[.model_type, .problems, .layers[].format]' "[\"${model%-fused}\",[],\"mxfp4\",\"mxfp4\"]"
     run moepack repack $model -t megamoe-w4a8 --ep 3 -o $model.pack -q
     assert_status 0
     assert_equal "$model $(cmp $model.pack/rank-002/*.safetensors qwen3_moe.pack/rank-002/*.safetensors)" "$model "
