@@ -314,6 +314,13 @@ run moepack eplb counts.json --ep 2 --model ckpt
 assert_status 3
 assert_stderr_has 'ckpt: counts of 5 layers, the model has'
 
+it "takes the numbers of layers from a checkpoint that has dense ones between"
+echo '{"logical_count": [[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]]}' >counts.json
+run moepack eplb counts.json --redundant 1 --ep 2 --placement-format trtllm \
+    --model "$ROOT/testdata/transformers/qwen3_moe-mlp_only_layers1"
+assert_status 0
+assert_equal "$(sed -n 's/^  \([0-9]*\):.*/\1/p' "$stdout" | tr '\n' ' ')" '0 2 '
+
 it "leaves layers that were never chosen out of means, and does not search them"
 echo '{"logical_count": [[0, 0, 0, 0], [9, 1, 1, 1]]}' >counts.json
 run moepack eplb counts.json --ep 2 --redundant 2 --algorithm best --report --json
