@@ -255,14 +255,14 @@ check-cluster: $(BUILD)/moepack
 check-memory: $(BUILD)/moepack
 	@MOEPACK=$(BUILD)/moepack bash tests/memory/check.sh
 
-# The commands' tests, without those that read sources or look at what is installed.
+# The commands' tests, without those that read sources or look at what is installed or drawn.
 COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh headers.sh includes.sh install.sh \
-	lib.sh libmoepack.sh loaders.sh man.sh pairs.sh symbols.sh),$(call files,tests/cli/*.sh))
+	lib.sh libmoepack.sh loaders.sh man.sh pairs.sh pictures.sh progress.sh symbols.sh),$(call files,tests/cli/*.sh))
 commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)
 
 # Those of commands that work in several threads.
-THREADED_TESTS := $(addprefix tests/cli/,compress.sh delta.sh diff.sh faults.sh forward.sh quantize.sh repack.sh resume.sh \
+THREADED_TESTS := $(addprefix tests/cli/,compress.sh diff.sh faults.sh forward.sh quantize.sh repack.sh resume.sh \
 	unpack.sh update.sh verify.sh verify_numeric.sh)
 threaded: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(THREADED_TESTS)
