@@ -42,8 +42,9 @@ static int run_apply(const void *values, mp_error *err)
     if (rc != 0)
         return rc;
     if (!o->common.quiet)
-        fprintf(stderr, "moepack: apply: %s: %llu files, %s\n", o->work.out,
-                (unsigned long long)report.shards, size_text(report.plain, size));
+        fprintf(stderr, "moepack: apply: %s: %llu file%s, %s\n", o->work.out,
+                (unsigned long long)report.shards, mp_plural(report.shards),
+                size_text(report.plain, size));
     if (!o->common.quiet && options.zstd)
         zstd_print(stderr, &report);
     return o->common.json ? print_json(zstd_json(&report), err) : 0;

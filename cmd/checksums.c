@@ -5,6 +5,7 @@
 #include "progress.h"
 
 #include <jansson.h>
+#include <moepack/store.h>
 #include <moepack/work.h>
 
 typedef struct checksums_options {

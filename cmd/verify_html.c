@@ -66,9 +66,10 @@ static void put_summary(FILE *out, const mp_verify_report *report)
         fprintf(out, "<p><strong class=\"bad\">FAILED</strong>: %" PRIu64 " fault%s; ",
                 report->total_faults, mp_plural(report->total_faults));
     fprintf(out,
-            "level %s, %" PRIu64 " files, %" PRIu64 " tensors, %" PRIu64
-            " slots, %s; moepack %s</p>\n",
-            mp_verify_level_name(report->level), report->files, report->tensors, report->slots,
+            "level %s, %" PRIu64 " file%s, %" PRIu64 " tensor%s, %" PRIu64
+            " slot%s, %s; moepack %s</p>\n",
+            mp_verify_level_name(report->level), report->files, mp_plural(report->files),
+            report->tensors, mp_plural(report->tensors), report->slots, mp_plural(report->slots),
             size_text(report->bytes, bytes), mp_version());
 }
 

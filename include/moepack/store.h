@@ -34,6 +34,7 @@ extern "C" {
 /* Files beside the shards. */
 #define MP_CONFIG_NAME "config.json"
 #define MP_INDEX_NAME  "model.safetensors.index.json"
+#define MP_SUMS_NAME   "SHA256SUMS" /* of all files below a directory; see work.h */
 
 /* A tensor of a checkpoint. Strings and shapes are owned by the checkpoint. */
 typedef struct mp_tensor {

@@ -101,8 +101,6 @@ int mp_run_publish(const char *out, mp_error *err);
  * itself, sorted by name. Symbolic links are followed.
  */
 
-#define MP_SUMS_NAME "SHA256SUMS"
-
 /* Writes it. context: may be null. MP_ERR_INPUT for a name with a line feed; MP_ERR_IO. */
 int mp_checksums_write(const char *dir, const mp_context *context, mp_error *err);
 

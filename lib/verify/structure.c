@@ -78,7 +78,8 @@ static bool known_entry(const void *user, const char *name)
     const mp_manifest *m = user;
     char rank_name[MP_RANK_NAME_MAX];
 
-    if (strcmp(name, MP_MANIFEST_NAME) == 0 || strcmp(name, MP_PLACEMENT_NAME) == 0)
+    if (strcmp(name, MP_MANIFEST_NAME) == 0 || strcmp(name, MP_PLACEMENT_NAME) == 0 ||
+        strcmp(name, MP_SUMS_NAME) == 0)
         return true;
     if (strcmp(name, MP_CONFIG_NAME) == 0)
         return m->config_xxh3[0] != '\0';

@@ -425,6 +425,11 @@ repack --sha256
 run moepack checksums out --check
 assert_status 0
 assert_stdout 'out: all 15 files are as SHA256SUMS says'
+run moepack verify out
+assert_status 0
+run moepack inspect out
+assert_status 0
+assert_stderr_is ''
 moepack checksums out
 run moepack checksums out -c --json
 assert_status 0
