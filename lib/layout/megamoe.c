@@ -203,13 +203,9 @@ static unsigned describe_mxfp4(const mp_dims *dims, mp_slot_tensor tensors[MP_TA
     return describe_fp4(dims, MXFP4_BLOCK, tensors);
 }
 
-static unsigned describe_nvfp4(const mp_dims *dims, mp_slot_tensor tensors[MP_TARGET_TENSORS])
+/* Adds what both conventions of alphas end with. Tensors from `needed` on are optional. */
+static unsigned end_nvfp4(mp_slot_tensor *tensors, unsigned needed, unsigned count)
 {
-    unsigned count = describe_fp4(dims, NVFP4_BLOCK, tensors), needed = count + 2;
-
-    tensors[count++] = floats("l1_alpha", MP_L1, MP_ROLE_ALPHA, 2);
-    tensors[count++] = floats("l2_alpha", MP_L2, MP_ROLE_ALPHA, 0);
-    tensors[count++] = floats("l1_input_scale", MP_L1, MP_ROLE_INPUT_SCALE, 0);
     tensors[count++] = floats("l2_input_scale", MP_L2, MP_ROLE_INPUT_SCALE, 0);
     tensors[count++] = floats("l1_global_scale", MP_L1, MP_ROLE_GLOBAL_SCALE, 2);
     tensors[count++] = floats("l2_global_scale", MP_L2, MP_ROLE_GLOBAL_SCALE, 0);
@@ -217,6 +213,16 @@ static unsigned describe_nvfp4(const mp_dims *dims, mp_slot_tensor tensors[MP_TA
     for (unsigned t = needed; t < count; t++)
         tensors[t].optional = true;
     return count;
+}
+
+static unsigned describe_nvfp4(const mp_dims *dims, mp_slot_tensor tensors[MP_TARGET_TENSORS])
+{
+    unsigned count = describe_fp4(dims, NVFP4_BLOCK, tensors), needed = count + 2;
+
+    tensors[count++] = floats("l1_alpha", MP_L1, MP_ROLE_ALPHA, 2);
+    tensors[count++] = floats("l2_alpha", MP_L2, MP_ROLE_ALPHA, 0);
+    tensors[count++] = floats("l1_input_scale", MP_L1, MP_ROLE_INPUT_SCALE, 0);
+    return end_nvfp4(tensors, needed, count);
 }
 
 /* DeepGEMM's own alphas: one for L1, with the input scale folded in. It is a rounded product, so
@@ -229,13 +235,7 @@ static unsigned describe_folded(const mp_dims *dims, mp_slot_tensor tensors[MP_T
     tensors[count++] = floats("l2_alpha", MP_L2, MP_ROLE_ALPHA, 0);
     tensors[count++] = floats("l1_second_scale", MP_L1, MP_ROLE_ALPHA, 2);
     tensors[count++] = floats("l1_input_scale", MP_L1, MP_ROLE_INPUT_SCALE, 0);
-    tensors[count++] = floats("l2_input_scale", MP_L2, MP_ROLE_INPUT_SCALE, 0);
-    tensors[count++] = floats("l1_global_scale", MP_L1, MP_ROLE_GLOBAL_SCALE, 2);
-    tensors[count++] = floats("l2_global_scale", MP_L2, MP_ROLE_GLOBAL_SCALE, 0);
-    tensors[count++] = floats("l2_act_scale", MP_L2, MP_ROLE_ACT_SCALE, 0);
-    for (unsigned t = needed; t < count; t++)
-        tensors[t].optional = true;
-    return count;
+    return end_nvfp4(tensors, needed, count);
 }
 
 static unsigned describe_bf16(const mp_dims *dims, mp_slot_tensor tensors[MP_TARGET_TENSORS])
