@@ -39,6 +39,11 @@ static inline bool mp_add_u64(uint64_t a, uint64_t b, uint64_t *out)
     return !__builtin_add_overflow(a, b, out);
 }
 
+static inline uint64_t mp_max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
 /* a / b rounded up, b > 0. */
 static inline uint64_t mp_ceil_div(uint64_t a, uint64_t b)
 {

@@ -4,6 +4,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "numeric/rows.h"
 
 #include <math.h>
 #include <string.h>
@@ -179,19 +180,11 @@ static int pass_tile(const mp_canonical *c, unsigned part, const mp_tile *tile, 
 {
     const mp_side_source *from = c->from;
     const mp_scheme_form *form = mp_scheme_form_of(from->target->scheme);
-    const mp_rows rows = {
-        .scheme = from->target->scheme,
-        .scale_dtype = form->scale_dtype,
-        .block_rows = form->block_rows,
-        .block_cols = form->block_cols,
-        .row0 = tile->row0,
-        .rows = tile->rows,
-        .cols = tile->cols,
-        .weight = out,
-        .scale = form->has_scale ? scale_at(c, part, tile->row0) : NULL,
-        .global_scale = c->global[part],
-    };
+    mp_rows rows = mp_scheme_rows(from->target->scheme, tile->row0, tile->rows, tile->cols);
 
+    rows.weight = out;
+    rows.scale = form->has_scale ? scale_at(c, part, tile->row0) : NULL;
+    rows.global_scale = c->global[part];
     if (mp_stored_read(&c->stored[part], rectangle_of(tile), out, NULL, err) != 0)
         return err->code;
     if (!from->quant->allow_nonfinite && mp_rows_check_finite(&rows, err) != 0)

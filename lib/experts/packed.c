@@ -7,6 +7,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "numeric/rows.h"
 
 /* Bytes of a tile of columns where rows are asked for. */
 #define COLS_BYTES (UINT64_C(1) << 20)
@@ -204,19 +205,12 @@ int mp_packed_rows(mp_packed_side *s, uint64_t row0, uint64_t rows, mp_rows out[
     for (unsigned p = 0; p < mp_side_parts(s->side); p++) {
         uint64_t scale_row = p * per_part + (form->has_scale ? row0 / form->block_rows : 0);
 
-        out[p] = (mp_rows){
-            .scheme = s->set->target->scheme,
-            .scale_dtype = form->scale_dtype,
-            .block_rows = form->block_rows,
-            .block_cols = form->block_cols,
-            .row0 = row0,
-            .rows = rows,
-            .cols = mp_side_cols(&s->set->dims, s->side),
-            .weight = s->part[p],
-            .scale = s->scale + scale_row * scale_row_bytes(s),
-            .global_scale = s->global[p],
-            .global_divides = s->global_divides,
-        };
+        out[p] = mp_scheme_rows(s->set->target->scheme, row0, rows,
+                                mp_side_cols(&s->set->dims, s->side));
+        out[p].weight = s->part[p];
+        out[p].scale = s->scale + scale_row * scale_row_bytes(s);
+        out[p].global_scale = s->global[p];
+        out[p].global_divides = s->global_divides;
     }
     return 0;
 }

@@ -13,11 +13,6 @@
 /* Bytes of a bias that are read at once where every other number is wanted. */
 #define PIECE_BYTES 4096
 
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* ------------------------------------------------------------------------
  * Scratch
  */
@@ -26,7 +21,7 @@ static uint64_t larger(uint64_t a, uint64_t b)
 static uint64_t strip_rows(const mp_stored_matrix *m)
 {
     uint64_t rectangle = m->tile_rows * mp_storage_row_bytes(m->storage, m->tile_cols);
-    uint64_t rows = rectangle / larger(mp_storage_row_bytes(m->storage, m->cols), 1);
+    uint64_t rows = rectangle / mp_max_u64(mp_storage_row_bytes(m->storage, m->cols), 1);
 
     return rows == 0 ? 1 : rows < m->rows ? rows : m->rows;
 }
@@ -43,11 +38,11 @@ static uint64_t lay_out(mp_stored_matrix *m, void *base)
     uint64_t strip = strip_rows(m), used = 0;
 
     m->codes = mp_scratch_take(base, &used,
-                               larger(m->tile_rows * mp_storage_row_bytes(s, m->tile_cols),
-                                      strip * mp_storage_row_bytes(s, m->cols)));
+                               mp_max_u64(m->tile_rows * mp_storage_row_bytes(s, m->tile_cols),
+                                          strip * mp_storage_row_bytes(s, m->cols)));
     m->scale = mp_scratch_take(
         base, &used,
-        larger(scale_bytes(s, m->tile_rows, m->tile_cols), scale_bytes(s, strip, m->cols)));
+        mp_max_u64(scale_bytes(s, m->tile_rows, m->tile_cols), scale_bytes(s, strip, m->cols)));
     m->work = mp_scratch_take(base, &used, mp_requantize_scratch(m->cols));
     return used;
 }

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "experts/stored.h"
+#include "numeric/rows.h"
 
 /* Blocks of scales are 128 rows high at most, and requantizing wants whole ones. */
 #define TILE_ROWS 128
@@ -21,11 +22,6 @@ typedef struct matrix_job {
     mp_scheme to; /* MP_SCHEME_COUNT: as it is */
     uint8_t *codes, *scales;
 } matrix_job;
-
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
 
 static int find_matrix(const mp_catalog_experts *e, uint32_t id, mp_projection projection,
                        matrix_job *job, mp_error *err)
@@ -80,7 +76,7 @@ static int part_bytes(const mp_catalog_experts *e, mp_projection projection, uin
     if (e->source.count > e->layer->num_experts) {
         if (find_matrix(e, e->layer->num_experts, projection, &job, err) != 0)
             return err->code;
-        *bytes = larger(*bytes, lay_out(&job, NULL));
+        *bytes = mp_max_u64(*bytes, lay_out(&job, NULL));
     }
     return 0;
 }
@@ -92,22 +88,13 @@ static int part_bytes(const mp_catalog_experts *e, mp_projection projection, uin
 static int requantize(const mp_catalog_experts *e, const matrix_job *job, uint32_t id,
                       mp_projection projection, mp_rectangle at, mp_rows *out, mp_error *err)
 {
-    const mp_scheme_form *form = mp_scheme_form_of(job->to);
     mp_quant_options quant = e->options.quant;
 
     quant.global_scale = e->global ? e->global[id * MP_PROJECTIONS + projection] : 1;
-    *out = (mp_rows){
-        .scheme = job->to,
-        .scale_dtype = form->scale_dtype,
-        .block_rows = form->block_rows,
-        .block_cols = form->block_cols,
-        .row0 = at.row0,
-        .rows = at.rows,
-        .cols = at.cols,
-        .weight = job->codes,
-        .scale = job->scales,
-        .global_scale = quant.global_scale,
-    };
+    *out = mp_scheme_rows(job->to, at.row0, at.rows, at.cols);
+    out->weight = job->codes;
+    out->scale = job->scales;
+    out->global_scale = quant.global_scale;
     return mp_stored_convert(&job->stored, at, job->to, &quant, job->codes, job->scales, NULL, err);
 }
 
@@ -276,7 +263,7 @@ int mp_catalog_experts_open(mp_catalog_experts *experts, const mp_catalog *catal
     int rc = part_bytes(experts, MP_GATE, &gate, err);
     if (rc == 0)
         rc = part_bytes(experts, MP_DOWN, &down, err);
-    experts->source.scratch_bytes = mp_round_up(larger(2 * gate, down), 128);
+    experts->source.scratch_bytes = mp_round_up(mp_max_u64(2 * gate, down), 128);
     if (rc == 0)
         rc = check_matrices(experts, err);
     if (rc == 0)

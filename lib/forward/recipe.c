@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "numeric/rows.h"
 
 /* DeepGEMM's helpers quantize the input with this floor. */
 #define FLOOR 1e-4f
@@ -151,7 +152,6 @@ static void quantize_blocks(bool fp4, uint64_t width, float floor, bool power, f
 static int requantize(const mp_recipe *r, mp_stage stage, float *row, uint64_t n, float *scale,
                       const buffers *b, mp_error *err)
 {
-    const mp_scheme_form *form = mp_scheme_form_of(r->values);
     mp_quant_options options = {.amax_floor = stage == MP_STAGE_INPUT ? r->floor : 0};
     mp_rows in = {.scheme = MP_SCHEME_F32,
                   .rows = 1,
@@ -159,14 +159,9 @@ static int requantize(const mp_recipe *r, mp_stage stage, float *row, uint64_t n
                   .weight = row,
                   .block_rows = 1,
                   .block_cols = 1};
-    mp_rows out = {.scheme = r->values,
-                   .scale_dtype = form->scale_dtype,
-                   .block_rows = form->block_rows,
-                   .block_cols = form->block_cols,
-                   .rows = 1,
-                   .cols = n,
-                   .weight = b->codes,
-                   .scale = b->scales};
+    mp_rows out = mp_scheme_rows(r->values, 0, 1, n);
+    out.weight = b->codes;
+    out.scale = b->scales;
     uint32_t bits = mp_kernels_best()->amax_bits(row, n);
     float amax;
 

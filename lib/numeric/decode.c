@@ -54,6 +54,21 @@ bool mp_scheme_has_scales(mp_scheme scheme)
     return schemes[scheme].extent != NO_SCALE;
 }
 
+mp_rows mp_scheme_rows(mp_scheme scheme, uint64_t row0, uint64_t rows, uint64_t cols)
+{
+    const mp_scheme_form *form = mp_scheme_form_of(scheme);
+
+    return (mp_rows){
+        .scheme = scheme,
+        .scale_dtype = form->scale_dtype,
+        .block_rows = form->block_rows,
+        .block_cols = form->block_cols,
+        .row0 = row0,
+        .rows = rows,
+        .cols = cols,
+    };
+}
+
 static int check_block(const mp_rows *in, mp_error *err)
 {
     uint32_t rows = schemes[in->scheme].block_rows;

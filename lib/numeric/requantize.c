@@ -71,18 +71,10 @@ static bool is_channel(mp_scheme scheme)
 /* But for where codes and scales are. */
 static mp_rows describe_output(const mp_rows *in, mp_scheme to, const mp_quant_options *options)
 {
-    const mp_scheme_form *form = mp_scheme_form_of(to);
+    mp_rows out = mp_scheme_rows(to, in->row0, in->rows, in->cols);
 
-    return (mp_rows){
-        .scheme = to,
-        .scale_dtype = form->scale_dtype,
-        .block_rows = form->block_rows,
-        .block_cols = form->block_cols,
-        .row0 = in->row0,
-        .rows = in->rows,
-        .cols = in->cols,
-        .global_scale = options->global_scale,
-    };
+    out.global_scale = options->global_scale;
+    return out;
 }
 
 uint8_t *mp_job_codes(const mp_requantize_job *job, uint64_t row)

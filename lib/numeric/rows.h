@@ -19,6 +19,10 @@ mp_scale_block mp_rows_block(const mp_rows *in);
 
 bool mp_scheme_has_scales(mp_scheme scheme);
 
+/* Rows in the types and blocks that mp_requantize writes of a scheme; codes, scales and second
+ * scale are left to the caller. */
+mp_rows mp_scheme_rows(mp_scheme scheme, uint64_t row0, uint64_t rows, uint64_t cols);
+
 /* Scale number i of those stored, as float32, which holds every scale type. */
 float mp_rows_scale_at(const mp_rows *in, uint64_t i);
 

@@ -37,11 +37,6 @@ typedef struct job {
     uint8_t *codes, *scales, *exponents;
 } job;
 
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
 static uint64_t scale_row_bytes(mp_scheme scheme, uint64_t cols)
 {
     const mp_scheme_form *form = mp_scheme_form_of(scheme);
@@ -60,8 +55,8 @@ static uint64_t lay_out(job *j, uint8_t *base)
     uint64_t bytes = mp_fusion_is_transposed(from->storage->fusion) ? TRANSPOSED_BYTES : TILE_BYTES;
     void *stored;
 
-    tiles = bytes / larger(mp_storage_row_bytes(from->storage, from->cols), row) / group;
-    from->tile_rows = larger(tiles, 1) * group;
+    tiles = bytes / mp_max_u64(mp_storage_row_bytes(from->storage, from->cols), row) / group;
+    from->tile_rows = mp_max_u64(tiles, 1) * group;
     if (from->tile_rows > from->rows)
         from->tile_rows = from->rows;
     stored = mp_scratch_take(base, &used, mp_stored_scratch(from));
@@ -115,7 +110,7 @@ static uint64_t expert_scratch(const mp_quantize_plan *plan, const mp_quantize_l
         mp_quantize_unit unit = mp_quantize_unit_of(plan, layer, u);
         job j = job_of(plan, &unit);
 
-        bytes = larger(bytes, lay_out(&j, NULL));
+        bytes = mp_max_u64(bytes, lay_out(&j, NULL));
     }
     return bytes;
 }
@@ -130,8 +125,9 @@ uint64_t mp_quantize_scratch(const mp_quantize_plan *plan)
 
         if (layer->expert_units == 0)
             continue;
-        bytes = larger(bytes, expert_scratch(plan, layer, 0));
-        bytes = larger(bytes, expert_scratch(plan, layer, layer->expert_units - MP_PROJECTIONS));
+        bytes = mp_max_u64(bytes, expert_scratch(plan, layer, 0));
+        bytes =
+            mp_max_u64(bytes, expert_scratch(plan, layer, layer->expert_units - MP_PROJECTIONS));
     }
     return bytes;
 }

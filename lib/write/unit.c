@@ -14,11 +14,6 @@ typedef struct work_unit {
     uint8_t *packed; /* a tile, or another tensor's bytes of the slot */
 } work_unit;
 
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* Rows of a tile that are packed at once. A tile may be larger than a cache, because of how it is
  * read; laying it out piece by piece keeps what is written in one. */
 static uint64_t piece_rows(const mp_side_source *from, const mp_tile *tile)
@@ -40,7 +35,7 @@ static uint64_t packed_bytes(const mp_side_source *from, const mp_slot_set *set)
 
     for (unsigned t = 0; t < set->num_tensors; t++)
         if (set->tensors[t].side == from->side && set->tensors[t].role != MP_ROLE_WEIGHT)
-            bytes = larger(bytes, set->tensors[t].slot_bytes);
+            bytes = mp_max_u64(bytes, set->tensors[t].slot_bytes);
     return mp_round_up(bytes, 64);
 }
 
@@ -58,7 +53,8 @@ uint64_t mp_plan_scratch(const mp_plan *plan)
                 mp_unit unit = mp_plan_unit(plan, layer->first_unit + e * MP_SIDES + side);
                 mp_side_source from = mp_unit_source(plan, &unit);
 
-                most = larger(most, packed_bytes(&from, unit.set) + mp_canonical_scratch(&from));
+                most =
+                    mp_max_u64(most, packed_bytes(&from, unit.set) + mp_canonical_scratch(&from));
             }
         }
     }

@@ -23,11 +23,6 @@ typedef struct work_unit {
     uint8_t *stage;      /* room for a tile of both parts */
 } work_unit;
 
-static uint64_t larger(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* ------------------------------------------------------------------------
  * Scratch
  */
@@ -75,10 +70,11 @@ static void measure(mp_unpack_plan *plan, const mp_unpack_layer *layer, const mp
 
     for (unsigned t = 0; t < f->set->num_tensors; t++)
         if (f->set->tensors[t].side == side && f->set->tensors[t].role != MP_ROLE_WEIGHT)
-            source->vector_bytes = larger(source->vector_bytes, f->set->tensors[t].slot_bytes);
-    source->vector_bytes = larger(source->vector_bytes, scale_bytes(f->set, side));
-    source->slot_bytes = larger(source->slot_bytes, mp_packed_scratch(&slot));
-    source->matrix_bytes = larger(source->matrix_bytes, larger(matrix, scale_floats(f->set, side)));
+            source->vector_bytes = mp_max_u64(source->vector_bytes, f->set->tensors[t].slot_bytes);
+    source->vector_bytes = mp_max_u64(source->vector_bytes, scale_bytes(f->set, side));
+    source->slot_bytes = mp_max_u64(source->slot_bytes, mp_packed_scratch(&slot));
+    source->matrix_bytes =
+        mp_max_u64(source->matrix_bytes, mp_max_u64(matrix, scale_floats(f->set, side)));
 }
 
 uint64_t mp_unpack_scratch(mp_unpack_plan *plan)
