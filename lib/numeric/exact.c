@@ -5,7 +5,12 @@
  * tile apart can go into its codes. With kmax the largest exponent byte of the tile's blocks, its
  * scale is 2^(kmax-133) for mxfp4, under which the largest element, 6, becomes 384, and
  * 2^(kmax-127) for mxfp8. A value under a smaller byte becomes a smaller code; the tile is exact
- * unless one falls between the subnormals, which are multiples of 2^-9. */
+ * unless one falls between the subnormals, which are multiples of 2^-9.
+ *
+ * Exponents alone mostly decide for mxfp4, and then a code of E4M3 depends on nothing but the code
+ * of E2M1 and on how far its block's exponent is below the tile's: two elements of a byte become
+ * two by one look into a table, and rows need not be read twice. All other tiles are looked at
+ * element by element. */
 #include "base/error.h"
 #include "numeric/encode.h"
 #include "numeric/job.h"
@@ -17,7 +22,10 @@
 #define BLOCKS (MP_FP8_BLOCK / MP_MX_BLOCK) /* of a row of a tile */
 
 /* So far below, the least element of mxfp4, 0.5, is 2^-9 under the tile's scale. */
-#define MXFP4_REACH 14
+#define MXFP4_REACH (MP_CODE_MAPS - 1)
+
+/* Up to this exponent byte, its largest, 6, is finite in float32. */
+#define MXFP4_FINITE 252
 
 /* Further below, even 448 is less than 2^-9. */
 #define MXFP8_REACH 17
@@ -67,9 +75,9 @@ static bool are_multiples(const float *x, uint64_t n, float inverse)
     return all;
 }
 
-/* Whether a block whose exponent byte is `below` that of its tile stays as it is. */
+/* Whether a block whose exponent byte is `below` that of its tile, `largest`, stays as it is. */
 static bool keeps_block(const mp_requantize_job *job, const float *x, uint64_t n, unsigned below,
-                        float inverse)
+                        int largest)
 {
     bool fp4 = job->in->scheme == MP_SCHEME_MXFP4;
 
@@ -77,7 +85,7 @@ static bool keeps_block(const mp_requantize_job *job, const float *x, uint64_t n
         return true;
     if (fp4 || below > MXFP8_REACH)
         return job->kernels->amax_bits(x, n) == 0;
-    return are_multiples(x, n, inverse);
+    return are_multiples(x, n, ldexpf(1, 127 - largest));
 }
 
 void mp_job_check_exact(const mp_requantize_job *job, uint64_t row)
@@ -95,9 +103,60 @@ void mp_job_check_exact(const mp_requantize_job *job, uint64_t row)
         /* What was infinite, and is not refused, is another number by now. */
         if ((job->options->allow_nonfinite &&
              job->kernels->amax_bits(x, n) >= mp_f32_bits(FLT_MAX)) ||
-            !keeps_block(job, x, n, *largest - exponents[col / MP_MX_BLOCK],
-                         ldexpf(1, 127 - *largest)))
+            !keeps_block(job, x, n, *largest - exponents[col / MP_MX_BLOCK], *largest))
             *largest = 0;
+    }
+}
+
+bool mp_job_maps_codes(const mp_requantize_job *job, uint64_t first, uint64_t rows)
+{
+    uint64_t blocks = mp_ceil_div(job->in->cols, MP_MX_BLOCK);
+    bool near = job->in->scheme == MP_SCHEME_MXFP4 && !job->options->allow_nonfinite;
+
+    for (uint64_t t = 0; near && t < mp_ceil_div(job->in->cols, MP_FP8_BLOCK); t++)
+        near = job->tile_exponent[t] > 0 && job->tile_exponent[t] <= MXFP4_FINITE;
+    for (uint64_t row = first; near && row < first + rows; row++) {
+        const uint8_t *exponents = exponents_of(job, row);
+
+        for (uint64_t i = 0; i < blocks; i++)
+            near &= job->tile_exponent[i / BLOCKS] - exponents[i] <= MXFP4_REACH;
+    }
+    return near;
+}
+
+void mp_job_code_map(const mp_requantize_job *job, mp_code_map *map)
+{
+    for (int below = 0; below <= MXFP4_REACH; below++) {
+        uint8_t e2m1[8], e4m3[16];
+        float values[16];
+
+        for (int i = 0; i < 8; i++) /* both codes of a byte, 2i and 2i+1 */
+            e2m1[i] = (uint8_t)(2 * i | (2 * i + 1) << 4);
+        job->kernels->e2m1_decode(e2m1, values, 16);
+        job->kernels->scale(values, ldexpf(1, headroom(MP_SCHEME_MXFP4) - below), values, 16);
+        job->kernels->e4m3_encode(values, e4m3, 16);
+        for (int byte = 0; byte < 256; byte++) {
+            map->pairs[below][byte][0] = e4m3[byte & 15];
+            map->pairs[below][byte][1] = e4m3[byte >> 4];
+        }
+    }
+}
+
+void mp_job_map_codes(const mp_requantize_job *job, const mp_code_map *map, uint64_t row)
+{
+    const uint8_t *exponents = exponents_of(job, row);
+    uint64_t bytes = job->in->cols / 2;
+    const uint8_t *in = (const uint8_t *)job->in->weight + row * bytes;
+    uint8_t *out = mp_job_codes(job, row);
+
+    for (uint64_t i = 0; i < bytes;) {
+        uint64_t end = bytes - i < MP_MX_BLOCK / 2 ? bytes : i + MP_MX_BLOCK / 2;
+        uint64_t block = i / (MP_MX_BLOCK / 2);
+        const uint8_t(*pairs)[2] =
+            map->pairs[job->tile_exponent[block / BLOCKS] - exponents[block]];
+
+        for (; i < end; i++)
+            memcpy(out + 2 * i, pairs[in[i]], 2);
     }
 }
 

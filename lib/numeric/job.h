@@ -34,6 +34,9 @@ uint8_t *mp_job_scales(const mp_requantize_job *job, uint64_t row);
 /* Holds a row that was written against job->row and adds to the statistics. */
 int mp_job_measure(const mp_requantize_job *job, uint64_t row);
 
+/* The same for a row, in job->row, that lost nothing, into statistics that are there. */
+void mp_job_measure_exact(const mp_requantize_job *job);
+
 /* The same for a finite row of BF16 and its mxfp4, by a kernel. */
 void mp_job_measure_bf16_as_mxfp4(const mp_requantize_job *job, const uint16_t *in,
                                   const uint8_t *codes, const uint8_t *scales);
@@ -44,6 +47,20 @@ void mp_job_measure_bf16_as_mxfp4(const mp_requantize_job *job, const uint16_t *
 void mp_job_begin_exact(const mp_requantize_job *job, uint64_t first, uint64_t rows);
 void mp_job_check_exact(const mp_requantize_job *job, uint64_t row);
 void mp_job_exact_scales(const mp_requantize_job *job, uint8_t *scales);
+
+/* mxfp4 to fp8_block: what a byte of codes becomes under a tile's exponent, by how far the block's
+ * is below that. */
+#define MP_CODE_MAPS 15
+
+typedef struct mp_code_map {
+    uint8_t pairs[MP_CODE_MAPS][256][2];
+} mp_code_map;
+
+/* Whether all tiles, which begin_exact has seen, stay as they are by their exponents alone; then
+ * rows are encoded by a map, and neither checked nor read for amax. */
+bool mp_job_maps_codes(const mp_requantize_job *job, uint64_t first, uint64_t rows);
+void mp_job_code_map(const mp_requantize_job *job, mp_code_map *map);
+void mp_job_map_codes(const mp_requantize_job *job, const mp_code_map *map, uint64_t row);
 
 /* mxfp4, or nvfp4 under another global scale, to nvfp4: encodes a row that was read. */
 void mp_job_fp4_to_nvfp4(const mp_requantize_job *job, uint64_t row);

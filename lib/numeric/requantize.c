@@ -250,8 +250,6 @@ static int amax_of_tiles(const mp_requantize_job *job, uint64_t first, uint64_t 
         return 0;
     memset(job->tile_amax, 0, bytes);
     *finite = !job->options->allow_nonfinite;
-    if (exact)
-        mp_job_begin_exact(job, first, rows);
     for (uint64_t row = first; row < first + rows; row++) {
         rc = mp_job_read_row(job, row, NULL);
         if (rc != 0)
@@ -261,6 +259,24 @@ static int amax_of_tiles(const mp_requantize_job *job, uint64_t first, uint64_t 
             mp_job_check_exact(job, row);
     }
     return 0;
+}
+
+/* Up to 128 rows of mxfp4 whose tiles stay as they are. */
+static int map_tiles(const mp_requantize_job *job, const mp_code_map *map, uint64_t first,
+                     uint64_t rows)
+{
+    int rc = 0;
+
+    mp_job_exact_scales(job, mp_job_scales(job, first));
+    for (uint64_t row = first; rc == 0 && row < first + rows; row++) {
+        mp_job_map_codes(job, map, row);
+        if (!job->stats)
+            continue;
+        rc = mp_decode_row(job->in, row, job->row, false, job->err);
+        if (rc == 0)
+            mp_job_measure_exact(job);
+    }
+    return rc;
 }
 
 /* Up to 128 rows that share scales, read twice: to choose these, and to encode. */
@@ -292,11 +308,21 @@ static int convert_tiles(const mp_requantize_job *job, uint64_t first, uint64_t 
 
 static int convert_blocks(const mp_requantize_job *job)
 {
+    bool exact = mp_requantize_counts(job->in->scheme, MP_SCHEME_FP8_BLOCK);
     uint64_t rows = job->in->rows;
+    mp_code_map map;
     int rc = 0;
 
-    for (uint64_t row = 0; rc == 0 && row < rows; row += MP_FP8_BLOCK)
-        rc = convert_tiles(job, row, rows - row < MP_FP8_BLOCK ? rows - row : MP_FP8_BLOCK);
+    if (job->in->scheme == MP_SCHEME_MXFP4)
+        mp_job_code_map(job, &map);
+    for (uint64_t row = 0; rc == 0 && row < rows; row += MP_FP8_BLOCK) {
+        uint64_t n = rows - row < MP_FP8_BLOCK ? rows - row : MP_FP8_BLOCK;
+
+        if (exact)
+            mp_job_begin_exact(job, row, n);
+        rc = exact && mp_job_maps_codes(job, row, n) ? map_tiles(job, &map, row, n)
+                                                     : convert_tiles(job, row, n);
+    }
     return rc;
 }
 

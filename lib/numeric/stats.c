@@ -123,6 +123,15 @@ int mp_job_measure(const mp_requantize_job *job, uint64_t row)
     return 0;
 }
 
+void mp_job_measure_exact(const mp_requantize_job *job)
+{
+    double sums[2] = {0};
+
+    job->kernels->error_sums(job->row, job->row, job->in->cols, sums);
+    job->stats->elements += job->in->cols;
+    job->stats->signal_sq += sums[1];
+}
+
 void mp_job_measure_bf16_as_mxfp4(const mp_requantize_job *job, const uint16_t *in,
                                   const uint8_t *codes, const uint8_t *scales)
 {

@@ -136,6 +136,33 @@ Test(requantize_exact, mxfp4_keeps_every_value)
     expect_formulas(&in, 6);
 }
 
+/* Where non-finite numbers may be, every element is looked at, and no map taken. */
+Test(requantize_exact, a_map_of_codes_gives_what_looking_at_every_element_gives)
+{
+    static const mp_quant_options looks = {.allow_nonfinite = true};
+    static const uint64_t widths[] = {COLS, COLS - 26, 96, 34,
+                                      2};                      /* with parts of blocks, of tiles */
+    static const unsigned leasts[] = {0, 1, 6, 100, 235, 237}; /* up to 252: finite */
+
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
+        for (size_t l = 0; l < sizeof leasts / sizeof *leasts; l++)
+            for (unsigned spread = 0; spread <= 15; spread += 3) {
+                mp_rows in = make_source(MP_SCHEME_MXFP4, leasts[l], spread);
+                mp_quant_stats mapped = {0}, looked = {0};
+                struct result a, b;
+
+                in.cols = widths[w];
+                a = requantize(&in, MP_SCHEME_FP8_BLOCK, &plain, &mapped);
+                b = requantize(&in, MP_SCHEME_FP8_BLOCK, &looks, &looked);
+                cr_assert_arr_eq(a.codes, b.codes, ROWS * widths[w]);
+                cr_assert_arr_eq(a.scales, b.scales,
+                                 scale_bytes(MP_SCHEME_FP8_BLOCK, ROWS, widths[w]));
+                cr_assert_eq(memcmp(&mapped, &looked, sizeof mapped), 0);
+                result_free(&a);
+                result_free(&b);
+            }
+}
+
 Test(requantize_exact, blocks_of_zeros_may_be_anywhere_but_count_for_the_scale)
 {
     mp_rows in = make_source(MP_SCHEME_MXFP4, 100, 9);
