@@ -1,7 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A converted checkpoint against its original. Structure: the catalog finds every expert, and the
- * layers are those of the original. Exact: each side of each expert by its error (sides.h), each
- * other tensor by its bytes or, where it was quantized too, by its error. */
+/* A converted checkpoint against its original. Nobody wrote down what the converter did: there is
+ * no manifest, only two checkpoints and their catalogs. So layers are paired by number, experts by
+ * id, and what may have changed is told from the storage of each: a side that has scales was
+ * quantized and is held against the bound of its scheme; one that has none was to stay as it is,
+ * bit for bit unless a tolerance is given (sides.h). Tensors outside of experts are left to
+ * converted_modules.c.
+ *
+ * Structure comes first and decides whether anything else has a meaning: other sizes, or a catalog
+ * with problems, end the check there. Only layers with as many experts on both sides become pairs,
+ * so an id that is good for one side is good for the other.
+ *
+ * Sides of all pairs are numbered through and run on all threads; pairs, catalogs and the sample
+ * are only read by then. Faults lock for themselves (faults.h), progress has a critical section
+ * here. */
 #include "verify/converted.h"
 
 #include <inttypes.h>
@@ -67,6 +78,8 @@ static void report_problems(converted *c)
     const mp_problems *problems = &c->have.problems;
     const mp_spot spot = spot_at(MP_VERIFY_STRUCTURE, -1);
 
+    /* Count problems beyond those whose text was kept, so that the number of faults is the true
+     * one. */
     for (uint64_t i = 0; i < problems->count; i++)
         mp_fault_add(&c->faults, &spot, "%s",
                      i < MP_PROBLEMS_KEPT && problems->text[i] ? problems->text[i]
@@ -118,6 +131,7 @@ static int pair_layers(converted *c, mp_error *err)
                                                 .index = i,
                                                 .experts = source->num_experts + source->has_shared,
                                                 .first = c->sides};
+        /* Sides of a layer that is left out get no number. */
         c->sides += (source->num_experts + source->has_shared) * MP_SIDES;
         c->total += have->bytes;
     }
@@ -154,6 +168,7 @@ static int check_structure(converted *c, bool *usable, mp_error *err)
  * Experts
  */
 
+/* The pair that a side belongs to. Pairs have ascending first sides, and 0 is among them. */
 static const layer_pair *pair_of(const converted *c, uint64_t side)
 {
     size_t i = c->num_pairs - 1;
@@ -163,7 +178,8 @@ static const layer_pair *pair_of(const converted *c, uint64_t side)
     return &c->pairs[i];
 }
 
-/* The input scale of a matrix: of fused ones one for all, one for each, or two. */
+/* The input scale of a matrix. A fused tensor has one for all experts, one for each, or two for
+ * each with gate's before up's; a count that is none of these is read as one for all. */
 static int check_input_scale(converted *c, const layer_pair *pair, const mp_matrix *matrix,
                              mp_error *err)
 {
@@ -187,8 +203,9 @@ static bool is_sampled(const converted *c, const layer_pair *pair, uint32_t id)
            c->sample[pair->index * c->most_experts + id];
 }
 
-/* Makes a fault of a side that is quantized though a list of exceptions names it, and that is not
- * how the source has it. *entry: that of the list, or null. */
+/* Makes a fault of a side that is quantized though a list of exceptions names it. A module may have
+ * been quantized before it was converted: a side that is stored as the source has it is no breach.
+ * Gate stands for up here, since the two share a storage. *entry: that of the list, or null. */
 static int check_exception(converted *c, const mp_side_check *check, const char **entry,
                            mp_error *err)
 {
@@ -198,6 +215,8 @@ static int check_exception(converted *c, const mp_side_check *check, const char 
     mp_weights want;
 
     *entry = NULL;
+    /* A side without scales was not quantized, so it breaks no exception: it is compared as it
+     * is. */
     if (!have->storage.has_scale ||
         mp_exceptions_find(&c->exceptions, have->matrix.weight->name, entry, err) != 0)
         return have->storage.has_scale ? err->code : 0;
@@ -320,6 +339,7 @@ static int check_all(converted *c, const char *path, mp_error *err)
     if (!usable || c->options->level < MP_VERIFY_EXACT)
         return 0;
     mp_faults_add_part(&c->faults, -1, MP_VERIFY_EXACT);
+    /* A list of layers is about experts: what lies outside of layers is not looked at then. */
     mp_begin_phase(c->context, "comparing");
     rc = check_experts(c, err);
     if (rc == 0 && !c->options->layers)

@@ -1,6 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tensors that are no expert's, by their names. Scales have no business of their own: they are part
- * of the weight beside them. */
+/* Tensors of a converted checkpoint outside of its experts: attention, embeddings, norms, routers.
+ * A converter may leave them alone or quantize them too, so each tensor of the source is compared
+ * in one of three ways, decided by its name and type only:
+ *
+ *   same type and shape                 the same bytes; of a quantized weight, or the same values
+ *   a weight [N, K] of another type     the values, within the bound of its new scheme
+ *   anything else                       a fault
+ *
+ * Scales are not compared for themselves: "NAME.weight_scale" is a part of "NAME.weight" and is
+ * read with it. A tensor counts as a scale only where such a weight is beside it.
+ *
+ * Tensors of the source are spread over all threads. Each thread reads through both checkpoints,
+ * which are only read, and allocates for itself what it compares; faults lock for themselves. */
 #include "verify/converted_modules.h"
 
 #include <inttypes.h>
@@ -83,6 +94,8 @@ static int module_weights(const mp_catalog *catalog, const char *name, size_t mo
     if (*known) {
         mp_problems problems = {0};
 
+        /* Recognizing goes by types and ranks; only this holds the shapes of scales against the
+         * weight's, and reading relies on them. */
         mp_storage_check(&out->storage, &out->matrix, 1, out->rows, out->cols, &problems);
         *known = problems.count == 0;
         mp_problems_release(&problems);
@@ -115,6 +128,7 @@ static int first_difference(const modules *m, const mp_tensor *have, const mp_te
         rc = mp_tensor_read(&m->have->checkpoint, have, done, n, piece[0], err);
         if (rc == 0)
             rc = mp_tensor_read(&m->source->checkpoint, source, done, n, piece[1], err);
+        /* have->bytes bounds both reads: the caller has seen the same type and shape. */
         for (uint64_t i = 0; rc == 0 && i < n && *at == UINT64_MAX; i++)
             if (piece[0][i] != piece[1][i])
                 *at = done + i;
@@ -178,6 +192,7 @@ static int compare_values(const modules *m, const mp_tensor *source, size_t modu
     if (mp_weights_compare(&have, &want, UINT64_MAX, &likeness, err) != 0)
         return err->code;
     bound = m->tolerance > 0 ? m->tolerance : mp_scheme_bound(have.storage.scheme);
+    /* Written so that a NaN is a fault. */
     if (!(likeness.relative <= bound))
         mp_fault_add(m->faults, &spot, "relative RMS error %.3g, %s may have %g", likeness.relative,
                      mp_scheme_name(have.storage.scheme), bound);
@@ -202,6 +217,8 @@ static int same_scales(const modules *m, const char *name, size_t module, bool *
         bool alike = have && source && same_form(have, source);
         if (alike && first_difference(m, have, source, &at, err) != 0)
             return err->code;
+        /* Scales that are not the same mean only that values have to be compared. A changed input
+         * scale beside the very same codes is a fault of its own: no decoding would show it. */
         if (part->role != MP_ROLE_INPUT_SCALE)
             *same = at == UINT64_MAX && (alike || (!have && !source));
         else if (at != UINT64_MAX)
@@ -232,11 +249,14 @@ static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err
             return 0;
     }
     bool is_weight = part && part->role == MP_ROLE_WEIGHT;
+    /* Not even a quantizer renames what is no weight. */
     if (!have && !is_weight) {
         mp_fault_add(m->faults, &spot, "is missing");
         return 0;
     }
     if (!have || !same_form(have, source)) {
+        /* One that has another name in the new checkpoint ("weight_packed") is found by
+         * compare_values. */
         if (is_weight && source->rank == 2)
             return compare_values(m, source, module, err);
         mp_fault_add(m->faults, &spot,

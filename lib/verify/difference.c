@@ -1,5 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What to say of a slot that does not hold what it should. */
+/* The sentence for a slot that does not hold what it should. An engineer reads it with a hex dump
+ * in one hand and the checkpoint in the other, so it names the first wrong element in both: where
+ * it is in the packed tensor (the spot), and which tensor, row and column of the source it comes
+ * from.
+ *
+ *   holds 0x3 where layers.3.ffn.experts.7.w1.weight row 5 column 12 says 0x5; 3 bytes in 2 rows
+ *   differ
+ *
+ * Rows and columns are those of the tensor that is named: a matrix cut out of a joined one begins
+ * at matrix->first and first_col, which are added; of a fused tensor they count within the expert,
+ * which is named instead. A source that was requantized does not "say" a value, it "quantizes to"
+ * it.
+ *
+ * Where more than half of the rows differ the slot probably holds something else, and identity.c is
+ * asked what; that reads the first rows of the whole layer, so only faults that will be kept ask.
+ * Everything here runs in the thread that compared the slot, on its own buffers. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,6 +33,7 @@ static int64_t element_at(const mp_slot_side *s, mp_role role, const mp_differen
     if (d->offset == MP_NOWHERE)
         return -1;
     if (role == MP_ROLE_WEIGHT && mp_scheme_bits(s->set->target->scheme) == 4)
+        /* Two nibbles a byte, the low one first: where that is right, it is the high one. */
         return (int64_t)(2 * d->offset + ((d->have ^ d->want) & 0x0f ? 0 : 1));
     return (int64_t)(d->offset / (mp_dtype_bits(s->tensor[role]->dtype) / 8));
 }
@@ -78,6 +94,8 @@ static void write_weight(const mp_slot_side *s, const mp_difference *d, char *te
 static void write_range(const char *what, uint64_t first, uint64_t count, uint64_t origin0,
                         uint64_t all, char *text, size_t size)
 {
+    /* count is UINT32_MAX for a scale of a whole row, and the last block of a row may be cut
+     * off. */
     uint64_t last = count > all - first ? all - 1 : first + count - 1;
 
     if (count == 1)
@@ -143,6 +161,8 @@ static void write_identity(const mp_slot_side *s, const mp_identity *who, char *
 static void write_count(const mp_difference *d, char *text, size_t size)
 {
     text[0] = '\0';
+    /* A difference of one element is told already. Padding belongs to no row: its bytes are counted
+     * alone. */
     if (d->bytes > d->bits / 8 && d->rows > 0)
         snprintf(text, size, "; %" PRIu64 " bytes in %" PRIu64 " row%s differ", d->bytes, d->rows,
                  mp_plural(d->rows));
@@ -189,6 +209,8 @@ int mp_report_difference(mp_slot_side *s, mp_role role, const mp_difference *d, 
 static void write_vector(const mp_slot_side *s, mp_role role, uint64_t index, uint64_t count,
                          char *text, size_t size)
 {
+    /* Input scales are one for the side or one for each slot; all others have as many for each
+     * part. */
     bool input =
         role == MP_ROLE_INPUT_SCALE || role == MP_ROLE_ACT_SCALE || role == MP_ROLE_FOLDED_ALPHA;
     uint64_t per_part = input ? count : count / mp_side_parts(s->side);
@@ -214,6 +236,7 @@ static void write_vector(const mp_slot_side *s, mp_role role, uint64_t index, ui
         snprintf(text, size, "%s says", name);
 }
 
+/* By bits: -0 is not 0 here, and a NaN that was copied is right. */
 static bool same_bits(float a, float b)
 {
     uint32_t x, y;
@@ -229,6 +252,7 @@ void mp_report_vector(const mp_slot_side *s, mp_role role)
     uint64_t count = s->tensor[role]->slot_bytes / sizeof(float), differ = 0, first = 0;
     char source[PLACE_TEXT], more[64] = "";
 
+    /* Backwards, so that the first one is what is left in the end. */
     for (uint64_t i = count; i-- > 0;) {
         if (same_bits(s->have_vector[i], s->want_vector[i]))
             continue;

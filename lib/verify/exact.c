@@ -1,5 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* All slots of a rank against the source: which expert belongs where, and who is looked at. */
+/* All slots of a rank against the source: which expert belongs where, and who is looked at. The
+ * work is numbered like this, sides fastest, so that a thread that goes on reads on in the same
+ * layer:
+ *
+ *   index = (layer of the selected ones * slots of all sets + slot) * MP_SIDES + side
+ *
+ * What an expert's tensors have to be is made anew from the source, tile by tile, by the conversion
+ * that repack uses, and compared with what the target's own inverse gives of the slot (side.c).
+ * Nothing of the code that wrote the slot has a part in it.
+ *
+ * Scratch is measured before: the largest side of any layer, for each thread. Routed experts of a
+ * layer are stored alike, so one of them stands for all. A tensor that is missing or of another
+ * shape is a fault of structure already; here it is passed over, and the rest of the side is
+ * compared.
+ *
+ * Sides run on all threads, each in scratch of its own; the rank's files, the source and the shape
+ * are only read, and optional tensors are settled before the threads begin. */
 #include "verify/exact.h"
 
 #include <stdlib.h>
@@ -18,6 +34,8 @@ uint32_t mp_exact_id(const mp_check *check, const mp_slot_set *set, size_t layer
 {
     mp_slot described;
 
+    /* Sets beyond the first hold shared experts, which are numbered behind the routed ones and are
+     * the same on every rank. */
     if (set != &check->shape.sets[MP_SET_SLOTS])
         return check->shape.slots.num_logical + slot;
     mp_slots_describe(&check->shape.slots, mp_placement_row(&check->placement, (uint32_t)layer),
@@ -29,6 +47,7 @@ bool mp_exact_looks_at(const mp_exact *exact, const mp_check *check, size_t laye
 {
     uint32_t experts = check->shape.slots.num_logical;
 
+    /* Shared experts are always looked at: there are too few of them to leave any out. */
     return !exact->sample || id >= experts || exact->sample[layer * experts + id];
 }
 
@@ -61,6 +80,8 @@ static int measure_scratch(mp_exact *exact, mp_check *check, mp_error *err)
         for (int side = 0; side < MP_SIDES && rc == 0; side++) {
             const mp_slot_set *sets = check->shape.sets;
 
+            /* check->shape.num_sets - 1 is the set of shared experts, or the slots again where
+             * these are fused. */
             rc = measure_side(exact, check, &sets[MP_SET_SLOTS], layer, 0, (mp_side)side, err);
             if (rc == 0 && check->manifest.shared != MP_SHARED_NONE)
                 rc = measure_side(exact, check, &sets[check->shape.num_sets - 1], layer, experts,
@@ -106,9 +127,11 @@ static int count_vectors(const mp_exact *exact, const mp_check *check, const mp_
         mp_side_source from;
         mp_expert view;
 
+        /* Such a vector belongs to the source's codes: a side that is requantized has none. */
         int rc = mp_source_side(&exact->source, set, layer, id, tensor->side, &view, &from, err);
         if (rc != 0)
             return rc;
+        /* A vector of a side that was requantized is made with it, whatever the source has. */
         *have += mp_passes_through(from.storage, set->target) &&
                  mp_has_vector(from.storage, &view, tensor);
     }
@@ -142,11 +165,14 @@ static int check_optional(const mp_exact *exact, mp_check *check, const mp_rank 
     int rc = count_vectors(exact, check, mp_check_set(check, t), layer, tensor, &have, &all, err);
     if (rc != 0)
         return rc;
+    /* A target takes the tensor of a layer whole or not at all: one expert without it leaves no
+     * value to put into its slot. */
     if (wanted && have != all)
         return report_optional(check, rank, layer, t,
                                have ? "there, but some experts of the source have no such tensor"
                                     : "there, but the source has no such tensors",
                                err);
+    /* repack may have been told to drop it, which the manifest says. */
     if (!wanted && have == all &&
         !(check->manifest.dropped & MP_ROLE_BIT(mp_role_source(tensor->role))))
         return report_optional(check, rank, layer, t, "missing, but the source has such tensors",
@@ -197,6 +223,7 @@ static void finish_side(const mp_slot_side *s)
         if (!held)
             continue;
         uint64_t slot_bytes = s->tensor[role]->slot_bytes;
+        /* Every byte is read once, here: leave the page cache to others. */
         mp_tensor_forget(held->file, held->tensor, s->slot * slot_bytes, slot_bytes);
         mp_check_advance(s->check, slot_bytes);
     }
@@ -215,6 +242,7 @@ static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
     bool any = false;
     mp_slot_side s;
 
+    /* layer_slots is the sum over all sets, so this ends within them. */
     for (; slot >= set->slots; set++)
         slot -= set->slots;
     uint32_t id = mp_exact_id(check, set, layer, job->rank->packed->rank, slot);

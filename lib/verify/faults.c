@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The list of faults: sorted, bounded, and counted by rank and level. */
+/* The list of faults. A broken pack can have millions of them, found by many threads in any order;
+ * a report shows MP_FAULTS_KEPT and has to be the same each time. So the kept ones are always the
+ * least in a total order of where they are and then what they say: an insertion into a sorted
+ * array, which gives the same array for every order of arrival. All others are only counted, in
+ * total and for each rank and level.
+ *
+ * The array only ever moves down. A fault beyond its last place can therefore never be kept,
+ * whatever comes after, which is what mp_faults_wants tells those for whom a text is dear to work
+ * out.
+ *
+ * mp_fault_add and mp_faults_wants may be called by any thread and share one critical section;
+ * mp_faults_add_part, taking and releasing are of the thread that runs the check, between its
+ * loops. Memory that runs out is only noted, as a thread that finds a fault must not fail; taking
+ * the list reports it then, instead of a list with holes. */
 #include "verify/faults.h"
 
 #include <stdarg.h>
@@ -68,7 +81,8 @@ static int compare_spots(const mp_spot *a, const mp_spot *b)
     return order;
 }
 
-/* The part, made if it is not there; null without memory. */
+/* The part, made if it is not there; null without memory. From behind, since ranks are checked in
+ * order: the part wanted is nearly always the last. */
 static mp_verify_part *find_part(mp_faults *faults, int64_t rank, mp_verify_level level)
 {
     size_t at = faults->num_parts;
@@ -120,6 +134,7 @@ static size_t place_of(const mp_faults *faults, const mp_spot *spot, const char 
 static void keep(mp_faults *faults, const mp_spot *spot, const char *detail)
 {
     size_t at = place_of(faults, spot, detail);
+    /* Beyond the last place of a full list. */
     if (at == MP_FAULTS_KEPT)
         return;
 
@@ -131,6 +146,7 @@ static void keep(mp_faults *faults, const mp_spot *spot, const char *detail)
         faults->no_memory = true;
         return;
     }
+    /* Make room only once the new one is whole: without memory the list stays as it was. */
     if (faults->num_kept == MP_FAULTS_KEPT)
         release_kept(&faults->kept[--faults->num_kept]);
     memmove(faults->kept + at + 1, faults->kept + at,
@@ -146,6 +162,8 @@ static size_t character_length(const unsigned char *text)
     unsigned char first = text[0];
     size_t length = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
     uint32_t code = length == 1 ? first : first & (0x7fu >> length);
+    /* The least code of each length: shorter ones would be overlong. 0x20 and 0xa0 leave out the
+     * control characters of ASCII and of Latin-1. */
     static const uint32_t least[] = {0, 0x20, 0xa0, 0x800, 0x10000};
 
     if ((first >= 0x80 && first < 0xc0) || first >= 0xf8 || first == 0x7f)
@@ -229,6 +247,7 @@ int mp_faults_take(mp_faults *faults, char *const *layers, mp_verify_report *rep
             .element = spot->element,
             .detail = kept->detail,
         };
+        /* The report owns both texts now; releasing the list must not free them. */
         *kept = (mp_kept_fault){0};
     }
     report->total_faults = faults->total;

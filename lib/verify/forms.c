@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The manifest's forms, by which a pack can be turned back, against the source itself. */
+/* The manifest's forms, by which unpack turns a pack back into a checkpoint, against the source. A
+ * pack with every slot right and a form wrong is served well and comes back under false names, so
+ * the form is a claim to check like any other.
+ *
+ * Two truths to hold it against. Experts that passed through come back as they were: each name,
+ * type and shape in the form has to be that of every expert of the source, with "{}" in the place
+ * of its number. Those that were requantized come back in the style that is usual for their new
+ * scheme, which mp_style_form makes of sizes and names alone; then the two forms have to be equal.
+ *
+ * Only the first difference of a form is told: the others tend to follow from it. Of joined gate
+ * and up only gate is asked, which has the tensors of both. Biases are not packed and in no form.
+ * One thread; a layer's forms are a few tensors. */
 #include "verify/source.h"
 
 #include <inttypes.h>
@@ -46,6 +57,8 @@ static bool same_storage(const group *g)
 {
     const mp_form *form = g->form;
     const mp_storage *s = g->storage;
+    /* The catalog opens joined shared experts as two matrices, but they go back as the one tensor
+     * that they were. */
     bool joined = g->layer_of->shared_joined && g->experts == &g->layer_of->shared;
     mp_fusion fusion = joined ? MP_FUSION_ROWS : s->fusion;
 
@@ -65,7 +78,9 @@ static bool same_storage(const group *g)
     return true;
 }
 
-/* True if `name` is PREFIX.PATTERN with the expert's number in the place of "{}". */
+/* True if `name` is PREFIX.PATTERN with the expert's number in the place of "{}":
+ *
+ *   layers.3.ffn  experts.{}.w1.weight  7     ->  layers.3.ffn.experts.7.w1.weight */
 static bool is_named(const char *name, const char *prefix, const char *pattern, uint32_t expert)
 {
     const char *hole = strstr(pattern, "{}");
@@ -92,6 +107,7 @@ static bool same_tensor(const group *g, uint32_t expert, const mp_form_tensor *l
     if (!is_named(tensor->name, g->check->manifest.layers[g->layer], listed->name, expert))
         return differ(g, "%s of expert %u is called %s, of the source it is %s",
                       mp_role_name(listed->role), expert, listed->name, tensor->name);
+    /* The ranks are the same by the time shapes are compared, so neither array is overrun. */
     if (listed->dtype != tensor->dtype || listed->rank != tensor->rank ||
         memcmp(listed->shape, tensor->shape, tensor->rank * sizeof *tensor->shape) != 0)
         return differ(g, "%s is %s %s, of the source %s %s", tensor->name,
@@ -132,6 +148,7 @@ static bool same_expert(const group *g, uint32_t expert)
         (!fused && !same_matrix(g, expert, MP_UP, &matrix[MP_UP], &listed)) ||
         !same_matrix(g, expert, MP_DOWN, &matrix[MP_DOWN], &listed))
         return false;
+    /* Tensors of the form that no role of any matrix asked for. */
     if (listed != g->form->num_tensors)
         return differ(g, "%zu tensor%s, of the source %zu", g->form->num_tensors,
                       mp_plural(g->form->num_tensors), listed);
@@ -211,7 +228,9 @@ static int same_style(const group *g, bool shared, bool *same, mp_error *err)
  * All layers
  */
 
-/* Whether experts went through as they were. Of those whose scales decide, the manifest says. */
+/* Whether experts went through as they were. Scales of a target that wants powers of two decide
+ * that for shared experts by their values; the manifest says what they decided, and match_shared
+ * (source.c) has read the scales to see that it may. */
 static bool is_lossless(const group *g, bool shared)
 {
     return mp_passes_through(g->storage, g->target) &&

@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whose data is it? The first rows of a slot against those of all experts of the layer. */
+/* Whose data is it? The first rows of a slot against those of all experts of the layer. "Slot 5
+ * holds expert 9" says at once that a placement was misread; "16777216 bytes differ" says nothing.
+ *
+ * A head of 32 rows, or of 128 where blocks of scales are that high, tells experts apart and is all
+ * that is read of a candidate. The target is copied and given a tiling whose first tile is just
+ * these rows; so the usual conversion makes the candidate's head, in the same canonical form as the
+ * slot's. The slot itself is laid out by its own tiles, of which the rows are gathered: those may
+ * be cut by columns, or have gate and up apart.
+ *
+ * A candidate that cannot be read or converted could not have got into the slot, and is passed
+ * over. Runs in the thread that found the difference: it overwrites that side's packed and have,
+ * never want. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +18,8 @@
 #include "base/error.h"
 #include "verify/exact.h"
 
-/* A slot's first rows, and a candidate's. */
+/* A slot's first rows, and a candidate's. The candidate's canonical form lies in scratch, which
+ * grows to the largest that was asked for. */
 typedef struct probe {
     mp_slot_side *s;
     mp_role role;
@@ -45,6 +57,7 @@ static void take_rows(probe *p, const mp_tile *tile)
         const uint8_t *from = p->s->have + part * tile->rows * bytes;
         uint8_t *to = p->head + (tile->part + part) * p->tile.rows * p->row_bytes + column;
 
+        /* Gather what of the tile lies in the head; its columns begin at `column` of a row. */
         for (uint64_t r = 0; r < tile->rows && tile->row0 + r < p->tile.rows; r++)
             memcpy(to + (tile->row0 + r) * p->row_bytes, from + r * bytes, bytes);
     }
@@ -99,6 +112,8 @@ static int get_candidate(probe *p, uint32_t id, mp_expert *view, mp_side_source 
     int rc = mp_source_side(&s->exact->source, s->set, s->layer, id, s->side, view, from, err);
     if (rc != 0)
         return rc;
+    /* The first tile begins every matrix: its rows are whole blocks of scales, so requantizing them
+     * gives what requantizing the whole gives. */
     from->target = &p->target;
     from->tile_bytes = 1;
     uint64_t bytes = mp_round_up(mp_canonical_scratch(from), 64);
@@ -127,6 +142,7 @@ static int try_candidate(probe *p, uint32_t id, mp_identity *who, mp_error *err)
     int rc = get_candidate(p, id, &view, &from, &candidate, &can_be, err);
     if (rc != 0 || !can_be)
         return rc;
+    /* Of the expert that should be there, only the exchange of its parts explains a difference. */
     if (id == p->s->id) {
         who->exchanged = two && same_part(p, &candidate, 0, 1) && same_part(p, &candidate, 1, 0);
     } else if (same_part(p, &candidate, 0, 0) && (!two || same_part(p, &candidate, 1, 1))) {

@@ -1,6 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The numeric level: layers one after the other, each computed from slots and from the
- * source, as the kernel does and exactly. */
+/* The numeric level: not whether bytes are right, but whether a kernel that reads them computes
+ * what the model says. Each layer is computed up to four times on the same tokens, and each
+ * comparison catches what the others cannot:
+ *
+ *   slots, kernel  against  source as packed, kernel   the same bits, or a slot is wrong
+ *   slots, kernel  against  slots, exact               the kernel's own error, within its bound
+ *   slots, exact   against  source, exact              the error of requantizing, only reported
+ *
+ * The two sides share mp_forward and nothing else: slots are read through the target's layout and
+ * the packed config.json, the source through its catalog. Weights of both are requantized alike
+ * where they are at all, so the first comparison has no tolerance.
+ *
+ * Layers are done one after the other, with all threads inside mp_forward; the rest of this file is
+ * one thread. Memory is two results and the forward's own. A slot whose weights give a NaN would
+ * spoil a whole forward, so after one that failed slots are computed alone, to name them. */
 #include "verify/numeric.h"
 
 #include <inttypes.h>
@@ -16,8 +29,8 @@
  * Kernels
  */
 
-/* Bounds leave room for data full of outliers: an order of rows that is wrong gives an error
- * of about 1. */
+/* Bounds are many times the error that random weights give, to leave room for data full of
+ * outliers. They need not be tight: an order of rows that is wrong gives an error of about 1. */
 static const mp_numeric_kernel kernels[] = {
     {"megamoe-w4a8", MP_EMULATE_W4A8, 0.15},    {"megamoe-w4a4", MP_EMULATE_W4A4, 0.45},
     {"megamoe-w4a4-g8", MP_EMULATE_W4A4, 0.45}, {"megamoe-nvfp4", MP_EMULATE_NVFP4, 0.35},
@@ -51,6 +64,7 @@ static bool packs_shared(const mp_check *check)
 
 static bool is_requantized(const mp_check *check, const mp_moe_layer *source)
 {
+    /* shared_storage is only looked at where shared experts are packed. */
     return !mp_passes_through(&source->storage, check->shape.sets[MP_SET_SLOTS].target) ||
            (packs_shared(check) &&
             (!mp_passes_through(&source->shared_storage, shared_target(check)) ||
@@ -62,6 +76,7 @@ static int read_model(const mp_config *config, uint64_t layer, mp_numeric_model 
 {
     double factor = config->routed_scaling_factor;
 
+    /* NaN: config.json has none. */
     model->factor = factor > 0 && isfinite(factor) ? factor : 1;
     return mp_model_activation(config, layer, &model->activation, NULL, &model->weigh_input, err);
 }
@@ -119,7 +134,8 @@ static int open_router(mp_numeric_layer *layer, mp_error *err)
         };
         rc = 0;
     }
-    /* The factor comes behind the kernel. */
+    /* The factor comes behind the kernel. Kernels do not know it: an engine multiplies what they
+     * give, and so does multiply_routed. */
     layer->router.router.scale = 1;
     return rc;
 }
@@ -227,6 +243,7 @@ static void multiply_routed(const desk *d, double factor, double *y)
 {
     uint64_t hidden_size = d->layer->slots.source.hidden_size;
 
+    /* Tokens of one slot stay as they are: their choice weighs 1, without a router. */
     for (uint64_t i = d->batch.alone * hidden_size; i < d->batch.tokens * hidden_size; i++)
         y[i] *= factor;
 }
@@ -343,6 +360,7 @@ static int compute(desk *d, weights of, mp_emulation emulation, double *y, bool 
     *finite = rc == 0;
     if (rc == 0) {
         mp_check_advance(d->layer->check, layer_bytes(d->layer->check));
+        /* Faults end a layer early; run_layer adds what is left to the progress. */
         d->forwards--;
         return 0;
     }
@@ -365,6 +383,7 @@ static int check_identity(desk *d, mp_verify_numeric *figures, bool *finite, mp_
     int rc = compute(d, OF_SLOTS, emulation, d->y[0], finite, err);
     if (rc != 0 || !*finite)
         return rc;
+    /* y[1] is overwritten by the exact result in check_bound: the figures are taken before. */
     rc = compute(d, OF_SOURCE_PACKED, emulation, d->y[1], finite, err);
     if (rc != 0 || !*finite)
         return rc;
@@ -387,6 +406,7 @@ static int check_bound(desk *d, mp_verify_numeric *figures, bool *finite, mp_err
     figures->rel_l2 = off.rel_l2;
     figures->cosine_diff = off.cosine_diff;
     figures->max_abs = off.max_abs;
+    /* A NaN is over every bound. */
     if (!(off.rel_l2 <= figures->tolerance))
         mp_fault_add(&d->layer->check->faults, &spot,
                      "%s is %.4g off the exact result (relative L2), more than %g",
@@ -450,6 +470,7 @@ static int report_unopened(mp_check *check, mp_spot spot, int rc, const mp_error
     for (size_t i = 0; i < check->faults.num_parts; i++)
         holds &= check->faults.parts[i].level != MP_VERIFY_STRUCTURE ||
                  check->faults.parts[i].faults == 0;
+    /* An I/O error in a pack that is whole is an error of the run, not a fault of the pack. */
     if (rc != MP_ERR_INPUT && (rc != MP_ERR_IO || holds))
         return mp_fail(err, (mp_code)rc, "%s: %s", what, why->message);
     mp_fault_add(&check->faults, &spot, "not computed: %s", why->message);

@@ -1,6 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tokens of the numeric level: one for every slot, and those for which the checkpoint's own
- * router chooses, with the slots that they go to. */
+/* Tokens of the numeric level, with the choices of both sides. A batch looks like this:
+ *
+ *             choices of the source      choices of slots
+ *   token 0   expert of slot 0           slot 0              alone: weight 1, nothing else
+ *   token 1   expert of slot 1           slot 1
+ *   ...
+ *   token n   k experts, shared ones     their slots         routed by the checkpoint's own router
+ *   ...
+ *
+ * So every slot is met by itself, copies of one expert included, and the tail shows what only sums
+ * show: weights, the router's factor, shared experts. A choice of an expert that is not sampled, or
+ * of a slot on a rank that is not here, is -1 on both sides, so that both still compute the same
+ * sum.
+ *
+ * Routed tokens are spread evenly over the ranks, as in a run, since a rank prefers its own slots.
+ * Everything follows from the seed. Nothing here runs in parallel but the router itself. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,6 +77,7 @@ uint32_t mp_numeric_rank(const mp_numeric_layer *layer, uint32_t slot)
 {
     uint32_t total = mp_slots_total(&layer->pack->shape.slots);
 
+    /* Slots apart exist only where `apart` is not 0. */
     return slot < total ? mp_slots_rank(&layer->pack->shape.slots, slot)
                         : (slot - total) / layer->slots.apart;
 }
@@ -131,6 +146,7 @@ static int make_room(mp_numeric_batch *b, draft *d, const mp_numeric_layer *laye
         !d->weights || !d->all_ids || !d->all_weights || !d->slots || !d->slot_weights || !d->loads)
         return mp_fail_memory(err);
     for (uint64_t i = 0; i < all; i++)
+        /* What is not put stays no choice, with weight 0. */
         b->experts[i] = b->slots[i] = -1;
     return 0;
 }
@@ -188,6 +204,7 @@ static int choose(draft *d, const mp_numeric_layer *layer, mp_error *err)
                             err);
         free(token_ids);
     }
+    /* Zero experts give back x and are computed outside of kernels. */
     for (uint64_t i = 0; rc == 0 && i < d->tokens * d->k; i++)
         if (d->ids[i] >= (int32_t)layer->source->num_experts)
             d->ids[i] = -1; /* a zero expert, which is no weight */
@@ -235,6 +252,7 @@ static void put_choice(mp_numeric_batch *b, const draft *d, const mp_numeric_lay
     float slot_weight =
         apart ? (float)(1 / layer->packed_model.factor) : d->slot_weights[slot_from];
 
+    /* A choice that is -1 becomes UINT32_MAX here, and its slot too. */
     if (!counts(layer, slot, (uint32_t)d->all_ids[from]))
         return;
     b->experts[at] = d->all_ids[from];
@@ -268,6 +286,7 @@ int mp_numeric_batch_make(mp_numeric_batch *batch, const mp_numeric_layer *layer
     int rc = make_room(batch, &d, layer, err);
     if (rc == 0) {
         d.x = batch->x + batch->alone * hidden_size;
+        /* Another seed for tokens of slots: else token 0 of both kinds would be the same. */
         mp_random_tokens(~options->seed, batch->alone, hidden_size, batch->x);
         mp_random_tokens(options->seed, d.tokens, hidden_size,
                          batch->x + batch->alone * hidden_size);

@@ -1,5 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Results that differ or are not finite, as faults: which slot, token and column. */
+/* Results that differ or are not finite, as faults: which slot, token and column. Tokens that one
+ * slot computes alone come first, and blame that slot. A routed token sums over several slots:
+ * where one of them is known to be wrong it says nothing new, so only routed tokens that no slot
+ * explains are told, all of them as one fault. What is left for these are the weights of choices,
+ * the router's factor and the activation, which belong to a layer as a whole.
+ *
+ * Values are compared as numbers, not as bits: both sides computed, so 0 and -0 are the same
+ * result. Results that are not finite never get here; they are told by their own function at the
+ * end. One thread, between the forwards of a layer. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +33,7 @@ static mp_spot spot_of_slot(const mp_numeric_layer *layer, uint32_t slot)
     mp_spot spot = mp_numeric_spot(layer);
 
     spot.rank = rank;
+    /* Slots apart are counted behind those of all ranks, `apart` of them for each. */
     if (slot < total)
         spot.slot = slot - rank * mp_slots_per_rank(&slots->pack->shape.slots);
     else if (!check->shape.sets[check->shape.num_sets - 1].target->single)
@@ -130,6 +139,8 @@ static void name_choices(const mp_numeric_layer *layer, const mp_numeric_batch *
         const mp_spot spot = spot_of_slot(layer, (uint32_t)slot);
         name_choice(layer, (uint32_t)slot, (uint32_t)batch->experts[token * batch->columns + j],
                     name);
+        /* What snprintf would have written may be beyond the room; the loop ends there, and never
+         * writes. */
         used += (size_t)snprintf(text + used, room - used, "%s%s on rank %" PRId64,
                                  used ? ", " : "", name, spot.rank);
     }
@@ -188,6 +199,7 @@ static const char *without_number(const char *message, uint32_t slot)
     char number[NAME_TEXT];
     int length = snprintf(number, sizeof number, "expert %u: ", slot);
 
+    /* To mp_forward a slot is an expert, and its message would name an expert that is none. */
     return strncmp(message, number, (size_t)length) == 0 ? message + length : message;
 }
 

@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The directory of a rank: its files, and the tensors that the target wants in them. */
+/* The directory of a rank: its files, and the tensors that the target wants in them. This is the
+ * structure of a pack as it lies on the disk, held against three things that say what it should be:
+ * the manifest (files, sizes, the order of tensors), the headers' own metadata, and the shape, from
+ * which names, types and shapes of all tensors follow without any list.
+ *
+ * A file that is truncated, missing or malformed is a fault and stays closed; the others are
+ * checked all the same. What a closed file would have held is "lost" and not reported again: one
+ * broken file gives one fault, not one for each tensor. Later levels read what `held` says is there
+ * and fits.
+ *
+ * A shard may have been compressed after packing. It is found under its name with the suffix,
+ * checked frame by frame, and its size is the manifest's once decompressed.
+ *
+ * One thread. Only one rank is open at a time. */
 #include "verify/check.h"
 
 #include <inttypes.h>
@@ -29,6 +42,7 @@ static char *stored_name(const mp_rank *rank, const char *name)
     char *compressed = mp_format("%s" MP_ZSTD_SUFFIX, name);
     char *plain_path = mp_path_join(rank->dir, name);
     char *path = compressed ? mp_path_join(rank->dir, compressed) : NULL;
+    /* The plain file wins where both are there, as it does for readers. */
     bool is_there = plain_path && path && !mp_path_exists(plain_path) && mp_path_exists(path);
     char *stored = plain_path && path ? mp_format("%s", is_there ? compressed : name) : NULL;
 
@@ -72,6 +86,7 @@ static int open_named(mp_rank *rank, mp_check *check, size_t f, const char *name
     int rc = mp_check_file(check, &spot, rank->dir, name, &size, &there, err);
     if (rc != 0 || !there)
         return rc;
+    /* A truncated file is not opened: its header may be whole and promise bytes that are gone. */
     if (as_named && size != file->size) {
         report_size(check, &spot, file, size);
         return 0;
@@ -169,6 +184,7 @@ static int check_listing(const mp_rank *rank, mp_check *check, size_t f, mp_erro
     for (size_t i = 0; i < file->num_tensors; i++)
         order[i] = &file->tensors[i];
     qsort(order, file->num_tensors, sizeof *order, compare_offsets);
+    /* The count by itself, since the loop below ends with the shorter list. */
     if (file->num_tensors != listed->num_tensors)
         mp_fault_add(&check->faults, &spot, "%s: %zu tensor%s, the manifest lists %zu",
                      listed->name, file->num_tensors, mp_plural(file->num_tensors),
@@ -229,6 +245,7 @@ static bool tensor_fits(mp_check *check, const mp_spot *spot, unsigned t, const 
                      mp_shape_text(shape, rank, expected));
         return false;
     }
+    /* A fault, but not one that keeps it from being read. */
     if (tensor->offset % element != 0)
         mp_fault_add(&check->faults, spot, "begins at byte %" PRIu64 ", not at a multiple of %u",
                      tensor->offset, element);
@@ -291,6 +308,7 @@ static int check_tensor(mp_rank *rank, mp_check *check, size_t layer, unsigned t
 
 static bool stands_before(const mp_held *a, const mp_held *b)
 {
+    /* Files are one array, in the manifest's order. */
     return a->file < b->file || (a->file == b->file && a->tensor->offset < b->tensor->offset);
 }
 
@@ -299,6 +317,8 @@ static void check_order(const mp_rank *rank, mp_check *check)
 {
     const mp_held *last = NULL; /* of all earlier layers */
 
+    /* Readers go through a rank once from the beginning, layer by layer; a tensor that stands
+     * before one of an earlier layer would send them back. */
     for (size_t layer = 0; layer < check->manifest.num_layers; layer++) {
         const mp_held *highest = last;
 
@@ -331,6 +351,7 @@ static int check_surplus(const mp_rank *rank, mp_check *check, size_t f, mp_erro
         return mp_fail_memory(err);
     for (size_t i = 0; i < num_held; i++)
         if (rank->held[i].file == file)
+            /* held points into this file's own tensors, so the difference is an index. */
             wanted[rank->held[i].tensor - file->tensors] = true;
     for (size_t i = 0; i < file->num_tensors; i++) {
         mp_spot spot = mp_spot_of_rank(MP_VERIFY_STRUCTURE, rank->packed->rank);

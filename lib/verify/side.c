@@ -1,5 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A side of a slot against its expert: weights in tiles, everything else whole. */
+/* A side of a slot against its expert: weights in tiles, everything else whole. "Have" is what the
+ * file holds, undone by the target's own inverse; "want" is the expert in the target's scheme, made
+ * from the source as repack makes it. Both are canonical, so that a row of one is a row of the
+ * other:
+ *
+ *   packed tile --unpack_weight--> have   [parts][rows][row bytes]
+ *   source rows --mp_canonical---> want   the same, part by part
+ *
+ * Rows are compared, not the packed bytes, since a difference has to be told as an expert's row and
+ * column, and whether most rows differ says what kind of fault it is. But an inverse drops what
+ * belongs to no element; so padding is counted, and scales, which some layouts repeat or widen, are
+ * packed again and held against the file's very bytes.
+ *
+ * Scratch is one buffer a thread, cut up by mp_slot_side_lay_out. Nothing is reported before all is
+ * compared: finding out what to say reads other tiles into the same buffers. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +46,7 @@ int mp_slot_side_init(mp_slot_side *s, const mp_exact *exact, mp_check *check,
 /* Takes n bytes off the scratch; with a null base it only measures. */
 static void *carve(uint8_t *base, uint64_t *used, uint64_t n)
 {
+    /* The pieces are aligned to 64, as the kernels want them; the base is. */
     void *piece = base ? base + *used : NULL;
 
     *used += mp_round_up(n, 64);
@@ -86,6 +101,7 @@ uint64_t mp_slot_side_lay_out(mp_slot_side *s, void *scratch)
     s->have_scale = carve(scratch, &used, scale_rows(s) * scale_row_bytes(s));
     s->have_vector = carve(scratch, &used, vector);
     s->want_vector = carve(scratch, &used, vector);
+    /* A flag for each row, since a layout that cuts columns meets a row in several tiles. */
     s->row_differs = carve(scratch, &used, all_rows(s) * sizeof *s->row_differs);
     if (scratch)
         mp_canonical_init(&s->want, &s->from, (uint8_t *)scratch + used);
@@ -163,7 +179,9 @@ static uint64_t count_nonzero(const uint8_t *bytes, uint64_t n)
     return count;
 }
 
-/* Bytes of the tile that unpacking dropped though they are not zero. */
+/* Bytes of the tile that unpacking dropped though they are not zero. Layouts with padding move
+ * whole bytes and change none, so what unpacking kept has as many that are not zero as the tile has
+ * outside of its padding. */
 static uint64_t padding_lost(const mp_slot_side *s, const mp_tile *tile)
 {
     uint64_t bytes = rectangle_bytes(s, tile);
@@ -275,6 +293,8 @@ static int compare_tile(mp_slot_side *s, const mp_tile *tile, mp_difference *d, 
     uint64_t lost = padding_lost(s, tile);
 
     d->bytes += lost;
+    /* Tiles pass in the order of the packed tensor, so the first one that differs has its first
+     * byte. */
     return (differs || lost) && !d->found ? locate_in_tile(s, tile, d, err) : 0;
 }
 
@@ -288,6 +308,8 @@ static int compare_weights(mp_slot_side *s, mp_difference *d, mp_error *err)
     for (uint64_t i = 0; i < count && rc == 0; i++) {
         mp_tile tile = tile_at(s, i);
 
+        /* Made even where there are no weights to compare with: requantized scales come out of
+         * it. */
         rc = mp_canonical_tile(&s->want, &tile, NULL, err);
         if (rc == 0 && s->held[MP_ROLE_WEIGHT])
             rc = compare_tile(s, &tile, d, err);
@@ -366,6 +388,7 @@ static int compare_scales(mp_slot_side *s, mp_difference *d, mp_error *err)
     s->set->target->unpack_scale(&s->set->dims, s->side, s->packed_scale, s->have_scale);
     pack_scale(s, s->want.scale, s->repacked_scale);
     count_scales(s, d);
+    /* Only where canonical scales agree: else they would be counted twice. */
     if (d->bytes == 0)
         for (uint64_t i = 0; i < slot_bytes; i++)
             d->bytes += s->packed_scale[i] != s->repacked_scale[i];
@@ -396,6 +419,7 @@ int mp_slot_side_compare(mp_slot_side *s, mp_error *err)
         rc = compare_weights(s, &weight, err);
     if (rc == 0 && s->held[MP_ROLE_SCALE])
         rc = compare_scales(s, &scale, err);
+    /* Vectors come first: they are reported from their own buffers, which nothing overwrites. */
     for (int role = MP_ROLE_SCALE + 1; role < MP_ROLES && rc == 0; role++)
         if (s->held[role])
             rc = compare_vector(s, (mp_role)role, err);

@@ -1,7 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The judgement of a side goes from the cheap to the dear: its matrices whole against those that
  * should be there; only what fails is held against everything else that could have got there, by
- * its first rows, and what fits there once more as a whole. */
+ * its first rows, and what fits there once more as a whole.
+ *
+ * What is asked of a side that fails, until something explains it:
+ *   1. the same expert, rows of gate and up in another order
+ *   2. another expert of the layer, all parts of it
+ *   3. for each part: scales or weights that are zero, constant or no numbers
+ *   4. for each part: gate instead of up, or a matrix of another expert
+ *   5. nothing: the error, or where the source is stored alike, the first element that differs
+ *
+ * So the commonest mistakes of converters are named as a whole before any matrix is blamed by
+ * itself. Candidates cost FIRST_ROWS rows each; a check that is only counted (mp_faults_wants)
+ * costs none.
+ *
+ * A side is judged in one thread, many sides at once; what they share is only read. */
 #include "verify/sides.h"
 
 #include <inttypes.h>
@@ -40,6 +53,8 @@ static mp_weights held(const mp_side_check *s, mp_half_order order, unsigned p)
 {
     mp_weights w = s->have[p];
 
+    /* Swapped halves are two runs still: the parts change places. Where rows take turns, both parts
+     * lie in the rows of the first. */
     if (order == MP_ORDER_SWAPPED)
         w.matrix = s->have[1 - p].matrix;
     if (mp_half_order_turns(order)) {
@@ -56,7 +71,7 @@ static double bound_of(const mp_side_check *s)
 }
 
 /* Whether a matrix is another one: the very values where it is stored alike, else within the bound
- * of its scheme. */
+ * of its scheme. A bound of -1 leaves only `same`, which no error is below. NaN fits nothing. */
 static int compare(const mp_side_check *s, const mp_weights *have, const mp_weights *want,
                    uint64_t rows, bool *fits, mp_likeness *likeness, mp_error *err)
 {
@@ -84,6 +99,7 @@ static unsigned parts_of(const mp_side_check *s)
 static int is_expert(const mp_side_check *s, mp_half_order order, uint32_t id, bool *is,
                      mp_error *err)
 {
+    /* Both parts are looked at shortly before either is read whole. */
     static const uint64_t steps[] = {FIRST_ROWS, UINT64_MAX};
 
     *is = true;
@@ -104,6 +120,7 @@ int mp_side_find_order(const mp_side_check *s, mp_half_order *order, mp_error *e
     for (*order = MP_ORDER_PLAIN; *order < MP_ORDERS; (*order)++) {
         bool is;
 
+        /* down has no halves. */
         if (*order != MP_ORDER_PLAIN && s->side == MP_L2)
             break;
         if (!mp_half_order_fits(*order, &s->have[0].storage, s->have[0].rows) ||
@@ -156,6 +173,8 @@ static int find_matrix(const mp_side_check *s, unsigned p, uint32_t *other,
                        mp_projection *projection, mp_error *err)
 {
     mp_weights have = held(s, s->order, p);
+    /* A shared expert may have another width than routed ones: only its own matrices can be
+     * there. */
     bool shared = s->id >= s->layer->num_experts;
     uint32_t first = shared ? s->id : 0, end = shared ? s->id + 1 : s->layer->num_experts;
 
@@ -290,6 +309,7 @@ int mp_side_judge(const mp_side_check *s, bool *holds, mp_error *err)
     if (*holds)
         return 0;
     const mp_spot spot = spot_of(s, fits[0] ? 1 : 0);
+    /* The text of a fault that is only counted is never seen, whatever it says (faults.h). */
     if (!mp_faults_wants(s->faults, &spot)) {
         mp_fault_add(s->faults, &spot, "differs");
         return 0;

@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Digests of snapshots: of every content by itself, or of a rank's blob. */
+/* Digests of snapshots: of every content by itself, or of a rank's blob, depending on what the
+ * engine wrote. Pre-sharded snapshots are content-addressed: a tensor's name in a shared file is
+ * the hash of
+ *
+ *   "(2, 3)torch.int8"  then its bytes
+ *
+ * that is, str(tuple(shape)) + str(dtype) as Python prints them, so the text is made to the letter:
+ * "(4,)" has its comma, and a type that torch packs two to a byte counts bytes. A name of 40 digits
+ * is a SHA-1, one of 32 an XXH3-128. Other snapshots have one SHA-256 for each rank's blob, or none
+ * at all.
+ *
+ * One thread a file, and files on all threads: a file is read from its beginning to its end. Memory
+ * is a piece of 1 MiB for each thread, and with a list of layers the sorted places of what they
+ * read. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,6 +72,7 @@ static int list_wanted(digests *d, const char *const *prefixes, size_t count, mp
 
 static bool is_wanted(const digests *d, uint64_t file, const mp_tensor *tensor)
 {
+    /* Several names, of several ranks, lead to the same content: it is looked for by its place. */
     const content key = {(uint32_t)file, tensor->offset};
 
     return !d->wanted ||
@@ -102,6 +116,7 @@ static int hash_tensor(const mp_checkpoint *file, const mp_tensor *tensor, const
             mp_key_hash_update(&hash, piece, n);
     }
     mp_tensor_forget(file, tensor, 0, tensor->bytes);
+    /* After an error too: it frees what beginning took. */
     mp_key_hash_end(&hash, text);
     return rc;
 }
@@ -161,6 +176,7 @@ static int check_blob(void *user, uint64_t index, void *scratch, mp_error *err)
     char text[MP_SHA_TEXT];
     mp_sha sha;
 
+    /* A rank that is not selected was not opened; a snapshot that has no digests claims nothing. */
     if (d->s->files[index].num_shards == 0 || !want)
         return 0;
     mp_sha256_begin(&sha);

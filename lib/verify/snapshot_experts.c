@@ -1,8 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The experts of a snapshot against the checkpoint that the engine had loaded. Which experts a rank
- * has is worked out by experts/dumped.h. The order of w13's rows is the one that most of its
- * experts have, for it is the same for all; MegaMoE's takes turns. Copies of an expert that are
- * stored as the source is are the source's bits; others are held against the first of them. */
+/* The experts of a snapshot against the checkpoint that the engine had loaded. A snapshot has no
+ * manifest: tensors w13 and w2 of a rank's layer are all there is, and which experts their slots
+ * hold, which part of them, and how rows of gate and up lie has to be worked out.
+ *
+ * Which experts a rank has follows from sizes and the placement (experts/dumped.h). The order of
+ * w13's rows is the one that most of its first experts have, for it is the same for all: so a
+ * single slot that was written otherwise is a fault and not a new rule. MegaMoE's rows take turns,
+ * always. Copies of an expert that are stored as the source is are the source's bits; others, which
+ * the engine quantized itself, may be off it by their scheme's bound, but not off each other: they
+ * are held against the first of them.
+ *
+ *   index = first[side] + slot, sides in the order of ranks, layers, w13 and w2
+ *
+ * Slots run on all threads. All lists are made before and only read then; the order is settled by
+ * reading a few slots in one thread. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -122,6 +133,8 @@ static int take_layers(experts *x, const bool *selected, mp_error *err)
         if (reason)
             mp_fault_add(x->faults, &spot, "%s", reason);
     }
+    /* Another pipeline stage than those selected may have the layer; without stages each rank has
+     * all. */
     if (!x->options->layers && (!x->options->ranks || x->s->stages == 1))
         find_missing(x);
     return 0;
@@ -135,6 +148,7 @@ static int take_layers(experts *x, const bool *selected, mp_error *err)
 static int find_other(const experts *x, const mp_dumped_side *d, const mp_tensor **other,
                       mp_error *err)
 {
+    /* Sizes that cannot be told from one side alone, as of packed types, follow from both. */
     mp_dumped_side o = {.rank = d->rank, .layer = d->layer, .side = (mp_side)(1 - d->side)};
     int rc = mp_dumped_find(x->s, &x->dumped[d->layer], &o, err);
 
@@ -188,6 +202,7 @@ static int add_side(experts *x, size_t rank, size_t index, mp_side side, mp_erro
         mp_fault_add(x->faults, &spot, "%s",
                      x->s->megamoe ? "the kernel's scales are not in this snapshot"
                                    : "its scales are missing");
+    /* Slots of sides that were left out get no number. */
     x->first[x->num_sides] = x->slots;
     x->slots += d.slots;
     x->sides[x->num_sides++] = d;
@@ -259,6 +274,8 @@ static int find_order(experts *x, mp_error *err)
 {
     unsigned votes[MP_ORDERS] = {0}, cast = 0;
 
+    /* The first side that has an opinion decides: ask further only where none of its slots fits any
+     * order. */
     for (size_t i = 0; i < x->num_sides && cast == 0; i++) {
         const mp_dumped_side *d = &x->sides[i];
 
@@ -277,6 +294,7 @@ static int find_order(experts *x, mp_error *err)
     for (int order = 1; order < MP_ORDERS; order++)
         if (votes[order] > votes[x->order])
             x->order = (mp_half_order)order;
+    /* Nobody voted for turns, so nothing here is right; the order only decides how that is told. */
     if (x->s->megamoe && x->order < MP_ORDER_8)
         x->order = votes[MP_ORDER_16] > votes[MP_ORDER_8] ? MP_ORDER_16 : MP_ORDER_8;
     return 0;
@@ -287,6 +305,7 @@ static const mp_dumped_side *first_copy(const experts *x, const mp_dumped_side *
 {
     uint32_t id = mp_dumped_id(d, *slot);
 
+    /* Sides before d in the list, then slots before this one: so exactly one copy is the first. */
     for (const mp_dumped_side *o = x->sides; o < d; o++)
         for (uint32_t s = 0; o->layer == d->layer && o->side == d->side && o->part == d->part &&
                              o->parts == d->parts && s < o->slots;
@@ -382,6 +401,7 @@ static int check_all(experts *x, const bool *selected, mp_error *err)
     if (!x->views)
         return mp_fail_memory(err);
     for (size_t r = 0; r < x->s->num_ranks; r++)
+        /* A view borrows the snapshot's tensors, and is never released as a catalog. */
         x->views[r].checkpoint = x->s->ranks[r].tensors;
     if (mp_dumped_placement(x->s, o->placement, x->source.layers[0].num_experts, &x->placement,
                             err) != 0 ||

@@ -1,5 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The source checkpoint: whether it is the one that was packed, and its canonical rows. */
+/* The source checkpoint: whether it is the one that was packed, and its canonical rows.
+ *
+ * Two questions, answered in this order. Is it the checkpoint that the manifest names? Shards are
+ * compared by name, size and the digest of their headers, which costs no reading of weights; where
+ * one differs that is an error, since every byte would be wrong. Then, does the manifest tell the
+ * truth about it? Sizes, family, schemes, what passed through and what did not, forms and
+ * config.json are claims of the pack, and what is not so is a fault.
+ *
+ * The rules of quantization are taken from the manifest: they decide on bytes, and the source does
+ * not know them. What a writer would refuse, such as weights that are not finite, is done here
+ * without a word: it only matters what the bytes have to be.
+ *
+ * Opened by one thread; mp_source_side is called by all of them and only reads. */
 #include "verify/source.h"
 
 #include <inttypes.h>
@@ -97,6 +109,8 @@ static bool match_layer(mp_source *source, mp_check *check, size_t index)
 
     spot.layer = (int64_t)index;
     source->layers[index] = layer;
+    /* Ids and placements are checked against the manifest's number, so the source has to have
+     * that. */
     if (layer && layer->num_experts == m->num_experts)
         return true;
     if (!layer)
@@ -118,6 +132,8 @@ static bool match_loss(mp_check *check, const char *what, bool shared, bool pass
 {
     const mp_manifest *m = &check->manifest;
     bool says = shared ? m->shared_lossless : m->lossless;
+    /* A conversion that counts the blocks it had to requantize is lossless where it counted
+     * none. */
     bool lossless = passes || (keeps && mp_manifest_requantized_blocks(m, shared) == 0);
 
     return same_text(check, what, says ? "lossless" : "requantized",
@@ -219,6 +235,7 @@ static int match_shared(const mp_source *source, mp_check *check, bool *match, m
                                                     set->target->scheme);
         }
     }
+    /* Where all scales happen to be powers of two, the pack was right to allow for others. */
     if (*match && !(all_pass && set->target->ue8m0))
         *match = match_loss(check, "repack of shared experts", true, all_pass, keeps);
     return 0;
@@ -305,6 +322,7 @@ int mp_source_open(mp_source *source, mp_check *check, bool *usable, mp_error *e
     if (rc != 0)
         return mp_error_prefix(err, "\"%s\" is not the checkpoint that was packed",
                                check->options->source);
+    /* A checkpoint with several towers has layers of the same number in each. */
     if (check->manifest.num_layers > 0)
         rc = mp_catalog_choose(&source->catalog, check->manifest.layers[0], err);
     if (rc == 0)
@@ -333,12 +351,14 @@ int mp_source_side(const mp_source *source, const mp_slot_set *set, size_t layer
     bool wide = set->target->tiling(&set->dims, side).kind == MP_TILES_COLS;
     int rc = 0;
 
+    /* One slot for all shared experts together: nothing to cut out. */
     if (set->target->single)
         *view = moe->shared;
     else
         rc = mp_layer_expert(&source->catalog, moe, id, view, &storage, err);
     if (rc != 0)
         return rc;
+    /* Stored transposed, a tile of rows is a strip of columns: take more of each. */
     wide |= mp_fusion_is_transposed(storage->fusion);
     *from = (mp_side_source){
         .catalog = &source->catalog,

@@ -1,7 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The check of a packed directory from top to bottom: one rank after the other, so that
- * only its files are open and only its headers in memory; then, where asked, what all of them
- * compute, one layer after the other. */
+/* The check of a packed directory from top to bottom, and the choice of what is checked at all: a
+ * pack, a snapshot, or a checkpoint against the one that it was made from.
+ *
+ *   manifest -> selections -> source -> placement, config -> each rank -> what they compute
+ *
+ * Each step relies on the ones before it, so that what makes everything else meaningless comes
+ * first: a manifest that contradicts itself ends the check with its faults, and a source that is
+ * another checkpoint is an error before any rank is read, which may take hours. Ranks are checked
+ * one after the other, so that only one's files are open and one's headers in memory.
+ *
+ * What does not hold is a fault, and the check goes on; an error is only what keeps it from being
+ * made. Threads are inside the checks of a rank or a layer, never across them, so that
+ * check->context can be replaced here while they rest. */
 #include <moepack/verify.h>
 
 #include "base/error.h"
@@ -105,6 +115,8 @@ static int check_rank(mp_check *check, const mp_exact *exact, const mp_packed_ra
     int rc = mp_rank_open(&rank, check, packed, err);
     if (rc == 0)
         count_tensors(check, &rank);
+    /* A compressed file without a table of frames can only be read from its beginning: threads
+     * would make each other decompress it again and again. */
     if (rc == 0 && reads_in_order(&rank))
         check->context = &alone;
     if (rc == 0 && check->options->level > MP_VERIFY_STRUCTURE) {
@@ -145,6 +157,7 @@ static int check_all(mp_check *check, mp_error *err)
         rc = mp_exact_open(&exact, check, &with_source, err);
     if (rc == 0)
         rc = mp_check_directory(check, err);
+    /* Without a placement nobody knows whose slot is whose. */
     bool comparable = with_source && check->placement.map;
     if (rc == 0 && comparable && check->options->level == MP_VERIFY_NUMERIC)
         rc = mp_numeric_supports(check, &exact, err);
@@ -169,7 +182,8 @@ static int verify_pack(const char *out, const mp_verify_options *options, const 
 }
 
 /* What a directory is: a pack or a snapshot by its files, and where neither, a pack that is none,
- * unless there is a source to hold a checkpoint against. */
+ * unless there is a source to hold a checkpoint against. A snapshot is looked for only where there
+ * is no manifest: a pack that is broken stays a pack. */
 static int find_kind(const char *out, bool *packed, mp_snapshot_kind *kind, mp_error *err)
 {
     char *path = mp_path_join(out, MP_MANIFEST_NAME);
@@ -185,6 +199,7 @@ static int find_kind(const char *out, bool *packed, mp_snapshot_kind *kind, mp_e
 int mp_verify(const char *out, const mp_verify_options *options, const mp_context *context,
               mp_verify_report *report, mp_error *err)
 {
+    /* err may be null, and steps below read err->code. */
     mp_error why = {0}; /* what became a fault is no error */
     mp_snapshot_kind kind = MP_SNAPSHOT_NONE;
     bool packed;

@@ -1,6 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Decoded rows of two matrices side by side, a few at a time: memory is two tiles, whatever the
- * matrices' size. */
+ * matrices' size. Either may be stored in any scheme, be a slice of a fused tensor, a part that a
+ * rank has, or rows of gate and up that take turns; what is compared is what they decode to, as
+ * float32.
+ *
+ * Likeness is asked for in two ways. `same` is bit by bit, and says that one is a copy of the
+ * other. `relative` is the RMS of the difference over that of the second: as the second is the
+ * source, it is the error that storing it otherwise made, and mp_scheme_bound says what a scheme
+ * may have.
+ *
+ * Each call has its own readers and is one thread; many calls run at once. */
 #include "verify/weights.h"
 
 #include <math.h>
@@ -54,6 +63,7 @@ int mp_weights_of(const mp_catalog *catalog, const mp_moe_layer *layer, uint32_t
         .part = projection == MP_UP,
     };
     mp_catalog_shape(catalog, projection, &out->rows, &out->cols);
+    /* Several shared experts are one matrix here, wider than the catalog's shape. */
     if (shared && !mp_storage_recognize(&out->matrix, MP_FUSION_NONE, &catalog->config, &ignored,
                                         &out->rows, &out->cols))
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: no known storage form",
@@ -71,9 +81,12 @@ bool mp_weights_cut(mp_weights *w, uint64_t row0, uint64_t rows, uint64_t col0, 
     if (!mp_add_u64(row0, rows, &end_row) || !mp_add_u64(col0, cols, &end_col) ||
         end_row > w->rows || end_col > w->cols)
         return false;
+    /* Scales of a block that is cut through would belong to both parts. 8 columns are whole bytes
+     * in every type. */
     if ((s->block_rows != UINT32_MAX && row0 % s->block_rows != 0) ||
         (s->block_cols != UINT32_MAX && col0 % s->block_cols != 0) || col0 % 8 != 0)
         return false;
+    /* Rows of a paired matrix are every second one of the tensor. */
     w->matrix.first += w->matrix.paired ? 2 * row0 : row0;
     if (cols != w->cols)
         w->matrix = mp_matrix_columns(&w->matrix, w->cols, col0);
@@ -132,6 +145,7 @@ static int read_run(const reader *r, uint64_t row0, uint64_t rows, float *out, m
     uint64_t row_bytes = mp_storage_row_bytes(&w->storage, w->cols);
     mp_rows in;
 
+    /* Rows of bytes, shorter than the columns where these are packed: fill up with zeros. */
     if (w->raw) {
         if (mp_stored_read(&r->stored, at, r->stored.codes, NULL, err) != 0)
             return err->code;
@@ -154,6 +168,7 @@ static int read_tile(const reader *r, uint64_t row0, uint64_t rows, mp_error *er
 
     if (!w->order)
         return read_run(r, row0, rows, r->out, err);
+    /* Row by row, since rows of one part do not follow each other. */
     for (uint64_t row = row0; row < row0 + rows; row++)
         if (read_run(r, mp_interleave_place(w->order, w->part, row), 1,
                      r->out + (row - row0) * w->cols, err) != 0)
@@ -183,6 +198,7 @@ static void look_at_row(const float *have, const float *want, uint64_t row, uint
         return;
     out->same = false;
     out->row = row;
+    /* One differs, so this ends. */
     while (mp_f32_bits(have[out->col]) == mp_f32_bits(want[out->col]))
         out->col++;
 }
@@ -201,6 +217,7 @@ static int compare_tiles(const reader *have, const reader *want, uint64_t rows, 
         for (uint64_t i = 0; i < count; i++)
             look_at_row(have->out + i * cols, want->out + i * cols, row0 + i, cols, out);
         out->zero = out->zero && all_zero(have->out, count * cols);
+        /* The bits of a NaN or an infinity are the greatest of all. */
         if (kernels->amax_bits(have->out, count * cols) >= 0x7f800000u)
             out->finite = false;
         for (uint64_t i = 0; i < count; i++)
@@ -224,6 +241,7 @@ int mp_weights_compare(const mp_weights *have, const mp_weights *want, uint64_t 
                            err);
     close_reader(&of_have);
     close_reader(&of_want);
+    /* Where the second is all zero this is infinite, which no bound allows. */
     out->relative = sums[0] == 0 ? 0 : sqrt(sums[0] / sums[1]);
     if (!out->finite)
         out->relative = NAN;
