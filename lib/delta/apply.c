@@ -1,7 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A chain applied, as a job: the base's shards with their headers as they are, each tensor that a
- * delta changes taken through the chain by one unit, all others copied. A unit is done when the
- * checksums of its tensor hold. */
+ * delta changes taken through the chain by one unit, all others copied in pieces. Deltas keep types
+ * and shapes, so that the base's headers are the new version's, byte for byte.
+ *
+ *   stage  a shard of the base: its units are done together, those of changed tensors first
+ *   unit   a tensor that changes, whole, or 64 MiB of one that does not
+ *
+ * A unit of a changed tensor is done when the checksum of every delta on the way holds: a tensor
+ * that is in the journal was right, and a base that is another version fails at its first tensor
+ * instead of giving a directory that looks complete. A tensor cannot be cut, as streams have no
+ * index; scratch is two pieces of the tensor, whatever its size.
+ *
+ * A published directory has no place for terms, since it looks as any checkpoint does; so one that
+ * is there already is compared with what the chain would make of it.
+ *
+ * Units run on all threads, each with decoders of its own; plan and chain are only read by then. */
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
@@ -52,6 +65,7 @@ static int place_order(const void *a, const void *b)
         return x->shard < y->shard ? -1 : 1;
     if (x->offset != y->offset)
         return x->offset < y->offset ? -1 : 1;
+    /* Empty tensors begin where others do: they come first, and names settle the rest. */
     if (x->bytes != y->bytes)
         return x->bytes < y->bytes ? -1 : 1;
     return strcmp(x->name, y->name);
@@ -76,10 +90,12 @@ static int add_file(apply_plan *plan, size_t p, size_t s, mp_error *err)
     const mp_shard *shard = &part->ckpt.shards[s];
     mp_out_file *file = &plan->work.files[plan->work.num_files];
 
+    /* Counted before anything can fail, so that releasing finds what was allocated. */
     plan->part_of_file[plan->work.num_files++] = p;
     *file = (mp_out_file){
         .path =
             mp_format("%s%s%s", part->name ? part->name : "", part->name ? "/" : "", shard->name),
+        /* The header was read whole when the shard was opened, so the file has these bytes. */
         .header = mp_alloc(shard->header_bytes, 1),
         .header_bytes = shard->header_bytes,
         .bytes = shard->size,
@@ -118,6 +134,7 @@ static int add_part(apply_plan *plan, size_t p, mp_error *err)
 
     for (size_t s = 0; rc == 0 && s < ckpt->num_shards; s++) {
         rc = add_file(plan, p, s, err);
+        /* The list is sorted by shard: one walk through it fills all files. */
         for (; rc == 0 && t < ckpt->num_tensors && list[t]->shard == s; t++)
             rc = add_output(plan, list[t], err);
     }
@@ -174,6 +191,7 @@ static int make_work(apply_plan *plan, mp_error *err)
         files += base->parts[p].ckpt.num_shards;
         outputs += base->parts[p].ckpt.num_tensors;
     }
+    /* Stages and outputs are numbered in 32 bits. */
     if (files >= UINT32_MAX || outputs >= UINT32_MAX)
         return mp_fail(err, MP_ERR_USAGE, "%" PRIu64 " tensors are too many to write", outputs);
     work->files = mp_alloc_zeroed(files, sizeof *work->files);
@@ -188,6 +206,7 @@ static int make_work(apply_plan *plan, mp_error *err)
         rc = add_part(plan, p, err);
     if (rc != 0)
         return rc;
+    /* Sums of bytes that are there: no overflow. */
     for (uint32_t o = 0; o < work->num_outputs; o++)
         units += units_of(plan, o);
     plan->units = mp_alloc(units, sizeof *plan->units);
@@ -270,6 +289,7 @@ static int copy_piece(const apply_plan *plan, const apply_unit *unit, size_t par
     const mp_shard *shard = &ckpt->shards[tensor->shard];
     int rc = 0;
 
+    /* Plain bytes go from file to file in the kernel. */
     if (!shard->zstd)
         return mp_outputs_copy(to->outputs, to->out, unit->offset, shard->fd, shard->file,
                                tensor->offset + unit->offset, unit->bytes, err);
@@ -355,6 +375,8 @@ static int finish(const void *user, const mp_progress_state *state, const char *
     if (rc != 0 || !last->manifest)
         return rc;
     bool compressed = plan->work.zstd != MP_ZSTD_NONE;
+    /* The manifest is of the pack that the delta was made from, where files may have had other
+     * names. */
     if (compressed || mp_manifest_compressed(&last->pack))
         return mp_manifest_put_renamed(last->manifest, last->manifest_bytes, partial, !compressed,
                                        err);
@@ -412,6 +434,7 @@ static int check_tensor(const apply_plan *plan, uint32_t output, const mp_delta_
     if (p != SIZE_MAX)
         found = mp_checkpoint_find(&there->parts[p].ckpt, tensor->name);
     bool same = found && found->bytes == tensor->bytes;
+    /* Only the last delta's checksum is of the bytes that are to be there. */
     if (same && count > 0)
         rc = mp_link_sum_fits(&links[count - 1], &there->parts[p].ckpt, found, scratch, &same, err);
     else if (same)
@@ -487,6 +510,8 @@ int mp_delta_apply(const char *base, const char *const *deltas, size_t count, co
         rc = make_work(&plan, err);
     if (rc == 0)
         rc = list_files(&plan, err);
+    /* Replace only what looks like an earlier version, never any directory that is named by
+     * mistake. */
     if (rc == 0 && mode == MP_RUN_FORCE && mp_path_exists(out) && !has_files(&plan, out))
         rc = mp_fail(err, MP_ERR_USAGE,
                      "\"%s\" exists and does not hold the shards that it is to hold: not replaced",

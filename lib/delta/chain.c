@@ -1,5 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Chains: which deltas change which tensor. */
+/* Chains: which deltas change which tensor. A chain is a full version and what follows it, in
+ * order; a full version in between starts anew, and what is before it is only checked.
+ *
+ * What is asked of a chain is asked by tensor of the base, and most tensors have few links or none.
+ * So links lie in one array, grouped by tensor, with the usual index of where each group begins:
+ *
+ *   row    [part]            the first tensor of a part, of all tensors in one row
+ *   first  [tensors + 1]     the first link of a tensor; the next one's is the end of its own
+ *   links  [all]             in the order of the chain within a tensor
+ *
+ * Opening makes sure that each stream is of a tensor of the base, in the same part, so that all who
+ * walk the links need not ask. A stream does not say how long its tensor is: that is the base's to
+ * say, and decoding holds the stream against it (patch.c).
+ *
+ * Opened by one thread, only read after that; mp_chain_patch may be called by many. */
 #include "delta/chain.h"
 
 #include <inttypes.h>
@@ -7,7 +21,7 @@
 
 #include "base/error.h"
 
-/* Positions are of 32 bits. */
+/* Positions are of 32 bits: the last byte that one can name is 2^32 - 1. */
 #define OVERWRITE_MAX (UINT64_C(1) << 32)
 
 static int open_versions(mp_chain *chain, const char *base, uint64_t unnumbered,
@@ -25,6 +39,8 @@ static int open_versions(mp_chain *chain, const char *base, uint64_t unnumbered,
         rc = mp_version_open(v, i == 0 ? base : deltas[i - 1], i > 0, context, err);
         if (rc != 0)
             break;
+        /* From here on releasing the chain releases this version too; one that failed has released
+         * itself. */
         chain->count++;
         if (!v->delta)
             chain->base = i;
@@ -35,6 +51,7 @@ static int open_versions(mp_chain *chain, const char *base, uint64_t unnumbered,
             v->terms.version = i == 0 ? unnumbered : v[-1].terms.version + 1;
             v->numbered = true;
         }
+        /* mp_chain_check_base makes up for it once it is known which version the base is. */
         if (rc == 0 && i > 0 && (i > 1 || unnumbered != MP_BASE_UNCHECKED))
             rc = mp_version_check_follows(v, v - 1, err);
     }
@@ -105,6 +122,7 @@ static int find_links(mp_chain *chain, mp_error *err)
         chain->row[p] = tensors;
         tensors += base->parts[p].ckpt.num_tensors;
     }
+    /* One more than there are tensors, and one more for counting a place further on. */
     chain->first = mp_alloc_zeroed(tensors + 2, sizeof *chain->first);
     if (!chain->first)
         return mp_fail_memory(err);

@@ -1,7 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The XOR deltas of a chain as one: what a tensor's streams have in common is their length, and
- * XOR of them all is the stream of the whole. A tensor that came back to what it was is left out.
- */
+/* The XOR deltas of a chain as one. What a tensor's streams have in common is their length, and XOR
+ * of them all is the stream of the whole: a ^ b and b ^ c make a ^ c, and no version has to be
+ * there. A tensor that came back to what it was is all zeros then, and is left out.
+ *
+ * The checksum of the new version is the last delta's that has the tensor; those of versions
+ * between are gone with them. So folding does not hold checksums, which are of tensors and not of
+ * streams: what is damaged is noticed when the folded delta is applied. Overwriting deltas cannot
+ * be folded without the base's bytes and are refused.
+ *
+ * Streams say how long they are in their first frame, or are read once to find out; that comes
+ * first, as it decides where each has room in the spool. Tensors are folded on all threads, by one
+ * decoder for each delta of the chain; the chain is only read by then. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,6 +60,7 @@ static int open_chain(folding *f, const char *const *deltas, size_t count,
         else if (rc == 0 && i > 0)
             rc = mp_version_check_follows(v, &f->chain[i - 1], err);
         for (size_t p = 0; rc == 0 && p < v->num_parts; p++)
+            /* As many parts, and each of them in the first delta: then both have the same. */
             if (mp_version_part_named(&f->chain[0], v->parts[p].name) == SIZE_MAX ||
                 v->num_parts != f->chain[0].num_parts)
                 rc = mp_fail(err, MP_ERR_INPUT, "%s: has other ranks than %s", v->dir,
@@ -109,6 +119,7 @@ static int list_items(folding *f, mp_error *err)
     if (f->num_items > 1)
         qsort(f->items, f->num_items, sizeof *f->items, item_order);
     for (size_t i = 0; i < f->num_items; i++)
+        /* Sorted, so those of the same tensor stand together. */
         if (kept == 0 || item_order(&f->items[i], &f->items[kept - 1]) != 0)
             f->items[kept++] = f->items[i];
     f->num_items = kept;
@@ -147,6 +158,7 @@ static int fold_streams(const folding *f, mp_delta_item *item, const mp_patch_li
     mp_spool_begin(&stream, &f->spool, item, item->bytes, f->level);
     for (uint64_t at = 0; rc == 0 && at < item->bytes; at += MP_PATCH_BYTES) {
         size_t n = item->bytes - at < MP_PATCH_BYTES ? (size_t)(item->bytes - at) : MP_PATCH_BYTES;
+        /* XOR with zeros: the first delta's bytes come out as they are. */
         memset(bytes, 0, n);
         rc = mp_patch_next(&patch, bytes, n, scratch, err);
         uint64_t changed = mp_count_nonzero(bytes, n);
@@ -159,6 +171,7 @@ static int fold_streams(const folding *f, mp_delta_item *item, const mp_patch_li
         rc = mp_patch_end(&patch, err);
     if (rc == 0)
         rc = mp_spool_end(&stream, err);
+    /* All that a stream can be is malformed; I/O errors name their file already. */
     if (rc == MP_ERR_INPUT)
         mp_link_blame(&links[patch.culprit], err);
     mp_spool_stream_release(&stream);
@@ -173,6 +186,7 @@ static int make_fold(const void *user, mp_delta_item *item, uint8_t *scratch, mp
 
     if (!links)
         return mp_fail_memory(err);
+    /* At least one: the item was listed because some delta has it. */
     size_t count = find_links(f, item, links);
     const mp_patch_link *last = &links[count - 1];
     strcpy(item->sum, last->part->sums[last->stream - last->part->ckpt.tensors]);
@@ -193,6 +207,8 @@ static int measure_items(folding *f, mp_error *err)
 
         find_links(f, item, links);
         rc = measure(&links[0], &item->bytes, scratch, err);
+        /* The head of a frame may claim anything. Up to here mp_spool_room cannot overflow, and the
+         * places that follow from it are checked when they are given. */
         if (rc == 0 && item->bytes > INT64_MAX / 2)
             rc =
                 mp_fail(err, MP_ERR_INPUT, "%s: tensor \"%s\": its stream says it holds %llu bytes",

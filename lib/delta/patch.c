@@ -1,8 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Streams of deltas, decoded piece by piece and applied.
+/* Streams of deltas, decoded piece by piece and applied. A stream is a zstd frame of one of these:
+ *
+ *   xor        [bytes of the tensor]                      old ^ new
+ *   overwrite  u32 count, count u32 positions, count u8   little-endian, positions ascending
  *
  * An overwriting stream has all positions before the first byte that goes there, so it is decoded
- * twice side by side: once for the positions, and once, from behind them, for the bytes. */
+ * twice side by side: once for the positions, and once, from behind them, for the bytes. So its
+ * memory is a batch of each, whatever its count says.
+ *
+ * A patch is a row of steps, one for each delta that has the tensor. Every piece of the base goes
+ * through all of them before the next one, so a chain costs one pass and no intermediate version.
+ * Each step keeps the checksum of what has come out of it: the first one that does not fit is the
+ * delta to blame. Nothing a stream claims is believed before it is met: counts, positions and
+ * lengths are held against the tensor as they come, and the end of the stream against the end of
+ * the tensor.
+ *
+ * A patch belongs to one thread. mp_patch_scan may mark slices of the same tensor from many: all
+ * only ever set flags, by relaxed stores. */
 #include "delta/patch.h"
 
 #include <inttypes.h>
@@ -105,6 +119,7 @@ static int begin_overwrite(mp_patch_step *step, mp_error *err)
         rc = read_whole(step->stream, count, sizeof count, "the count", err);
     if (rc != 0)
         return rc;
+    /* A count of up to 2^32 - 1, of which nothing is allocated. */
     over->left = over->total = get_u32(count);
     rc = read_whole(over->bytes, count, sizeof count, "the count", err);
     for (uint64_t skip = over->left * POSITION_BYTES; rc == 0 && skip > 0;) {
@@ -129,6 +144,8 @@ static int fill_batch(mp_patch_step *step, mp_error *err)
     for (uint32_t i = 0; rc == 0 && i < n; i++) {
         uint64_t position = get_u32(over->positions + (size_t)i * POSITION_BYTES);
 
+        /* Ascending, so that a pass through the tensor meets them in turn, and no byte is written
+         * twice. */
         if (position < over->least)
             rc = mp_fail(err, MP_ERR_INPUT,
                          "position %" PRIu64 " is behind position %" PRIu64 ": they do not ascend",
@@ -152,6 +169,8 @@ static int overwrite_bytes(mp_patch_step *step, uint8_t *bytes, uint64_t at, siz
         for (; over->next < over->count; over->next++) {
             uint64_t position = get_u32(over->positions + (size_t)over->next * POSITION_BYTES);
 
+            /* Left for the next piece. All below `at` were taken in the pieces before, as positions
+             * ascend: the difference below is never negative. */
             if (position >= at + n)
                 return 0;
             bytes[position - at] = over->values[over->next];
@@ -203,6 +222,7 @@ static int take_step(mp_patch_step *step, const mp_patch *patch, uint8_t *bytes,
             rc = mp_fail(err, MP_ERR_INPUT,
                          "the stream is too short: it holds %" PRIu64 " bytes, the tensor %" PRIu64,
                          patch->at + got, patch->bytes);
+        /* Only what came: the rest of scratch is from before. */
         mp_xor_bytes(bytes, scratch, got);
     }
     if (patch->sums)
@@ -218,6 +238,7 @@ static int check_step_ended(mp_patch_step *step, uint64_t bytes, mp_error *err)
 
     if (!over)
         return check_ended(step->stream, bytes, "bytes of the tensor", err);
+    /* An empty piece at the end takes no position, but decodes the next one if there is any. */
     rc = overwrite_bytes(step, NULL, bytes, 0, err);
     if (rc == 0 && over->next < over->count)
         rc = mp_fail(err, MP_ERR_INPUT, "position %u is outside the tensor of %" PRIu64 " bytes",
@@ -233,6 +254,7 @@ static int end_step(mp_patch_step *step, const mp_patch *patch, mp_error *err)
     int rc = check_step_ended(step, patch->bytes, err);
 
     mp_checksum_end(&step->sum, sum);
+    /* Ended here; releasing the step must not end it again. */
     step->sum = (mp_checksum){0};
     if (rc == 0 && patch->sums && !mp_checksum_same(link->version->terms.checksum, sum, want))
         rc = mp_fail(err, MP_ERR_CHECK,
@@ -254,6 +276,7 @@ int mp_patch_init(mp_patch *patch, uint64_t bytes, const mp_patch_link *links, s
         .bytes = bytes, .sums = sums, .steps = mp_alloc_zeroed(num_links, sizeof *patch->steps)};
     if (!patch->steps)
         return mp_fail_memory(err);
+    /* Counted before it begins, so that a step that began half is released. */
     for (size_t i = 0; rc == 0 && i < num_links; i++) {
         patch->culprit = i;
         rc = begin_step(&patch->steps[patch->num_steps++], &links[i], err);
@@ -298,6 +321,7 @@ static int drain(mp_patch_step *step, uint8_t *scratch, uint64_t *content, mp_er
     size_t got = MP_PATCH_BYTES;
     int rc = 0;
 
+    /* A short read is the end of the stream. */
     while (!over && rc == 0 && got == MP_PATCH_BYTES) {
         rc = mp_zstd_stream_read(step->stream, scratch, MP_PATCH_BYTES, &got, err);
         *content += got;
@@ -329,6 +353,7 @@ static void mark_slices(const uint8_t *x, uint64_t at, size_t n, uint64_t bytes,
                         bool *slices)
 {
     for (size_t done = 0; done < n;) {
+        /* Slices beyond the last are of a stream that is too long; applying it will say so. */
         uint64_t slice = (at + done) / bytes, end = (slice + 1) * bytes - at;
         size_t part = end < n ? (size_t)end - done : n - done;
 

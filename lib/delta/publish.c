@@ -1,6 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A delta as a job: its streams are copied from the spool behind headers that are known now. The
- * index, which publishes it, is written last; of packs it is pack.json. */
+ * order of what is written is what makes a delta safe to watch for: shards with their streams,
+ * files that go along, then the index, and of packs pack.json behind the indexes of all ranks. Who
+ * polls for the last of them never sees half a delta. The job then renames the directory, so that
+ * the order only matters to who copies it on file by file.
+ *
+ *   OUT/rank-000/model-00001-of-00001.safetensors    streams as U8 [bytes], checksums as metadata
+ *   OUT/rank-000/model.safetensors.index.json        version, base_version, encoding, ...
+ *   OUT/pack.json                                    of packs: the new pack's manifest
+ *
+ * The terms of a run have the digest of names, checksums and lengths of all streams: a run that is
+ * taken up again makes its streams anew, and they have to be the same. Checksums already stand for
+ * the bytes, so outputs have no digests of their own.
+ *
+ * Streams are made by all threads (mp_delta_make_all), largest first, each into room of its own in
+ * the spool; a mutex guards only the progress. Copying is the job's, on all threads too. */
 #include "delta/publish.h"
 
 #include <inttypes.h>
@@ -83,6 +97,7 @@ static int size_order(const void *a, const void *b)
 
     if (x->bytes != y->bytes)
         return x->bytes > y->bytes ? -1 : 1;
+    /* Of equal sizes as they are listed: both point into one array. */
     return (x > y) - (x < y);
 }
 
@@ -130,6 +145,7 @@ static int add_part(publication *p, size_t part, size_t *item, mp_error *err)
     const mp_delta_output *o = p->o;
     size_t first = *item, first_output = p->work.num_outputs;
 
+    /* Items are sorted by part. */
     for (; *item < o->num_items && o->items[*item].part == part; ++*item) {
         const mp_delta_item *i = &o->items[*item];
 
@@ -178,6 +194,7 @@ static int print_terms(const void *user, FILE *f, mp_error *err)
     if (rc != 0)
         return rc;
     for (size_t i = 0; i < o->num_items; i++) {
+        /* With the zero behind it, so that names cannot run into each other. */
         mp_digest_update(&stream, o->items[i].name, strlen(o->items[i].name) + 1);
         mp_digest_update(&stream, o->items[i].sum, sizeof o->items[i].sum);
         mp_digest_update(&stream, &o->items[i].stored, sizeof o->items[i].stored);
@@ -270,6 +287,8 @@ static int put_index(const publication *p, size_t part, const char *partial, mp_
 
     if (rc == 0)
         rc = mp_put_text(dir, MP_INDEX_NAME, text, strlen(text), NULL, err);
+    /* The job syncs the directory itself and its files, but not this one, into which an index
+     * came. */
     if (rc == 0 && name)
         rc = mp_dir_sync(dir, err);
     json_decref(json);
@@ -317,6 +336,7 @@ static bool same_delta(const mp_delta_output *o, const mp_delta_version *there)
         if (!t || strcmp(part->sums[t - part->ckpt.tensors], item->sum) != 0)
             return false;
     }
+    /* Each item was found, so as many tensors are the same ones. */
     return tensors == o->num_items;
 }
 

@@ -1,5 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Compressing streams into a sparse file. */
+/* Compressing streams into a sparse file. Each stream has room for the worst case at a place that
+ * is settled before any is made, so threads write without asking each other, and what is never
+ * written takes no space:
+ *
+ *   |stream 0 ....unused....|stream 1 .unused.|stream 2 ...
+ *
+ * The file has no name from the beginning, so nothing is left of it whatever kills the process.
+ *
+ * Most tensors do not change at all, and most of those that do begin with long runs of zeros. So a
+ * stream is nothing but a count of zeros until a first byte comes; only then does it get a
+ * compressor and the zeros that it owes. A tensor of zeros never gets one.
+ *
+ * A stream belongs to one thread; the spool is only read while streams are made. */
 #include "delta/spool.h"
 
 #include <errno.h>
@@ -25,6 +37,8 @@ static int open_unnamed(const char *dir, int *fd, mp_error *err)
     *fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (*fd >= 0)
         return 0;
+    /* What file systems and kernels without O_TMPFILE say: EISDIR is of kernels that take it for
+     * O_DIRECTORY, ENOENT and EINVAL of file systems in between. */
     if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT && errno != EINVAL)
         return mp_fail_errno(err, errno, "cannot make a file in \"%s\"", dir);
     path = mp_format("%s/.moepack-XXXXXX", dir);
@@ -44,6 +58,7 @@ int mp_spool_open(mp_spool *spool, const char *out, mp_error *err)
 
     *spool = (mp_spool){.fd = -1};
     if (slash)
+        /* Of "/name" keep the slash. */
         slash[slash == plain] = '\0';
     if (plain)
         spool->path = mp_format("%s", slash ? plain : ".");
@@ -61,8 +76,9 @@ void mp_spool_release(mp_spool *spool)
 
 uint64_t mp_spool_room(uint64_t content)
 {
-    /* Blocks that do not shrink are stored, 3 bytes more for each 128 KiB at least; and frames
-     * have a head. Ten times that is still nothing. */
+    /* zstd stores a block that does not shrink as it is, with a head of 3 bytes, and has a block
+     * for each 128 KiB; a frame's head has 18 bytes at most. A 1024th is 40 times as much.
+     * compress() checks it all the same, so that no stream ever runs into its neighbour. */
     return mp_round_up(content + content / 1024 + ALIGN, ALIGN);
 }
 
@@ -104,7 +120,10 @@ static int start(mp_spool_stream *s, mp_error *err)
     s->stored = mp_alloc(STORED_BYTES, 1);
     if (!s->context || !s->stored)
         return mp_fail_memory(err);
+    /* A level out of range is clamped, and it was checked before. */
     ZSTD_CCtx_setParameter(s->context, ZSTD_c_compressionLevel, s->level);
+    /* Ending refuses any other size: so a version that changes while it is read twice does not go
+     * unnoticed. */
     size_t rc = ZSTD_CCtx_setPledgedSrcSize(s->context, s->content);
     return ZSTD_isError(rc) ? mp_fail(err, MP_ERR_IO, "cannot compress: %s", ZSTD_getErrorName(rc))
                             : 0;
@@ -129,6 +148,8 @@ static int compress(mp_spool_stream *s, const void *data, size_t n, ZSTD_EndDire
                           s->spool->path, err) != 0)
             return err->code;
         s->item->stored += out.pos;
+        /* Ending is done when nothing is left inside; otherwise when all input is taken, as what
+         * stays inside comes out later. */
         done = directive == ZSTD_e_end ? left == 0 : in.pos == in.size;
     }
     return 0;

@@ -3,7 +3,17 @@
  *
  * A unit is a side of an expert, so what shares a scale, as gate and up of nvfp4 do their second
  * one, is one unit. Of a tensor that holds all experts of a layer the streams say whose bytes
- * change. */
+ * change: XOR by where it is not zero, overwriting by its positions, cut into equal slices along
+ * the first dimension. Which of them change is the union over the chain, so a change that a later
+ * delta takes back still counts: more is packed than has to be, never less.
+ *
+ *   tensors of deltas -> tensor[], slices[][] -> unit[] -> needed[]: what these units read
+ *
+ * Where experts are requantized one touched unit touches all of its layer: the manifest tells the
+ * error of a layer as sums over all experts, which only going through them all gives.
+ *
+ * Streams of fused tensors are scanned on all threads. Several may be of one tensor and mark the
+ * same flags; they only ever set them, and nobody reads them before the loop has ended. */
 #include "delta/touched.h"
 
 #include <stdlib.h>
@@ -60,10 +70,12 @@ static int add_fused(touching *g, const mp_tensor *tensor, uint32_t experts, mp_
     size_t i = index_of(g->plan, tensor), count;
     const mp_version_part *base = &mp_chain_base(g->chain)->parts[0];
 
+    /* Gate and up are often the same tensor: the first one has added it. */
     if (!g->t->tensor[i] || g->t->slices[i] || tensor->rank == 0 || tensor->shape[0] != experts)
         return 0;
     const mp_patch_link *links = mp_chain_links(g->chain, 0, &base->ckpt.tensors[i], &count);
     g->t->slices[i] = mp_alloc_zeroed(experts, sizeof(bool));
+    /* Keep each that moved, also when another one failed: the old pointer is gone. */
     void *more[3] = {
         realloc(g->links, (g->num_links + count) * sizeof *g->links),
         realloc(g->tensor, (g->num_links + count) * sizeof *g->tensor),
@@ -142,6 +154,8 @@ static void spread(const touching *g, const mp_plan_layer *layer, bool shared)
 {
     uint64_t routed = (uint64_t)layer->source->num_experts * MP_SIDES;
     uint64_t first = layer->first_unit + (shared ? routed : 0);
+    /* Units of a layer: both sides of each routed expert, then of the shared ones up to the stage's
+     * end. */
     uint64_t end = layer->first_unit + (shared ? g->plan->work.stage_units : routed);
     bool any = false, lossless = true;
 

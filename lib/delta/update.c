@@ -1,7 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A pack brought up to date, as the job of repacking the new version, with two differences: a unit
  * of an expert that no delta touches copies its slots from the pack that was there before, and
- * tensors with none that is touched have the digest that they had. */
+ * tensors with none that is touched have the digest that they had.
+ *
+ * Being that job is what makes the result the same, byte for byte, as packing the new version anew:
+ * plan, terms, journal and manifest are repack's, with the old pack in its terms. The plan is made
+ * from options that the old manifest gives; outputs have to be the old pack's tensors in the same
+ * order, or the update is refused. So an output's bytes can be copied from the same place, and its
+ * digest be taken over by number.
+ *
+ * Units run on all threads as in repack. Old pack, plan, touched and known digests are only
+ * read. */
 #include "delta/update.h"
 
 #include <stdlib.h>
@@ -37,6 +46,8 @@ static int copy_slot(const mp_update *update, const mp_unit *unit, const mp_slot
 
     if (!out)
         return 0; /* the layer does not have it */
+    /* The slot is cut out by the plan's sizes: an old tensor of another size would give other
+     * rows. */
     if (!from || from->bytes != out->bytes)
         return mp_fail(err, MP_ERR_INPUT, "%s: rank %u: %s: missing", update->pack.dir, place.rank,
                        out->name);
@@ -94,6 +105,7 @@ static int list_digests(mp_update *update, mp_error *err)
     update->parts->known = mp_alloc_zeroed(work->num_outputs, sizeof *update->parts->known);
     if (!update->parts->known)
         return mp_fail_memory(err);
+    /* Ranks, files and tensors in the manifest's order are outputs in the plan's. */
     for (size_t r = 0; r < m->num_ranks; r++)
         for (size_t f = 0; f < m->ranks[r].num_files; f++)
             for (size_t t = 0; t < m->ranks[r].files[f].num_tensors; t++, o++) {
@@ -154,6 +166,7 @@ static int print_terms(const void *user, FILE *f, mp_error *err)
 {
     const mp_update *update = user;
     const mp_chain *chain = &update->parts->chain;
+    /* The old pack decides on bytes that are copied, so it is one of the terms. */
     int rc = mp_repack_job(&update->plan).terms(&update->plan, f, err);
 
     fprintf(f, "update %s\n", update->pack.xxh3);
@@ -265,6 +278,7 @@ int mp_update_init(mp_update *update, const char *pack, const char *const *delta
         mp_update_release(update);
         return rc;
     }
+    /* Last, since settling the source may still refuse. */
     forget_digests(update);
     update->units = update->parts->touched.units;
     update->touched_units = update->parts->touched.touched_units;
@@ -278,6 +292,7 @@ void mp_update_release(mp_update *update)
     mp_update_parts *parts = update->parts;
 
     if (parts) {
+        /* A plan that was never made has no tensors to count slices by. */
         if (update->plan.catalog)
             mp_touched_release(&parts->touched, &update->plan);
         mp_chain_release(&parts->chain);

@@ -1,9 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The source of an update: the new version, or the old one with deltas in front of it.
+/* The source of an update: the new version, or the old one with deltas in front of it. Users have
+ * one of the two at hand and need not say which: the last delta has checksums of the new version's
+ * tensors, so the smallest tensor that is needed tells, and then all others have to agree.
  *
- * Of the old one, each tensor that changes and is read is taken through the deltas once, into a
+ * Of the old version, each tensor that changes and is read is taken through the deltas once, into a
  * file without a name, and the catalog is led there: a shard of its checkpoint behind all others,
- * which nobody counts, since the manifest lists those that there are. */
+ * which nobody counts, since the manifest lists those that there are.
+ *
+ *   shards[0 .. num_shards-1]    the source's own
+ *   shards[num_shards]           the spool: needed tensors as the new version has them
+ *
+ * Repacking then reads a source that is new wherever it looks. Tensors that it does not read may
+ * stay old. Checking and patching run on all threads, a tensor each; the catalog is changed after
+ * that. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,6 +50,7 @@ static int list_needed(settling *s, mp_error *err)
         if (s->update->parts->touched.needed[t]) {
             s->list[s->count++] = t;
             s->place[t] = at;
+            /* Bytes of tensors that are on the disk: their sum does not overflow. */
             at += mp_round_up(ckpt->tensors[t].bytes, 4096);
         }
     return 0;
@@ -64,6 +74,7 @@ static int tell_version(settling *s, bool *new, mp_error *err)
     size_t least = 0;
 
     *new = true;
+    /* Any one would tell; the smallest is read fastest. */
     for (size_t i = 1; i < s->count; i++)
         if (ckpt->tensors[s->list[i]].bytes < ckpt->tensors[s->list[least]].bytes)
             least = i;
@@ -124,6 +135,8 @@ static int redirect(settling *s, mp_error *err)
         return mp_fail_memory(err);
     ckpt->shards = shards;
     shards[ckpt->num_shards] =
+        /* Borrowed: num_shards does not count it, so releasing the checkpoint leaves it to the
+         * spool. */
         (mp_shard){.name = s->spool->path, .file = s->spool->path, .fd = s->spool->fd};
     for (size_t i = 0; i < s->count; i++) {
         mp_tensor *tensor = &ckpt->tensors[s->list[i]];

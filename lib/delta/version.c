@@ -1,5 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Opening versions: which parts there are, and what their indexes say. */
+/* Opening versions: which parts there are, and what their indexes say. What a directory is follows
+ * from the files in it, never from its name:
+ *
+ *   moepack.json                   a pack, whose parts are the ranks that are here
+ *   pack.json                      the delta of a pack, with ranks as well
+ *   model.safetensors.index.json   a delta, if its metadata has "delta_encoding"; else a checkpoint
+ *   otherwise                      a checkpoint of one shard
+ *
+ * The index of a delta, as trainers write it:
+ *
+ *   {"metadata": {"version": "000007", "base_version": "000006", "delta_encoding": "xor",
+ *                 "compression_format": "zstd", "checksum_format": "xxh3-128", ...},
+ *    "weight_map": {"model.layers.0.mlp.gate.weight": "model-00001-of-00001.safetensors"}}
+ *
+ * Its tensors are streams, U8 [bytes], and their checksums stand in the metadata of shards under
+ * the tensors' names. All of that is checked here, so that a version that is open is consistent in
+ * itself: all parts say the same terms, every stream has a checksum of the right form.
+ *
+ * A delta without an index is one that is still being written. A full version without a number
+ * takes it from a name like "weight_v000007", as trainers call versions. One thread. */
 #include "delta/version.h"
 
 #include <inttypes.h>
@@ -49,6 +68,7 @@ static bool get_number(const json_t *metadata, const char *key, uint64_t *number
         *number = (uint64_t)json_integer_value(value);
         return true;
     }
+    /* 18 digits fit 64 bits. */
     if (!text || text[0] == '\0' || strlen(text) > 18 || strspn(text, "0123456789") != strlen(text))
         return false;
     *number = strtoull(text, NULL, 10);
@@ -128,6 +148,7 @@ static bool number_of_name(const char *dir, uint64_t *number)
         strncmp(dir + begin, DIR_PREFIX, strlen(DIR_PREFIX)) != 0)
         return false;
     size_t n = strspn(digits, "0123456789");
+    /* "weight_v000007.full" too, but not "weight_v7b". */
     if (n == 0 || n > 18 || (digits + n < dir + end && digits[n] != '.'))
         return false;
     *number = strtoull(digits, NULL, 10);
@@ -165,6 +186,7 @@ static int note_sums(const mp_checkpoint *ckpt, size_t s, mp_delta_checksum kind
         const char *key = shard->metadata[2 * m], *value = shard->metadata[2 * m + 1];
         const mp_tensor *tensor = mp_checkpoint_find(ckpt, key);
 
+        /* A name that stands in another shard's metadata says nothing of this one. */
         if (!tensor || tensor->shard != s)
             continue;
         if (!mp_checksum_valid(kind, value))
@@ -244,7 +266,9 @@ static int open_part(mp_delta_version *v, const char *dir, char *name, bool publ
     free(path);
     if (rc == 0)
         rc = note_facts(v, &facts, err);
+    /* Counted whatever has failed, so that releasing the version releases the part. */
     v->num_parts++;
+    /* Nothing changed: there is no shard at all. */
     if (rc == 0 && !(facts.delta && facts.empty))
         rc = mp_checkpoint_open(&part->ckpt, dir, context, err);
     if (rc == 0 && facts.delta)
@@ -347,6 +371,7 @@ static int check_same_pack(const mp_delta_version *v, const mp_delta_version *be
 {
     const mp_manifest *a = &v->pack, *b = &before->pack;
 
+    /* What decides where bytes of a slot are: only then can they be XORed. */
     if (strcmp(a->target, b->target) != 0 || a->target_version != b->target_version ||
         a->nz != b->nz || a->ep_size != b->ep_size || a->shared != b->shared)
         return mp_fail(err, MP_ERR_CHECK,

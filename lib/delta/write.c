@@ -2,9 +2,16 @@
 /* What changed from one full version to another.
  *
  * The first pass reads both versions once: it counts the bytes that differ, takes checksums, and
- * makes XOR streams on the way, which are what is wanted nearly always. Where the versions turn
- * out to differ in so little that positions take less, and where overwriting was asked for, a
- * second one reads what changed again. */
+ * makes XOR streams on the way, which are what is wanted nearly always. Where the versions turn out
+ * to differ in so little that positions take less, and where overwriting was asked for, a second
+ * one reads what changed again. A tensor that has not changed costs reading it and nothing else.
+ *
+ * Versions have to have the same tensors with the same types and shapes; then both lists, sorted by
+ * name, are the same, and tensor t of one is tensor t of the other. All that is unlike is collected
+ * first, to be told at once.
+ *
+ * Tensors are compared on all threads, each with a piece of both versions in its scratch. An item
+ * belongs to the thread that makes it; everything else is only read. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +29,8 @@
 #define OVERWRITE_MAX (UINT64_C(1) << 32)
 
 /* One byte in so many has to differ for XOR to be the smaller: below that, a change takes about as
- * much either way, and blocks of zeros between them come on top of it. */
+ * much either way, and blocks of zeros between them come on top of it. Measured over the whole
+ * version, as a delta has one encoding. */
 #define SPARSE 20000u
 
 typedef struct writing {
@@ -172,6 +180,7 @@ static int make_xor(const void *user, mp_delta_item *item, uint8_t *scratch, mp_
         if (rc != 0)
             break;
         mp_checksum_update(&sum, new, n);
+        /* memcmp is faster than counting, and most pieces are the same. */
         if (memcmp(old, new, n) != 0)
             changed = mp_xor_count(old, new, n);
         item->changed += changed;
@@ -220,6 +229,9 @@ static int make_overwrite(const void *user, mp_delta_item *item, uint8_t *scratc
 {
     const writing *w = user;
     uint8_t *old = scratch, *new = old + MP_PATCH_BYTES, *buffer = new + MP_PATCH_BYTES;
+    /* changed is below 2^32: a larger tensor was refused by choose_encoding. Were the versions to
+     * change between the passes, the stream would have another length than it pledged, which ending
+     * it refuses. */
     uint64_t content = COUNT_BYTES + item->changed * (POSITION_BYTES + 1);
     uint8_t count[COUNT_BYTES];
     mp_spool_stream stream;
@@ -228,6 +240,8 @@ static int make_overwrite(const void *user, mp_delta_item *item, uint8_t *scratc
     put_u32(count, item->changed);
     mp_spool_begin(&stream, &w->spool, item, content, w->level);
     rc = mp_spool_put(&stream, count, sizeof count, err);
+    /* Positions all come before bytes in the stream; reading twice is cheaper than keeping
+     * either. */
     for (int pass = 0; rc == 0 && pass < 2; pass++) {
         for (uint64_t at = 0; rc == 0 && at < item->bytes; at += MP_PATCH_BYTES) {
             size_t n =
@@ -291,6 +305,7 @@ static int make_streams(writing *w, const mp_context *context, mp_delta_report *
     }
     if (report) {
         report->encoding = w->terms.encoding;
+        /* Of the second pass's streams, where there was one. */
         report->stored_bytes = 0;
         for (size_t i = 0; i < *changed; i++)
             report->stored_bytes += w->items[i].stored;
