@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Experts of a layer of a checkpoint as an expert source: rows as they are stored, or
- * requantized to what a target takes. */
+/* Experts of a layer of a checkpoint as an expert source: rows as they are stored, or requantized
+ * to what a target takes. Requantized rows are the very bytes that repack writes for them: it is
+ * the same conversion, of whole blocks of scales, with the same second scale. So a forward of a
+ * checkpoint and one of its pack can be compared bit by bit.
+ *
+ * A read converts 128 rows and keeps nothing, so no expert is ever whole in memory. What cannot be
+ * told from these rows is found when the source is opened: the second scale of nvfp4 takes all of a
+ * side, gate and up together, and is looked for by all threads. After that the struct does not
+ * change, and reads may come from any thread, each with scratch of its own; in it, gate has the
+ * first half and up the second.
+ *
+ *   scratch: [gate, or down: stored | codes | scales][up: the same] */
 #include <moepack/reference.h>
 
 #include <stdlib.h>
@@ -26,6 +36,8 @@ typedef struct matrix_job {
 static int find_matrix(const mp_catalog_experts *e, uint32_t id, mp_projection projection,
                        matrix_job *job, mp_error *err)
 {
+    /* Shared experts are stored in a way of their own, and may become another scheme than routed
+     * ones. */
     bool shared = id >= e->layer->num_experts;
     mp_scheme to = shared ? e->options.shared_scheme : e->options.scheme;
     const mp_storage *storage;
@@ -50,7 +62,8 @@ static int find_matrix(const mp_catalog_experts *e, uint32_t id, mp_projection p
  * Scratch
  */
 
-/* A row is at most as wide as a float32 each, with a float32 scale for each 16. */
+/* Codes have 2 bytes at most (BF16). Scales are at most one for each 16 columns, where they are
+ * bytes, or a float32 for a row; a float32 for each 16 and one more is room for all. */
 static uint64_t lay_out(matrix_job *job, uint8_t *base)
 {
     uint64_t cols = job->stored.cols, used = 0;
@@ -148,6 +161,7 @@ static int read_bias(const void *user, uint32_t id, mp_projection projection, fl
     uint64_t all = job.stored.rows;
 
     memset(out, 0, all * sizeof *out);
+    /* An expert without one has zeros, as another of the layer may have one. */
     if (!bias || bias->rank == 0)
         return 0;
     if (bias->dtype != MP_F32 && bias->dtype != MP_BF16 && bias->dtype != MP_F16)
@@ -188,8 +202,11 @@ static int choose_global(const mp_catalog_experts *e, uint32_t id, mp_side side,
     for (unsigned part = 0; part < parts; part++) {
         if (find_matrix(e, id, first + part, &job[part], err) != 0)
             return err->code;
+        /* Stored as nvfp4, it keeps the scale that it has. Both parts are stored alike. */
         if (job[part].to != MP_SCHEME_NVFP4)
             return 0;
+        /* Both in the same scratch: they are looked through in turn, and beginning leaves nothing
+         * there. */
         lay_out(&job[part], scratch);
         if (mp_stored_begin(&job[part].stored, err) != 0)
             return err->code;
@@ -263,6 +280,7 @@ int mp_catalog_experts_open(mp_catalog_experts *experts, const mp_catalog *catal
     int rc = part_bytes(experts, MP_GATE, &gate, err);
     if (rc == 0)
         rc = part_bytes(experts, MP_DOWN, &down, err);
+    /* Halved by read_side: each half stays aligned to 64. */
     experts->source.scratch_bytes = mp_round_up(mp_max_u64(2 * gate, down), 128);
     if (rc == 0)
         rc = check_matrices(experts, err);

@@ -1,6 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The forward: choices are grouped by expert, an expert's weights pass by tile by tile, and
- * what the choices of a token gave is added up in their order. */
+/* The forward of a layer: choices are grouped by expert, an expert's weights pass by tile by tile,
+ * and what the choices of a token gave is added up in their order.
+ *
+ *   group    order = choices of expert 0, then of expert 1, ... (place is its inverse)
+ *   input    a row a token, as the emulated kernel gets it                      [tokens, H]
+ *   L1       inner = activation(gate, up), a row a choice                       [choices, I]
+ *   inner    quantized again, where the kernel does so
+ *   L2       result, a row a choice                                             [choices, H]
+ *   combine  y of a token = the sum of its choices, in the order of the batch   [tokens, H]
+ *
+ * Weights are read once for all tokens of a pass, which is most of the work; tokens that do not fit
+ * into options->memory take another pass. No result depends on how tokens fall into passes or
+ * groups: products add in a fixed order (product.h), and combining goes by the batch's order, not
+ * by the order of experts.
+ *
+ * Each step is a parallel loop over things that write only their own rows: rows of input, tiles of
+ * experts, rows of inner, tokens. Between steps nothing runs. */
 #include <moepack/reference.h>
 
 #include <math.h>
@@ -17,6 +32,7 @@ static int check_batch(const mp_expert_source *experts, const mp_batch *batch, m
 {
     uint64_t n;
 
+    /* order and place are 32 bits. */
     if (!mp_mul_u64(batch->tokens, batch->k, &n) || n > UINT32_MAX)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%llu token%s with %u choice%s each",
                        (unsigned long long)batch->tokens, mp_plural(batch->tokens), batch->k,
@@ -60,6 +76,7 @@ static int group_choices(pass *p, mp_error *err)
     }
     for (uint64_t i = 0; i < n; i++)
         if (ids[i] >= 0)
+            /* Stable: choices of an expert stay in the order of the batch. */
             p->order[next[ids[i]]++] = (uint32_t)i;
     p->choices = at;
     free(next);
@@ -89,6 +106,7 @@ static int make_room(pass *p, mp_error *err)
 {
     uint64_t rows = p->options->weigh_input ? p->choices : p->tokens;
 
+    /* Zeros behind each row stay there: products run over the filled-up columns. */
     p->input = mp_alloc_zeroed(rows * p->input_cols, p->number);
     p->input_scale = mp_alloc(rows, sizeof *p->input_scale);
     p->inner = mp_alloc_zeroed(p->choices * p->inner_cols, p->number);
@@ -161,6 +179,7 @@ static void combine_columns(const pass *p, uint64_t token, uint64_t first, uint6
     const mp_batch *b = p->batch;
     const uint64_t cols = p->experts->hidden_size;
     double *y = p->y + (p->first_token + token) * cols + first;
+    /* Float32, one choice after the other, as kernels combine. */
     float sums[COLUMNS] = {0};
     double exact[COLUMNS] = {0};
 
@@ -186,6 +205,7 @@ static int combine_token(void *user, uint64_t token, void *scratch, mp_error *er
     (void)scratch;
     for (uint64_t h = 0; h < cols; h += COLUMNS)
         combine_columns(p, token, h, cols - h < COLUMNS ? cols - h : COLUMNS);
+    /* Looked at only here: a NaN anywhere before comes out in some column. */
     for (uint64_t h = 0; h < cols; h++)
         if (!isfinite(y[h]))
             return mp_fail(err, MP_ERR_CHECK, "token %llu, column %llu: the result is %g",
@@ -234,6 +254,7 @@ int mp_forward(const mp_expert_source *experts, const mp_forward_options *option
         .inner_cols = mp_round_up(experts->intermediate_size, MP_PRODUCT_COLS),
     };
     uint64_t memory = options->memory ? options->memory : DEFAULT_MEMORY;
+    /* At least one token a pass, whatever the memory. */
     uint64_t most = memory / token_bytes(&start);
     int rc = check_batch(experts, batch, err);
 

@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Routing tokens with a layer's router: logits, choices, shared experts. */
+/* Routing tokens with a layer's router: logits, choices, shared experts. Logits are a product as
+ * any other, in float32 and in a fixed order (product.h), so that a token chooses the same experts
+ * whichever tokens come with it.
+ *
+ * Tokens are done in strips of 16 on all threads. The gate is padded in memory with rows and
+ * columns of zeros, as products take it; scratch of a thread is
+ *
+ *   x [16, stride] | logits [16, rows] | weights [16, k] | ids [16, k]
+ *
+ * The rest of the file, which weighs routed against shared experts, is plain loops of one
+ * thread. */
 #include <math.h>
 #include <string.h>
 
@@ -49,12 +59,14 @@ static strip split(const mp_layer_router *r, uint8_t *at)
     return s;
 }
 
-/* The product pads experts; the router does not. */
+/* The product pads experts; the router does not. Close the gaps in place: token t moves from t *
+ * rows to t * n, never to a number that is yet to be read, as n <= rows. */
 static void compute_logits(const mp_layer_router *r, const float *x, uint64_t count, strip *s)
 {
     uint64_t n = r->router.num_experts, stride = mp_gate_stride(r);
     const float *rows[TOKENS];
 
+    /* Fill behind the rows; scratch holds another strip's. */
     memset(s->x, 0, TOKENS * stride * sizeof *s->x);
     for (uint64_t t = 0; t < count; t++) {
         memcpy(s->x + t * stride, x + t * r->hidden_size, r->hidden_size * sizeof *x);
@@ -73,6 +85,7 @@ static int choose(const route_job *job, uint64_t first, uint64_t count, strip *s
 {
     const mp_layer_router *r = job->r;
 
+    /* Layers with a table weigh its choices by the same logits. */
     if (!r->by_token)
         return mp_router_choose(&r->router, s->logits, count, s->ids, s->weights, err);
     for (uint64_t t = 0; t < count; t++) {
@@ -122,6 +135,7 @@ int mp_layer_route(const mp_layer_router *router, const float *x, const int64_t 
     return mp_parallel(context, mp_ceil_div(tokens, TOKENS), scratch, route_strip, &job, err);
 }
 
+/* One sum in order: a dot product of its own, since products take more rows. */
 static float dot(const float *a, const float *b, uint64_t n)
 {
     float sum = 0;

@@ -1,5 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The router of a layer: its tensors by name, its rules by config.json and the family. */
+/* The router of a layer: its tensors by name, its rules by config.json and the family. Which
+ * experts a token takes and what they weigh differs between models in small things that config.json
+ * does not say: whether weights are renormalized, whether a bias is for the choice only, what a
+ * group's score is. These rules stand in checkpoint/rules.c by model_type, each with its source;
+ * here they meet the layer's tensors.
+ *
+ * A wrong rule gives plausible numbers, so nothing is guessed. A model_type that is not known
+ * routes only where config.json itself says everything. And every tensor of the block that looks as
+ * if it had to do with routing has to be one that a rule reads; others refuse:
+ *
+ *   a tensor that changes what the layer gives   the layer cannot be computed
+ *   one that changes only the choice             choices have to be given (router->cannot)
+ *
+ * So a router that cannot choose opens all the same, with its gates of shared experts and biases.
+ * All of it is read into memory, checked to be finite, by one thread; routing only reads it. */
 #include <moepack/reference.h>
 
 #include <math.h>
@@ -37,6 +51,7 @@ static int cannot_tell(const mp_config *config, mp_error *err)
 static int read_groups(mp_router *r, const mp_config *config, const mp_model_rule *rule,
                        mp_error *err)
 {
+    /* "gready" is how DeepSeek-V2's own code spells it. */
     bool v2 = rule && rule->groups == MP_GROUPS_OF_V2;
     bool best = is(config->topk_method, "group_limited_greedy");
 
@@ -229,6 +244,7 @@ static int read_gate(mp_layer_router *r, const mp_catalog *catalog, const mp_moe
         return rc;
     if (!tensor)
         return 0;
+    /* Another width than the experts' means a projection before them, as of latent experts. */
     if (tensor->rank == 2 && tensor->shape[1] != r->hidden_size)
         return mp_fail(err, MP_ERR_UNSUPPORTED,
                        "%s: takes %llu columns, the experts %llu: what stands between them is not "
@@ -255,6 +271,7 @@ static int read_table_row(const mp_catalog *catalog, const mp_tensor *tensor, ui
     for (uint32_t j = 0; rc == 0 && j < router->k; j++) {
         int64_t id = wide ? ((const int64_t *)buffer)[j] : ((const int32_t *)buffer)[j];
 
+        /* Checked once here, so that a token's row can be copied as it is. */
         if (id < 0 || id >= (int64_t)router->num_experts)
             return mp_fail(err, MP_ERR_INPUT, "%s: row %llu: expert %lld of %u", tensor->name,
                            (unsigned long long)row, (long long)id, router->num_experts);
@@ -419,13 +436,16 @@ int mp_layer_router_open(mp_layer_router *router, const mp_catalog *catalog,
         .shared = layer->has_shared ? catalog->num_shared_experts : 0,
         .part = average && layer->has_shared ? 0.5f : 1,
     };
+    /* Choices are int32. */
     if (zero != MP_CONFIG_ABSENT && zero <= INT32_MAX - (uint64_t)layer->num_experts)
         router->router.num_experts += (uint32_t)zero;
     if (rule && rule->refused)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s", rule->refused);
+    /* Before anything is read: a layer that cannot be computed says so at once. */
     int rc = refuse_others(router, catalog, layer, rule, err);
     if (rc == 0)
         rc = read_block(router, catalog, layer, rule, err);
+    /* What is not supported stays in `cannot`; what is malformed is an error of the layer. */
     if (rc == 0 && router->cannot.code == 0 &&
         read_rules(router, catalog, layer, rule, bias != NULL, &router->cannot) !=
             MP_ERR_UNSUPPORTED &&

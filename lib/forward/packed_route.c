@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Choices of experts into choices of slots, as the ranks that the tokens are on make them. */
+/* Choices of experts into choices of slots, as the ranks that the tokens are on make them. Engines
+ * route on the rank where a token is: which copy of an expert it takes may depend on that rank, and
+ * where a shared expert goes on the loads of all ranks. So tokens are dealt out to ranks, in order
+ * and as evenly as they go, each rank's are routed by mp_route as an engine would, and what comes
+ * back is put at the tokens' places.
+ *
+ * Shared experts that have no slots (kept apart) are computed on the token's own rank: their ids
+ * are behind all slots, rank after rank. Weights of shared choices stay what the router gave, since
+ * mp_route would give those of a kernel, over the scaling factor.
+ *
+ * Dynamic waterfill needs the loads of routed choices before any shared one is placed, so
+ * everything is routed twice then. One thread. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,7 +33,8 @@ typedef struct route_job {
     uint64_t *choices; /* [ep] */
 } route_job;
 
-/* Tokens of a rank begin here; those of the one behind the last one, at the end. */
+/* Tokens of a rank begin here; those of the one behind the last one, at the end. tokens * rank /
+ * ep, without a product that overflows. */
 static uint64_t first_token(const route_job *job, uint32_t rank)
 {
     uint64_t ep = job->e->pack->shape.slots.ep;
@@ -47,6 +59,7 @@ static int check(const route_job *job, mp_error *err)
 
 static int make_room(route_job *job, mp_error *err)
 {
+    /* A rank has the quotient or one more. */
     uint64_t most = job->tokens / job->e->pack->shape.slots.ep + 1;
     uint32_t columns = job->k + job->e->pack->shape.slots.shared;
 
@@ -109,6 +122,7 @@ static int count_loads(route_job *job, mp_error *err)
 
     for (uint32_t rank = 0; rc == 0 && rank < job->load.ep; rank++) {
         rc = route_rank(job, rank, &routed, MP_WATERFILL_OFF, err);
+        /* choices are of one rank's tokens, by the rank that they go to. */
         for (uint32_t r = 0; rc == 0 && r < job->load.ep; r++)
             job->load.routed_counts[r] += job->choices[r];
         job->load.tokens[rank] = first_token(job, rank + 1) - first_token(job, rank);

@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Products for AVX2 with FMA, and for AVX-512. */
+/* Products for AVX2 with FMA, and for AVX-512: the words that product_kernel.h is written in, for
+ * each of the two. The order of additions is product.h's, so all levels give the same bits: 16
+ * lanes of float32, or 8 of float64, are two registers of AVX2 or one of AVX-512, and sums fold the
+ * upper half onto the lower until one number is left. Folding starts at the same halves whatever
+ * the register:
+ *
+ *   16 -> 8 -> 4 -> 2 -> 1      AVX-512 begins at 16, AVX2 at the sum of its two registers
+ *
+ * Functions carry their target as an attribute, so the file compiles without -mavx2 and is only
+ * called where the processor has it (mp_products_for). No state, any thread. */
 #include "forward/product.h"
 
 #if defined(__x86_64__)

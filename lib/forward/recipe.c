@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What kernels do to activations: quantization, rounding, the gate. */
+/* What kernels do to activations: quantization, rounding, the gate. One line of `recipes` is a
+ * kernel; the code below is what the lines have in common, and emulates a number only as exactly as
+ * bits depend on it. The formulas and their sources stand in moepack-forward(1).
+ *
+ * Two ways of quantizing appear. On the host, frameworks quantize the input by the library's own
+ * schemes, as weights are. Inside of kernels GPUs multiply by a reciprocal where a quotient is
+ * meant, and round scales to powers of two: quantize_blocks follows them operation by operation,
+ * since one bit of a scale moves codes.
+ *
+ * A row is quantized by itself, in a thread's scratch, and nothing is shared: no result depends on
+ * other rows. Kernels of the numeric layer are used for speed; they give the scalar bits. */
 #include "forward/recipe.h"
 
 #include <inttypes.h>
@@ -123,12 +133,15 @@ static void quantize_blocks(bool fp4, uint64_t width, float floor, bool power, f
         float amax, scale, inverse;
 
         memcpy(&amax, &amax_bits, sizeof amax);
+        /* 6 and 448 are the largest codes of E2M1 and E4M3. The division is the compiler's, in
+         * float32. */
         scale = (amax > floor ? amax : floor) * (fp4 ? 1.0f / 6 : 1.0f / 448);
         if (power) {
             uint8_t exponent[2]; /* of the scale, and of its reciprocal */
             float both[2];
 
             kernels->ue8m0_encode(&scale, &exponent[0], 1);
+            /* 2^(e - 127) times 2^(127 - e) is 1. Encoding gives at most 254 for a finite scale. */
             exponent[1] = (uint8_t)(254 - exponent[0]);
             kernels->ue8m0_decode(exponent, both, 2);
             scale = both[0];
@@ -166,6 +179,7 @@ static int requantize(const mp_recipe *r, mp_stage stage, float *row, uint64_t n
     float amax;
 
     memcpy(&amax, &bits, sizeof amax);
+    /* Only nvfp4 reads it: a second scale a token. */
     options.global_scale = out.global_scale = mp_nvfp4_global(amax);
     int rc = mp_requantize(&in, r->values, &options, b->codes, b->scales, b->work, NULL, err);
     if (rc == 0 && !r->codes)
@@ -191,6 +205,8 @@ int mp_recipe_quantize(const mp_recipe *recipe, mp_stage stage, float *row, uint
         return 0;
     if (width == 0)
         return requantize(recipe, stage, row, n, scale, &b, err);
+    /* requantize refuses what is not finite; quantize_blocks would not. Inner values may overflow
+     * as they do on a GPU: the result is looked at in the end. */
     for (uint64_t i = 0; input && i < n; i++)
         if (!isfinite(row[i]))
             return mp_fail(err, MP_ERR_INPUT, "x[%" PRIu64 "] is %g", i, (double)row[i]);
@@ -239,6 +255,7 @@ void mp_activate_f32(const mp_recipe *recipe, const mp_activation *a, float *gat
         round_run(up, n);
     }
     for (unsigned i = 0; i < n; i++) {
+        /* A NaN stays one: every comparison with it is false. */
         float g = gate[i] > limit ? limit : gate[i];
         float u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
 

@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* From logits to choices: scores, groups, the best k, their weights. */
+/* From logits to choices: scores, groups, the best k, their weights. All in float32 and in the
+ * order of experts, as engines' reference code does it; of equal scores the lowest id wins. What
+ * differs between models is in mp_router, and where each rule comes from in checkpoint/rules.c.
+ *
+ * A choice is made by biased scores and weighed by unbiased ones. Taking the best is done k times
+ * over by marking what was taken with -Inf: k is small, and a sort would have to be told about
+ * ties. Experts of groups that were left out are marked the same way, so check_router makes sure
+ * that enough are left: take_best always finds one that is not marked, since logits are finite.
+ *
+ * Tokens are independent. Scratch is a token's scores, allocated once a call; any number of threads
+ * may call. */
 #include <moepack/reference.h>
 
 #include <math.h>
@@ -38,6 +48,7 @@ static void softmax(const float *logits, uint32_t n, float *scores)
     for (uint32_t e = 1; e < n; e++)
         largest = fmaxf(largest, logits[e]);
     for (uint32_t e = 0; e < n; e++)
+        /* At most 1 each: no overflow, and the sum is at least 1. */
         sum += scores[e] = expf(logits[e] - largest);
     for (uint32_t e = 0; e < n; e++)
         scores[e] /= sum;
@@ -76,6 +87,7 @@ static void weigh(const mp_router *r, const float *scores, const int32_t *ids, f
 
     for (uint32_t j = 0; j < r->k; j++)
         sum += weights[j] = ids[j] < 0 ? 0 : scores[ids[j]];
+    /* With neither, sums of choices that all weigh 0 stay 0, and nothing is divided. */
     sum = fmaxf(sum + r->epsilon, r->least_sum);
     for (uint32_t j = 0; j < r->k; j++) {
         if (r->renormalize && sum > 0)
@@ -120,6 +132,7 @@ static uint32_t take_best(float *values, uint32_t n)
     uint32_t best = 0;
 
     for (uint32_t i = 1; i < n; i++)
+        /* Strictly above: the lowest of equal ones stays. */
         if (values[i] > values[best])
             best = i;
     values[best] = -INFINITY;
@@ -144,6 +157,7 @@ static float group_score(const mp_router *r, const float *biased, uint32_t size)
             second = biased[i];
         }
     }
+    /* DeepSeek-V3 sums the two best where it has a bias; V2, without one, takes the best. */
     bool two = r->group_best ? r->group_best == 2 : r->bias != NULL;
 
     return two && size > 1 ? first + second : first;

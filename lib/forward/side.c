@@ -1,6 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The two products of an expert: its weights decoded block by block, multiplied with the rows
- * of its choices, and what becomes of the sums. */
+/* The two products of an expert: its weights decoded block by block, multiplied with the rows of
+ * its choices, and what becomes of the sums.
+ *
+ *   for each expert that is chosen, tile of its rows        a task, on any thread
+ *       read the tile                                       of both parts, in the source's form
+ *       for each block of 16 rows: 8 of gate and 8 of up, or 16 of down
+ *           decode them to float32 or float64               once
+ *           for each strip of 48 choices                    stays in a cache
+ *               multiply, then finish: gate, bias, weight, rounding
+ *
+ * So weights are read and decoded once a pass, and tasks write rows (choices) in columns (rows of
+ * the weights) that no other task has: choices belong to one expert, and tiles are disjoint.
+ *
+ * Sums are of filled-up rows: columns beyond the matrix are zero on both sides. The recipe says in
+ * which numbers is multiplied; of codes, sums are scaled afterwards by the row's and the
+ * choice's. */
 #include <string.h>
 
 #include "base/arena.h"
@@ -92,6 +106,8 @@ static mp_rows one_row(const mp_rows *rows, uint64_t index)
         (const uint8_t *)rows->weight + index * mp_scheme_row_bytes(rows->scheme, rows->cols);
     if (rows->scale) {
         uint64_t height = scale_height(rows);
+        /* Rows may begin inside of a block: count blocks from the matrix's edge. UINT64_MAX is one
+         * for all. */
         uint64_t down = one.row0 / height - rows->row0 / height;
 
         one.scale = (const uint8_t *)rows->scale + down * scale_row_bytes(rows);
@@ -105,6 +121,7 @@ static int decode_row(const side_job *job, desk *d, const mp_rows *rows, uint64_
 {
     const mp_rows one = one_row(rows, index);
     const mp_recipe *recipe = job->p->recipe;
+    /* One of the two is used, by recipe->wide. */
     float *narrow = (float *)d->block + at * job->fill_cols;
     double *wide = (double *)d->block + at * job->fill_cols;
     const int8_t *codes = one.weight;
@@ -318,8 +335,10 @@ static int work_tile(void *user, uint64_t index, void *scratch, mp_error *err)
     uint64_t rows = job->rows - row0 < job->tile_rows ? job->rows - row0 : job->tile_rows;
     desk d;
 
+    /* Pointers into this thread's scratch; what they point to is from its last tile. */
     lay_out(job, scratch, &d);
     d.activation = activation_of(job->p->options, g->id);
+    /* The fill behind each row has to be zero, and is not written by decoding. */
     memset(d.block, 0, BLOCK_ROWS * job->fill_cols * job->p->number);
     int rc = read_tile(job, &d, g->id, row0, rows, err);
     for (uint64_t r = 0; rc == 0 && r < rows; r += step) {
@@ -345,6 +364,7 @@ int mp_pass_side(pass *p, mp_side side, mp_error *err)
     };
     desk d;
 
+    /* A source's tiles begin at multiples of tile_rows, as its scales do. */
     job.tile_rows = experts->tile_rows < job.rows ? experts->tile_rows : job.rows;
     job.tiles = mp_ceil_div(job.rows, job.tile_rows);
     return mp_parallel(p->context, p->num_groups * job.tiles, lay_out(&job, NULL, &d), work_tile,
