@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The comparison of two models: pairs side by side on all threads, and what came of it. */
+/* The comparison of two models: pairs side by side on all threads, and what came of it.
+ *
+ *   open both sides -> what belongs together (diff_list.c) -> order of dumped rows -> pairs -> sum
+ *
+ * A pair is a matrix of an expert or a tensor, on both sides. It is compared by bits first, where
+ * both are stored alike, and decoded only where that fails or cannot be done: most pairs of most
+ * comparisons are the same. An expert that has copies in slots is compared by its first copy;
+ * others only have to be the same as that one, and where one is not, the pair takes the worse
+ * figures.
+ *
+ * Everything that depends on both sides as a whole is settled before the first pair, in one thread.
+ * Then each pair is a task that writes its own entry of the report and reads the rest; progress has
+ * a critical section. Summing up goes through the report in order, so it does not depend on
+ * threads. */
 #include "diff/diff.h"
 #include "diff/diff_snapshot.h"
 
@@ -63,6 +76,8 @@ static bool cut_of(const diff_matrix *a, const diff_matrix *b, diff_cut *cut)
         if (shape[0][d] != shape[1][d])
             return false;
     cut->elements = elements[0];
+    /* Plain numbers have no rows that matter: pieces of a fixed length do for any shape. Where one
+     * side is a matrix, the other is cut into rows as long as its. */
     cut->cols = (a->plain && b->plain) || elements[0] == 0 ? PLAIN_COLS : shape[0][1];
     return true;
 }
@@ -104,6 +119,8 @@ static int compare_two(const diff_matrix *a, const diff_matrix *b, diff_cut cut,
     }
     if (mp_diff_measure(a, b, cut, pair, err) != 0)
         return err->code;
+    /* Values may be equal where bits are not: -0 and 0, or codes that decode to the same. Stored
+     * alike, bits decide. */
     pair->equal &= !alike;
     return 0;
 }
@@ -122,6 +139,8 @@ static int note_copy(const pair_side *side, mp_place copy, mp_diff_pair *pair, m
 static void keep_worse(mp_diff_pair *pair, const mp_diff_pair *other)
 {
     pair->equal = false;
+    /* A NaN is the worst that there is: one that the pair has stays, and one of the copy is
+     * taken. */
     if (isnan(pair->rel_l2) || other->rel_l2 <= pair->rel_l2)
         return;
     pair->max_abs = other->max_abs;
@@ -254,6 +273,7 @@ static void sum_up(mp_diff_report *report, double tolerance)
 
         if (pair->equal)
             continue;
+        /* A NaN is above every tolerance. */
         pair->differs = tolerance < 0 || !(pair->rel_l2 <= tolerance);
         report->differing += pair->differs;
         report->tolerated += !pair->differs;
@@ -269,6 +289,7 @@ static void sum_up(mp_diff_report *report, double tolerance)
 static int check_sides(const diff_side sides[2], mp_error *err)
 {
     for (unsigned s = 0; s < 2; s++)
+        /* Kinds are in this order: packs and snapshots come last. */
         if (sides[s].kind >= DIFF_PACK && sides[1 - s].kind == DIFF_TENSORS)
             return mp_fail(
                 err, MP_ERR_INPUT, "%s: no experts to compare with %s%s%s", sides[1 - s].path,

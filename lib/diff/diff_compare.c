@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Two matrices, bit by bit where they are stored alike, and value by value. */
+/* Two matrices, bit by bit where they are stored alike, and value by value.
+ *
+ * Bits are compared as they count: codes as bytes, scales by value, as the same scale may be stored
+ * as BF16 here and as float32 there, and all NaN scales are one. Values are decoded to float64,
+ * tile by tile, and summed up:
+ *
+ *   max_abs = max |a - b|    rel_l2 = sqrt(sum (a - b)^2 / sum b^2)    sqnr_db = -20 log10 rel_l2
+ *
+ * Sums go to eight lanes in turn, then lane by lane and row by row to the total, always in the same
+ * order; so a figure is the same for any number of threads and with or without SIMD. Elements that
+ * are the same NaN or infinity on both sides are equal and count nothing; others that are not
+ * finite make the figures NaN.
+ *
+ * Each call has its own readers and buffers of a row, and is one thread. */
 #include "diff/diff.h"
 
 #include <math.h>
@@ -25,6 +38,7 @@ static int read_both(diff_reader *a, diff_reader *b, diff_cut cut, look_at *look
 {
     uint64_t rows = mp_ceil_div(cut.elements, cut.cols);
 
+    /* Both sides are read at the same rows, so a slot and a checkpoint need not be cut alike. */
     for (uint64_t row0 = 0; row0 < rows && !*enough; row0 += DIFF_TILE_ROWS) {
         uint64_t count = rows - row0 < DIFF_TILE_ROWS ? rows - row0 : DIFF_TILE_ROWS;
         diff_rows of_a, of_b;
@@ -116,6 +130,7 @@ static bool same_rows(const diff_rows *a, const diff_rows *b)
         return memcmp(a->bytes, b->bytes, mp_ceil_div(a->count * mp_dtype_bits(a->dtype), 8)) == 0;
     if (memcmp(x->weight, y->weight, x->rows * mp_scheme_row_bytes(x->scheme, x->cols)) != 0)
         return false;
+    /* Alike, so both multiply or both divide. */
     if (x->scheme == MP_SCHEME_NVFP4 && !same_numbers(&x->global_scale, &y->global_scale, 1))
         return false;
     return !mp_scheme_has_scales(x->scheme) || same_scales(x, y);
@@ -202,7 +217,8 @@ static void add_any(lanes *l, unsigned lane, double a, double b)
     add_value(l, lane, finite ? a : signal, signal);
 }
 
-/* Whether all of LANES differences are finite, and so the values too. */
+/* Whether all of LANES differences are finite, and so the values too: 0 times a number is 0, and
+ * times a NaN or an infinity a NaN. Without a branch for each, the loop is vectorized. */
 static bool all_finite(const double *a, const double *b)
 {
     double sum = 0;
@@ -234,6 +250,7 @@ static void add_values(values_job *job, uint64_t n)
         job->error_sq += l.error_sq[lane];
         job->max_abs = fmax(job->max_abs, l.max_abs[lane]);
     }
+    /* The fast path does not look at single elements: a difference shows in the maximum. */
     job->differ |= l.differ || job->max_abs > 0;
     job->undefined |= l.undefined;
 }
@@ -262,6 +279,7 @@ static void take_measures(const values_job *job, mp_diff_pair *pair)
 {
     pair->equal = !job->differ;
     pair->max_abs = job->max_abs;
+    /* Infinite where b is all zero. */
     pair->rel_l2 = job->error_sq == 0 ? 0 : sqrt(job->error_sq / job->signal_sq);
     pair->sqnr_db = -20 * log10(pair->rel_l2);
     if (job->undefined)

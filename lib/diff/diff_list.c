@@ -1,5 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What belongs together on two sides: experts by layer and number, tensors by name. */
+/* What belongs together on two sides. Where both have experts these are paired by meaning, that is,
+ * by layer, number and matrix, whatever their tensors are called; all other tensors by name. So a
+ * fused checkpoint can be compared with one tensor an expert, or a pack with the model it was made
+ * from.
+ *
+ *   model.layers.3.mlp.7.gate     a matrix of expert 7: layers by number, experts by id
+ *   model.layers.3.mlp.shared.up  of the shared expert; of several in a pack "shared.0", ...
+ *   model.norm.weight             a tensor, by name: "weight_packed" goes with "weight"
+ *   rank 3 lm_head.weight         of two snapshots: rank by rank, by name
+ *
+ * Scales are not listed where they are read with the weight beside them. What only one side has is
+ * a difference too, unless it says nothing there: input scales, which quantizers add, and shared
+ * experts that a pack leaves out.
+ *
+ * Lists of both sides are sorted by key and merged. The report's order follows from names alone.
+ * One thread. */
 #include "diff/diff.h"
 
 #include <stdio.h>
@@ -45,6 +60,7 @@ static int add_pair(diff_list *list, char *name, const diff_ref *a, const diff_r
     mp_diff_report *report = list->report;
     size_t room = list->room;
 
+    /* pairs and refs have the same number of places; each keeps its own room. */
     if (!name || !grow(&report->pairs, &room, report->num_pairs, sizeof *report->pairs) ||
         !grow(&list->refs, &list->room, report->num_pairs, sizeof *list->refs)) {
         free(name);
@@ -147,6 +163,7 @@ static int select_both(layers *l, const char *names, mp_error *err)
         size_t j = other_layer(l, 0, i);
 
         if (j < l->count[1])
+            /* Both, so that the layer is not on one side only. */
             l->selected[0][i] = l->selected[1][j] = l->selected[0][i] || l->selected[1][j];
     }
     return 0;
@@ -164,6 +181,7 @@ static int add_matrices(diff_list *list, const char *prefix, const char *expert,
 {
     mp_projection one = first_matrix(list->side[0], a), other = first_matrix(list->side[1], b);
 
+    /* An expert without gate has up and down only; then gate is not compared. */
     for (int p = (int)(one > other ? one : other); p < MP_PROJECTIONS; p++) {
         diff_ref of[2] = {*a, *b};
 
@@ -252,6 +270,7 @@ static uint32_t count_shared(const diff_side *side, size_t layer, bool parts)
 /* A pack or a snapshot without shared experts says nothing about those of another kind. */
 static bool leaves_shared(const diff_side *a, size_t layer, const diff_side *b)
 {
+    /* Two packs do: one of them without is a difference. */
     return a->kind >= DIFF_PACK && a->kind != b->kind && count_shared(a, layer, true) == 0;
 }
 
@@ -357,12 +376,14 @@ bool mp_diff_weight_beside(const diff_side *side, const mp_tensor *tensor, mp_ma
     };
     if (!matrix->global) {
         matrix->global = beside(ckpt, tensor->name, base, ".weight_global_scale");
+        /* compressed-tensors divides by it, ModelOpt's weight_scale_2 multiplies. */
         matrix->global_divides = matrix->global != NULL;
     }
     if (!matrix->scale ||
         !mp_storage_recognize(matrix, MP_FUSION_NONE, &side->catalog.config, storage, rows, cols))
         return false;
     mp_storage_check(storage, matrix, 1, *rows, *cols, &problems);
+    /* Scales of another shape belong to something else: take the weight for plain numbers. */
     bool fits = problems.count == 0;
     mp_problems_release(&problems);
     return fits;
@@ -458,6 +479,7 @@ static int fill_entries(const diff_list *list, unsigned which, const layers *l, 
     const mp_checkpoint *ckpt = &side->catalog.checkpoint;
 
     for (size_t i = 0; i < ckpt->num_tensors && !list->plain; i++) {
+        /* Biases and input scales of experts are compared as tensors. */
         if (list->experts && belongs_to_expert(ckpt->tensors[i].name))
             taken[i] = true;
         else
@@ -470,11 +492,13 @@ static int fill_entries(const diff_list *list, unsigned which, const layers *l, 
         if (taken[i] || (some && !in_selected_layer(l, which, tensor->name)))
             continue;
         *e = (entry){.tensor = tensor, .optional = !list->plain && is_input_scale(tensor->name)};
+        /* A file by itself is compared as it says, by its own names. */
         e->key = list->plain ? mp_format("%s", tensor->name) : key_of(ckpt, tensor->name);
         if (!e->key)
             return mp_fail_memory(err);
         out->count++;
     }
+    /* Tensors are sorted by name already, keys need not be. */
     qsort(out->items, out->count, sizeof *out->items, compare_entries);
     return 0;
 }
@@ -569,6 +593,7 @@ static int add_ranks(diff_list *list, const layers *l, bool some, mp_error *err)
     while (mp_diff_snapshot_rank(list->side[0], ranks) &&
            mp_diff_snapshot_rank(list->side[1], ranks))
         ranks++;
+    /* Another number of ranks has other parts of tensors on each: nothing to compare by rank. */
     if (mp_diff_snapshot_rank(list->side[0], ranks) || mp_diff_snapshot_rank(list->side[1], ranks))
         return 0;
     for (size_t r = 0; r < ranks; r++)

@@ -1,6 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Rows of a matrix of either side, as they are stored: of a checkpoint's tensors, or unpacked
- * from a slot. */
+/* Rows of a matrix of either side, as they are stored: of a checkpoint's tensors, unpacked from a
+ * slot, put together from the ranks of a snapshot, or plain numbers. A diff_ref says what is meant,
+ * a diff_matrix where it is, a diff_reader has it open; after this file nobody asks which kind it
+ * was.
+ *
+ * Rows come DIFF_TILE_ROWS at a time. A slot's own tiles may be higher, as gate and up are laid out
+ * together or a layout turns a matrix over: then the whole tile is unpacked once and its rows
+ * handed out until the next is needed. What is asked for in order is read in order.
+ *
+ * Pages are dropped behind a pair, unless the next one reads the same bytes: gate and up of a fused
+ * tensor or of a slot (`again`).
+ *
+ * A reader belongs to one thread; sides are only read. */
 #include "diff/diff.h"
 
 #include <stdlib.h>
@@ -83,6 +94,7 @@ static int resolve_packed(const diff_side *side, const diff_ref *ref, diff_matri
         .set = mp_shape_set(shape, id),
         .place = (*copies)[0],
         .side = which,
+        /* Of gate and up the other one need not be decoded; of down there is no part 1. */
         .unread = 1u << (1 - m->part),
     };
     m->slot.tile_rows = mp_packed_tile_rows(m->slot.set, which, DIFF_TILE_ROWS);
@@ -128,6 +140,7 @@ int mp_diff_resolve(const diff_side *side, const diff_ref *ref, bool plain, diff
         return resolve_dumped(side, ref, matrix, copies, num_copies, err);
     if (!ref->tensor)
         return resolve_stored(side, ref, matrix, err);
+    /* A snapshot's tensors are compared as they are: scales beside them count for themselves. */
     if (plain || side->kind == DIFF_SNAPSHOT ||
         !mp_diff_weight_beside(side, ref->tensor, &matrix->matrix, &matrix->storage, &matrix->rows,
                                &matrix->cols))
@@ -188,6 +201,7 @@ static int check_packed_offset(const diff_reader *r, mp_error *err)
 
 static int open_packed(diff_reader *r, mp_error *err)
 {
+    /* A copy of the struct: its buffers are this reader's. */
     r->slot = r->m->slot;
     mp_packed_side_init(&r->slot, r->memory);
     if (mp_packed_begin(&r->slot, err) != 0)
@@ -212,6 +226,7 @@ static int read_packed(diff_reader *r, uint64_t row0, uint64_t rows, mp_rows *ou
         r->end_row = first + (left < step ? left : step);
     }
     *out = r->run[r->m->part];
+    /* Rows of scales between the run's first row and this one, counted from the matrix's edge. */
     down = form->has_scale ? row0 / form->block_rows - r->first_row / form->block_rows : 0;
     out->row0 = row0;
     out->rows = rows;
@@ -232,6 +247,7 @@ static int read_plain(const diff_reader *r, uint64_t row0, uint64_t rows, diff_r
 {
     const mp_tensor *tensor = r->m->plain;
     mp_dtype dtype = tensor->dtype == MP_C64 ? MP_F32 : tensor->dtype;
+    /* row0 is a multiple of 128, so sub-byte numbers begin at a byte. */
     uint64_t first = row0 * r->cut.cols, left = r->cut.elements - first;
     uint64_t count = rows * r->cut.cols < left ? rows * r->cut.cols : left;
     unsigned bits = mp_dtype_bits(dtype);

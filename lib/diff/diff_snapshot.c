@@ -1,8 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A side that an engine has dumped. Whose experts its slots are follows from the sizes of the model
- * (experts/dumped.h): those of the other side, or where that is a snapshot too, from the router's
- * weight, which every rank has. In which order rows of gate and up are is not said either: it is
- * the one in which the first experts are nearest to those of the other side. */
+/* A side that an engine has dumped. A snapshot says neither whose experts its slots are nor how
+ * rows of gate and up lie; both are worked out, with the help of the other side.
+ *
+ * Whose experts its slots are follows from the sizes of the model (experts/dumped.h): those of the
+ * other side, or where that is a snapshot too, from the router's weight, which every rank has. From
+ * these come, layer by layer, the places of each expert:
+ *
+ *   first [E + 2]   copies of expert e are places[first[e]] up to places[first[e + 1]]; E is shared
+ *   places          rank and slot of the copy's first part; its other parts are on the ranks behind
+ *
+ * In which order rows of gate and up are is the one in which the first experts are nearest to those
+ * of the other side. Of two snapshots only pairs of orders can be told, so the second is taken not
+ * to be swapped. Nothing is known to be equal here: nearest is enough, and what differs is what the
+ * user asks for.
+ *
+ * Made by one thread before pairs are compared, only read after that. The order is a member of the
+ * side because it is the same for all layers; voting tries values in it. */
 #include "diff/diff_snapshot.h"
 
 #include <inttypes.h>
@@ -188,10 +201,13 @@ static int model_alone(const struct diff_snapshot *d, const mp_dumped_layer *lay
     physical = m->placement                   ? m->placement->num_physical
                : d->s.redundant != UINT64_MAX ? m->num_experts + d->s.redundant
                                               : m->num_experts;
+    /* All slots are of routed experts, or all but the shared expert's. `homes` ranks have different
+     * experts; the ranks / homes that have the same ones share their intermediate size. */
     for (uint64_t routed = slots; routed + 1 >= slots && routed > 0 && homes == 0; routed--)
         if (physical % routed == 0 && ranks % (physical / routed) == 0)
             homes = physical / routed;
     homes = homes ? homes : ranks;
+    /* Turned over, w13 is [slots, H, 2 I] and w2 [slots, I, H]. */
     bool over = w13->shape[1] == w2->shape[2] && w13->shape[2] == 2 * w2->shape[1];
     m->hidden_size = over ? w2->shape[2] : w2->shape[1];
     m->intermediate_size = w13->shape[over ? 2 : 1] / 2 * (ranks / homes);
@@ -292,6 +308,7 @@ static int make_places(const struct diff_snapshot *d, dumped_layer *each, mp_err
         total += fill[id];
     }
     each->first[ids] = total;
+    /* The id behind the routed ones. */
     each->shared = fill[ids - 1] > 0;
     memset(fill, 0, ids * sizeof *fill);
     each->places = mp_alloc(total, sizeof *each->places);
@@ -412,6 +429,7 @@ static int measure(const diff_list *list, size_t pair, double *apart, mp_error *
             if (mp_diff_resolve(list->side[s], &list->refs[i][s], false, &m[s], &copies, &count,
                                 err) != 0)
                 return err->code;
+        /* Another size is told when the pair is compared. */
         if (m[0].rows != m[1].rows || m[0].cols != m[1].cols)
             continue;
         uint64_t rows = m[0].rows < VOTED_ROWS ? m[0].rows : VOTED_ROWS;
@@ -435,6 +453,7 @@ static bool may_have(const diff_list *list, unsigned s, const diff_ref *ref, mp_
     side = d->each[ref->layer].sides;
     while (!side->matrix.weight)
         side++;
+    /* MegaMoE's rows always take turns. */
     if (d->s.megamoe && !mp_half_order_turns(order))
         return false;
     if (s == 1 && list->side[0]->snapshot && order == MP_ORDER_SWAPPED)
@@ -463,6 +482,7 @@ int mp_diff_snapshot_orders(const diff_list *list, mp_error *err)
 
         if (refs[0].tensor || refs[0].shared || refs[0].projection != MP_GATE)
             continue;
+        /* An exact fit ends the search. */
         for (unsigned both = 0; both < MP_ORDERS * MP_ORDERS && least > 0; both++) {
             double apart;
 
