@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * The engines: which backends, runners, platforms and flags each has, and its rules in the order in
+/* The engines: which backends, runners, platforms and flags each has, and its rules in the order in
  * which it applies them. What a rule says is in the file of its engine; a table of values is beside
  * the rule that reads it.
- */
+ *
+ * An engine is data: a record below and a list of functions. Rules read what earlier ones have
+ * written into the resolution, so their order is the engine's own order of hooks, and part of the
+ * answer: a runner chosen by the model is refused by the limits behind it, not by those before. The
+ * same rule may stand in several lists.
+ *
+ * Plain tables; no state. */
 #include "engine/engines.h"
 
 #include <string.h>
@@ -170,6 +175,7 @@ static bool is_in(const char *const *list, const char *flag)
 
 bool mp_engine_takes(mp_engine engine, const char *flag)
 {
+    /* A flag that no list of the newest SGLang has is for every engine. */
     return !is_in(sglang_flags, flag) || is_in(tables[engine].flags, flag);
 }
 

@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The environment: where variables come from, and which of them decide, with their defaults. */
+/* The environment: where variables come from, and which of them decide, with their defaults. A
+ * cluster starts an engine with variables in a file, a unit or a manifest; plan takes them from
+ * wherever they are and reads them as the engine does, word by word:
+ *
+ *   sglang-0.5.15    true: 1 true yes y on    numbers: digits           else it ends with an error
+ *   sglang-2026-09   true: 1 true yes y       numbers: a sign, digits   else it warns: the default
+ *
+ * Whether a variable is set at all is kept beside its value, as rules ask for that: an explicit
+ * false is not the default. Variables that an engine does not read keep their defaults.
+ *
+ * A set of variables is a list in the order in which they were first set, the last value of a name
+ * counting. One thread. */
 #include "engine/environment.h"
 
 #include <stdlib.h>
@@ -35,6 +46,7 @@ static int grow(mp_env *env, mp_error *err)
 
     if (!names)
         return mp_fail_memory(err);
+    /* Kept at once: without memory for values the longer names are still the list's. */
     env->names = names;
     char **values = realloc(env->values, room * sizeof *values);
     if (!values)
@@ -49,6 +61,7 @@ int mp_env_set(mp_env *env, const char *name, const char *value, mp_error *err)
     size_t i = find(env, name);
     char *copy;
 
+    /* find gives the count for a new name, which is the room where the list is full. */
     if (i == env->room && grow(env, err) != 0)
         return MP_ERR_IO;
     copy = strdup(value);
@@ -120,6 +133,7 @@ static char *unquote(char *value)
 {
     size_t n = strlen(value);
 
+    /* A single quote character is a value. */
     if (n < 2 || (value[0] != '\'' && value[0] != '"') || value[n - 1] != value[0])
         return value;
     value[n - 1] = '\0';
@@ -150,6 +164,7 @@ int mp_env_parse(mp_env *env, const char *text, uint64_t length, const char *wha
 
     if (!copy)
         return mp_fail_memory(err);
+    /* What is behind a NUL would be lost without a word. */
     if (strlen(copy) != length)
         rc = mp_fail(err, MP_ERR_INPUT, "%s: holds a NUL byte", what);
     while (rc == 0 && next)
@@ -235,6 +250,7 @@ static bool read_number(const char *text, int engine, int64_t *value)
 
     if (digits[0] == '\0' || strspn(digits, "0123456789") != strlen(digits) || strlen(digits) > 18)
         return false;
+    /* 18 digits fit. */
     *value = strtoll(text, NULL, 10);
     return true;
 }
@@ -260,6 +276,7 @@ static int read_flags(mp_engine_env *values, int engine, const mp_env *env, mp_p
 
         *flag = (mp_env_flag){flags[i].name, text != NULL, flags[i].value};
         if (text && !read_flag(text, engine, &flag->value)) {
+            /* As if it were not there: later engines fall back, and so do the rules that ask. */
             flag->set = false;
             rc = fail_value(engine, flag->name, text,
                             engine == OLD ? "neither true (1, true, yes, y, on) nor false (0, "

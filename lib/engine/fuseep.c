@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Ascend FuseEP: what its kernels take, and which of them is used. */
+/* Ascend FuseEP: what its kernels take, and which of them is used. Mode 1 is fused_deep_moe, mode 2
+ * is dispatch_ffn_combine; each has a layout of its own, so the mode is what a pack is made for.
+ * The version of SGLang says how it is chosen (a variable, or a flag) and what the limit of tokens
+ * means:
+ *
+ *   mode 1           the buffer's tokens a rank
+ *   mode 2, newer    tokens that a rank may receive, and besides bytes of HCCL's buffer
+ *
+ * What a kernel cannot do is an error here, not a refusal: nothing that follows would have a
+ * meaning. */
 #include "engine/rules.h"
 
 #include <inttypes.h>
@@ -80,6 +89,7 @@ static int64_t hccl_room(const mp_engine_env *env, const char **name)
 
 static uint64_t times(uint64_t a, uint64_t b)
 {
+    /* Stays at a number that no buffer has and that can still be added to. */
     uint64_t product;
 
     return mp_mul_u64(a, b, &product) && product < INT64_MAX / 2 ? product : INT64_MAX / 2;
@@ -103,6 +113,7 @@ static int check_received(mp_resolution *r, mp_error *err)
         return 0;
     choices = times(tokens, model->experts_per_token);
     received = times(choices, r->backend->slots.ep);
+    /* Three buffers of a row a choice, and 10 MiB of flags: what the tiling asks for. */
     bytes = times(times(3, choices), model->hidden_size) + (UINT64_C(10) << 20);
     if (mib < 0 || mp_ceil_div(bytes, UINT64_C(1) << 20) > (uint64_t)mib)
         return mp_fail(err, MP_ERR_UNSUPPORTED,

@@ -1,11 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Lists of modules, and what they make of the experts of each layer.
+/* Lists of modules, and what they make of the experts of each layer.
  *
  * A list names modules as the checkpoint does: all experts of a layer at once
  * ("model.layers.3.mlp.experts"), a single matrix, a pattern. Only routed experts of decoder layers
  * are looked for: shared ones and those of MTP blocks may be otherwise.
- */
+ *
+ * No tensor is at hand, so names are made up: for each layer those that its experts would have, by
+ * the family's naming, and patterns are tried on them. A layer has one form, a small number into
+ * `forms`; 0 is "not quantized". Forms are told apart by their words, and layers that do not have
+ * the same are reported by these words. A pattern that is not understood makes all layers unknown:
+ * it could mean any of them.
+ *
+ *   exclude_modules, ignore   layers become plain again
+ *   quantized_layers          each layer as its experts are listed
+ *   config_groups             classes first, then names; of several groups the first wins */
 #include "engine/layer_forms.h"
 
 #include <inttypes.h>
@@ -129,6 +137,7 @@ int mp_layer_forms_init(mp_layer_forms *forms, const mp_config *config, const mp
 
     *forms = (mp_layer_forms){.config = config, .count = 1};
     forms->forms[0] = *plain;
+    /* A number that is absent is UINT64_MAX: none is looked at. */
     forms->num_layers = layers <= LAYERS_MAX ? layers : 0;
     if (layers > LAYERS_MAX && layers != MP_CONFIG_ABSENT)
         forms->forms[0] = mp_form_unknown("%" PRIu64 " layers", layers);
@@ -156,6 +165,7 @@ static unsigned char index_of(mp_layer_forms *forms, const mp_form_word *word)
 {
     size_t i = 1;
 
+    /* From 1: a known form that has the plain one's name is still one that a list says. */
     while (i < forms->count && !is(forms->forms[i].name, word->name))
         i++;
     if (i < forms->count)
@@ -248,6 +258,7 @@ static bool layer_of_module(const char *name, uint64_t *layer)
     if (!at || (at > name && at[-1] != '.') || !experts || strncmp(name, "mtp.", 4) == 0 ||
         strstr(name, ".mtp.") || (experts[8] != '\0' && experts[8] != '.'))
         return false;
+    /* Of "model.layers.3.mlp.experts.7.up_proj" the number behind "layers.". */
     at += strlen("layers.");
     if (*at < '0' || *at > '9')
         return false;
@@ -271,6 +282,7 @@ static void read_listed(mp_layer_forms *forms, const json_t *listed)
         if (!layer_of_module(name, &layer) || layer >= forms->num_layers)
             continue;
         form = index_of(forms, &word);
+        /* Half of a layer's experts in another algorithm: no layout takes both. */
         if (forms->of[layer] > 0 && forms->of[layer] != form) {
             word = mp_form_unknown("%.24s and %.24s", forms->forms[forms->of[layer]].name,
                                    forms->forms[form].name);

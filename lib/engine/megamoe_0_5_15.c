@@ -1,6 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* MegaMoE of sglang-0.5.15: which layout its kernels want, with which activations, and when they
- * are used. */
+ * are used. Rules 3, 5 and 6 of moepack-plan(1).
+ *
+ * This version goes by environment variables, and two programs read them: SGLang's own switches,
+ * and DeepGEMM's, which SGLang sets unless they are set already. So the two can disagree, and then
+ * tokens are sent in one format and read in another; that is warned of, since the engine itself
+ * does not. What SGLang sets for DeepGEMM is written to `forward`.
+ *
+ * Whether the kernel is used at all depends on the tokens of a pass against the buffer's cap. No
+ * layout means no kernel, but not an error: the engine takes its ordinary path. */
 #include "engine/rules.h"
 
 #include "base/error.h"
@@ -33,6 +41,7 @@ int mp_rule_fix_memory(mp_resolution *r, mp_error *err)
     b->fix_mega_moe_memory = flag->value;
     if (!b->megamoe)
         return 0;
+    /* On by default with megamoe, and an explicit false stays one. */
     b->fix_mega_moe_memory = flag->value || !flag->set;
     b->second_scales = b->fix_mega_moe_memory;
     mp_decide(r, "fix_mega_moe_memory", b->fix_mega_moe_memory ? "true" : "false",

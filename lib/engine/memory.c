@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bytes of a rank: experts as their target lays them out, and MegaMoE's symmetric buffer. */
+/* Bytes of a rank: experts as their target lays them out, and MegaMoE's symmetric buffer.
+ *
+ * Experts are added up from the target's own description, so they are what repack will write. The
+ * buffer follows DeepGEMM's: a workspace of counters and lists, what a rank sends, a pool for what
+ * it may receive (every token of every rank could choose its experts), the input of both products
+ * with their scales, and what comes back. All of it grows with max_tokens, rounded up to a tile,
+ * which is why a cap can be looked for by bisection.
+ *
+ * Sizes come from a config.json that may hold any number. Every sum and product saturates at
+ * UINT64_MAX instead of wrapping around: an estimate is exact, or too large to be printed and
+ * refused. */
 #include <moepack/backend.h>
 
 #include <string.h>
@@ -40,6 +50,7 @@ static uint64_t align(uint64_t a, uint64_t b)
 /* Tokens that a rank may receive, over which each of its experts may round up. */
 static uint64_t pool_tokens(const mp_symm_buffer *s, uint64_t tokens, uint64_t experts)
 {
+    /* A token cannot choose more experts of a rank than there are. */
     uint64_t choices = s->topk < experts ? s->topk : experts;
 
     return align(add(mul(mul(s->ranks, tokens), choices), mul(experts, 191)), TOKEN_TILE);
@@ -115,6 +126,7 @@ static uint64_t buffer_bytes(const mp_backend *b, const mp_backend_model *model,
 /* The largest token cap whose buffer fits into `bytes`. Buffers hold whole tiles. */
 static uint64_t largest_cap(const mp_backend *b, const mp_backend_model *model, uint64_t bytes)
 {
+    /* In tiles: `fits` always does, `too_many` never. The engine's cap is an int. */
     uint64_t fits = 0, too_many = INT32_MAX / TOKEN_TILE + 1;
 
     while (fits + 1 < too_many) {
@@ -153,6 +165,7 @@ static void add_layer(mp_backend_memory *m, const mp_backend *b, const mp_backen
     mp_dims dims = {model->hidden_size, model->moe_intermediate_size};
     uint64_t shared = model->num_shared_experts;
 
+    /* The last rank has most slots: a shared expert that is fused once is on that one. */
     add_slots(m, target, &dims, mp_slots_on_rank(&b->slots, b->slots.ep - 1));
     if (b->shared != MP_SHARED_SEPARATE || shared == 0)
         return;

@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The model's sizes and format: from its tensors, or from config.json alone. */
+/* The model's sizes and format: from its tensors, or from config.json alone. A plan is made before
+ * anything is downloaded, so config.json is enough, though it only says what tensors should be;
+ * where they are there they decide, and config.json still says what they cannot: the class that the
+ * engine runs, the activation, how many experts a token takes.
+ *
+ *   DIR with *.safetensors    catalog, then config.json beside it where there is one
+ *   DIR, or a config.json     config.json and hf_quant_config.json
+ *
+ * Sizes are bounded once they are known (check_sizes), so that the rules and estimates that follow
+ * multiply them freely. One thread. */
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -49,6 +58,7 @@ static uint64_t moe_layers(const mp_config *config)
 {
     uint64_t layers = 0, all = config->num_hidden_layers;
 
+    /* Bounded before it is counted to: a file's number is no reason to loop for long. */
     for (uint64_t i = 0; i < all && all <= LAYERS_MAX_SANE; i++)
         layers += mp_config_is_moe_layer(config, i);
     return absent(all) || all > LAYERS_MAX_SANE ? all : layers;
@@ -111,6 +121,7 @@ static int take_config(mp_backend_model *model, const mp_format_files *files, mp
     model->num_experts = config->num_experts;
     model->num_shared_experts = absent(config->num_shared_experts) ? 0 : config->num_shared_experts;
     model->experts_per_token = absent(config->experts_per_token) ? 0 : config->experts_per_token;
+    /* Absent or beyond all bounds stays so, for check_sizes to refuse. */
     model->num_layers = moe_layers(config);
     model->num_mtp_blocks = mtp_blocks(files->config);
     snprintf(model->model_type, sizeof model->model_type, "%s",
@@ -179,6 +190,7 @@ static int take_catalog(mp_backend_model *model, const mp_catalog *catalog, mp_e
     model->has_scheme = true;
     model->scheme = catalog->layers[0].storage.scheme;
     model->scheme_from = "tensors";
+    /* config.json may know of a quantization of other modules. */
     model->quant_config |= is_quantized(model->scheme);
     if (catalog->layers[0].has_shared) {
         const mp_storage *shared = &catalog->layers[0].shared_storage;
@@ -196,6 +208,7 @@ static int load_catalog(mp_backend_model *model, const char *dir, const mp_conte
     int rc = mp_catalog_open(&catalog, dir, context, err);
 
     if (rc == 0 && catalog.config.present)
+        /* Tensors come after it and overwrite what they know better. */
         rc = load_config(model, dir, err);
     if (rc == 0)
         rc = take_catalog(model, &catalog, err);

@@ -1,6 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Resolving by an engine's rules, and the rules that several engines share: how many ranks, which
- * dispatcher, waterfill. */
+ * dispatcher, waterfill.
+ *
+ * A resolution is a state that rules work on in turn, as hooks of an engine do on its arguments.
+ * Each rule writes what it concludes as a decision: what, its value, what decided, and why, in that
+ * order of columns. There are four ways for a rule to say that something is wrong:
+ *
+ *   mp_warn        the engine starts and does something else than was asked for
+ *   mp_refuse      the engine would not start; other rules still run, so that all reasons are told
+ *   MP_ERR_INPUT   the question itself makes no sense, and nothing that follows would
+ *   MP_ERR_UNSUPPORTED   likewise, of what an engine or a kernel cannot do
+ *
+ * Decisions that could not be stored are noted and reported at the end, so that rules need not
+ * check each one. One thread. */
 #include "engine/engines.h"
 
 #include <inttypes.h>
@@ -43,6 +55,7 @@ static void add_decision(mp_resolution *r, const char *what, const char *value,
         r->out_of_memory = true;
         return;
     }
+    /* Counted though a text may be missing: releasing frees what there is. */
     *next = (mp_decision){what, strdup(value), strdup(text), decided_by};
     r->backend->num_decisions++;
     r->out_of_memory |= !next->value || !next->why;
@@ -80,6 +93,7 @@ bool mp_max_tokens(const mp_backend_flags *flags, uint64_t *tokens, const char *
     *flag = "--tokens";
     if (flags->num_dp_tokens == 0)
         return flags->tokens_given;
+    /* Of several ranks the one with most: all go the same way in a pass. */
     *tokens = 0;
     *flag = "--dp-tokens";
     for (size_t i = 0; i < flags->num_dp_tokens; i++)
@@ -327,6 +341,7 @@ static void start(mp_resolution *r)
         .platform = flags->platform,
         .shared = flags->shared,
     };
+    /* Each engine calls it otherwise; users may say megamoe to all of them. */
     if (r->backend->backend == MP_A2A_MEGAMOE)
         r->backend->backend = engine->megamoe;
     r->backend_by = flags->backend_given ? "--backend" : "default";

@@ -1,6 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sglang-2026-09: which backend there will be, and what each of them refuses. Rules R2, R3, R7, R17
- * and R18 of moepack-plan(1). */
+ * and R18 of moepack-plan(1).
+ *
+ * Aliases come first, as a runner may stand for a backend, then what overrides a backend that was
+ * asked for (waterfill), then what backends demand of other flags. Only after all of these is the
+ * backend written down, with what decided on it. A flag that is not given is not judged: its
+ * default hangs on things that plan does not know.
+ *
+ * Each function names the engine's own, so that it can be held against the next version. */
 #include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -89,6 +96,7 @@ int mp_sglang_aliases(mp_resolution *r, mp_error *err)
                b->backend != MP_A2A_FLASHINFER_MEGAMOE) {
         take_flashinfer_runner(r);
     }
+    /* What rules behind this one go by. */
     b->megamoe = b->backend == MP_A2A_MEGAMOE;
     return 0;
 }
@@ -97,6 +105,7 @@ int mp_sglang_aliases(mp_resolution *r, mp_error *err)
 int mp_sglang_start_of_megamoe(mp_resolution *r, mp_error *err)
 {
     const mp_backend_flags *flags = r->flags;
+    /* The runner has refused it already. */
     bool said = r->flashinfer_runner && flags->overlap == MP_OVERLAP_TWO_BATCH;
     mp_platform p = flags->platform;
 
@@ -216,6 +225,7 @@ static int check_deepep_v2(mp_resolution *r, mp_error *err)
         mp_refuse(r, "--overlap %s: deepep_v2 overlaps nothing", mp_overlap_name(flags->overlap));
     if (is_known_chunk(flags) && flags->serving != MP_SERVING_DECODE)
         check_chunk(r, "--chunked-prefill", flags->chunked_prefill, room);
+    /* Too many for any buffer. */
     if (!mp_mul_u64(flags->graph_bs, draft, &tokens) || tokens > INT64_MAX)
         tokens = INT64_MAX;
     if (flags->graph_bs_given && flags->serving != MP_SERVING_PREFILL)

@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sglang-2026-09: MegaMoE's layout, its sizes, the forward pass, memory and shared experts. Rules
- * R8, R9 and R11 to R13 of moepack-plan(1). */
+ * R8, R9 and R11 to R13 of moepack-plan(1).
+ *
+ * A layout follows from the platform, the scheme of the experts and a flag; it is one with a kernel
+ * (`mma`), which has sizes that it takes. Unlike in 0.5.15 there is no variable for any of this,
+ * and those that were are named as having no effect. Layouts that belong to FlashInfer or AMD have
+ * no target here, nor has a scheme that no builder takes; the rules that follow say what the engine
+ * does without one. */
 #include "engine/rules.h"
 
 #include <inttypes.h>
@@ -139,6 +145,7 @@ int mp_sglang_shapes(mp_resolution *r, mp_error *err)
     (void)err;
     if (!r->mma)
         return 0;
+    /* Each mma of layouts has a line in sizes. */
     while (!mp_text_is(sizes[s].mma, r->mma))
         s++;
     check_multiple(r, h, sizes[s].multiple);
@@ -278,6 +285,7 @@ int mp_sglang_shared_experts(mp_resolution *r, mp_error *err)
     if (!b->megamoe || model->num_shared_experts == 0)
         return 0;
     for (size_t i = 0; i < COUNT(conditions); i++) {
+        /* The first that fails is the one that the engine would name. */
         if (conditions[i].holds)
             continue;
         mp_decide(r, "shared_experts", "ordinary", conditions[i].decided_by,

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* sglang-2026-09: which runner multiplies, and what runners refuse. Rules R5, R6 and R16 of
- * moepack-plan(1). */
+ * moepack-plan(1).
+ *
+ * A runner that is not asked for may be chosen by the model; one that is asked for may be
+ * overridden where it cannot multiply the format, and is refused where it cannot do something else.
+ * Limits are looked at with ep_size as it was given: the engine checks them before a backend sets
+ * it. */
 #include "engine/engines.h"
 
 #include <inttypes.h>
