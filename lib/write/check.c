@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What of a checkpoint a target takes, and that nothing is left behind silently. */
+/* What of a checkpoint a target takes, and that nothing is left behind silently.
+ *
+ * A slot has places for the tensors of its target and no others. Everything that an expert has is
+ * held against these before a byte is written: what passes through, what has to be requantized and
+ * may be, and what has no place and has to be dropped by name. A pack that lacks a bias computes
+ * something else, so that is an error which names the option, never a warning.
+ *
+ * Experts of a layer are stored alike (the catalog sees to that), but optional tensors are looked
+ * at expert by expert, since a slot of a layer has one or none of them has. One thread, before the
+ * plan. */
 #include "write/check.h"
 
 #include "base/error.h"
@@ -17,6 +26,7 @@ int mp_check_options(mp_plan *plan, mp_error *err)
 {
     const mp_repack_options *options = &plan->options;
 
+    /* The plan has put the other form of the target in its place where there is one. */
     if (options->nz && mp_target_find(options->target->name) == options->target)
         return mp_fail(err, MP_ERR_USAGE, "%s has no FRACTAL_NZ form", options->target->name);
     if (options->alphas == MP_ALPHAS_FP4XFP4 &&
@@ -58,6 +68,7 @@ static int check_blocks(const mp_target *target, const mp_moe_layer *layer, mp_e
     for (unsigned side = 0; side < MP_SIDES; side++) {
         mp_tiling tiling = target->tiling(&dims, (mp_side)side);
 
+        /* A tile of columns is requantized by itself, and needs its scales whole. */
         if (tiling.kind == MP_TILES_COLS && block != UINT32_MAX && tiling.group % block != 0)
             return mp_fail(err, MP_ERR_UNSUPPORTED,
                            "%s: %s is made from columns in groups of %llu, and the scales of %s "
@@ -149,6 +160,7 @@ static int check_folded(const mp_target *target, const mp_storage *storage, cons
 
     if (mp_target_find(target->name)->fp4xfp4 != target)
         return 0;
+    /* down has an alpha of its own, in which nothing is folded. */
     for (int p = MP_GATE; p <= MP_UP; p++)
         if (!matrix[p].input_scale || !mp_passes_through(storage, target))
             return mp_fail(err, MP_ERR_UNSUPPORTED,
@@ -169,6 +181,7 @@ void mp_check_activation(mp_plan *plan)
             continue;
         mp_problem(&plan->warnings, "%s: the kernel of %s does not compute activation %s",
                    layer->prefix, target->name, act);
+        /* Said once: it is the same in every layer. */
         return;
     }
 }

@@ -2,8 +2,16 @@
 /* Compressing and decompressing directories as a job.
  *
  * A file is a unit and a stage of its own, so that files are worked on one after another, each by
- * all threads. Its data is durable before the unit is journaled; a unit that was interrupted
- * begins its file anew. */
+ * all threads. Its data is durable before the unit is journaled; a unit that was interrupted begins
+ * its file anew.
+ *
+ * Two things make a half-done directory safe. The manifest of a pack is the last unit, since it
+ * gives files the names and sizes that they have only then. And what is there already is compared
+ * by names and headers of shards before it is taken for the result, or replaced: a directory as any
+ * other has no place for terms.
+ *
+ * Terms have a digest of each file's first and last 64 KiB, which tells another file of the same
+ * name and size, and costs little for hundreds of large ones. */
 #include "write/compress.h"
 
 #include <errno.h>
@@ -41,6 +49,7 @@ typedef struct compress_plan {
 static int sample(const char *dir, const mp_entry *entry, mp_hex_digest hex, mp_error *err)
 {
     char *path = mp_path_join(dir, entry->path), *bytes = mp_alloc(2 * SAMPLE_BYTES, 1);
+    /* Of a file of less than both pieces they overlap. */
     uint64_t n = entry->bytes < SAMPLE_BYTES ? entry->bytes : SAMPLE_BYTES;
     int fd = -1, rc = path && bytes ? mp_open_read(path, &fd, err) : mp_fail_memory(err);
 
@@ -131,6 +140,7 @@ static int run_unit(const void *user, uint64_t unit, struct mp_outputs *outputs,
     if (rc == 0)
         rc = write_entry(plan, entry, from, to, err);
     if (rc == 0)
+        /* The name of a file is data of its directory: sync it too before the unit is journaled. */
         rc = sync_dir_of(to, err);
     if (rc != 0 && entry->kind == MP_ENTRY_SHARD && strchr(entry->path, '/'))
         mp_error_prefix(err, "%.*s", (int)(strrchr(entry->path, '/') - entry->path), entry->path);
@@ -227,6 +237,7 @@ static bool lies_inside(const char *inner, const char *outer)
 {
     char *a = realpath(inner, NULL), *b = realpath(outer, NULL);
     size_t n = b ? strlen(b) : 0;
+    /* n is 1 for "/", inside of which everything lies. */
     bool inside = a && b && strncmp(a, b, n) == 0 && (a[n] == '\0' || a[n] == '/' || n == 1);
 
     free(a);

@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which files a directory holds, what they are called once compressed, and a pack's manifest of
- * them. */
+ * them.
+ *
+ *   model-00001-of-00002.safetensors      <->  model-00001-of-00002.safetensors.zst
+ *   config.json and all else              ---  stays as it is
+ *
+ * A shard may be there plain or compressed, never both: sorted by what they will be called, two
+ * such stand beside each other. Sums of files (SHA256SUMS) are of the old bytes and are left out.
+ *
+ * A manifest is parsed, changed and written again, which would lose what a later version has put
+ * into it. So it is written unchanged first and compared: where that is not the same text, it is
+ * refused. */
 #include "write/compress.h"
 
 #include <errno.h>
@@ -160,6 +170,7 @@ int mp_manifest_put_renamed(const char *text, uint64_t length, const char *to, b
 
     if (rc == 0)
         rc = mp_manifest_text(&m, &again, err);
+    /* Byte by byte: even another order of members would be lost. */
     if (rc == 0 && strcmp(text, again) != 0)
         rc = mp_fail(err, MP_ERR_UNSUPPORTED,
                      "%s: says what this version of moepack does not know, and cannot be changed",

@@ -1,5 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The plan: which layers, where each expert goes, and the units of work. */
+/* The plan: which layers, where each expert goes, and the units of work. Everything that can be
+ * wrong with options, model and placement together is found here, before anything is written; what
+ * is left for the run are bytes.
+ *
+ *   unit   a side of an expert of a layer, for all of its copies      first_unit + 2 * id + side
+ *   stage  a layer: all of its units
+ *   id     as the shape counts: routed experts, then shared ones
+ *
+ * Each layer has the same number of units, also of experts that no selected rank holds: these write
+ * nothing. The order of settling matters: layers give the number of experts, placement the number
+ * of slots, both the shape, and the shape the files.
+ *
+ * A placement file is the most dangerous input here, since rows that are read wrongly give every
+ * layer the experts of another and nothing notices. So a list of rows without layer numbers is only
+ * read where one reading fits, or both give the same (choose_reading).
+ *
+ * Made by one thread, and not changed after. */
 #include "write/plan.h"
 
 #include "base/error.h"
@@ -147,6 +163,7 @@ static uint32_t row_by_number(const mp_catalog *catalog, const mp_placement *giv
 
     if (!layer->mtp)
         return mp_placement_row_of(given, layer->number);
+    /* One is: this layer. */
     while (!first->mtp)
         first++;
     return decoder == MP_CONFIG_ABSENT
@@ -184,6 +201,7 @@ static int choose_reading(const mp_plan *plan, const mp_placement *given, mp_row
     }
     for (size_t i = 0; i < catalog->num_layers; i++)
         mtp += catalog->layers[i].mtp;
+    /* Where config.json does not say how many layers there are, only the user can. */
     bool by_number = known ? rows == decoder || rows == decoder + mtp : *reading == MP_ROWS_LAYER;
     bool by_order = rows == catalog->num_layers || rows == plan->num_layers;
     if (*reading == MP_ROWS_LAYER && !by_number)
@@ -323,6 +341,7 @@ static int settle_layers(mp_plan *plan, mp_error *err)
                            mp_placement_row(&plan->placement, (uint32_t)i), plan->options.ranks,
                            err) != 0)
             return err->code;
+        /* Ascending, for mp_plan_unit to look up. */
         layer->first_unit = work->num_units;
         work->num_units += work->stage_units;
     }
@@ -341,6 +360,7 @@ static void count_units(mp_plan *plan)
     for (uint64_t u = 0; u < work->num_units; u++) {
         mp_unit unit = mp_plan_unit(plan, u);
 
+        /* An expert of no selected rank is not read either. */
         if (mp_unit_bytes_written(plan, &unit) > 0)
             work->bytes_read += unit_bytes_read(plan, &unit);
         work->lossless &= mp_unit_is_lossless(plan, &unit);
@@ -357,6 +377,7 @@ int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_optio
     memset(plan, 0, sizeof *plan);
     plan->catalog = catalog;
     plan->options = *options;
+    /* Scales of shared experts may have to become powers of two; only where loss is allowed. */
     plan->options.quant.ue8m0 = options->requantize_shared;
     if (options->nz && options->target->nz)
         plan->options.target = options->target->nz;

@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What requantizing a checkpoint is to do: which experts, in which form, and whether that form
- * has a place for all that they have. */
+/* What requantizing a checkpoint is to do: which experts, in which form, and whether that form has
+ * a place for all that they have. The result is a checkpoint as a tool would have written it, so
+ * the form is a style's: names, types and shapes of tensors, and what config.json says of them.
+ *
+ * Layers get one entry each and one more, the last, for tensors of no layer. Every layer is a
+ * stage; its units are matrices of experts, three for each, then copies of bytes that stay:
+ *
+ *   [e0 gate, e0 up, e0 down, e1 gate, ... , shared down][copy, copy, ...]
+ *
+ * Layers that are not selected have copies only. What a form has no place for is refused by name
+ * unless it is dropped. Whether anything is lossless is settled last, as config.json's style may
+ * want scales that are powers of two. One thread; not changed after. */
 #include "write/quantize.h"
 
 #include "base/error.h"
@@ -61,6 +71,7 @@ static void choose_scale_type(const mp_quantize_options *options, const mp_stora
         return;
     for (size_t i = 0; i < form->num_tensors; i++)
         if (form->tensors[i].role == MP_ROLE_SCALE)
+            /* A quarter of the bytes, and no value changes. */
             form->tensors[i].dtype = MP_F8_E8M0;
 }
 
@@ -132,6 +143,7 @@ static int plan_layers(mp_quantize_plan *plan, mp_error *err)
     plan->layers = mp_alloc_zeroed(catalog->num_layers + 1, sizeof *plan->layers);
     if (!plan->layers)
         return mp_fail_memory(err);
+    /* The last has no source and no experts. */
     plan->num_layers = catalog->num_layers + 1;
     for (size_t i = 0; i < catalog->num_layers; i++) {
         plan->layers[i].source = &catalog->layers[i];

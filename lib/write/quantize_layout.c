@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The tensors of a requantized checkpoint in their order, and the units that fill them. */
+/* The tensors of a requantized checkpoint in their order, and the units that fill them. All tensors
+ * are listed first, those that experts become and those that stay; then they are sorted, given to
+ * the files, and only then do units learn the numbers of their outputs.
+ *
+ * The order keeps every tensor aligned without padding, which safetensors does not have between
+ * tensors: those of whole multiples of 8 bytes come first, stage by stage; the few others behind
+ * them, the widest elements first. So a layer's tensors mostly stand together, which is how loaders
+ * read.
+ *
+ * Copies are cut into pieces of 64 MiB, and small ones put together up to it, so that a unit is
+ * worth journaling and none takes long:
+ *
+ *   pieces       sorted by stage, then by output and offset
+ *   first_piece  [copy units + 1] of each unit its first piece */
 #include "write/quantize.h"
 
 #include "base/error.h"
@@ -72,6 +85,7 @@ char *mp_quantize_sibling(const mp_form_tensor *weight, const char *prefix, uint
 
     if (!name)
         return NULL;
+    /* Names of weights have a dot: they are made of a prefix and a form's pattern. */
     *strrchr(name, '.') = '\0';
     sibling = mp_format("%s.%s", name, suffix);
     free(name);
@@ -178,6 +192,7 @@ static int add_experts(entries *all, mp_error *err)
 /* The layer whose prefix a tensor's name has, or the rest behind the layers. */
 static uint32_t stage_of(const mp_quantize_plan *plan, const char *name)
 {
+    /* A name belongs to one layer at most: prefixes are compared up to a dot. */
     for (size_t i = 0; i + 1 < plan->num_layers; i++) {
         const char *prefix = plan->layers[i].source->prefix;
         size_t n = strlen(prefix);
@@ -266,6 +281,7 @@ static int add_outputs(entries *all, mp_error *err)
     qsort(all->list, all->count, sizeof *all->list, compare);
     for (size_t i = 0; i < all->count; i++) {
         entry *e = &all->list[i];
+        /* The work takes the name over, whatever comes of it: it must not be freed here too. */
         char *name = e->name;
 
         e->name = NULL;
@@ -329,6 +345,7 @@ static void fill_pieces(const entries *all)
 static size_t group_pieces(mp_quantize_plan *plan, uint32_t stage, size_t next, size_t count)
 {
     mp_quantize_layer *layer = &plan->layers[stage];
+    /* Full, so that the first piece begins a unit. */
     uint64_t filled = COPY_BYTES;
 
     for (; next < count && plan->work.outputs[plan->pieces[next].output].stage == stage; next++) {
@@ -369,6 +386,7 @@ static int make_units(entries *all, mp_error *err)
         if (units > work->stage_units)
             work->stage_units = units;
     }
+    /* The end of the last unit. */
     plan->num_pieces = plan->first_piece[copies] = count;
     work->num_stages = (uint32_t)plan->num_layers;
     return 0;
@@ -397,6 +415,7 @@ static int reserve(entries *all, mp_error *err)
     plan->output_of = mp_alloc(units * MP_WRITTEN_COUNT, sizeof *plan->output_of);
     if (!all->replaced || !plan->output_of)
         return mp_fail_memory(err);
+    /* UINT32_MAX: a matrix does not have that tensor. */
     memset(plan->output_of, 0xff, units * MP_WRITTEN_COUNT * sizeof *plan->output_of);
     all->list =
         mp_alloc(units * MP_WRITTEN_COUNT + tensors - count_replaced(all), sizeof *all->list);

@@ -1,5 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack-quantize.json: how a checkpoint was requantized, from what, and what that cost. */
+/* moepack-quantize.json: how a checkpoint was requantized, from what, and what that cost. It is
+ * written last and makes the directory whole: is_whole asks for it, and resuming compares its
+ * terms.
+ *
+ * Its rows are sums over the experts of a layer for each projection, added in the order of experts
+ * so that they do not depend on threads. Names of projections are the family's own; the public
+ * struct points into the table below, so a report that is read has no other ones.
+ *
+ * JSON has no infinity: an SQNR without bound is null, and read as infinity again. */
 #include "write/quantize.h"
 
 #include "base/error.h"
@@ -63,6 +71,7 @@ static bool append_errors(json_t *list, const mp_quantize_layer *layer, bool sha
     for (int p = layer->source->ungated ? MP_UP : MP_GATE; p < MP_PROJECTIONS; p++) {
         mp_quant_stats sum = {0};
 
+        /* Units are numbered by experts, three each. */
         for (uint64_t u = first + (uint64_t)p; u < last; u += MP_PROJECTIONS)
             mp_quant_stats_add(&sum, &stats[layer->first_unit + u]);
         if (json_array_append_new(
@@ -258,6 +267,7 @@ int mp_quantize_errors(const char *dir, mp_layer_error **errors, size_t *count, 
         rc = mp_fail_memory(err);
     for (size_t i = 0; rc == 0 && i < json_array_size(rows); i++) {
         rc = read_error(json_array_get(rows, i), &(*errors)[i], err);
+        /* This row counts though it may have failed: its layer is freed with the others. */
         *count = i + 1;
     }
     json_decref(json);

@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Requantizing a checkpoint as a job: its terms, the order of its units, and when it is done. */
+/* Requantizing a checkpoint as a job: its terms, the order of its units, and when it is done. The
+ * machinery is run/work.h's; here is what it has to ask.
+ *
+ * Terms are everything that decides on bytes: scheme and style, rules of rounding, selections, the
+ * text of config.json that will be written, and of the source its headers and a sample of its
+ * weights. Threads, parts and compression are not among them.
+ *
+ * A compressed source without a table of frames can only be read forwards. Then units of a layer
+ * are done by one thread in the order of the bytes that they read, else in the order of their
+ * numbers. */
 #include "write/quantize.h"
 
 #include "base/error.h"
@@ -71,6 +80,7 @@ static origin origin_of(const mp_quantize_plan *plan, uint64_t number)
     const mp_tensor *weight = matrix->weight;
     uint64_t slices = weight->rank > 2 ? weight->shape[0] : 1;
 
+    /* Of a fused tensor, where the expert's slice begins. */
     return (origin){weight->shard, weight->offset + weight->bytes / slices * matrix->slice,
                     matrix->first};
 }

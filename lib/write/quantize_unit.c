@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Units of requantizing: a matrix read, requantized and written in tiles of rows, and bytes
- * that are copied. */
+/* Units of requantizing: a matrix read, requantized and written in tiles of rows, and bytes that
+ * are copied.
+ *
+ *   tile:  read stored rows -> convert (numeric) -> write codes, write scales
+ *   end:   second scale, activation's scale, bias
+ *
+ * Tiles are whole blocks of scales high, so that no scale needs rows of two. The second scale of
+ * nvfp4 has to be known before the first code: it is taken from gate and up both, in a pass of its
+ * own, so each of the two units reads the other's matrix too and both come to the same number.
+ *
+ * What is written goes to places of its own, so units need not know of each other; scratch is a
+ * thread's. */
 #include "write/quantize.h"
 
 #include "base/arena.h"
@@ -55,6 +65,7 @@ static uint64_t lay_out(job *j, uint8_t *base)
     uint64_t bytes = mp_fusion_is_transposed(from->storage->fusion) ? TRANSPOSED_BYTES : TILE_BYTES;
     void *stored;
 
+    /* At least one group of rows, however long these are. */
     tiles = bytes / mp_max_u64(mp_storage_row_bytes(from->storage, from->cols), row) / group;
     from->tile_rows = mp_max_u64(tiles, 1) * group;
     if (from->tile_rows > from->rows)
@@ -65,6 +76,7 @@ static uint64_t lay_out(job *j, uint8_t *base)
     tiles = mp_ceil_div(from->tile_rows, group);
     j->codes = mp_scratch_take(base, &used, from->tile_rows * row);
     j->scales = mp_scratch_take(base, &used, tiles * scale_row);
+    /* A byte for each float32. */
     j->exponents = mp_scratch_take(base, &used, j->powers ? tiles * scale_row / 4 : 0);
     return used;
 }
@@ -140,6 +152,7 @@ static int choose_global(job *j, mp_error *err)
     bool down = j->unit->projection == MP_DOWN;
     mp_projection first = down ? MP_DOWN : matrix[MP_GATE].weight ? MP_GATE : MP_UP;
     unsigned count = down || first == MP_UP ? 1 : 2;
+    /* Both in this unit's scratch: they are looked through in turn. */
     mp_stored_matrix all[2] = {j->from, j->from};
 
     for (unsigned i = 0; i < count; i++) {
@@ -260,6 +273,7 @@ int mp_quantize_matrix(const mp_quantize_plan *plan, const mp_quantize_unit *uni
         return err->code;
     options.global_scale = mp_second_scale_multiplier(j.global);
     options.row_scales = NULL;
+    /* Only powers of two can be written in a byte; write_scales refuses others all the same. */
     options.ue8m0 |= j.powers;
     for (uint64_t row = 0, step = j.from.tile_rows; row < j.from.rows; row += step) {
         uint64_t rows = j.from.rows - row < step ? j.from.rows - row : step;

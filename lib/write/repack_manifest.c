@@ -1,5 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a packed directory holds beside tensors: placement, config, indexes, the manifest. */
+/* What a packed directory holds beside tensors: placement, config, indexes, the manifest. Written
+ * once all tensors are on the disk, in this order, the manifest last: a directory with a manifest
+ * is a pack, and the manifest has the digests of all that was written before it.
+ *
+ * What the plan decides comes from mp_repack_describe, by which terms are compared too. Here is
+ * added what the run has found out: digests of tensors, sizes of compressed files, errors of what
+ * was requantized, and whether anything was lost; and the forms, by which unpack turns the pack
+ * back.
+ *
+ * An update runs some units anew and keeps the rest. Errors are sums over all experts of a layer,
+ * so either all of its units were run, or the sums are those that the pack had (kept).
+ *
+ * One thread, after the run. */
 #include "write/repack.h"
 
 #include "base/error.h"
@@ -58,6 +70,7 @@ static int stored_bytes(const description *d, const mp_out_file *file, uint64_t 
 
     if (rc == 0 && stat(path, &st) != 0)
         rc = mp_fail_errno(err, errno, "cannot look at \"%s\"", path);
+    /* 0 after an error. */
     *bytes = (uint64_t)st.st_size;
     free(path);
     return rc;
@@ -70,6 +83,7 @@ static int settle_file(const description *d, const mp_out_file *file, mp_packed_
     if (d->plan->work.zstd != MP_ZSTD_NONE && stored_bytes(d, file, &packed->size, err) != 0)
         return err->code;
     for (uint32_t t = 0; t < file->num_tensors; t++)
+        /* Both are mp_hex_digest; files and outputs are in the same order, rank by rank. */
         strcpy(packed->tensors[t].xxh3, d->state->digest[file->first_tensor + t]);
     return 0;
 }
@@ -127,6 +141,7 @@ static uint32_t add_form(mp_manifest *m, mp_form *form)
             return (uint32_t)i;
         }
     }
+    /* There is room for one of each kind and layer. */
     m->forms[m->num_forms] = *form;
     return (uint32_t)m->num_forms++;
 }
@@ -291,6 +306,8 @@ static int add_error(const description *d, const mp_plan_layer *layer, uint32_t 
     mp_layer_error *e = &d->m->errors[d->m->num_errors++];
     mp_quant_stats sum = {0};
 
+    /* In the order of experts, whichever thread ran them: sums of floating point keep their
+     * bits. */
     for (uint32_t expert = first; expert < end; expert++)
         mp_quant_stats_add(&sum, &d->state->stats[layer->first_unit + expert * MP_SIDES + side]);
     *e = (mp_layer_error){
@@ -344,6 +361,7 @@ static bool is_lossless(const description *d, const mp_plan_layer *layer, bool s
     uint64_t elements, blocks;
 
     count_elements(d, layer, first, end, &elements, &blocks);
+    /* Nothing was requantized. */
     if (elements == 0)
         return true;
     return blocks == 0 &&

@@ -1,7 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The terms of a repack: what the plan decides of the manifest, and so what a pack that is there
  * says of the run that made it. The rest, which changes no byte of a pack that is whole or has no
- * place in the manifest, stands before and behind. */
+ * place in the manifest, stands before and behind.
+ *
+ * Terms are one text, a line each, compared line by line so that the first that differs can be
+ * named:
+ *
+ *   quantize no allow-nonfinite 0 requantize-shared 0      of the run only
+ *   target megamoe-w4a8/1 ... ep 4 ... layer model.layers.3 ... file rank-000/model-00001-...
+ *   source model-00001-of-00046.safetensors 5368709120 f0...
+ *
+ * A run that is taken up compares the whole text, which the journal has. Of a pack that is complete
+ * only the manifest is left, so the same text is printed from it and from the plan, without the
+ * lines that it cannot know: sizes of compressed files, rules where nothing was requantized.
+ *
+ * Whatever decides on bytes has to be printed here; what does not must not be, or a run that could
+ * be taken up is refused. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,6 +134,8 @@ static int describe_ranks(const mp_plan *plan, mp_manifest *m, mp_error *err)
         return mp_fail_memory(err);
     for (uint32_t number = 0; number < plan->options.ep; number++) {
         mp_packed_rank *rank = &m->ranks[m->num_ranks];
+        /* Files of a rank stand together, and ranks in their order; one that is not selected has
+         * none. */
         size_t count = files_in(work, first, mp_rank_name(number, dir));
 
         if (plan->options.ranks && !plan->options.ranks[number])

@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One unit: a side of an expert, tile by tile, laid out and written to every copy. */
+/* One unit: a side of an expert, tile by tile, laid out and written to every copy. Reading and
+ * converting is experts/canonical.h's, laying out the target's; here they meet, with as little
+ * memory as each tile needs.
+ *
+ *   source rows -> canonical tile -> pack_weight, piece by piece -> pwrite to each copy
+ *
+ * Copies get the same bytes, so they are laid out once. A tile is as large as reading wants it, a
+ * piece as small as a cache wants it: layouts of whole groups of rows can be packed by pieces, as a
+ * piece of rows is a piece of the slot. Scales come with the tiles and are whole behind the last.
+ *
+ * Scratch is a thread's: the packed piece first, the canonical form behind it. Nothing is shared
+ * but the outputs, to places that no other unit writes. */
 #include "write/unit.h"
 
 #include "base/error.h"
@@ -21,6 +32,7 @@ static uint64_t piece_rows(const mp_side_source *from, const mp_tile *tile)
     mp_tiling tiling = from->target->tiling(&from->dims, from->side);
     uint64_t rows = MP_UNIT_ROWS_BYTES / (tile->bytes / tile->rows) / tiling.group * tiling.group;
 
+    /* Of columns or padded rows a piece of rows is no run of the slot's bytes. */
     if (tiling.kind == MP_TILES_COLS || tiling.pad > 1 || rows > tile->rows)
         return tile->rows;
     return rows ? rows : tiling.group;
@@ -89,6 +101,7 @@ static int write_tile(work_unit *w, const mp_slot_tensor *tensor, const mp_tile 
     uint64_t row_bytes = mp_scheme_row_bytes(target->scheme, tile->cols);
     uint64_t rows = piece_rows(from, tile), packed_row = tile->bytes / tile->rows;
 
+    /* The layout is the canonical form: no need to move anything. */
     if (target->tiling(&from->dims, from->side).unchanged)
         return write_copies(w, tensor, tile->offset, w->canonical.weight[0], tile->bytes, err);
     for (uint64_t done = 0; done < tile->rows; done += rows) {

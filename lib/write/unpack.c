@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Unpacking as a job: its terms, what it leaves beside the tensors, and when it is done. */
+/* Unpacking as a job: its terms, what it leaves beside the tensors, and when it is done.
+ *
+ * The pack's manifest has digests of everything in it, so its own digest says which pack was
+ * unpacked: terms are that, the layers and how files are cut. The report is written last and has
+ * the terms; where it is, the directory is whole, and is taken for the result of the same terms
+ * only. */
 #include "write/unpack.h"
 
 #include "base/error.h"
@@ -32,6 +37,7 @@ static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
 {
     const mp_unpack_plan *plan = user;
     const mp_unpack_layer *layer = &plan->source->layers[stage];
+    /* The shared expert is one, however many slots hold it. */
     size_t count = (plan->pack.manifest.num_experts + (layer->shared.form ? 1 : 0)) * MP_SIDES;
 
     for (size_t i = 0; i < count; i++)
@@ -51,6 +57,8 @@ static json_t *report_json(const mp_unpack_plan *plan)
     bool whole = layers && files;
 
     for (size_t l = 0; l < plan->source->num_layers; l++)
+        /* Null values are refused by jansson: without memory `whole` is false, and nothing is
+         * leaked. */
         whole &= json_array_append_new(layers, json_string(plan->source->layers[l].prefix)) == 0;
     for (size_t f = 0; f < work->num_files; f++)
         whole &=

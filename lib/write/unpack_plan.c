@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The plan of unpacking: the tensors that a pack becomes, and where each expert comes from. */
+/* The plan of unpacking: the tensors that a pack becomes, and where each expert comes from.
+ *
+ * The forms of the manifest say what tensors there were: names with "{}" for the expert's number,
+ * types, shapes. Each is checked against what its slots can give (unpack_form.c) before anything is
+ * listed, as a manifest may come from anyone.
+ *
+ * Tensors are numbered twice: in the order of layers, by which units find theirs (first_output plus
+ * the place in the form), and in the order in which they are written; source->order leads from one
+ * to the other. They differ only where alignment wants wide elements first.
+ *
+ * An expert is read from its first copy on a rank that is here: ranks may be missing as long as
+ * each expert is on another. One thread; not changed after. */
 #include "write/unpack.h"
 
 #include "base/error.h"
@@ -48,6 +59,8 @@ static int check_packed(const mp_pack *pack, const mp_unpack_layer *layer, const
         const mp_slot_tensor *packed =
             mp_set_tensor(f->set, side, mp_unpack_role(f->form, tensor->role));
 
+        /* Every rank, not just the one that is read from now: which that is depends on the
+         * expert. */
         for (uint32_t r = 0; packed && r < pack->shape.slots.ep; r++)
             if (pack->open[r] && !mp_pack_tensor(pack, layer->number, r, f->set, packed))
                 return mp_fail(err, MP_ERR_INPUT, "%s.%s: rank %u has no %s to take it from",
@@ -195,6 +208,8 @@ static bool all_aligned(const listed *list, uint64_t count)
         const mp_tensor_spec spec = {t->name, t->dtype, t->rank, t->shape};
         uint64_t bytes;
 
+        /* Multiples of the widest element keep all that follows aligned. A shape that is too large
+         * is refused by mp_work_add. */
         aligned = mp_tensor_spec_bytes(&spec, &bytes, NULL) == 0 && bytes % widest == 0;
     }
     return aligned;

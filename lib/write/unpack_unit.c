@@ -1,6 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One unit of unpacking: a side of an expert out of its slot, tile by tile, into the tensors
- * that a checkpoint has for it. */
+/* One unit of unpacking: a side of an expert, from its slot to where the form has it.
+ *
+ * A routed expert is in one slot. A shared one may be in several, each with a piece of its width,
+ * and comes out as one matrix: gate and up of the slots below each other, down side by side. What a
+ * matrix has only once, such as scales of whole rows of down, has to be the same in all slots,
+ * which is checked and not assumed.
+ *
+ *   slot tile -> canonical rows -> mp_stored_write: into a tensor, a fused slice, turned over ...
+ *
+ * The layout's own inverse undoes the packing; nothing here knows a layout. Scales are converted to
+ * the type that the form has; one that this type cannot hold is an error, not rounded.
+ *
+ * Scratch of a thread, settled by mp_unpack_scratch for the largest unit:
+ *
+ *   slot | first | vector | scale of part 0 | scale of part 1 | stage (two of matrix_bytes) */
 #include "pack/pack.h"
 #include "write/unpack.h"
 
@@ -106,6 +119,7 @@ static void lay_buffers(work_unit *w, uint8_t *scratch)
     w->vector = w->first + source->vector_bytes;
     w->scale[0] = w->vector + source->vector_bytes;
     w->scale[1] = w->scale[0] + source->matrix_bytes;
+    /* Room for both parts of a tile: mp_stored_write puts them together there. */
     w->stage = w->scale[1] + source->matrix_bytes;
 }
 
@@ -119,6 +133,7 @@ static const mp_out_tensor *output_of(const work_unit *w, const mp_form_tensor *
     uint64_t number = f->first_output + (uint64_t)(tensor - f->form->tensors);
 
     if (f->form->fusion == MP_FUSION_NONE)
+        /* Of tensors that are not fused each expert has a set of its own. */
         number += (uint64_t)w->unit.expert * f->form->num_tensors;
     return &w->plan->work.outputs[w->plan->source->order[number]];
 }
@@ -194,6 +209,7 @@ static const char *packed_name(const work_unit *w, mp_role role)
 static int check_common(const work_unit *w, uint32_t slot, mp_role role, const void *have,
                         uint64_t n, mp_error *err)
 {
+    /* The first slot says what it is. */
     if (slot == 0)
         memcpy(w->first, have, n);
     if (memcmp(w->first, have, n) == 0)
