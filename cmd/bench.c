@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack bench: how fast kernels and conversions are at every SIMD level, beside memcpy.
  *
- * The library chooses its kernels once in a process. So each level is measured by a child of
- * its own, which sends the seconds of its trials through a pipe; the parent prints them. */
+ * The library chooses its kernels once in a process. So each level is measured by a child of its
+ * own, which sets MOEPACK_CPU before the library looks, and sends the seconds of its trials through
+ * a pipe; the parent prints them. A child that ends early leaves a short read, which is an error,
+ * so a table is whole or not there. Children run one after the other: they would take each other's
+ * caches. */
 #include "bench_trials.h"
 #include "commands.h"
 #include "output.h"
@@ -86,6 +89,7 @@ static int measure_level(bench_job *job, int level, double seconds, int to)
     bench_data *data = bench_data_new();
     if (!data)
         return -1;
+    /* Measured in each child, and the best one counts: levels are compared with the same memcpy. */
     double copy = bench_time_memcpy(data, seconds, &bytes);
     double rate = gb_s(bytes, bytes, copy);
 
@@ -120,11 +124,13 @@ static int run_level(bench_job *job, int level, double seconds, mp_error *err)
         close(ends[0]);
         _exit(measure_level(job, level, seconds, ends[1]) == 0 ? 0 : 1);
     }
+    /* Else the pipe would never end where the child does. */
     close(ends[1]);
     int rc = child < 0 ? -1 : collect_level(job, level, ends[0]);
     close(ends[0]);
     if (child < 0)
         return cmd_fail(err, MP_ERR_IO, "fork: %s", strerror(errno));
+    /* Its status says nothing that the pipe has not said. */
     while (waitpid(child, &status, 0) < 0 && errno == EINTR)
         continue;
     if (rc != 0)

@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Knows how bash, zsh and fish are told about the commands and their options. */
+/* moepack completion: scripts for bash, zsh and fish, written from the same tables as --help and
+ * the parser. So a new option or command is completed without a line here, and choices are those
+ * that the parser takes.
+ *
+ * Each shell has its own way to quote, and texts of options are quoted as it wants: a help text may
+ * hold brackets, colons or a quote. */
 #include "commands.h"
 #include "help.h"
 #include "output.h"

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack diff: what differs between two checkpoints, packed directories or files. */
+/* moepack diff: what differs between two checkpoints, packed directories, snapshots or files. The
+ * library compares; here is how it is told. Standard output has the differences, so that status 1
+ * needs no message of its own. Names come from files and go to a terminal: control characters are
+ * replaced. */
 #include "commands.h"
 #include "output.h"
 #include "progress.h"

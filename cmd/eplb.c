@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack eplb: an expert placement from load counts. */
+/* moepack eplb: an expert placement from load counts. Counts of all inputs become one recording
+ * (eplb_counts.c), the library places, and the result goes to a file, a report (eplb_report.c),
+ * bars or a drawing. */
 #include "eplb.h"
 #include "commands.h"
 #include "files.h"
@@ -64,6 +66,7 @@ static int balance(eplb_job *job, mp_error *err)
     mp_context context;
     uint64_t physical = o->physical ? o->physical : job->counts.num_logical + o->redundant;
     const mp_eplb_options options = {
+        /* Too many stay too many, for the library to refuse by its own words. */
         .num_physical = physical > UINT32_MAX ? UINT32_MAX : (uint32_t)physical,
         .ep = (uint32_t)o->ep,
         .nodes = (uint32_t)o->nodes,
@@ -80,6 +83,7 @@ static int balance(eplb_job *job, mp_error *err)
     int rc = mp_eplb_balance(&job->e, &job->counts, &options, &context, err);
     if (rc == 0) {
         job->e.placement.layer_ids = job->layers.ids;
+        /* The placement owns them now. */
         job->layers.ids = NULL;
     }
     return rc;

@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where moepack eplb gets its counts from: files of all kinds, directories of TensorRT-LLM, and
- * which layers of the model they are for. */
+/* Where moepack eplb gets its counts from: files of all kinds, which the library parses,
+ * directories of TensorRT-LLM, and which layers of the model they are for.
+ *
+ * A placement that is for the wrong layers is worse than none, so rows are numbered only by
+ * somebody who says it: --layers, --first-layer, the counts themselves, or a model whose numbers of
+ * layers fit in one way only. Each file is blamed by name. */
 #include "commands.h"
 #include "eplb.h"
 #include "files.h"
@@ -74,6 +78,7 @@ static size_t index_of(const numbers *n, uint64_t number)
 {
     const uint64_t *item = bsearch(&number, n->items, n->count, sizeof number, compare_numbers);
 
+    /* It is there: the first pass has added it. */
     return (size_t)(item - n->items);
 }
 
@@ -142,6 +147,7 @@ static int open_ranks(statistics *s, mp_error *err)
             snprintf(path, sizeof path, "%s/%s", s->dir, entries[i]->d_name);
             rc = mp_checkpoint_open(&s->ranks[i], path, NULL, err);
             s->names[i] = strdup(entries[i]->d_name);
+            /* Counted though it may have failed: its file and name are released. */
             s->num_ranks++;
             if (rc == 0 && !s->names[i])
                 rc = cmd_fail(err, MP_ERR_IO, "out of memory");
@@ -192,6 +198,7 @@ static int add_tensor(statistics *s, size_t rank, const mp_tensor *t, mp_error *
             rc = cmd_fail(err, MP_ERR_INPUT,
                           "%s: %s: expert %" PRIu64 ": %" PRId64 ", expected 0 or more",
                           s->names[rank], t->name, e, value);
+        /* Ranks count their own tokens: the sum is everybody's. Counts stay below 2^53. */
         s->count[pair * s->experts + e] += (double)value;
     }
     if (rc == 0)

@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack forward: the reference forward of one MoE layer. */
+/* moepack forward: the reference forward of one MoE layer, of a checkpoint or of a packed
+ * directory.
+ *
+ *   open    layer and router, experts or slots, what experts compute
+ *   tokens  of a file, or made up from a seed
+ *   choose  by the router, unless the file has choices
+ *   place   shared experts behind the routed ones; choices of experts become choices of slots
+ *   compute, write, print
+ *
+ * Both kinds of input end in an expert source, so that all from `compute` on is the same; comparing
+ * the two outputs with diff is what the command is for. A packed directory has no router and not
+ * all of config.json's tensors: what is missing is asked for (--source) and never guessed. */
 #include "choices.h"
 #include "commands.h"
 #include "files.h"
@@ -127,6 +138,7 @@ static int open_experts(forward_job *job, mp_error *err)
     if (rc == 0)
         rc = mp_catalog_experts_open(&job->experts, &job->catalog, job->layer, &options,
                                      &job->context, err);
+    /* Ids from here on take the activation of shared experts. */
     job->how.first_shared = job->layer ? job->layer->num_experts : 0;
     if (rc == 0 && job->layer->has_shared && job->router.shared == 0 && !job->o->no_shared)
         rc = open_alone(job, err);
@@ -245,6 +257,7 @@ static int place_choices(forward_job *job, mp_error *err)
     const mp_packed_dispatch how = {job->o->dispatch, job->o->waterfill};
 
     job->columns = t->k + shared;
+    /* Bounded by --tokens, or by tensors that are there; calloc checks the product again. */
     uint64_t count = t->tokens * job->columns;
     int32_t *routed = calloc(t->tokens * t->k + 1, sizeof *routed);
     int32_t *ids = calloc(count + 1, sizeof *ids);
@@ -256,6 +269,7 @@ static int place_choices(forward_job *job, mp_error *err)
         mp_layer_add_shared(&job->router, t->x, t->tokens, t->k, shared, routed, t->weights, ids,
                             job->weights);
     else if (rc == 0) {
+        /* Without shared experts the columns are the same. */
         memcpy(ids, routed, count * sizeof *ids);
         memcpy(job->weights, t->weights, count * sizeof *job->weights);
     }

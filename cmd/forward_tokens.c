@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tokens of moepack forward: tensors of a file as float32 and integers, or random ones. */
+/* Tokens of moepack forward: tensors of a file as float32 and integers, or random ones. The file is
+ * what `forward -o` or a framework writes: "x" [tokens, H], and maybe "topk_ids" and "topk_weights"
+ * [tokens, k], "token_ids" [tokens]. Shapes are held against each other before anything is read, so
+ * memory is bounded by the file's own tensors. */
 #include "forward_tokens.h"
 #include "files.h"
 #include "output.h"

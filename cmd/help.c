@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Knows how help is laid out on the screen, and opens man pages. */
+/* How help is laid out on the screen: synopsis and lists of options, from the same table that
+ * parses them, so that neither can say what the other does not do; tests/cli/man.sh holds manual
+ * pages against it. And moepack help, which opens the page of a command where there is one. */
 #include "help.h"
 
 #include "commands.h"
@@ -183,6 +185,7 @@ static bool have_page(char *page)
         return false;
     posix_spawn_file_actions_addopen(&quiet, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
     posix_spawn_file_actions_addopen(&quiet, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+    /* Ask before running man: its own message about a missing page would come first. */
     int failed = posix_spawnp(&pid, "man", &quiet, NULL, argv, environ);
     posix_spawn_file_actions_destroy(&quiet);
     if (failed || waitpid(pid, &status, 0) < 0)

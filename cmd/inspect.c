@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack inspect: what a checkpoint or a packed directory holds. */
+/* moepack inspect: what a checkpoint, a packed directory or a snapshot holds. What a path is is
+ * found out here, and each kind has a file; this one prints checkpoints, as text and as JSON.
+ *
+ * A checkpoint with problems is shown all the same, since that is when people look: problems are
+ * printed behind the table, and the status is that of malformed input. */
 #include "inspect.h"
 #include "commands.h"
 #include "output.h"

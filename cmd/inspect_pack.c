@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack inspect on a packed directory: its manifest, and whether its files fit it. */
+/* moepack inspect on a packed directory: its manifest, and whether its files fit it. The manifest
+ * says nearly all that is printed, and may be wrong, so verify's level structure runs beside it,
+ * which reads headers only; its faults are the problems. Drawings and ranges need a pack that
+ * opens, and are left out where there are problems. */
 #include "files.h"
 #include "inspect.h"
 #include "output.h"

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Knows the options common to all commands, and how a command line is read
- * against an option table with getopt_long. */
+/* How a command line is read against an option table, with getopt_long, and the options common to
+ * all commands. A table (options.h) says type, range and place of each value, so that parsing,
+ * messages and --help agree.
+ *
+ * getopt_long knows long names, prefixes of them and the order of arguments; what it finds wrong is
+ * told here in our own words, with the nearest name that there is. Values are copied over the
+ * defaults, so a command sees either what was given or its own default. */
 #include "options.h"
 
 #include "nearest.h"
@@ -138,6 +143,7 @@ static int parse_options(const getopt_tables *t, int argc, char **argv, void *va
 {
     int result;
 
+    /* Its messages are not ours. */
     opterr = 0;
     optind = 0; /* glibc: begin anew, also after a scan that stopped midway */
     while ((result = getopt_long(argc, argv, t->letters, t->names, NULL)) != -1) {

@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack plan: what the engine will do with a model's experts, and whether they fit. */
+/* moepack plan: what the engine will do with a model's experts, and whether they fit. Here is what
+ * is read before the engine's rules are asked (lib/engine), and the verdict:
+ *
+ *   flags -> environment -> model -> what a packed model says itself -> placement -> pack to check
+ *         -> resolve -> estimate -> compare with the pack
+ *
+ * The order is one of trust: what the user gives stands over what a packed directory says of
+ * itself, which stands over defaults. A flag that an engine does not have is refused, found by
+ * comparing the options with their defaults byte by byte. The exit status is the answer: 1 where it
+ * would not start, does not fit, or the pack is another. */
 #include "plan.h"
 #include "commands.h"
 #include "files.h"
@@ -361,6 +370,7 @@ static int work_out(plan_job *job, const mp_context *context, mp_error *err)
     take_flags_of_pack(job);
     rc = read_placement(job, err);
     if (rc == 0 && o->pack) {
+        /* The model may be a pack too; its facts were taken. */
         mp_pack_release(&job->pack);
         rc = open_pack(job, o->pack, context, err);
     }

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack plan: how what the engine will do is printed: text, lines for a shell. */
+/* moepack plan: how what the engine will do is printed, as text or as lines for a shell. Lines are
+ * for `eval`: every value stands in single quotes, whatever it holds, and nothing is printed for a
+ * start that would fail. */
 #include "output.h"
 #include "plan.h"
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack quantize: a checkpoint into one whose experts are in another format. */
+/* moepack quantize: a checkpoint into one whose experts are in another format. Options become the
+ * library's, a plan is made and run as all commands that write many files do it (work.c), and the
+ * error is printed from the report in OUT, so that a resumed run tells the same as one in one
+ * go. */
 #include "choices.h"
 #include "commands.h"
 #include "errors.h"
@@ -121,6 +124,8 @@ static int prepare(quantize_job *job, mp_error *err)
         rc = cmd_fail(err, MP_ERR_INPUT, "%s: problems: %llu", o->source,
                       (unsigned long long)job->catalog.problems.count);
     }
+    /* A checkpoint that promises layers that are not there would be written as if it were all: the
+     * user has to say which. */
     if (rc == 0 && job->catalog.promises.count > 0 && !o->layers) {
         print_problems(stderr, "moepack: quantize", &job->catalog.promises);
         rc = cmd_fail(err, MP_ERR_INPUT,

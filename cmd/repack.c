@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack repack: a checkpoint into one directory a rank, laid out for a kernel. */
+/* moepack repack: a checkpoint into one directory a rank, laid out for a kernel. Options become the
+ * library's, a plan is made and run (work.c), and the error is printed from the manifest in OUT.
+ *
+ * The command that stands in the manifest is written anew from the options, in a fixed order, with
+ * the last parts of paths only: what decides on bytes, the same for the same pack on any machine.
+ *
+ * With --update the manifest of the pack says how to pack, so no other option may (update.c). */
 #include "choices.h"
 #include "commands.h"
 #include "errors.h"
@@ -111,6 +117,7 @@ static int read_placement(repack_job *job, mp_error *err)
         rc = mp_placement_parse(&job->placement, text, length, job->catalog.num_experts, err);
         free(text);
         if (rc != 0) {
+            /* cmd_fail writes into err, which is what it would read. */
             mp_error why = *err;
 
             rc = cmd_fail(err, rc, "%.200s: %.800s", path, why.message);

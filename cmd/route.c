@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack route: top-k choices of experts into choices of slots. */
+/* moepack route: top-k choices of experts into choices of slots, for the tokens of one rank, as an
+ * engine's rank does it. Input and output are safetensors, so that a test of an engine can hold its
+ * own tensors against them; the loads of ranks are printed. */
 #include "choices.h"
 #include "commands.h"
 #include "files.h"
@@ -127,6 +129,7 @@ static int read_choices(route_job *job, const mp_checkpoint *in, mp_error *err)
         rc = read_tensor(in, weights, &data, err);
     else
         data = NULL;
+    /* After an error null, or what read_tensor has left, to be freed. */
     job->weights = data;
     return rc;
 }
@@ -203,6 +206,7 @@ static int route(route_job *job, mp_error *err)
 {
     uint64_t columns = (uint64_t)job->k + job->how.slots.shared, count;
 
+    /* k fits the file, but shared choices are added. */
     if (__builtin_mul_overflow(job->tokens, columns * sizeof(float), &count))
         return cmd_fail(err, MP_ERR_IO, "out of memory");
     job->slot_ids = malloc(count + 1);

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack synth: a made-up checkpoint in the exact form of a released one. */
+/* moepack synth: a made-up checkpoint in the exact form of a released one. It starts from a preset,
+ * the shapes of a released model, or from a family with shapes of the user's own; every number
+ * given replaces one of these. Numbers of a preset that the given sizes leave no room for are
+ * lowered, so that a small copy of a large model takes few options; numbers that are given are
+ * never changed. */
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
@@ -105,6 +109,7 @@ static void lower(uint32_t *number, uint32_t limit)
 static void fit(mp_synth_options *synth)
 {
     lower(&synth->top_k, synth->num_experts);
+    /* Layers are at least 1. */
     lower(&synth->num_dense, synth->num_layers - 1);
     lower(&synth->num_hash_layers, synth->num_layers);
 }

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Knows how the value of an option is written: numbers, sizes, lists, choices. */
+/* How the value of an option is written: numbers, sizes, lists, choices. Parsing is strict, since a
+ * value that is read otherwise than it was meant runs for hours: digits and nothing else, no
+ * blanks, no hexadecimal, no number that does not fit; sizes are whole numbers, in powers of 1000
+ * or 1024 as their unit says. What does not parse is told with the range or the nearest choice. */
 #include "values.h"
 
 #include "nearest.h"
@@ -33,7 +36,9 @@ static bool read_digits(const char *text, const char **end, uint64_t *value)
     if (!isdigit((unsigned char)text[0]))
         return false;
     errno = 0;
+    /* The first character is a digit: no blank, no sign. */
     unsigned long long n = strtoull(text, &stop, 10);
+    /* ERANGE. */
     if (errno != 0)
         return false;
     *value = n;
@@ -110,6 +115,7 @@ static const char *list_append(cmd_list *list, uint64_t first, uint64_t last)
 {
     uint64_t more = last - first;
 
+    /* count is never above CMD_LIST_MAX, and first to last is one more than `more`. */
     if (more >= CMD_LIST_MAX - list->count)
         return "has too many numbers";
     uint64_t *items = realloc(list->items, (list->count + more + 1) * sizeof(*items));

@@ -1,5 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack verify: checks a packed directory and names what does not hold. */
+/* moepack verify: checks a packed directory, a snapshot or a converted checkpoint and names what
+ * does not hold. The library checks; here the report is written as text, JSON, TAP or JUnit, or as
+ * a page (verify_html.c).
+ *
+ * Each format has its own escapes, given as a function to what all of them print: tensors and
+ * layers are called as files call them. Formats that list tests have one for each rank at each
+ * level, in the report's order, with its faults below. Faults that were counted and not kept are
+ * counted here too. */
 #include "verify.h"
 #include "commands.h"
 #include "output.h"

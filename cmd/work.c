@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What commands that write many files print: what is to be done, and what was. */
+/* What commands that write many files have in common: checking their options, printing the plan,
+ * the run itself, and what was done. repack, quantize and the like differ in their plans only; how
+ * a run is resumed, replaced, cut into parts or interrupted is said here once, in the same
+ * words. */
 #include "work.h"
 
 #include "output.h"
@@ -64,6 +67,7 @@ int select_layers(const char *list, const mp_catalog *catalog, bool **selected, 
 
 static uint64_t peak_scratch(const mp_work *work, const mp_context *context)
 {
+    /* What threads take at most; files and buffers of the system come on top. */
     return work->scratch_bytes * (uint64_t)mp_threads(context);
 }
 

@@ -7,8 +7,8 @@
  * something else, so that is an error which names the option, never a warning.
  *
  * Experts of a layer are stored alike (the catalog sees to that), but optional tensors are looked
- * at expert by expert, since a slot of a layer has one or none of them has. One thread, before the
- * plan. */
+ * at expert by expert, since a layer of a pack has one for all of its slots or for none. One
+ * thread, before the plan. */
 #include "write/check.h"
 
 #include "base/error.h"
@@ -160,7 +160,7 @@ static int check_folded(const mp_target *target, const mp_storage *storage, cons
 
     if (mp_target_find(target->name)->fp4xfp4 != target)
         return 0;
-    /* down has an alpha of its own, in which nothing is folded. */
+    /* Only alphas of L1 have something folded in. */
     for (int p = MP_GATE; p <= MP_UP; p++)
         if (!matrix[p].input_scale || !mp_passes_through(storage, target))
             return mp_fail(err, MP_ERR_UNSUPPORTED,
