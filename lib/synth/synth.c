@@ -1,5 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Synthetic checkpoints: a directory that appears whole or not at all. */
+/* Synthetic checkpoints: a directory that appears whole or not at all. Everything is written to
+ * DIR.partial, shard by shard, synced and renamed; an existing DIR must be empty, since rename
+ * replaces an empty directory and no other. What is there under the partial name is somebody's run
+ * and is left alone.
+ *
+ * There is no resuming: a value follows from the seed, its tensor's name and its place, so writing
+ * again is as good. Shards are written one after the other, tiles of a shard on all threads; the
+ * table of shapes is shared and only read. */
 #include "synth/synth.h"
 
 #include <dirent.h>
@@ -59,6 +66,7 @@ static char *partial_path(const char *dir, mp_error *err)
     const char *base = dir + n;
     while (base > dir && base[-1] != '/')
         base--;
+    /* The last part; none, "." and ".." cannot be given to a new directory. */
     size_t length = (size_t)(dir + n - base);
     if (length == 0 || strncmp(base, ".", length) == 0 || strncmp(base, "..", length) == 0) {
         mp_fail(err, MP_ERR_USAGE, "\"%s\" does not name a directory to be made", dir);
@@ -98,6 +106,7 @@ static int compress_shard(const char *dir, const char *name, int level, const mp
     char *path = plain ? mp_format("%s" MP_ZSTD_SUFFIX, plain) : NULL;
     int rc = path ? mp_file_compress(plain, path, level, context, err) : mp_fail_memory(err);
 
+    /* Only now: a shard is never there neither plain nor whole. */
     if (rc == 0 && unlink(plain) != 0)
         rc = mp_fail_errno(err, errno, "cannot remove \"%s\"", plain);
     free(plain);

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which options of a synthetic checkpoint make sense, and what to say of the others. */
+/* Which options of a synthetic checkpoint make sense, and what to say of the others. A checkpoint
+ * that no model could be is of no use to anyone, so sizes have to go together: top-k within the
+ * experts, dense layers within the layers, parts that the family has, blocks that divide. Limits
+ * are far beyond what exists and small enough that products of sizes and counts that follow fit 64
+ * bits; what they make of bytes is checked again when tensors are added. */
 #include "synth/synth.h"
 
 #include <math.h>
@@ -116,6 +120,7 @@ static int check_ranges(const mp_synth_options *o, mp_error *err)
     } numbers[] = {
         {"hidden size", o->hidden_size, 1, SIZE_LIMIT},
         {"intermediate size", o->intermediate_size, 1, SIZE_LIMIT},
+        /* Needed only where there are dense layers. */
         {"dense intermediate size", o->dense_intermediate_size, o->num_dense > 0, SIZE_LIMIT},
         {"vocabulary size", o->vocab_size, 1, SIZE_LIMIT},
         {"number of experts", o->num_experts, 1, COUNT_LIMIT},

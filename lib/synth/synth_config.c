@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* config.json of synthetic checkpoints: what the families' own say about experts. */
+/* config.json of synthetic checkpoints: what the families' own say about experts. Keys differ from
+ * family to family for the same numbers, so a family is a row of keys (synth_families.c); a null
+ * key is one that it does not have. Constants are written as the JSON that a real config.json has,
+ * copied member by member. Multimodal families nest the language model's facts in text_config.
+ *
+ * jansson takes over values also where setting fails, so a null from any step ends in releasing the
+ * whole and nothing else. */
 #include "synth/synth.h"
 
 #include "base/error.h"

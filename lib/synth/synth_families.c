@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the checkpoints of each family hold: a table row each, and the walk over layers
- * that they share. A new family is a row here, its formats in synth_formats.c, and a form in
- * synth_forms.c where it stores tensors in a new way. */
+/* What the checkpoints of each family hold: a table row each, and the walk over layers that they
+ * share. A new family is a row here, its formats in synth_formats.c, and a form in synth_forms.c
+ * where it stores tensors in a new way.
+ *
+ *   layer   norms, then a dense MLP, or: router, routed experts, shared expert, latent projections
+ *   names   "PREFIX.LAYER" . block . experts . id . projection . suffix of the form
+ *
+ * Attention, embeddings and the head are left out: nothing here reads them, and they would be most
+ * of what there is to write. Layers are in order, MTP blocks behind them, under a prefix of their
+ * own where the family has one. One thread. */
 #include "synth/synth_formats.h"
 
 #include <stdio.h>
@@ -155,6 +162,8 @@ const mp_synth_format *mp_synth_family_format(const mp_synth_family *family, siz
     for (; format->routed; format++)
         if (index-- == 0)
             return format;
+    /* Formats of tools follow the family's own, without those that it has in a style of that
+     * name. */
     for (format = mp_synth_tool_formats; family->by_tools && format->routed; format++)
         if (!has(family->formats, format) && index-- == 0)
             return format;
@@ -199,6 +208,7 @@ static int add_sharing(mp_synth_plan *plan, const mp_synth_form *form, const cha
                        const char *name, const char *other, uint64_t rows, uint64_t cols,
                        mp_error *err)
 {
+    /* Names of tables and numbers of at most 10 digits: they fit. */
     char text[ITEM_NAME], own[ITEM_NAME], partner[ITEM_NAME];
 
     snprintf(text, sizeof text, "%s.%s", prefix, name);
@@ -359,6 +369,7 @@ static int add_layer(mp_synth_plan *plan, const char *prefix, uint32_t layer, mp
     int rc = add_norms(plan, prefix, err);
 
     snprintf(block, sizeof block, "%s.%s", prefix, plan->model->naming->block);
+    /* A dense layer has no experts; its matrices are named like an expert's, without a number. */
     if (rc == 0 && layer < options->num_dense)
         return add_mlp(plan, format->shared, block, plan->model->naming->projection,
                        model_size(plan), options->dense_intermediate_size, err);

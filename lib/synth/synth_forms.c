@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The forms of synthetic tensors: their names' ends, types and scales, and how a tile of
- * rows is filled. */
+/* The forms of synthetic tensors: their names' ends, types and scales, and how a tile of rows is
+ * filled. A form is one line of the table at the end, as a real checkpoint has its tensors:
+ *
+ *   {suffix, type, rank, rows and columns that an element stands for, length where it is fixed}
+ *
+ * Weights are made up as floats (synth_values.h) and encoded by the library's own kernels, so that
+ * a synthetic checkpoint has zeros of both signs, ragged blocks and scales as quantizers write
+ * them. An expert of a family has the same floats in every form, fused, transposed or by itself: a
+ * value follows from the name that its matrix has alone. So two synthetic checkpoints can be
+ * compared by `diff`.
+ *
+ * A tile is made by one thread in its own scratch, without looking at others. */
 #include "synth/synth.h"
 
 #include <math.h>
@@ -29,6 +39,7 @@ static void values_of(const mp_synth_tile *tile, uint64_t row, uint64_t col, uin
     mp_fusion fusion = item->form->fusion;
     unsigned source = 0;
 
+    /* Gate and up in one tensor: which of them the row is, and which row of it. */
     if (fusion != MP_FUSION_NONE && item->sources[1]) {
         bool paired = fusion == MP_FUSION_ROWS_PAIRED || fusion == MP_FUSION_COLS_PAIRED;
 
@@ -91,6 +102,7 @@ static void fill_f32(const mp_synth_tile *tile)
 static void fill_transposed(const mp_synth_tile *tile)
 {
     uint64_t width = tile->item->rows;
+    /* Behind the floats of a column, in the same scratch. */
     uint16_t *column = (uint16_t *)(void *)(tile->work + tile->rows);
 
     for (uint64_t c = 0; c < width; c++) {
@@ -215,6 +227,7 @@ static void fill_nvfp4(const mp_synth_tile *tile)
 /* compressed-tensors': both divide. */
 static void fill_nvfp4_divided(const mp_synth_tile *tile)
 {
+    /* Encode by what readers will get back from the stored reciprocal. */
     float divisor = 1 / global_scale(tile);
     const mp_quant_options options = {.global_scale = 1 / divisor};
 
@@ -242,6 +255,7 @@ static void fill_norm(const mp_synth_tile *tile)
 static void choose_experts(const mp_synth_tile *tile, uint64_t token, uint64_t count,
                            int64_t *chosen)
 {
+    /* count is at most num_experts: mp_synth_check. */
     uint64_t below = tile->num_experts - count + 1;
 
     for (uint64_t k = 0; k < count; k++, below++) {

@@ -1,5 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The list of a synthetic checkpoint's tensors, and which shard each goes to. */
+/* The list of a synthetic checkpoint's tensors, and which shard each goes to. An item is a matrix
+ * with its scales, or a stack of all experts' matrices, with the names of all its tensors put
+ * together in an arena; it is never in two shards, so that a tile's parts go to one file.
+ *
+ *   items                [a][b][c][d]...      in the order of layers
+ *   shards.first_item     ^     ^             one more than there are shards, for the end
+ *
+ * Sizes are added with a check for overflow as items come in, so that everything behind may
+ * multiply them. One thread; not changed after. */
 #include "synth/synth.h"
 
 #include <stdio.h>
@@ -103,6 +111,8 @@ static int split(mp_synth_plan *plan, mp_error *err)
     for (size_t i = 0; i < plan->num_items; i++) {
         uint64_t bytes = plan->items[i].bytes;
 
+        /* An item larger than the limit has a shard of its own; limit - bytes does not wrap
+         * then. */
         if (i == 0 || bytes > limit || filled > limit - bytes) {
             plan->shards[plan->num_shards++].first_item = i;
             filled = 0;

@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writing a shard of a synthetic checkpoint: its header, and its items tile by tile. */
+/* Writing a shard of a synthetic checkpoint: its header, and its items tile by tile. The header
+ * needs only sizes, so it is written first, the file gets its length, and then every tile of every
+ * item goes to its place, on all threads in any order:
+ *
+ *   unit    a tile of an item: first_unit of the item + slice * tiles + tile
+ *   tile    rows of the item, whole blocks of scales high; each of its parts is one run in the file
+ *
+ * Offsets are in order of the width of elements, so all tensors are aligned. Memory is a tile for
+ * each thread. Only the progress is shared, in a critical section; the file is synced when all is
+ * written. */
 #include "synth/synth.h"
 
 #include <stdio.h>
@@ -192,6 +201,7 @@ static mp_synth_tile tile_of_unit(const shard_run *run, const mp_synth_item *ite
     }
     for (unsigned p = 0; p < MP_SYNTH_PARTS; p++)
         tile.out[p] = scratch + at.out[p];
+    /* Forms that fill only a part of a row, or a length once, leave zeros and not an older tile. */
     memset(scratch + at.out[0], 0, at.end - at.out[0]);
     return tile;
 }
@@ -203,6 +213,7 @@ static int write_part(const shard_run *run, const mp_synth_tile *tile, unsigned 
     const mp_synth_item *item = tile->item;
     uint64_t row_bytes = mp_synth_part_row_bytes(item, part);
     uint64_t bytes = mp_synth_part_rows(item, part, tile->rows) * row_bytes;
+    /* Rows of the part in the file: those of the slices before, then those of the tiles before. */
     uint64_t row = slice * mp_synth_part_rows(item, part, mp_synth_stored_rows(item));
 
     if (tile->row0 > 0) /* a multiple of the rows that an element stands for */

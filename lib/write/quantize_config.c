@@ -1,6 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The files beside the tensors of a requantized checkpoint: config.json says what experts are
- * now, descriptions of tensors that are gone stay behind, and the rest is copied. */
+/* The files beside the tensors of a requantized checkpoint. Engines go by config.json before they
+ * look at a tensor, so it has to say what experts are now and what stayed as it was; ModelSlim's
+ * description of every tensor loses those that are gone; tokenizers and the like are copied.
+ *
+ * What the checkpoint says of itself is worked out from the tensors that will be written, not from
+ * what the old config claimed:
+ *
+ *   experts   modules whose experts were requantized
+ *   plain     modules of floats that stay: exceptions of the new quantization
+ *   keeps     some weight that stays is quantized, by a config that therefore has to stay too
+ *
+ * The text is made when the plan is, since it may want scales that are powers of two and is part of
+ * the terms; it is written last. A single file without config.json has nothing beside it that is
+ * known to be its own. One thread. */
 #include "write/quantize.h"
 
 #include "base/error.h"
@@ -53,6 +65,7 @@ static int add_name(names *n, char *name, mp_error *err)
             n->room = room;
         }
     }
+    /* The list could not grow. */
     if (!name || n->count == n->room) {
         free(name);
         return mp_fail_memory(err);
@@ -91,6 +104,7 @@ static char *experts_of(const mp_moe_layer *layer)
 /* Whether a tensor is of the routed experts of a layer, which are named as one. */
 static bool is_expert(const mp_moe_layer *layer, const char *name)
 {
+    /* A tensor is in the stage of a layer because its name begins with "PREFIX.". */
     const char *rest = name + strlen(layer->prefix) + 1;
     size_t n = strlen(layer->naming->block), experts = strlen(layer->naming->experts);
 
@@ -125,6 +139,7 @@ static int list_modules(mp_quantize_plan *plan, names *plain, names *experts, mp
         const mp_out_tensor *out = &plan->work.outputs[plan->pieces[i].output];
 
         plan->quantized_rest |= is_quantized(out);
+        /* A large tensor has several pieces: list it once. */
         if (plan->pieces[i].offset == 0 && list_module(plan, out, plain, err) != 0)
             return err->code;
     }
@@ -237,6 +252,7 @@ bool mp_quantize_is_side_file(const char *name)
     static const char *const patterns[] = {"tokenizer*", "*.json",  "*.jinja",
                                            "*.txt",      "*.model", "*.py"};
 
+    /* The old index: a new one is written. */
     if (ends_with(name, ".safetensors.index.json"))
         return false;
     for (size_t i = 0; i < COUNT(patterns); i++)
@@ -245,7 +261,8 @@ bool mp_quantize_is_side_file(const char *name)
     return false;
 }
 
-/* Whether a description names only tensors that are written: others are gone. */
+/* What of a description is still so: entries of tensors that are written, and those that are of no
+ * tensor. */
 static json_t *described(const mp_quantize_plan *plan, json_t *old)
 {
     json_t *kept = json_object(), *value;

@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whether a form of the manifest is one that a pack can be written in. */
+/* Whether a form of the manifest is one that a pack can be written in. A manifest may come from
+ * anyone, and unpacking writes by its forms: so every tensor of a form is held against what slots
+ * can give, to the byte, and what is left over or missing is refused by name, before any file is
+ * made.
+ *
+ *   bytes wanted = matrices * rows * bytes of a row
+ *
+ * where matrices are the experts of a fused tensor, twice where gate and up are joined, and else 1.
+ *
+ * Shapes as such are not compared: a tensor may be [E, N, K] or [E * N, K], as long as its bytes
+ * are those. Where a shared expert is put together from slots, gate and up have more rows and down
+ * has more columns. One thread. */
 #include "write/unpack.h"
 
 #include "base/error.h"
@@ -56,6 +67,7 @@ static uint64_t scale_bytes(const mp_unpack_form *f, const mp_form_tensor *tenso
     uint64_t rows = mp_target_scale_rows(set->target, &set->dims, x->side);
     uint64_t row = mp_target_scale_row_bytes(set->target, &set->dims, x->side) * 8 /
                    mp_dtype_bits(canonical->scale_dtype);
+    /* Scales of whole rows: those of down are the same in all slots. */
     bool whole = canonical->block_cols == UINT32_MAX;
     uint64_t slots = x->side == MP_L2 && whole ? 1 : f->slots;
 
@@ -64,6 +76,7 @@ static uint64_t scale_bytes(const mp_unpack_form *f, const mp_form_tensor *tenso
 
 uint64_t mp_unpack_numbers(const mp_unpack_form *f, const mp_form_tensor *tensor, uint32_t experts)
 {
+    /* "[E, 2]" is how compressed-tensors stores one for gate and one for up. */
     uint64_t last = tensor->rank > 1 ? tensor->shape[tensor->rank - 1] : 1;
 
     if (f->form->fusion == MP_FUSION_NONE)
