@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack delta and fold: what changed between two versions, and several deltas as one. Two
  * commands in one file, since they write the same kind of directory, take the same options but a
- * few, and report the same figures. */
+ * few, and report the same figures. Whatever is unlike between two versions is listed whole: a full
+ * version is needed then, and the list says why. */
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
@@ -82,7 +83,7 @@ static int run(const delta_options *o, bool fold, mp_error *err)
     progress_clear();
     if (rc == MP_ERR_CANCELLED)
         rc = cmd_fail(err, rc, "interrupted: nothing is there under the name %s", o->work.out);
-    /* All tensors that are unlike, of which the message names only the first. */
+    /* What was kept of the list; the message names only the first. */
     print_problems(stderr, "moepack: delta", &report.unlike);
     mp_problems_release(&report.unlike);
     if (rc != 0)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack eplb: an expert placement from load counts. Counts of all inputs become one recording
  * (eplb_counts.c), the library places, and the result goes to a file, a report (eplb_report.c),
- * bars or a drawing. */
+ * bars or a drawing. Without --output the placement goes to standard output, unless something else
+ * is printed there; copies of an expert on one GPU are legal, and warned of. */
 #include "eplb.h"
 #include "commands.h"
 #include "files.h"

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How help is laid out on the screen: synopsis and lists of options, from the same table that
  * parses them, so that neither can say what the other does not do; tests/cli/man.sh holds manual
- * pages against it. And moepack help, which opens the page of a command where there is one. */
+ * pages against it. Words flow into lines of 80 columns, for terminals and for logs alike. And
+ * moepack help, which opens the page of a command where there is one, and prints the list where
+ * there is none. */
 #include "help.h"
 
 #include "commands.h"

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack map: which expert every slot holds, and which slots an expert goes to. Asked without a
  * model or a pack at hand: a placement, or numbers, and the number of ranks are all that slots
- * depend on. --check only holds a placement against its own rules and prints its sizes. */
+ * depend on. --check only holds a placement against its own rules and prints its sizes. A placement
+ * of one row is for all layers, and is printed under the number that was asked for. */
 #include "commands.h"
 #include "files.h"
 #include "output.h"

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack plan: how what the engine will do is printed, as text or as lines for a shell. Lines are
- * for `eval`: every value stands in single quotes, whatever it holds, and nothing is printed for a
- * start that would fail. */
+/* moepack plan: how what the engine will do is printed, as text or as lines for a shell. Text has
+ * the decisions in the order of the rules, each with what decided; sizes that are not known are
+ * said to be so, never left at 0. Lines are for `eval`: every value stands in single quotes,
+ * whatever it holds, and nothing is printed for a start that would fail. */
 #include "output.h"
 #include "plan.h"
 

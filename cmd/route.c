@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack route: top-k choices of experts into choices of slots, for the tokens of one rank, as an
  * engine's rank does it. Input and output are safetensors, so that a test of an engine can hold its
- * own tensors against them; the loads of ranks are printed. */
+ * own tensors against them:
+ *
+ *   topk_ids, topk_weights [tokens, k]  ->  slot_ids, slot_weights [tokens, k + shared]
+ *
+ * What is printed are the loads of ranks, which a report of an engine can be compared with. */
 #include "choices.h"
 #include "commands.h"
 #include "files.h"

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack verify --html: the report as one page, for people. It loads nothing, runs nothing, and
- * is XML too, so that programs can read it. */
+/* moepack verify --html: the report as one page, for people. It loads nothing, runs nothing, and is
+ * XML too, so that programs can read it. Every text that a file gives goes through verify_put_xml;
+ * the rest are constants. It is light or dark as the reader's system is, and wide tables scroll by
+ * themselves. */
 #include "output.h"
 #include "verify.h"
 

@@ -6,13 +6,11 @@
  *   stage  a shard of the base: its units are done together, those of changed tensors first
  *   unit   a tensor that changes, whole, or 64 MiB of one that does not
  *
- * A unit of a changed tensor is done when the checksum of every delta on the way holds: a tensor
- * that is in the journal was right, and a base that is another version fails at its first tensor
- * instead of giving a directory that looks complete. A tensor cannot be cut, as streams have no
- * index; scratch is two pieces of the tensor, whatever its size.
- *
- * A published directory has no place for terms, since it looks as any checkpoint does; so one that
- * is there already is compared with what the chain would make of it.
+ * A unit of a changed tensor is done when the checksum of every delta on the way holds: what is in
+ * the journal was right, and a base that is another version fails at its first tensor instead of
+ * giving a directory that looks complete. Streams have no index, so a tensor is not cut; its
+ * scratch is two pieces. A published directory has no place for terms, since it looks as any
+ * checkpoint does; one that is there already is compared with what the chain would make of it.
  *
  * Units run on all threads, each with decoders of its own; plan and chain are only read by then. */
 #include <inttypes.h>

@@ -1,22 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Streams of deltas, decoded piece by piece and applied. A stream is a zstd frame of one of these:
+/* Streams of deltas, decoded piece by piece and applied. A stream is zstd frames that hold one of:
  *
  *   xor        [bytes of the tensor]                      old ^ new
  *   overwrite  u32 count, count u32 positions, count u8   little-endian, positions ascending
  *
  * An overwriting stream has all positions before the first byte that goes there, so it is decoded
- * twice side by side: once for the positions, and once, from behind them, for the bytes. So its
- * memory is a batch of each, whatever its count says.
+ * twice side by side: once for the positions, and once, from behind them, for the bytes.
  *
  * A patch is a row of steps, one for each delta that has the tensor. Every piece of the base goes
  * through all of them before the next one, so a chain costs one pass and no intermediate version.
- * Each step keeps the checksum of what has come out of it: the first one that does not fit is the
- * delta to blame. Nothing a stream claims is believed before it is met: counts, positions and
- * lengths are held against the tensor as they come, and the end of the stream against the end of
- * the tensor.
- *
- * A patch belongs to one thread. mp_patch_scan may mark slices of the same tensor from many: all
- * only ever set flags, by relaxed stores. */
+ * Each step keeps the checksum of what has come out of it: the first that does not fit is to blame.
+ * Nothing that a stream claims is believed: counts, positions and lengths are held against the
+ * tensor as they come. A patch belongs to one thread; many may scan streams of one tensor, and only
+ * ever set flags. */
 #include "delta/patch.h"
 
 #include <inttypes.h>

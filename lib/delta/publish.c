@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A delta as a job: its streams are copied from the spool behind headers that are known now. The
- * order of what is written is what makes a delta safe to watch for: shards with their streams,
- * files that go along, then the index, and of packs pack.json behind the indexes of all ranks. Who
- * polls for the last of them never sees half a delta. The job then renames the directory, so that
- * the order only matters to who copies it on file by file.
+ * order of what is written makes a delta safe to watch for, also where it is copied on file by
+ * file: shards, files that go along, then the index, and of packs pack.json behind the indexes of
+ * all ranks.
  *
  *   OUT/rank-000/model-00001-of-00001.safetensors    streams as U8 [bytes], checksums as metadata
  *   OUT/rank-000/model.safetensors.index.json        version, base_version, encoding, ...

@@ -7,18 +7,12 @@
  *   model.safetensors.index.json   a delta, if its metadata has "delta_encoding"; else a checkpoint
  *   otherwise                      a checkpoint of one shard
  *
- * The index of a delta, as trainers write it:
- *
- *   {"metadata": {"version": "000007", "base_version": "000006", "delta_encoding": "xor",
- *                 "compression_format": "zstd", "checksum_format": "xxh3-128", ...},
- *    "weight_map": {"model.layers.0.mlp.gate.weight": "model-00001-of-00001.safetensors"}}
- *
- * Its tensors are streams, U8 [bytes], and their checksums stand in the metadata of shards under
- * the tensors' names. All of that is checked here, so that a version that is open is consistent in
- * itself: all parts say the same terms, every stream has a checksum of the right form.
- *
- * A delta without an index is one that is still being written. A full version without a number
- * takes it from a name like "weight_v000007", as trainers call versions. One thread. */
+ * An index says {"metadata": {"version": "000007", "base_version": "000006", "delta_encoding":
+ * "xor", "compression_format": "zstd", "checksum_format": "xxh3-128", ...}, "weight_map": {...}}.
+ * Tensors of a delta are streams, U8 [bytes], with checksums in their shard's metadata. All of that
+ * is checked here, so that an open version is consistent in itself. A delta without an index is
+ * still being written. A full version without a number takes it from a name like "weight_v000007".
+ * One thread. */
 #include "delta/version.h"
 
 #include <inttypes.h>

@@ -11,10 +11,7 @@
  *
  * Scales are not listed where they are read with the weight beside them. What only one side has is
  * a difference too, unless it says nothing there: input scales, which quantizers add, and shared
- * experts that a pack leaves out.
- *
- * Lists of both sides are sorted by key and merged. The report's order follows from names alone.
- * One thread. */
+ * experts that a pack leaves out. Both lists are sorted by key and merged. One thread. */
 #include "diff/diff.h"
 
 #include <stdio.h>

@@ -1,18 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A side that an engine has dumped. A snapshot says neither whose experts its slots are nor how
- * rows of gate and up lie; both are worked out, with the help of the other side.
- *
- * Whose experts its slots are follows from the sizes of the model (experts/dumped.h): those of the
- * other side, or where that is a snapshot too, from the router's weight, which every rank has. From
- * these come, layer by layer, the places of each expert:
+/* A side that an engine has dumped. Whose experts its slots are follows from the sizes of the model
+ * (experts/dumped.h): those of the other side, or where that is a snapshot too, from the router's
+ * weight, which every rank has. From these come, layer by layer, the places of each expert:
  *
  *   first [E + 2]   copies of expert e are places[first[e]] up to places[first[e + 1]]; E is shared
  *   places          rank and slot of the copy's first part; its other parts are on the ranks behind
  *
- * In which order rows of gate and up are is the one in which the first experts are nearest to those
- * of the other side. Of two snapshots only pairs of orders can be told, so the second is taken not
- * to be swapped. Nothing is known to be equal here: nearest is enough, and what differs is what the
- * user asks for.
+ * In which order rows of gate and up are is not said either: it is the one in which the first
+ * experts are nearest to those of the other side. Nearest is enough, as what differs is what the
+ * user asks for. Of two snapshots only pairs of orders can be told, so the second is taken not to
+ * be swapped.
  *
  * Made by one thread before pairs are compared, only read after that. The order is a member of the
  * side because it is the same for all layers; voting tries values in it. */

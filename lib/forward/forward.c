@@ -2,17 +2,15 @@
 /* The forward of a layer: choices are grouped by expert, an expert's weights pass by tile by tile,
  * and what the choices of a token gave is added up in their order.
  *
- *   group    order = choices of expert 0, then of expert 1, ... (place is its inverse)
  *   input    a row a token, as the emulated kernel gets it                      [tokens, H]
- *   L1       inner = activation(gate, up), a row a choice                       [choices, I]
- *   inner    quantized again, where the kernel does so
+ *   L1       inner = activation(gate, up), a row a choice, quantized again      [choices, I]
  *   L2       result, a row a choice                                             [choices, H]
  *   combine  y of a token = the sum of its choices, in the order of the batch   [tokens, H]
  *
  * Weights are read once for all tokens of a pass, which is most of the work; tokens that do not fit
  * into options->memory take another pass. No result depends on how tokens fall into passes or
- * groups: products add in a fixed order (product.h), and combining goes by the batch's order, not
- * by the order of experts.
+ * groups: products add in a fixed order (product.h), and combining goes by the batch, not by
+ * experts.
  *
  * Each step is a parallel loop over things that write only their own rows: rows of input, tiles of
  * experts, rows of inner, tokens. Between steps nothing runs. */

@@ -9,12 +9,9 @@
  *           for each strip of 48 choices                    stays in a cache
  *               multiply, then finish: gate, bias, weight, rounding
  *
- * So weights are read and decoded once a pass, and tasks write rows (choices) in columns (rows of
- * the weights) that no other task has: choices belong to one expert, and tiles are disjoint.
- *
- * Sums are of filled-up rows: columns beyond the matrix are zero on both sides. The recipe says in
- * which numbers is multiplied; of codes, sums are scaled afterwards by the row's and the
- * choice's. */
+ * Tasks write columns (rows of the weights) of rows (choices) that no other task has. Columns
+ * beyond the matrix are zero on both sides. The recipe says in which numbers is multiplied; sums of
+ * codes are scaled afterwards, by the row's scale and the choice's. */
 #include <string.h>
 
 #include "base/arena.h"

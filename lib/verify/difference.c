@@ -4,8 +4,7 @@
  * it is in the packed tensor (the spot), and which tensor, row and column of the source it comes
  * from.
  *
- *   holds 0x3 where layers.3.ffn.experts.7.w1.weight row 5 column 12 says 0x5; 3 bytes in 2 rows
- *   differ
+ *   holds 0x3 where layers.3.ffn.experts.7.w1.weight row 5 column 12 says 0x5
  *
  * Rows and columns are those of the tensor that is named: a matrix cut out of a joined one begins
  * at matrix->first and first_col, which are added; of a fused tensor they count within the expert,

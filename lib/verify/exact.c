@@ -7,15 +7,12 @@
  *
  * What an expert's tensors have to be is made anew from the source, tile by tile, by the conversion
  * that repack uses, and compared with what the target's own inverse gives of the slot (side.c).
- * Nothing of the code that wrote the slot has a part in it.
+ * Nothing of the code that wrote the slot has a part in it. A tensor that is missing or of another
+ * shape is a fault of structure already; the rest of its side is compared without it.
  *
- * Scratch is measured before: the largest side of any layer, for each thread. Routed experts of a
- * layer are stored alike, so one of them stands for all. A tensor that is missing or of another
- * shape is a fault of structure already; here it is passed over, and the rest of the side is
- * compared.
- *
- * Sides run on all threads, each in scratch of its own; the rank's files, the source and the shape
- * are only read, and optional tensors are settled before the threads begin. */
+ * Sides run on all threads, each in scratch of its own, as large as the largest side of any layer:
+ * routed experts of a layer are stored alike, so one of them stands for all. The rank's files, the
+ * source and the shape are only read, and optional tensors are settled before the threads begin. */
 #include "verify/exact.h"
 
 #include <stdlib.h>

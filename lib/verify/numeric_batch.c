@@ -4,9 +4,7 @@
  *             choices of the source      choices of slots
  *   token 0   expert of slot 0           slot 0              alone: weight 1, nothing else
  *   token 1   expert of slot 1           slot 1
- *   ...
  *   token n   k experts, shared ones     their slots         routed by the checkpoint's own router
- *   ...
  *
  * So every slot is met by itself, copies of one expert included, and the tail shows what only sums
  * show: weights, the router's factor, shared experts. A choice of an expert that is not sampled, or

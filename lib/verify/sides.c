@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The judgement of a side goes from the cheap to the dear: its matrices whole against those that
  * should be there; only what fails is held against everything else that could have got there, by
- * its first rows, and what fits there once more as a whole.
+ * its first rows, and what fits there once more as a whole. What is asked of a side that fails,
+ * until something explains it:
  *
- * What is asked of a side that fails, until something explains it:
  *   1. the same expert, rows of gate and up in another order
  *   2. another expert of the layer, all parts of it
  *   3. for each part: scales or weights that are zero, constant or no numbers
@@ -11,10 +11,7 @@
  *   5. nothing: the error, or where the source is stored alike, the first element that differs
  *
  * So the commonest mistakes of converters are named as a whole before any matrix is blamed by
- * itself. Candidates cost FIRST_ROWS rows each; a check that is only counted (mp_faults_wants)
- * costs none.
- *
- * A side is judged in one thread, many sides at once; what they share is only read. */
+ * itself. A side is judged in one thread, many sides at once; what they share is only read. */
 #include "verify/sides.h"
 
 #include <inttypes.h>

@@ -1,15 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The plan: which layers, where each expert goes, and the units of work. Everything that can be
- * wrong with options, model and placement together is found here, before anything is written; what
- * is left for the run are bytes.
+ * wrong with options, model and placement together is found here, before anything is written. The
+ * order of settling matters: layers give the number of experts, the placement that of slots, both
+ * the shape, and the shape the files.
  *
  *   unit   a side of an expert of a layer, for all of its copies      first_unit + 2 * id + side
- *   stage  a layer: all of its units
+ *   stage  a layer; all have as many units, also of experts that no selected rank holds
  *   id     as the shape counts: routed experts, then shared ones
- *
- * Each layer has the same number of units, also of experts that no selected rank holds: these write
- * nothing. The order of settling matters: layers give the number of experts, placement the number
- * of slots, both the shape, and the shape the files.
  *
  * A placement file is the most dangerous input here, since rows that are read wrongly give every
  * layer the experts of another and nothing notices. So a list of rows without layer numbers is only

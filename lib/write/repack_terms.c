@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The terms of a repack: what the plan decides of the manifest, and so what a pack that is there
- * says of the run that made it. The rest, which changes no byte of a pack that is whole or has no
- * place in the manifest, stands before and behind.
- *
- * Terms are one text, a line each, compared line by line so that the first that differs can be
+ * says of the run that made it. One text, compared line by line so that the first that differs is
  * named:
  *
  *   quantize no allow-nonfinite 0 requantize-shared 0      of the run only
