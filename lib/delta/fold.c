@@ -171,7 +171,7 @@ static int fold_streams(const folding *f, mp_delta_item *item, const mp_patch_li
         rc = mp_patch_end(&patch, err);
     if (rc == 0)
         rc = mp_spool_end(&stream, err);
-    /* All that a stream can be is malformed; I/O errors name their file already. */
+    /* A malformed stream has to be named; I/O errors name their file already. */
     if (rc == MP_ERR_INPUT)
         mp_link_blame(&links[patch.culprit], err);
     mp_spool_stream_release(&stream);

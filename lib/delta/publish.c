@@ -286,8 +286,7 @@ static int put_index(const publication *p, size_t part, const char *partial, mp_
 
     if (rc == 0)
         rc = mp_put_text(dir, MP_INDEX_NAME, text, strlen(text), NULL, err);
-    /* The job syncs the directory itself and its files, but not this one, into which an index
-     * came. */
+    /* The job syncs OUT itself, not the directories in it: the index has a new name in this one. */
     if (rc == 0 && name)
         rc = mp_dir_sync(dir, err);
     json_decref(json);

@@ -278,7 +278,6 @@ int mp_update_init(mp_update *update, const char *pack, const char *const *delta
         mp_update_release(update);
         return rc;
     }
-    /* Last, since settling the source may still refuse. */
     forget_digests(update);
     update->units = update->parts->touched.units;
     update->touched_units = update->parts->touched.touched_units;

@@ -87,7 +87,8 @@ static void weigh(const mp_router *r, const float *scores, const int32_t *ids, f
 
     for (uint32_t j = 0; j < r->k; j++)
         sum += weights[j] = ids[j] < 0 ? 0 : scores[ids[j]];
-    /* With neither, sums of choices that all weigh 0 stay 0, and nothing is divided. */
+    /* Without epsilon and a least sum, a sum of choices that all weigh 0 stays 0, and divides
+     * nothing. */
     sum = fmaxf(sum + r->epsilon, r->least_sum);
     for (uint32_t j = 0; j < r->k; j++) {
         if (r->renormalize && sum > 0)

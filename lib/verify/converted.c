@@ -339,7 +339,7 @@ static int check_all(converted *c, const char *path, mp_error *err)
     if (!usable || c->options->level < MP_VERIFY_EXACT)
         return 0;
     mp_faults_add_part(&c->faults, -1, MP_VERIFY_EXACT);
-    /* A list of layers is about experts: what lies outside of layers is not looked at then. */
+    /* With a list of layers only experts are compared. */
     mp_begin_phase(c->context, "comparing");
     rc = check_experts(c, err);
     if (rc == 0 && !c->options->layers)

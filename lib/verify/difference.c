@@ -32,7 +32,8 @@ static int64_t element_at(const mp_slot_side *s, mp_role role, const mp_differen
     if (d->offset == MP_NOWHERE)
         return -1;
     if (role == MP_ROLE_WEIGHT && mp_scheme_bits(s->set->target->scheme) == 4)
-        /* Two nibbles a byte, the low one first: where that is right, it is the high one. */
+        /* Two codes a byte, the low nibble first: where that one is right, the high one is
+         * wrong. */
         return (int64_t)(2 * d->offset + ((d->have ^ d->want) & 0x0f ? 0 : 1));
     return (int64_t)(d->offset / (mp_dtype_bits(s->tensor[role]->dtype) / 8));
 }
@@ -160,7 +161,7 @@ static void write_identity(const mp_slot_side *s, const mp_identity *who, char *
 static void write_count(const mp_difference *d, char *text, size_t size)
 {
     text[0] = '\0';
-    /* A difference of one element is told already. Padding belongs to no row: its bytes are counted
+    /* A difference of one element has been told already. Padding belongs to no row: count its bytes
      * alone. */
     if (d->bytes > d->bits / 8 && d->rows > 0)
         snprintf(text, size, "; %" PRIu64 " bytes in %" PRIu64 " row%s differ", d->bytes, d->rows,

@@ -77,8 +77,7 @@ static int measure_scratch(mp_exact *exact, mp_check *check, mp_error *err)
         for (int side = 0; side < MP_SIDES && rc == 0; side++) {
             const mp_slot_set *sets = check->shape.sets;
 
-            /* check->shape.num_sets - 1 is the set of shared experts, or the slots again where
-             * these are fused. */
+            /* The last set is that of shared experts, or the slots again where these are fused. */
             rc = measure_side(exact, check, &sets[MP_SET_SLOTS], layer, 0, (mp_side)side, err);
             if (rc == 0 && check->manifest.shared != MP_SHARED_NONE)
                 rc = measure_side(exact, check, &sets[check->shape.num_sets - 1], layer, experts,
@@ -128,7 +127,6 @@ static int count_vectors(const mp_exact *exact, const mp_check *check, const mp_
         int rc = mp_source_side(&exact->source, set, layer, id, tensor->side, &view, &from, err);
         if (rc != 0)
             return rc;
-        /* A vector of a side that was requantized is made with it, whatever the source has. */
         *have += mp_passes_through(from.storage, set->target) &&
                  mp_has_vector(from.storage, &view, tensor);
     }

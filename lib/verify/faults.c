@@ -134,7 +134,7 @@ static size_t place_of(const mp_faults *faults, const mp_spot *spot, const char 
 static void keep(mp_faults *faults, const mp_spot *spot, const char *detail)
 {
     size_t at = place_of(faults, spot, detail);
-    /* Beyond the last place of a full list. */
+    /* It comes after all that a full list keeps. */
     if (at == MP_FAULTS_KEPT)
         return;
 

@@ -57,7 +57,8 @@ static void take_rows(probe *p, const mp_tile *tile)
         const uint8_t *from = p->s->have + part * tile->rows * bytes;
         uint8_t *to = p->head + (tile->part + part) * p->tile.rows * p->row_bytes + column;
 
-        /* Gather what of the tile lies in the head; its columns begin at `column` of a row. */
+        /* Gather the rows of the tile that are in the head; its columns begin at byte `column` of a
+         * row. */
         for (uint64_t r = 0; r < tile->rows && tile->row0 + r < p->tile.rows; r++)
             memcpy(to + (tile->row0 + r) * p->row_bytes, from + r * bytes, bytes);
     }

@@ -144,7 +144,7 @@ static int make_room(mp_numeric_batch *b, draft *d, const mp_numeric_layer *laye
         !d->weights || !d->all_ids || !d->all_weights || !d->slots || !d->slot_weights || !d->loads)
         return mp_fail_memory(err);
     for (uint64_t i = 0; i < all; i++)
-        /* What is not put stays no choice, with weight 0. */
+        /* Whatever is not filled in below stays no choice, with weight 0. */
         b->experts[i] = b->slots[i] = -1;
     return 0;
 }
@@ -250,7 +250,6 @@ static void put_choice(mp_numeric_batch *b, const draft *d, const mp_numeric_lay
     float slot_weight =
         apart ? (float)(1 / layer->packed_model.factor) : d->slot_weights[slot_from];
 
-    /* A choice that is -1 becomes UINT32_MAX here, and its slot too. */
     if (!counts(layer, slot, (uint32_t)d->all_ids[from]))
         return;
     b->experts[at] = d->all_ids[from];

@@ -139,8 +139,7 @@ static void name_choices(const mp_numeric_layer *layer, const mp_numeric_batch *
         const mp_spot spot = spot_of_slot(layer, (uint32_t)slot);
         name_choice(layer, (uint32_t)slot, (uint32_t)batch->experts[token * batch->columns + j],
                     name);
-        /* What snprintf would have written may be beyond the room; the loop ends there, and never
-         * writes. */
+        /* A text that is cut makes `used` more than the room, which ends the loop. */
         used += (size_t)snprintf(text + used, room - used, "%s%s on rank %" PRId64,
                                  used ? ", " : "", name, spot.rank);
     }

@@ -42,7 +42,7 @@ static char *stored_name(const mp_rank *rank, const char *name)
     char *compressed = mp_format("%s" MP_ZSTD_SUFFIX, name);
     char *plain_path = mp_path_join(rank->dir, name);
     char *path = compressed ? mp_path_join(rank->dir, compressed) : NULL;
-    /* The plain file wins where both are there, as it does for readers. */
+    /* The plain file wins where both are there. */
     bool is_there = plain_path && path && !mp_path_exists(plain_path) && mp_path_exists(path);
     char *stored = plain_path && path ? mp_format("%s", is_there ? compressed : name) : NULL;
 

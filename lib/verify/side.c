@@ -46,7 +46,7 @@ int mp_slot_side_init(mp_slot_side *s, const mp_exact *exact, mp_check *check,
 /* Takes n bytes off the scratch; with a null base it only measures. */
 static void *carve(uint8_t *base, uint64_t *used, uint64_t n)
 {
-    /* The pieces are aligned to 64, as the kernels want them; the base is. */
+    /* Kernels want pieces aligned to 64 bytes, as the base is. */
     void *piece = base ? base + *used : NULL;
 
     *used += mp_round_up(n, 64);

@@ -148,7 +148,7 @@ static int take_layers(experts *x, const bool *selected, mp_error *err)
 static int find_other(const experts *x, const mp_dumped_side *d, const mp_tensor **other,
                       mp_error *err)
 {
-    /* Sizes that cannot be told from one side alone, as of packed types, follow from both. */
+    /* Recognizing how a side is stored looks at the weight of the other one too. */
     mp_dumped_side o = {.rank = d->rank, .layer = d->layer, .side = (mp_side)(1 - d->side)};
     int rc = mp_dumped_find(x->s, &x->dumped[d->layer], &o, err);
 

@@ -322,7 +322,7 @@ int mp_source_open(mp_source *source, mp_check *check, bool *usable, mp_error *e
     if (rc != 0)
         return mp_error_prefix(err, "\"%s\" is not the checkpoint that was packed",
                                check->options->source);
-    /* A checkpoint with several towers has layers of the same number in each. */
+    /* A checkpoint may have several towers: the first layer says which one was packed. */
     if (check->manifest.num_layers > 0)
         rc = mp_catalog_choose(&source->catalog, check->manifest.layers[0], err);
     if (rc == 0)

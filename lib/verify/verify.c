@@ -199,7 +199,7 @@ static int find_kind(const char *out, bool *packed, mp_snapshot_kind *kind, mp_e
 int mp_verify(const char *out, const mp_verify_options *options, const mp_context *context,
               mp_verify_report *report, mp_error *err)
 {
-    /* err may be null, and steps below read err->code. */
+    /* err may be null, and the steps below read err->code. */
     mp_error why = {0}; /* what became a fault is no error */
     mp_snapshot_kind kind = MP_SNAPSHOT_NONE;
     bool packed;
