@@ -198,7 +198,7 @@ static int add_tensor(statistics *s, size_t rank, const mp_tensor *t, mp_error *
             rc = cmd_fail(err, MP_ERR_INPUT,
                           "%s: %s: expert %" PRIu64 ": %" PRId64 ", expected 0 or more",
                           s->names[rank], t->name, e, value);
-        /* Ranks count their own tokens: the sum is everybody's. Counts stay below 2^53. */
+        /* Ranks count their own tokens: the sum is everybody's, exact below 2^53. */
         s->count[pair * s->experts + e] += (double)value;
     }
     if (rc == 0)

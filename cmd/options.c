@@ -143,7 +143,7 @@ static int parse_options(const getopt_tables *t, int argc, char **argv, void *va
 {
     int result;
 
-    /* Its messages are not ours. */
+    /* getopt prints no messages of its own. */
     opterr = 0;
     optind = 0; /* glibc: begin anew, also after a scan that stopped midway */
     while ((result = getopt_long(argc, argv, t->letters, t->names, NULL)) != -1) {

@@ -38,7 +38,7 @@ static bool read_digits(const char *text, const char **end, uint64_t *value)
     errno = 0;
     /* The first character is a digit: no blank, no sign. */
     unsigned long long n = strtoull(text, &stop, 10);
-    /* ERANGE. */
+    /* It does not fit 64 bits. */
     if (errno != 0)
         return false;
     *value = n;

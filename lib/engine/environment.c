@@ -250,7 +250,7 @@ static bool read_number(const char *text, int engine, int64_t *value)
 
     if (digits[0] == '\0' || strspn(digits, "0123456789") != strlen(digits) || strlen(digits) > 18)
         return false;
-    /* 18 digits fit. */
+    /* At most 18 digits: they fit. */
     *value = strtoll(text, NULL, 10);
     return true;
 }

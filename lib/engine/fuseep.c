@@ -89,7 +89,7 @@ static int64_t hccl_room(const mp_engine_env *env, const char **name)
 
 static uint64_t times(uint64_t a, uint64_t b)
 {
-    /* Stays at a number that no buffer has and that can still be added to. */
+    /* Saturate at a number that no buffer has and that can still be added to. */
     uint64_t product;
 
     return mp_mul_u64(a, b, &product) && product < INT64_MAX / 2 ? product : INT64_MAX / 2;

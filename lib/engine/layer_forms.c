@@ -165,7 +165,7 @@ static unsigned char index_of(mp_layer_forms *forms, const mp_form_word *word)
 {
     size_t i = 1;
 
-    /* From 1: a known form that has the plain one's name is still one that a list says. */
+    /* From 1: form 0 is only for layers that are not quantized, whatever its name. */
     while (i < forms->count && !is(forms->forms[i].name, word->name))
         i++;
     if (i < forms->count)

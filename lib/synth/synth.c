@@ -106,7 +106,7 @@ static int compress_shard(const char *dir, const char *name, int level, const mp
     char *path = plain ? mp_format("%s" MP_ZSTD_SUFFIX, plain) : NULL;
     int rc = path ? mp_file_compress(plain, path, level, context, err) : mp_fail_memory(err);
 
-    /* Only now: a shard is never there neither plain nor whole. */
+    /* Only now: at every moment one of the two is there whole. */
     if (rc == 0 && unlink(plain) != 0)
         rc = mp_fail_errno(err, errno, "cannot remove \"%s\"", plain);
     free(plain);

@@ -49,7 +49,7 @@ typedef struct compress_plan {
 static int sample(const char *dir, const mp_entry *entry, mp_hex_digest hex, mp_error *err)
 {
     char *path = mp_path_join(dir, entry->path), *bytes = mp_alloc(2 * SAMPLE_BYTES, 1);
-    /* Of a file of less than both pieces they overlap. */
+    /* The two pieces of a short file overlap. */
     uint64_t n = entry->bytes < SAMPLE_BYTES ? entry->bytes : SAMPLE_BYTES;
     int fd = -1, rc = path && bytes ? mp_open_read(path, &fd, err) : mp_fail_memory(err);
 

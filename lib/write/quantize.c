@@ -71,7 +71,7 @@ static void choose_scale_type(const mp_quantize_options *options, const mp_stora
         return;
     for (size_t i = 0; i < form->num_tensors; i++)
         if (form->tensors[i].role == MP_ROLE_SCALE)
-            /* A quarter of the bytes, and no value changes. */
+            /* A quarter of the bytes; no value changes, as MX scales are powers of two. */
             form->tensors[i].dtype = MP_F8_E8M0;
 }
 

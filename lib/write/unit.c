@@ -32,7 +32,7 @@ static uint64_t piece_rows(const mp_side_source *from, const mp_tile *tile)
     mp_tiling tiling = from->target->tiling(&from->dims, from->side);
     uint64_t rows = MP_UNIT_ROWS_BYTES / (tile->bytes / tile->rows) / tiling.group * tiling.group;
 
-    /* Of columns or padded rows a piece of rows is no run of the slot's bytes. */
+    /* With columns or padding a piece of rows is not one run of the slot's bytes. */
     if (tiling.kind == MP_TILES_COLS || tiling.pad > 1 || rows > tile->rows)
         return tile->rows;
     return rows ? rows : tiling.group;

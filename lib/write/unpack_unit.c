@@ -209,7 +209,7 @@ static const char *packed_name(const work_unit *w, mp_role role)
 static int check_common(const work_unit *w, uint32_t slot, mp_role role, const void *have,
                         uint64_t n, mp_error *err)
 {
-    /* The first slot says what it is. */
+    /* The first slot says what all others have to hold. */
     if (slot == 0)
         memcpy(w->first, have, n);
     if (memcmp(w->first, have, n) == 0)
