@@ -5,7 +5,7 @@
  *   moepack.json                   a pack, whose parts are the ranks that are here
  *   pack.json                      the delta of a pack, with ranks as well
  *   model.safetensors.index.json   a delta, if its metadata has "delta_encoding"; else a checkpoint
- *   otherwise                      a checkpoint of one shard
+ *   otherwise                      a checkpoint without an index
  *
  * An index says {"metadata": {"version": "000007", "base_version": "000006", "delta_encoding":
  * "xor", "compression_format": "zstd", "checksum_format": "xxh3-128", ...}, "weight_map": {...}}.

@@ -1,17 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Rows of a matrix of either side, as they are stored: of a checkpoint's tensors, unpacked from a
  * slot, put together from the ranks of a snapshot, or plain numbers. A diff_ref says what is meant,
- * a diff_matrix where it is, a diff_reader has it open; after this file nobody asks which kind it
- * was.
+ * a diff_matrix where it is, a diff_reader has it open; whoever takes rows from a reader need not
+ * know which kind it was.
  *
  * Rows come DIFF_TILE_ROWS at a time. A slot's own tiles may be higher, as gate and up are laid out
  * together or a layout turns a matrix over: then the whole tile is unpacked once and its rows
  * handed out until the next is needed. What is asked for in order is read in order.
  *
  * Pages are dropped behind a pair, unless the next one reads the same bytes: gate and up of a fused
- * tensor or of a slot (`again`).
- *
- * A reader belongs to one thread; sides are only read. */
+ * tensor or of a slot (`again`). A reader belongs to one thread; sides are only read. */
 #include "diff/diff.h"
 
 #include <stdlib.h>

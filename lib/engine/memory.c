@@ -2,10 +2,10 @@
 /* Bytes of a rank: experts as their target lays them out, and MegaMoE's symmetric buffer.
  *
  * Experts are added up from the target's own description, so they are what repack will write. The
- * buffer follows DeepGEMM's: a workspace of counters and lists, what a rank sends, a pool for what
- * it may receive (every token of every rank could choose its experts), the input of both products
- * with their scales, and what comes back. All of it grows with max_tokens, rounded up to a tile,
- * which is why a cap can be looked for by bisection.
+ * buffer is that of sgl-deep-gemm 0.1.x: a workspace of counters and lists, what a rank sends, a
+ * pool for what it may receive (every token of every rank could choose its experts), the input of
+ * both products with their scales, and what comes back. All of it grows with max_tokens, rounded up
+ * to a tile, which is why a cap can be looked for by bisection.
  *
  * Sizes come from a config.json that may hold any number. Every sum and product saturates at
  * UINT64_MAX instead of wrapping around: an estimate is exact, or too large to be printed and
@@ -47,7 +47,8 @@ static uint64_t align(uint64_t a, uint64_t b)
 /* Tokens of a tile of the kernel; buffers hold a multiple of it. */
 #define TOKEN_TILE 384
 
-/* Tokens that a rank may receive, over which each of its experts may round up. */
+/* Tokens that a rank may receive. Those of an expert fill whole blocks, the largest of which have
+ * 192: each expert may add 191. */
 static uint64_t pool_tokens(const mp_symm_buffer *s, uint64_t tokens, uint64_t experts)
 {
     /* A token cannot choose more experts of a rank than there are. */
@@ -179,6 +180,7 @@ static void add_layer(mp_backend_memory *m, const mp_backend *b, const mp_backen
 static void judge(mp_backend_memory *m, const mp_backend *b, const mp_backend_model *model,
                   uint64_t gpu_memory)
 {
+    /* No underflow: total saturates, and was held against 63 bits before. */
     uint64_t others = m->total - m->symm_buffer;
 
     m->fits = m->total <= gpu_memory;

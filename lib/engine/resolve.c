@@ -3,16 +3,16 @@
  * dispatcher, waterfill.
  *
  * A resolution is a state that rules work on in turn, as hooks of an engine do on its arguments.
- * Each rule writes what it concludes as a decision: what, its value, what decided, and why, in that
- * order of columns. There are four ways for a rule to say that something is wrong:
+ * Each rule writes what it concludes as a decision: what, its value, why, and what decided. There
+ * are four ways for a rule to say that something is wrong:
  *
  *   mp_warn        the engine starts and does something else than was asked for
  *   mp_refuse      the engine would not start; other rules still run, so that all reasons are told
  *   MP_ERR_INPUT   the question itself makes no sense, and nothing that follows would
  *   MP_ERR_UNSUPPORTED   likewise, of what an engine or a kernel cannot do
  *
- * Decisions that could not be stored are noted and reported at the end, so that rules need not
- * check each one. One thread. */
+ * Decisions that could not be stored are noted and reported at the end: rules need not check each.
+ * One thread. */
 #include "engine/engines.h"
 
 #include <inttypes.h>
