@@ -7,9 +7,8 @@
  * both products with their scales, and what comes back. All of it grows with max_tokens, rounded up
  * to a tile, which is why a cap can be looked for by bisection.
  *
- * Sizes come from a config.json that may hold any number. Every sum and product saturates at
- * UINT64_MAX instead of wrapping around: an estimate is exact, or too large to be printed and
- * refused. */
+ * Sizes come from a config.json that may hold any number. Sums and products here saturate at
+ * UINT64_MAX instead of wrapping around, and an estimate beyond 63 bits is refused. */
 #include <moepack/backend.h>
 
 #include <string.h>
