@@ -236,7 +236,9 @@ static int write_fold(folding *f, const char *out, const mp_delta_options *optio
     int rc = mp_spool_open(&f->spool, out, err);
 
     for (size_t i = 0; rc == 0 && i < f->count; i++)
+        /* Of files with the same path the last one stays. */
         rc = mp_carried_add(&f->files, &f->chain[i], false, err);
+    /* From the version before the first delta to that of the last. */
     output.terms.base = first->terms.base;
     if (rc == 0)
         rc = mp_spool_place(&f->spool, f->items, f->num_items, err);

@@ -151,6 +151,8 @@ static int add_part(publication *p, size_t part, size_t *item, mp_error *err)
         if (mp_work_add(&p->work, mp_format("%s", i->name), MP_U8, &i->stored, 1, 0, err) != 0)
             return err->code;
     }
+    /* Checksums go into the metadata of the shard that their stream is in, wherever files are
+     * cut. */
     const char **notes = mp_alloc(*item - first, sizeof *notes);
     int rc = notes ? 0 : mp_fail_memory(err);
     for (size_t i = first; rc == 0 && i < *item; i++)

@@ -270,6 +270,7 @@ int mp_update_init(mp_update *update, const char *pack, const char *const *delta
     if (rc == 0)
         rc = list_digests(update, err);
     if (rc == 0)
+        /* Touched units say which tensors are needed, and these which version the source is. */
         rc = mp_touched_init(&update->parts->touched, &update->plan, &update->parts->chain, context,
                              err);
     if (rc == 0)

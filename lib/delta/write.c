@@ -382,6 +382,7 @@ int mp_delta_write(const char *from, const char *to, const char *out,
     if (rc == 0) {
         w.terms = (mp_delta_terms){
             .version = options->version,
+            /* A full version that does not say its number is taken to be the one before. */
             .base = w.from.numbered ? w.from.terms.version : options->version - 1,
             .checksum = options->checksum,
         };

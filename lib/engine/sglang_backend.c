@@ -206,6 +206,7 @@ static void check_pplx(mp_resolution *r)
                   flags->dp ? flags->dp : 1);
     check_deep_gemm(r);
     if (is_known_chunk(flags) && flags->serving != MP_SERVING_DECODE) {
+        /* The larger of the two is what the buffer has to hold. */
         bool graphs = flags->graph_bs_given && flags->graph_bs > (uint64_t)tokens;
 
         check_chunk(r, graphs ? "--graph-bs" : "--chunked-prefill",
@@ -235,6 +236,7 @@ static int check_deepep_v2(mp_resolution *r, mp_error *err)
     mp_warn(r, "whether deepep_v2 knows architecture %s is not known",
             r->model->architecture[0] ? r->model->architecture : "of this model");
     r->fusion_off_by = "--backend";
+    /* The engine sets it, unless it is set. */
     if (mp_env_get(r->variables, "NCCL_CUMEM_ENABLE"))
         return 0;
     return mp_env_set(&r->backend->forward, "NCCL_CUMEM_ENABLE", "1", err);

@@ -150,6 +150,7 @@ static void parts_of(const mp_layer_router *r, const float *x, float *routed, fl
 {
     const uint64_t n = r->hidden_size;
 
+    /* 1 each, or a half where the family averages routed and shared experts. */
     *routed = *shared = r->part;
     if (r->shared_gate)
         *shared = r->part / (1 + expf(-dot(x, r->shared_gate, n)));
@@ -193,6 +194,7 @@ void mp_layer_add_shared(const mp_layer_router *router, const float *x, uint64_t
         parts_of(router, x + t * router->hidden_size, &routed, &weight);
         for (uint32_t j = 0; j < k; j++) {
             all_ids[t * columns + j] = ids[t * k + j];
+            /* A choice of -1 has a weight too, which nobody reads. */
             all_weights[t * columns + j] = weights[t * k + j] * routed;
         }
         for (uint32_t s = 0; s < shared; s++) {

@@ -425,6 +425,7 @@ int mp_layer_router_open(mp_layer_router *router, const mp_catalog *catalog,
         return err->code;
     const mp_model_rule *rule = rule_of(catalog, bias != NULL);
     uint64_t zero = catalog->config.zero_experts;
+    /* cohere2_moe averages unless its config.json says otherwise. */
     bool average =
         is(catalog->config.shared_combination, "average") ||
         (is(catalog->config.model_type, "cohere2_moe") && !catalog->config.shared_combination[0]);

@@ -119,6 +119,7 @@ static bool add_quantization(json_t *config, json_t *text, const mp_synth_plan *
 json_t *mp_synth_config(const mp_synth_plan *plan)
 {
     const mp_synth_keys *keys = &plan->family->keys;
+    /* A format with a prefix of its own has a flat config.json. */
     bool nested = keys->text && !plan->format->prefix;
     const char *type = nested && keys->model_type ? keys->model_type : plan->model->model_types[0];
     json_t *config =

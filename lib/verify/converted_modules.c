@@ -46,6 +46,7 @@ static size_t module_of(const char *name, const mp_role_suffix **part)
 {
     size_t length = strlen(name);
 
+    /* Each suffix begins with its only dot, so none is the end of another. */
     for (size_t i = 0; i < MP_ROLE_SUFFIXES; i++) {
         size_t n = strlen(mp_role_suffixes[i].text);
 
@@ -191,6 +192,7 @@ static int compare_values(const modules *m, const mp_tensor *source, size_t modu
     }
     if (mp_weights_compare(&have, &want, UINT64_MAX, &likeness, err) != 0)
         return err->code;
+    /* How the module is stored now decides, not how it was. */
     bound = m->tolerance > 0 ? m->tolerance : mp_scheme_bound(have.storage.scheme);
     /* Written so that a NaN is a fault. */
     if (!(likeness.relative <= bound))

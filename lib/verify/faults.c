@@ -67,6 +67,7 @@ static int compare_texts(const char *a, const char *b)
 
 static int compare_spots(const mp_spot *a, const mp_spot *b)
 {
+    /* Level last: what is wrong at one place stands together, whichever check found it. */
     int order = compare_numbers(a->rank, b->rank);
     if (order == 0)
         order = compare_numbers(a->layer, b->layer);
@@ -99,6 +100,7 @@ static mp_verify_part *find_part(mp_faults *faults, int64_t rank, mp_verify_leve
             break;
         at--;
     }
+    /* One at a time will do: there are as many as ranks and levels. */
     mp_verify_part *parts = realloc(faults->parts, (faults->num_parts + 1) * sizeof *parts);
     if (!parts)
         return NULL;

@@ -60,6 +60,7 @@ static bool known_file(const void *user, const char *name)
     for (size_t f = 0; !known && f < rank->packed->num_files; f++) {
         char *stored = stored_name(rank, rank->packed->files[f].name);
 
+        /* Without memory nothing is called unknown; opening the file will say so. */
         known = !stored || strcmp(name, stored) == 0;
         free(stored);
     }

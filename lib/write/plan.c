@@ -237,6 +237,7 @@ static int take_given_placement(mp_plan *plan, const mp_placement *given, mp_err
     if (given->num_logical != experts)
         return mp_fail(err, MP_ERR_INPUT, "placement: of %u experts, the model has %u",
                        given->num_logical, experts);
+    /* Copy the rows in the plan's order: from here on row i is for layer i of the pack. */
     plan->placement = (mp_placement){
         .layers = (uint32_t)plan->num_layers,
         .num_logical = experts,
@@ -376,6 +377,7 @@ int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_optio
     plan->options = *options;
     /* Scales of shared experts may have to become powers of two; only where loss is allowed. */
     plan->options.quant.ue8m0 = options->requantize_shared;
+    /* Put the form of the target that is meant in its place, before anything asks the target. */
     if (options->nz && options->target->nz)
         plan->options.target = options->target->nz;
     if (options->alphas == MP_ALPHAS_FP4XFP4 && options->target->fp4xfp4)

@@ -213,6 +213,7 @@ static int add_copies(entries *all, mp_error *err)
 
         if (all->replaced[i])
             continue;
+        /* An output has room for so many. */
         if (tensor->rank > sizeof all->plan->work.outputs->shape / sizeof(uint64_t))
             return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %u dimensions cannot be copied",
                            tensor->name, tensor->rank);

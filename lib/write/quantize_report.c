@@ -114,6 +114,8 @@ static bool is_lossless(const mp_quantize_plan *plan, const mp_quant_stats *stat
         for (uint64_t u = 0; u < layer->expert_units; u++) {
             mp_quantize_unit unit = mp_quantize_unit_of(plan, layer, u);
 
+            /* Lossless by plan, or by a conversion that counts what it had to change and counted
+             * nothing. */
             lossless &=
                 unit.lossless || (stats[layer->first_unit + u].requantized_blocks == 0 &&
                                   mp_requantize_counts(unit.storage->scheme, plan->options.scheme));

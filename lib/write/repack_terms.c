@@ -255,6 +255,7 @@ static int text_of(const mp_manifest *m, bool sized, bool ruled, bool sourced, c
 
     if (!f)
         return mp_fail_memory(err);
+    /* Another version may have written other bytes. */
     fprintf(f, "tool %s\n", m->tool_version);
     print_manifest(m, sized, ruled, sourced, f);
     return fclose(f) == 0 ? 0 : mp_fail_memory(err);
@@ -264,6 +265,8 @@ static int text_of(const mp_manifest *m, bool sized, bool ruled, bool sourced, c
 static int check_same(const mp_plan *plan, const mp_manifest *made, const char *dir, bool sourced,
                       mp_error *err)
 {
+    /* Where nothing was requantized, rules that would have changed nothing do not make it another
+     * pack. */
     bool ruled = !mp_manifest_passes(made, false) || !mp_manifest_passes(made, true);
     bool sized = !mp_manifest_compressed(made);
     mp_manifest planned = {0};

@@ -102,6 +102,7 @@ static int finish(const void *user, const mp_progress_state *state, const char *
     if (rc == 0)
         rc = mp_put_index(&plan->work, 0, plan->work.num_files, partial, MP_INDEX_NAME, NULL, err);
     if (rc == 0)
+        /* Last: it makes the directory whole. */
         rc = report_text(plan, state->terms, &text, err);
     if (rc == 0)
         rc = mp_put_text(partial, MP_UNPACK_NAME, text, strlen(text), NULL, err);
