@@ -1,5 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The journal of a run: its terms, and what is finished. */
+/* The journal of a run: its terms, and what is finished.
+ *
+ *     journal 2 5d41402abc4b2a76b9719d911017c592   version, digest of the terms
+ *     tool 1.4.0                                   the terms, one per line
+ *     target megamoe-w4a8
+ *     zstd none                                    not a term, but fixed for the run
+ *     how {"directory": ..., "words": [...]}       of a part: its command, for `moepack finish`
+ *     begin
+ *     unit 17 0x1.8p-3 0x1.2p+9 4096 0 3 12        or just "unit 17" if nothing is lossy
+ *     tensor 4 9e107d9d372bb6826bd81d3542a419d6
+ *
+ * It is text so that a user can read why a run cannot continue, and so that a torn write shows: a
+ * line counts only if printing what it says gives the same line back. Reading stops at the first
+ * line that does not, and the file is cut there, since everything after it was written later.
+ *
+ * The body only grows. A unit's line is written and synced after the unit's data (run.c). A
+ * tensor's line waits for the next sync, which is safe: it stays true even if data is lost, because
+ * units that are redone write the same bytes. Only the head is ever rewritten, and a head without
+ * "begin" counts as no head at all.
+ *
+ * Only one process at a time has a journal open, by flock, which the kernel drops when the process
+ * dies. Within a process the lock of the run guards every append. Numbers in lines are checked
+ * against the work before they index anything. */
 #include "run/journal.h"
 
 #include "base/digest.h"
@@ -92,7 +114,8 @@ static int report_difference(char *had, const char *want, const mp_part *part, c
     if (!end)
         end = strstr(had, "\n" BEGIN);
     end[1] = '\0';
-    /* The first lines have the digests: they differ where anything does, and tell the least. */
+    /* The first lines hold the digests, which differ whenever anything does and explain the least.
+     * Show them only if the version differs. */
     if (strncmp(had, want, strlen("journal 2 ")) == 0)
         mp_terms_differ(had + a.length + 1, want + b.length + 1, &a, &b);
     if (part)
@@ -127,7 +150,9 @@ static void print_tensor(char line[LINE_SIZE], uint64_t index, const char *diges
     snprintf(line, LINE_SIZE, "tensor %" PRIu64 " %s", index, digest);
 }
 
-/* A line counts if it is, to the letter, one that we would print. */
+/* A line counts only if it is exactly what we would print. That rules out signs, spaces, and
+ * numbers that overflow or are cut short. Hex floats survive printing and reading exactly, so a
+ * resumed run adds up the same errors as an undisturbed one. */
 static bool read_unit(const char *line, const mp_work *work, mp_progress_state *state)
 {
     mp_quant_stats stats = {0};
@@ -140,6 +165,8 @@ static bool read_unit(const char *line, const mp_work *work, mp_progress_state *
                &stats.flushed, &stats.requantized_blocks) < 1)
         return false;
     print_unit(again, index, state->stats ? &stats : NULL);
+    /* Statistics where there should be none, or none where there should be, fail the comparison
+     * too. */
     if (index >= work->num_units || strcmp(again, line) != 0)
         return false;
     if (state->stats)
@@ -189,9 +216,11 @@ static char *whole_head(const char *head, const char *how)
     return mp_format("%s%s%s%s" BEGIN, head, how ? HOW : "", how ? how : "", how ? "\n" : "");
 }
 
+/* Writes the head and nothing else. Durable on return, since later lines count only with it. */
 static int begin(mp_journal *journal, mp_error *err)
 {
     char *head = whole_head(journal->head, journal->how);
+    /* Cut first, or the old body would show behind a shorter head. */
     int rc = head ? mp_file_resize(journal->fd, journal->path, 0, err) : mp_fail_memory(err);
 
     if (rc == 0) {
@@ -216,6 +245,7 @@ static int take_how(mp_journal *journal, const char *had, mp_error *err)
     return journal->how ? 0 : mp_fail_memory(err);
 }
 
+/* There are three cases: no complete head, another run's head, and our own. */
 static int load(mp_journal *journal, const char *dir, const mp_work *work, const mp_part *part,
                 mp_progress_state *state, mp_error *err)
 {
@@ -227,11 +257,13 @@ static int load(mp_journal *journal, const char *dir, const mp_work *work, const
     body = find_body(had);
     if (!body) {
         journal->fresh = true;
+        /* New, or killed while the head was written: no unit can have been noted yet. */
         rc = begin(journal, err);
     } else if (!has_head(had, journal->head)) {
         rc = report_difference(had, journal->head, part, dir, err);
     } else {
         rc = take_how(journal, had, err);
+        /* Cut off the torn end, or the next line would be glued to it. */
         journal->size = (uint64_t)(body - had) + read_lines(body, work, state);
         if (rc == 0)
             rc = mp_file_resize(journal->fd, journal->path, journal->size, err);
@@ -243,6 +275,7 @@ static int load(mp_journal *journal, const char *dir, const mp_work *work, const
 int mp_journal_restart(mp_journal *journal, const mp_work *work, mp_progress_state *state,
                        mp_error *err)
 {
+    /* Statistics can stay: a unit that is redone overwrites its own. */
     memset(state->unit_done, 0, work->num_units * sizeof *state->unit_done);
     memset(state->tensor_done, 0, work->num_outputs * sizeof *state->tensor_done);
     return begin(journal, err);
@@ -251,7 +284,8 @@ int mp_journal_restart(mp_journal *journal, const mp_work *work, mp_progress_sta
 /* Locks the open journal against other processes. */
 static int lock(mp_journal *journal, const char *dir, mp_error *err)
 {
-    /* Any other failure is that of a file system without locks. */
+    /* Any other failure means a file system without locks. Then it is up to the user to run only
+     * one process. */
     journal->busy = flock(journal->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     if (journal->busy)
         return mp_fail(err, MP_ERR_IO, "%s: another process is at work there", dir);
@@ -280,6 +314,7 @@ int mp_journal_open(mp_journal *journal, const char *dir, const mp_work *work, c
     if (rc == 0)
         rc = load(journal, dir, work, in_parts ? part : NULL, state, err);
     if (rc != 0) {
+        /* Joining parts has to tell a part that is still running from a broken one. */
         bool busy = journal->busy;
 
         mp_journal_close(journal);
@@ -302,6 +337,8 @@ int mp_journal_compare(const mp_journal *own, const char *dir, const mp_part *ot
         rc = mp_read_file(path, JOURNAL_LIMIT, &text, NULL, err);
     body = text ? find_body(text) : NULL;
     if (body) {
+        /* Only units matter: a part without any has not relied on the files yet. Count torn lines
+         * as units, to be safe. */
         *wrote = strncmp(body, "unit ", 5) == 0 || strstr(body, "\nunit ");
         if (!has_head(text, own->head))
             rc = report_difference(text, own->head, other, dir, err);
@@ -317,6 +354,7 @@ int mp_journal_how(const char *dir, const char *name, char **how, mp_error *err)
     int rc = path ? mp_read_file(path, JOURNAL_LIMIT, &text, NULL, err) : mp_fail_memory(err);
 
     *how = NULL;
+    /* Neither can be mistaken for a term, as long as no name in the terms contains a line feed. */
     line = rc == 0 && find_body(text) ? strstr(text, "\n" HOW) : NULL;
     if (line && line < find_body(text)) {
         line += strlen("\n" HOW);
@@ -329,6 +367,7 @@ int mp_journal_how(const char *dir, const char *name, char **how, mp_error *err)
     return rc;
 }
 
+/* Opens read-only: the attempt to lock is enough, and closing releases it. */
 int mp_journal_check_free(const char *dir, const char *name, mp_error *err)
 {
     mp_journal journal = {.fd = -1, .path = mp_path_join(dir, name)};
@@ -353,8 +392,12 @@ void mp_journal_close(mp_journal *journal)
     *journal = (mp_journal){.fd = -1};
 }
 
+/* By offset, not O_APPEND: after a failed write the file may be longer than the part that
+ * counts. */
 static int append(mp_journal *journal, const char *text, size_t length, mp_error *err)
 {
+    /* Advance the size only once everything is written, so that the next append overwrites what a
+     * full disk cut short. */
     if (mp_pwrite_all(journal->fd, text, length, journal->size, journal->path, err) != 0)
         return err->code;
     journal->size += length;
@@ -429,6 +472,8 @@ int mp_journal_write(const char *dir, const mp_work *work, const char *terms, co
     }
     if (rc == 0)
         rc = mp_write_file(new, text, length, err);
+    /* Synced under another name and then renamed: the parts' journals are removed next, and they
+     * are the only other record of what is done. */
     if (rc == 0 && rename(new, path) != 0)
         rc = mp_fail_errno(err, errno, "cannot rename \"%s\"", new);
     if (rc == 0)

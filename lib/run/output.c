@@ -1,5 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The files of a run: created at full size, written anywhere, digested on the way. */
+/* The files of a run: created at full size, written in any order, digested on the way.
+ *
+ * A file gets its header and its final size before the first unit runs, and every tensor has its
+ * extent from then on. Units can therefore write in any order, files full of holes take no space,
+ * and a resumed run finds them as it left them. It also means that a file's size says nothing about
+ * its contents. Only the journal does, and it is restarted if a file is missing (run.c).
+ *
+ * Digests. A tensor's digest needs its bytes in order, but units arrive in any order. So each
+ * tensor keeps the offset of the byte its digest needs next, and a write that starts exactly there
+ * also feeds the digest. Every byte is written once, so at most one thread can have the next one.
+ * No lock is needed: acquire and release on `next` hand the stream from thread to thread. Other
+ * writes skip the digest, and mp_outputs_digest later reads back what the stream missed, which is
+ * usually little and still in memory.
+ *
+ * Threads. mp_outputs_write and mp_outputs_copy run on all threads, on extents that do not overlap.
+ * mp_outputs_sync runs on one thread alongside them. Everything else runs before, between or after
+ * the parallel loops. */
 #include "run/output.h"
 
 #include "base/error.h"
@@ -14,7 +30,8 @@
  * Set up
  */
 
-/* Sorts the outputs by stage, in their order within one. */
+/* Sorts the outputs by stage, keeping their order within one. A counting sort, because a pack has
+ * tens of thousands of outputs and every stage asks for its own. */
 static void sort_stages(mp_outputs *outputs)
 {
     const mp_work *work = outputs->work;
@@ -93,6 +110,7 @@ static int for_each_dir(const mp_work *work, const char *dir,
         char *below;
         int rc;
 
+        /* Files of one directory are listed together, so comparing with the last one is enough. */
         if (length == dir_length(last) && memcmp(path, last, length) == 0)
             continue;
         last = path;
@@ -128,6 +146,7 @@ int mp_outputs_check(mp_outputs *outputs, const char *dir, const mp_out_file **m
             return mp_fail_memory(err);
         bool there = stat(path, &st) == 0 && (uint64_t)st.st_size == work->files[f].bytes;
         free(path);
+        /* A plain file of the right size wins: a .zst next to it was never finished. */
         if (!there && mp_outputs_look_compressed(outputs, f, dir, err) != 0)
             return err->code;
         if (!there && !outputs->compressed[f] && !*missing)
@@ -136,6 +155,7 @@ int mp_outputs_check(mp_outputs *outputs, const char *dir, const mp_out_file **m
     return 0;
 }
 
+/* Do not truncate: keep what the units of an interrupted run wrote. */
 static int open_file(const mp_out_file *file, const char *dir, int *fd, mp_error *err)
 {
     char *path = mp_path_join(dir, file->path);
@@ -144,6 +164,8 @@ static int open_file(const mp_out_file *file, const char *dir, int *fd, mp_error
     if (rc == 0)
         rc = mp_file_resize(*fd, path, file->bytes, err);
     if (rc == 0)
+        /* Other parts of the run may be doing this at the same moment: same size, same bytes, no
+         * harm. */
         rc = mp_pwrite_all(*fd, file->header, file->header_bytes, 0, path, err);
     free(path);
     return rc;
@@ -160,6 +182,7 @@ int mp_outputs_open(mp_outputs *outputs, const char *dir, mp_error *err)
             continue;
         if (open_file(&work->files[f], dir, &outputs->fds[f], err) != 0)
             return err->code;
+        /* The header has to become durable even if no unit writes to this file. */
         outputs->dirty[f] = true;
     }
     return 0;
@@ -179,7 +202,8 @@ int mp_outputs_close(mp_outputs *outputs, mp_error *err)
     return rc;
 }
 
-/* A file that is written to meanwhile stays or becomes dirty again. */
+/* Clear each mark before syncing its file. The other way round, a write that lands in between would
+ * be lost: its mark would be cleared and its data never synced. */
 int mp_outputs_sync(mp_outputs *outputs, mp_error *err)
 {
     const mp_work *work = outputs->work;
@@ -208,11 +232,13 @@ const uint32_t *mp_outputs_of_stage(const mp_outputs *outputs, uint32_t stage, s
     return outputs->by_stage + first[0];
 }
 
+/* No write starts at UINT64_MAX, so nothing feeds this digest. */
 void mp_outputs_pass_digest(mp_outputs *outputs, size_t output)
 {
     outputs->digests[output].next = UINT64_MAX;
 }
 
+/* Digests are set up one stage at a time: each takes memory, and a pack has thousands. */
 int mp_outputs_begin_stage(mp_outputs *outputs, uint32_t stage, mp_error *err)
 {
     size_t count;
@@ -237,6 +263,7 @@ int mp_outputs_write(mp_outputs *outputs, const mp_out_tensor *out, uint64_t off
     /* Only now: a sync that took the mark before the write would not have made it durable. */
     __atomic_store_n(&outputs->dirty[out->file], true, __ATOMIC_RELEASE);
     __atomic_fetch_add(&digest->written, n, __ATOMIC_RELAXED);
+    /* Only one thread gets past this until it stores `next`: no other write starts at this byte. */
     if (__atomic_load_n(&digest->next, __ATOMIC_ACQUIRE) != offset)
         return 0;
     mp_digest_update(&digest->stream, data, n);
@@ -244,6 +271,7 @@ int mp_outputs_write(mp_outputs *outputs, const mp_out_tensor *out, uint64_t off
     return 0;
 }
 
+/* Only this process counts: what an earlier one wrote is on disk but not in the digest. */
 bool mp_outputs_wrote(const mp_outputs *outputs, const mp_out_tensor *out)
 {
     return __atomic_load_n(&digest_of(outputs, out)->written, __ATOMIC_RELAXED) == out->bytes;
@@ -270,6 +298,7 @@ int mp_outputs_digest(mp_outputs *outputs, const mp_out_tensor *out, void *buffe
                                    outputs->work->files[out->file].path, out->offset + so_far->next,
                                    out->bytes - so_far->next, buffer, size, err);
 
+    /* One thread per tensor, after all units of the stage, so plain reads of `next` will do. */
     mp_digest_end(&so_far->stream, rc == 0 ? digest : NULL);
     return rc;
 }
@@ -282,6 +311,8 @@ void mp_outputs_forget_stage(const mp_outputs *outputs, uint32_t stage)
     for (size_t i = 0; i < count; i++) {
         const mp_out_tensor *out = &outputs->work->outputs[list[i]];
 
+        /* Gigabytes of output that nobody will read again would push the source out of the page
+         * cache. */
         mp_file_forget(outputs->fds[out->file], out->offset, out->bytes);
     }
 }

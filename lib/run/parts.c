@@ -1,5 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The parts of a run: who does which units, who else is there, and putting them together. */
+/* The parts of a run: which units each does, which others exist, and how they are joined.
+ *
+ * Parts never talk to each other. All a part knows comes from the plan, which every process
+ * computes the same way, and from the names and contents of the journals in OUT.partial; parts.h
+ * explains why that is enough. A journal's name includes the number of parts, so one look at the
+ * directory reveals a run that was split differently.
+ *
+ * Units are split by bytes written rather than by count: gate and up weigh twice as much as down,
+ * and an expert with copies is written once for each. Bounds must come out the same everywhere, so
+ * they are integers computed from the plan. They ascend, since a bound moves by less than a
+ * sixteenth of a part.
+ *
+ * Joining locks every journal before it believes any unit done, writes the one "journal" durably,
+ * and only then removes the others. A kill in between leaves both, and the next `finish` sees that
+ * the one journal exists. Everything here runs on one thread. */
 #include "run/parts.h"
 
 #include <dirent.h>
@@ -29,7 +43,8 @@ static void sum_units(const mp_job *job, uint64_t *sums)
         sums[u + 1] = sums[u] + job->unit_bytes(job->plan, u);
 }
 
-/* First unit of each stage: the lowest of those that it lists. */
+/* First unit of each stage: the lowest in its list, which is not always the first. A stage without
+ * units gets a bound that no part will snap to. */
 static void find_stages(const mp_job *job, uint64_t *units, uint64_t *first)
 {
     for (uint32_t stage = 0; stage < job->work->num_stages; stage++) {
@@ -51,6 +66,8 @@ static uint64_t bound_of(const mp_work *work, uint32_t part, uint32_t count, con
                          const uint64_t *stages)
 {
     uint64_t total = sums[work->num_units], share = total / count;
+    /* total * part / count without overflow: the first product is at most total, the second is
+     * below count squared, and count has 32 bits. */
     uint64_t wanted = share * part + total % count * part / count;
     uint64_t bound = 0, end = work->num_units, near = share / SNAP;
 
@@ -62,6 +79,7 @@ static uint64_t bound_of(const mp_work *work, uint32_t part, uint32_t count, con
         else
             end = middle;
     }
+    /* A part that starts with a stage fills its tensors alone, and can digest them as it writes. */
     for (uint32_t s = 0; s < work->num_stages; s++) {
         uint64_t away = distance(sums[stages[s]], wanted);
 
@@ -104,7 +122,8 @@ char *mp_part_journal(uint32_t number, uint32_t count, char name[MP_PART_NAME_MA
     return name;
 }
 
-/* Whether a name is, to the letter, that of a part's journal. */
+/* Whether a name is exactly that of a part's journal: "journal-02-of-3" and a user's
+ * "journal-1-of-2.bak" are not ours to remove. */
 static bool read_name(const char *name, uint32_t *number, uint32_t *count)
 {
     char again[MP_PART_NAME_MAX];
@@ -115,6 +134,7 @@ static bool read_name(const char *name, uint32_t *number, uint32_t *count)
            strcmp(mp_part_journal(*number, *count, again), name) == 0;
 }
 
+/* A directory has tens of them at most, so grow by one. */
 static int add_part(mp_parts *parts, uint32_t number, uint32_t count, const char *dir,
                     mp_error *err)
 {
@@ -196,10 +216,13 @@ void mp_parts_mark(const mp_outputs *outputs, const mp_part *part)
         struct flock lock = {
             .l_type = F_WRLCK,
             .l_whence = SEEK_SET,
+            /* Beyond the end, so that no lock covers data and the locks of parts never conflict. */
             .l_start = (off_t)(outputs->work->files[f].bytes + part->number),
             .l_len = 1,
         };
 
+        /* A lock of the open file, not of the process: closing some other descriptor must not drop
+         * it. */
         (void)fcntl(outputs->fds[f], F_OFD_SETLK, &lock);
     }
 }
@@ -225,6 +248,7 @@ static int open_journals(const char *dir, const mp_job *job, const char *terms,
         found_part *f = &found[part.number - 1];
         int rc = mp_journal_open(&f->journal, dir, job->work, &part, terms, state, err);
 
+        /* A part that is still running is reported along with the others that are not done. */
         if (rc != 0 && !f->journal.busy)
             return rc;
         f->begun = true;
@@ -232,6 +256,7 @@ static int open_journals(const char *dir, const mp_job *job, const char *terms,
     return 0;
 }
 
+/* Counts the units of every part, and how many of them are done by anyone. */
 static int count_units(const mp_job *job, const mp_progress_state *state, uint32_t count,
                        found_part *found, mp_error *err)
 {
@@ -243,6 +268,8 @@ static int count_units(const mp_job *job, const mp_progress_state *state, uint32
         size_t num = job->units(job->plan, stage, units);
 
         for (size_t i = 0; i < num; i++) {
+            /* Go by the bounds, not by whose journal lists it: a unit that two parts have done is
+             * done. */
             found_part *f = &found[mp_last_begun(bounds, sizeof *bounds, count, units[i])];
 
             f->units++;
@@ -310,6 +337,7 @@ static int join(const char *dir, const mp_job *job, const char *terms, const mp_
     int rc = found ? mp_progress_init(&state, job->work, err) : mp_fail_memory(err);
 
     for (uint32_t i = 0; found && i < parts->count; i++)
+        /* 0 would be standard input, and closing must not close that. */
         found[i].journal.fd = -1;
     if (rc == 0)
         rc = open_journals(dir, job, terms, parts, found, &state, err);
@@ -317,6 +345,7 @@ static int join(const char *dir, const mp_job *job, const char *terms, const mp_
         rc = count_units(job, &state, parts->count, found, err);
     if (rc == 0)
         rc = check_done(dir, found, parts->count, err);
+    /* Parts may have been started from different directories; any one will do. */
     for (uint32_t i = 0; found && !how && i < parts->count; i++)
         how = found[i].journal.how;
     if (rc == 0)

@@ -104,7 +104,8 @@ static int make_durable(run *r, mp_error *err)
     int rc = units ? 0 : mp_fail_memory(err);
 
     if (rc == 0) {
-        /* Units first: what they wrote is marked by then. */
+        /* Take the units first: everything they wrote is marked by then. A unit that finishes in
+         * between is synced as well, but waits for the next batch. */
         count = take_pending(r, units);
         rc = mp_outputs_sync(&r->outputs, err);
     }
@@ -128,6 +129,7 @@ static bool note_unit(run *r, uint64_t unit)
     r->pending[r->num_pending++] = unit;
     r->pending_bytes += bytes;
     r->bytes_done += bytes;
+    /* Only one thread syncs at a time. A second would sync the same files, no faster. */
     sync = r->pending_bytes >= SYNC_BYTES && !r->syncing;
     r->syncing |= sync;
     if (r->context && r->context->progress)
@@ -140,6 +142,7 @@ static bool note_unit(run *r, uint64_t unit)
  * A stage
  */
 
+/* Runs in parallel over the units of a stage. */
 static int do_unit(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     run *r = user;
@@ -151,6 +154,8 @@ static int do_unit(void *user, uint64_t index, void *scratch, mp_error *err)
         return err->code;
     if (r->state.stats)
         r->state.stats[unit] = stats;
+    /* These entries belong to this unit alone. The thread that journals them sees them through the
+     * lock that note_unit takes. */
     r->state.unit_done[unit] = true;
     return note_unit(r, unit) ? make_durable(r, err) : 0;
 }
@@ -160,6 +165,8 @@ typedef struct digest_job {
     const uint32_t *outputs; /* of the stage */
 } digest_job;
 
+/* Digests a tensor that all its units have filled. Runs in parallel over the tensors of a stage;
+ * each has its own entries, and the lock guards the journal. */
 static int do_digest(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     const digest_job *job = user;
@@ -215,12 +222,15 @@ static int run_stage(run *r, uint32_t stage, mp_error *err)
     uint64_t units = list_units(r, stage);
     int rc = 0;
 
+    /* A part leaves the digests of stages it had finished earlier to `finish`. */
     if (is_part(r) && units == 0)
         return 0;
     rc = mp_outputs_begin_stage(&r->outputs, stage, err);
     if (rc == 0)
         rc = mp_parallel(r->context, units, r->work->scratch_bytes, do_unit, r, err);
     if (rc == 0)
+        /* A digest may be journaled before the units it covers; journal.c explains why that is
+         * safe. */
         rc = mp_parallel(r->context, outputs, DIGEST_BYTES, do_digest, &digests, err);
     if (rc == 0 && !is_part(r))
         rc = end_stage(r, stage, err);
@@ -238,6 +248,7 @@ static int run_stages(run *r, mp_error *err)
     mp_begin_phase(r->context, "writing");
     for (uint32_t stage = 0; rc == 0 && stage < r->work->num_stages; stage++)
         rc = run_stage(r, stage, err);
+    /* Report the first error, but still save what can be saved. */
     if (make_durable(r, rc ? &later : err) != 0 && rc == 0)
         rc = err->code;
     return rc;
@@ -278,6 +289,8 @@ static int open_files(run *r, mp_error *err)
                        "directory to start anew",
                        r->partial, missing->path);
     if (missing) {
+        /* All units will be redone, so a file that was compressed is written again as a plain
+         * one. */
         memset(r->outputs.compressed, 0, r->work->num_files * sizeof *r->outputs.compressed);
         if (mp_journal_restart(&r->journal, r->work, &r->state, err) != 0)
             return err->code;
@@ -305,8 +318,11 @@ static int finish(run *r, mp_error *err)
         rc = r->job->finish(r->job->plan, &r->state, r->partial, err);
     if (rc == 0)
         rc = mp_outputs_sync_dirs(&r->outputs, r->partial, err);
+    /* The sums cover all other files except the journal, which is about to go. */
     if (rc == 0 && r->work->sha256)
         rc = mp_sums_write(&r->sums, r->partial, r->context, err);
+    /* The journal goes just before the rename. If killed earlier, the run can be resumed and has no
+     * units left; if killed in between, OUT.partial has no journal and is started over. */
     if (rc == 0 && unlink(journal) != 0)
         rc = mp_fail_errno(err, errno, "cannot remove \"%s\"", journal);
     if (rc == 0)
@@ -409,6 +425,8 @@ static int run_part(run *r, mp_error *err)
         rc = mp_journal_open(&r->journal, r->partial, r->work, part, r->terms, &r->state, err);
     if (rc != 0)
         return rc;
+    /* Open our own journal first and look at the others second: of two parts that start at once, at
+     * least one sees the other. */
     rc = mp_parts_check_others(r->partial, part, &r->journal, &r->others_wrote, err);
     if (rc != 0 && r->journal.fresh)
         unlink(r->journal.path); /* or it would be in the way of the others */
@@ -445,6 +463,8 @@ static int run_finish(run *r, mp_error *err)
         rc = mp_journal_open(&r->journal, r->partial, r->work, NULL, r->terms, &r->state, err);
     if (rc == 0)
         rc = check_all_done(r, err);
+    /* A file that is missing or short now means that finished units are lost, and no unit will be
+     * redone. */
     r->others_wrote = true;
     if (rc == 0)
         rc = write_files(r, err);
@@ -494,6 +514,8 @@ int mp_job_run(const mp_job *job, const char *out, mp_run_mode mode, const mp_co
     if (rc == 0)
         rc = check_part(&r, err);
     if (rc == 0) {
+        /* A scheduler may start a part again after the run is finished: then nothing is left to
+         * do. */
         bool go_on = mode == MP_RUN_RESUME || is_part(&r) ||
                      (mode == MP_RUN_FINISH && !mp_path_exists(r.partial));
 

@@ -1,5 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* SHA256SUMS: taken while files are written, or of files that are there; and checking it. */
+/* SHA256SUMS: taken while files are written, or of files that are already there; and checking it.
+ *
+ *     9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08  rank-000/model-...
+ *
+ * SHA-256 cannot be assembled from parts, so a file has to be hashed from its beginning. Shards
+ * hold tensors in the order of layers, and stages are layers. So after each stage a file is
+ * complete up to the first tensor of a later stage, and that much is hashed while its pages are
+ * still in memory. Reading everything again at the end would double the reading of a run that is
+ * bound by the disk.
+ *
+ * A resumed run hashes from the beginning, since the state of a hash is not kept. A file that is to
+ * be compressed is hashed once, in its compressed form.
+ *
+ * Lists are sorted by path, bytewise, so that the file is the same everywhere and lookups can
+ * bisect. Files are hashed in parallel, one thread per file, and a thread touches only the sum of
+ * its own. */
 #include "run/sums.h"
 
 #include <stdio.h>
@@ -79,7 +94,7 @@ typedef struct advance_job {
     const char *dir;
 } advance_job;
 
-/* A compressed file is finished at once. */
+/* A compressed file appears all at once, when its last stage ends (run/compress.c). */
 static int sum_compressed(const advance_job *job, size_t f, void *buffer, mp_error *err)
 {
     char *path = mp_out_compressed_path(&job->sums->work->files[f], job->dir);
@@ -90,6 +105,8 @@ static int sum_compressed(const advance_job *job, size_t f, void *buffer, mp_err
     return rc;
 }
 
+/* Runs in parallel over files. An offset marks how far a file is hashed, so a stage that adds
+ * nothing to a file costs nothing. */
 static int advance(void *user, uint64_t f, void *buffer, mp_error *err)
 {
     const advance_job *job = user;
@@ -104,6 +121,8 @@ static int advance(void *user, uint64_t f, void *buffer, mp_error *err)
         return 0;
     if (work->zstd != MP_ZSTD_NONE)
         return job->outputs->compressed[f] ? sum_compressed(job, f, buffer, err) : 0;
+    /* Stop at the first tensor that a later stage fills, even if those behind it are done. The
+     * header lies before the first tensor and is hashed along with it. */
     while (sum->tensor < file->num_tensors && tensors[sum->tensor].stage <= job->stage) {
         end = tensors[sum->tensor].offset + tensors[sum->tensor].bytes;
         sum->tensor++;
@@ -169,7 +188,8 @@ static int add_line(lines *all, const char *path, size_t length, mp_error *err)
     return 0;
 }
 
-/* sha256sum writes such names in another form, which nobody has use for. */
+/* sha256sum escapes such names and starts the line with a backslash. We never write such names, so
+ * refuse them instead of supporting that form. */
 static int visit(void *user, const char *path, uint64_t bytes, mp_error *err)
 {
     lines *all = user;
@@ -200,6 +220,7 @@ static int list_files(lines *all, mp_error *err)
     return rc;
 }
 
+/* The lists are sorted by path. */
 static line *find_line(const lines *all, const char *path)
 {
     line key = {.path = (char *)path};
@@ -236,6 +257,8 @@ static int take_sums(const mp_sums *sums, lines *all, mp_error *err)
                                work->zstd != MP_ZSTD_NONE ? MP_ZSTD_SUFFIX : "");
         line *found = path ? find_line(all, path) : NULL;
 
+        /* Files of a resumed run, and files that were here before, may have none: they are hashed
+         * next. */
         if (found && sums->files[f].whole)
             memcpy(found->hex, sums->files[f].hex, MP_SHA_TEXT);
         free(path);
@@ -286,7 +309,8 @@ int mp_checksums_write(const char *dir, const mp_context *context, mp_error *err
  * Checking
  */
 
-/* Reads what the directory's SHA256SUMS says, sorted. */
+/* Reads what the directory's SHA256SUMS says, sorted. Names are only looked up among the files that
+ * the walk found and are never opened, so one with "../" in it is just missing. */
 static int read_lines(lines *said, mp_error *err)
 {
     char *path = mp_path_join(said->dir, MP_SUMS_NAME), *text = NULL;
@@ -295,6 +319,7 @@ static int read_lines(lines *said, mp_error *err)
     free(path);
     for (const char *at = text; rc == 0 && *at;) {
         size_t length = strcspn(at, "\n");
+        /* An asterisk means binary mode, which makes no difference on Linux. */
         bool ours = length > HEX + 2 && strspn(at, "0123456789abcdef") == HEX && at[HEX] == ' ' &&
                     (at[HEX + 1] == ' ' || at[HEX + 1] == '*');
 
@@ -313,6 +338,7 @@ static int read_lines(lines *said, mp_error *err)
     return rc;
 }
 
+/* Both ways round: a file can be changed, missing, or present without a sum. */
 static void compare(const lines *said, const lines *there, mp_problems *problems)
 {
     for (size_t i = 0; i < said->count; i++) {
@@ -325,6 +351,7 @@ static void compare(const lines *said, const lines *there, mp_problems *problems
                        said->list[i].hex);
     }
     for (size_t i = 0; i < there->count; i++)
+        /* A file without a sum is a difference too: an engine might load it. */
         if (!find_line(said, there->list[i].path))
             mp_problem(problems, "%s: is not in " MP_SUMS_NAME, there->list[i].path);
 }

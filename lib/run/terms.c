@@ -1,5 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The terms of a run: what all kinds of runs have in common, comparing, and keeping them. */
+/* The terms of a run: what all kinds of runs have in common, comparing terms, and storing them.
+ *
+ *     tool 1.4.0
+ *     target megamoe-w4a8
+ *     layers 0-3,7
+ *     source model-00001-of-00002.safetensors 4999998464 5d41402abc4b2a76b9719d911017c592
+ *     weights model-00001-of-00002.safetensors 7d793037a0760186574b0282f2f435e7
+ *
+ * Terms are compared as text, line by line, and never parsed: a new option is a new line, and an
+ * old journal differs by not having it. They record what the options came to rather than what was
+ * typed, so two ways of asking for the same thing are the same run.
+ *
+ * A source is identified by the size, the header and the last 4 KiB of each shard, not by all of
+ * its bytes: a run must not read a terabyte before it starts. Two finetunes of one model have the
+ * same headers; to be confused they would also need the same ending in every shard.
+ *
+ * All of it runs on one thread, before or after the loops of a run. */
 #include "run/terms.h"
 
 #include <inttypes.h>
@@ -73,8 +89,10 @@ void mp_terms_source(const mp_checkpoint *ckpt, FILE *f)
     }
 }
 
-/* The last bytes of a shard: other weights of the same shapes have other ones. Of a file that can
- * only be read from its beginning, which is too long to read for this, those that are stored. */
+/* The last bytes of a shard, which differ between weights of the same shapes. `source` covers the
+ * header already. For a compressed file that can only be read from its beginning, use the last
+ * stored bytes instead: decoding it all would take minutes, and checksums of zstd frames are among
+ * them. */
 static int digest_end(const mp_checkpoint *ckpt, const mp_shard *shard, mp_hex_digest hex,
                       mp_error *err)
 {
@@ -115,13 +133,14 @@ static mp_term term_at(const char *line)
     return (mp_term){line, (int)(length < SHOWN ? length : SHOWN)};
 }
 
-/* Two lines of which one begins like the other, and further than is shown, are told apart by
- * nothing that a message has room for; it is enough that they differ. */
+/* Two lines may look the same in a message, where only their beginnings fit. What counts is that
+ * they differ. */
 bool mp_terms_differ(const char *had, const char *want, mp_term *a, mp_term *b)
 {
     while (*had || *want) {
         size_t n = strcspn(had, "\n"), m = strcspn(want, "\n");
 
+        /* The last comparison tells a text that ends here from one that continues. */
         if (n != m || memcmp(had, want, n) != 0 || had[n] != want[m]) {
             *a = term_at(had);
             *b = term_at(want);
@@ -145,6 +164,8 @@ int mp_terms_check_done(const char *out, const char *had, const char *want, mp_e
                    out, a.length, a.text, b.length, b.text);
 }
 
+/* Compression is not a term, since it can be added and undone later; but a run must not silently
+ * leave what it was asked to compress. */
 int mp_terms_check_compressed(const char *out, const mp_work *work, mp_error *err)
 {
     const bool want = work->zstd != MP_ZSTD_NONE;
@@ -210,6 +231,8 @@ int mp_terms_reported(const json_t *json, const char *what, char **terms, mp_err
     if (fclose(f) != 0)
         rc = mp_fail_memory(err);
     if (rc == 0) {
+        /* The list may have been edited by hand, and must not then pass for what was really
+         * made. */
         mp_hex_digest_of(*terms, length, hex);
         if (!digest || strcmp(digest, hex) != 0)
             rc = mp_fail(err, MP_ERR_INPUT,

@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The files of a work: which tensors each holds, its header, byte for byte, and their index. */
+/* The files of a work: which tensors each one holds, its header byte for byte, and their index.
+ *
+ * Plans add tensors in the order in which they will lie. Files are cut from that order once all
+ * tensors are known, because a file's name says how many files there are. After that no byte's
+ * place changes: headers are finished text, offsets are final, and units may run in any order.
+ *
+ *     outputs  [ t0 t1 t2 | t3 | t4 t5 ]       each file: a run of neighbours
+ *     files    [ 0        | 1  | 2     ]
+ *
+ * A tensor is never split, so one above the limit gets a larger file of its own. The limit counts
+ * tensors and not headers, as Hugging Face's does. Plans are made on one thread; runs only read
+ * them. */
 #include "run/work.h"
 
 #include "base/error.h"
@@ -28,6 +39,7 @@ int mp_work_reserve(mp_work *work, uint64_t outputs, mp_error *err)
 int mp_work_add(mp_work *work, char *name, mp_dtype dtype, const uint64_t *shape, uint32_t dims,
                 uint32_t stage, mp_error *err)
 {
+    /* The plan counted its tensors and reserved room for them first, so there is room. */
     mp_out_tensor *out = &work->outputs[work->num_outputs];
     mp_tensor_spec spec = {name, dtype, dims, shape};
 
@@ -60,6 +72,7 @@ static void split(mp_work *work, uint64_t first, uint64_t limit)
     for (uint64_t i = first; i < work->num_outputs; i++) {
         mp_out_tensor *out = &work->outputs[i];
 
+        /* Tested in this order the subtraction cannot wrap, nor can the sum below. */
         if (!file || out->bytes > limit || filled > limit - out->bytes) {
             file = &work->files[work->num_files++];
             *file = (mp_out_file){.first_tensor = (uint32_t)i};
@@ -94,7 +107,8 @@ static int make_header(mp_work *work, mp_out_file *file, const char *const *meta
     return rc;
 }
 
-/* The same with a note of each tensor under its name. */
+/* The same with a note for each tensor under its name. Other readers just see strings in
+ * "__metadata__", which is all the format allows there. */
 static int make_noted_header(mp_work *work, mp_out_file *file, const char *const *notes,
                              mp_error *err)
 {
@@ -160,7 +174,7 @@ void mp_work_release(mp_work *work)
     memset(work, 0, sizeof *work);
 }
 
-/* Null without memory. */
+/* Null without memory. The index lies next to its files, so their names have no directory. */
 static json_t *index_json(const mp_work *work, size_t first, size_t count)
 {
     json_t *map = json_object();
