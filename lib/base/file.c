@@ -1,5 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* System calls on files, through interrupts and short counts, with errors that name the file. */
+/* System calls on files that see through interrupts and short counts, with errors that name the
+ * file.
+ *
+ * Reads and writes carry their offset (pread, pwrite), so threads can share a descriptor without
+ * sharing a position; nothing here has state. A function either moved every byte or failed, and
+ * callers never see a short count. Offsets come from files and plans, so they are checked against
+ * off_t first.
+ *
+ * Whatever has to survive a crash is synced by its writer, and an error from a sync is final. Linux
+ * reports lost pages once and then marks them clean, so a second fsync would succeed and prove
+ * nothing. A new file or a rename is durable only once its directory is synced too.
+ *
+ * Directories that we write to may contain what others put there. Files that are written piece by
+ * piece are opened without following a link, trees are removed without following links, and a link
+ * is never accepted in place of a directory that we make. */
 #include "base/file.h"
 
 #include <errno.h>
@@ -13,7 +27,7 @@
 
 #include "base/error.h"
 
-/* One call moves at most this much: Linux itself stops short of 2 GiB. */
+/* One call moves at most this much: Linux itself stops at 2 GiB less a page. */
 #define CALL_MAX ((uint64_t)1 << 30)
 
 /* Buffer that files are copied through. */
@@ -34,6 +48,7 @@ int mp_pread_all(int fd, void *buffer, uint64_t n, uint64_t offset, const char *
         if (got < 0)
             return mp_fail_errno(err, errno, "cannot read \"%s\" at byte %llu", path,
                                  (unsigned long long)offset);
+        /* The file was truncated while being read, or its header promised more than it holds. */
         if (got == 0)
             return mp_fail(err, MP_ERR_IO, "\"%s\" ends at byte %llu, %llu bytes too early", path,
                            (unsigned long long)offset, (unsigned long long)n);
@@ -71,6 +86,7 @@ static int open_with(const char *path, int flags, int *fd, mp_error *err)
     } while (*fd < 0 && errno == EINTR);
     if (*fd >= 0)
         return 0;
+    /* A pack with many ranks and shards keeps hundreds of files open. */
     if (errno == EMFILE || errno == ENFILE)
         return mp_fail_errno(err, errno, "cannot open \"%s\" (raise `ulimit -n`)", path);
     return mp_fail_errno(err, errno, "cannot open \"%s\"", path);
@@ -115,6 +131,7 @@ int mp_file_sync(int fd, const char *path, mp_error *err)
 {
     int rc;
     do
+        /* fdatasync is enough: it covers the size, and the times do not matter. */
         rc = fdatasync(fd);
     while (rc != 0 && errno == EINTR);
     return rc == 0 ? 0 : mp_fail_errno(err, errno, "cannot sync \"%s\"", path);
@@ -142,6 +159,8 @@ int mp_file_close(int fd, const char *path, mp_error *err)
     return 0;
 }
 
+/* Writes in place, so a crash may leave it empty or cut off. Where that matters, write to another
+ * name and rename. */
 int mp_write_file(const char *path, const void *data, uint64_t n, mp_error *err)
 {
     int fd;
@@ -170,6 +189,7 @@ int mp_file_copy(const char *from, const char *to, mp_error *err)
     if (rc == 0)
         rc = mp_open_write(to, &out, err);
     if (rc == 0)
+        /* An old file was not truncated when opened: drop whatever it has beyond this size. */
         rc = mp_file_resize(out, to, size, err);
     for (uint64_t at = 0; rc == 0 && at < size; at += COPY_BYTES) {
         uint64_t n = size - at < COPY_BYTES ? size - at : COPY_BYTES;
@@ -206,6 +226,7 @@ static int copy_through_memory(int in, uint64_t from, int out, uint64_t to, uint
     return rc;
 }
 
+/* Let the kernel copy, and share blocks where it can. Copy through memory what it refuses. */
 int mp_file_copy_range(int in, uint64_t from, int out, uint64_t to, uint64_t n, const char *in_path,
                        const char *out_path, mp_error *err)
 {
@@ -230,6 +251,7 @@ int mp_make_dir(const char *path, mp_error *err)
     if (mkdir(path, 0777) == 0)
         return 0;
     int why = errno;
+    /* lstat, so that a link to a directory is not accepted. */
     if (why == EEXIST && lstat(path, &st) == 0 && S_ISDIR(st.st_mode))
         return 0;
     if (why == EEXIST && S_ISLNK(st.st_mode))
@@ -237,6 +259,7 @@ int mp_make_dir(const char *path, mp_error *err)
     return mp_fail_errno(err, why, "cannot make directory \"%s\"", path);
 }
 
+/* Cuts the path at each slash for a moment, then restores it. */
 int mp_make_dirs(char *path, size_t from, mp_error *err)
 {
     int rc = 0;
@@ -265,11 +288,13 @@ static int remove_entry(const char *path, const struct stat *st, int type, struc
 
 int mp_remove_tree(const char *path, mp_error *err)
 {
+    /* Children come before their directory, and links are removed rather than followed. */
     if (nftw(path, remove_entry, WALK_DESCRIPTORS, FTW_DEPTH | FTW_PHYS) != 0)
         return mp_fail_errno(err, errno, "cannot remove \"%s\"", path);
     return 0;
 }
 
+/* Only advice: dirty pages stay, and a system that ignores it is slower, no more. */
 void mp_file_forget(int fd, uint64_t offset, uint64_t n)
 {
     if (n > 0) /* a length of 0 would mean the rest of the file */

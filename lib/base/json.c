@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* JSON texts to jansson values and back, with errors that say where and what. */
+/* JSON text to jansson values and back, with errors that say where and what.
+ *
+ * Duplicate keys are refused everywhere. Jansson keeps the last, other readers keep the first, and
+ * a tensor must not mean one thing to us and another to an engine. Values are read through getters
+ * that name the object and the key, so no caller meets a null or an unexpected type.
+ *
+ * Files written by Python may contain NaN and Infinity, which are not JSON. These words are put in
+ * quotes before jansson sees the text. That takes no parser of our own, only knowing where strings
+ * are, and it cannot turn invalid text into valid text.
+ *
+ * The seed of jansson's hash tables is the only thing that threads share, and it is set before the
+ * first text is parsed. Values belong to one thread. */
 #include "base/json.h"
 
 #include <stdlib.h>
@@ -75,6 +86,7 @@ static size_t quote_words(const char *text, size_t length, size_t limit, char *o
     for (const char *p = text; p < end && n < limit;) {
         size_t word = in_string ? 0 : number_word(p, end);
         bool quoted = word > 0 && !is_key(p + word, end);
+        /* A backslash takes the next byte along, so an escaped quote does not end the string. */
         size_t take = word > 0 ? word : in_string && *p == '\\' && p + 1 < end ? 2 : 1;
 
         if (out && quoted)
@@ -105,6 +117,7 @@ int mp_json_parse_python(const char *text, uint64_t length, const char *what, js
     char *copy;
     int rc = 0;
 
+    /* Count first, then write: a bound by length alone would be two thirds too large. */
     quoted = quote_words(body, n, SIZE_MAX, NULL, &words);
     copy = mp_alloc((uint64_t)quoted + 1, 1);
     *json = NULL;
@@ -158,6 +171,7 @@ int mp_json_load_python(const char *path, uint64_t limit, json_t **json, mp_erro
     return load(path, limit, mp_json_parse_python, json, err);
 }
 
+/* Measure first, then dump into memory of exactly that size. */
 char *mp_json_text(const json_t *json)
 {
     const size_t flags = JSON_INDENT(2) | JSON_ENCODE_ANY;
@@ -196,6 +210,7 @@ static const char *type_name(json_type type)
     return "nothing";
 }
 
+/* Every member is looked up here, so that a missing or mistyped one is always named. */
 static int get(const json_t *object, const char *key, const char *what, json_type type,
                json_t **value, mp_error *err)
 {

@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Members of a JSON text: where they stand, and texts with one of them changed. */
+/* Members of a JSON text: where they are, and editing one of them in place.
+ *
+ *     {"a": 1,  "text_config": {"b": [2, 3]}}
+ *            b  k              v            e     before, key, value and end of "text_config"
+ *
+ * A config.json belongs to somebody: people diff it, and 1e-05 has to stay 1e-05. So the text is
+ * edited in place instead of being parsed and dumped. The scanner below relies on two things that
+ * its callers guarantee: the text is valid JSON, because jansson has read it, and every object on a
+ * path exists. It checks nothing itself, and it terminates because quotes and brackets match.
+ *
+ * Keys are compared as they are spelled: one with escapes counts as a different key here. One
+ * thread works on a text. */
 #include "base/json_edit.h"
 
 #include <stdlib.h>
@@ -32,6 +43,7 @@ static const char *skip_value(const char *p)
 
     if (*p == '"')
         return skip_string(p);
+    /* A number or a word contains no quotes or brackets, and ends at the next separator. */
     if (*p != '{' && *p != '[')
         return p + strcspn(p, ",]} \t\r\n");
     do {
@@ -39,6 +51,7 @@ static const char *skip_value(const char *p)
             p = skip_string(p);
             continue;
         }
+        /* In a valid text it does not matter which bracket closes which. */
         depth += *p == '{' || *p == '[';
         depth -= *p == '}' || *p == ']';
         p++;
@@ -90,6 +103,7 @@ static member find_member(const char *object, const char *key, member *last)
     return m;
 }
 
+/* Every object on the path exists: see json_edit.h. */
 static const char *find_object(const char *text, mp_json_path path)
 {
     const char *object = skip_space(text);
@@ -116,7 +130,9 @@ static int splice(char **text, const char *from, const char *to, const char *mid
     return 0;
 }
 
-/* White space in front of a member: what stands between comma or brace and its key. */
+/* White space in front of a member: what stands between the comma or brace and its key. A new
+ * member behind it gets the same, and with it the file's indentation, whether spaces, a tab or
+ * none. */
 static char *space_before(const member *m)
 {
     return m->key ? strndup(m->before + 1, (size_t)(m->key - m->before - 1)) : strdup("");
@@ -149,6 +165,7 @@ static char *value_text(const json_t *value, const char *space)
     return text;
 }
 
+/* An existing member keeps its place. A new one goes last, after a comma if there are others. */
 int mp_json_set(char **text, mp_json_path path, const char *key, const json_t *value, mp_error *err)
 {
     member last, m = find_member(find_object(*text, path), key, &last);
@@ -182,5 +199,6 @@ int mp_json_remove(char **text, mp_json_path path, const char *key, mp_error *er
     next = next_member(&m);
     if (next.key)
         return splice(text, m.key, next.key, "", err);
+    /* The last of several members takes the comma in front of it along; an only member has none. */
     return splice(text, *m.before == ',' ? m.before : m.key, m.end, "", err);
 }

@@ -1,5 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Lists of layers and ranks, as users type them. */
+/* Lists of layers and ranks as users type them: "0-3,7,mtp.0".
+ *
+ * A number means a decoder layer by the number in its name, not by position: if a model's first
+ * three layers are dense, "3" is its first MoE layer. Blocks called mtp.0 have numbers of their own
+ * and can only be selected by name. Every item has to match something: a list that selects less
+ * than the user meant is an error, not an empty run. Overlaps are fine.
+ *
+ * Marks go into the caller's arrays; there is no other state. */
 #include "base/select.h"
 
 #include "base/error.h"
@@ -16,7 +23,8 @@ typedef struct item {
     uint64_t first, last;
 } item;
 
-/* Reads digits at *text, and moves it behind them. */
+/* Reads digits at *text and moves it behind them. Only digits, no sign and no space: strtoul
+ * accepts more, and would take some names for numbers. */
 static bool read_number(const char **text, const char *end, uint64_t *number)
 {
     const char *p = *text;
@@ -48,6 +56,8 @@ static void parse_item(const char *text, size_t length, item *out)
         if (!read_number(&p, end, &out->last))
             return;
     }
+    /* "3-" and "5-2" are not ranges, and no layer has such a name, so the item matches nothing and
+     * fails. */
     out->is_range = p == end && out->first <= out->last;
 }
 

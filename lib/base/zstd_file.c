@@ -1,10 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Compressed files: finding their frames, and reading anywhere through a cache.
+/* Compressed files: finding their frames, and random access through a cache.
  *
- * A thread holds one frame of the cache while it copies from it and none while it waits for
- * another, so that waiting ends. Whoever misses a frame first decodes it, without the lock; who
- * wants the same frame meanwhile waits for that. A read that takes a whole frame passes the cache
- * by. */
+ * Frames are found by the seek table or, in files from other tools, by walking from head to head:
+ * every block states its length, so nothing has to be decoded. After that the list of frames is all
+ * that reading needs, and it never changes.
+ *
+ * The cache holds decoded frames, at most MP_FRAME_MAX bytes per thread. Rows of a tensor are read
+ * in tiles much smaller than a frame, weights and scales in turn; without a cache each tile would
+ * decode its frame again. A read that covers a whole frame decodes straight into the caller's
+ * buffer.
+ *
+ * Threads. The lock guards the slots and the clock; frames are decoded without it. The first thread
+ * to miss a frame makes a slot and fills it, and others that want the frame wait for `changed`. A
+ * thread holds at most one slot, and none while it waits, so somebody can always make progress. */
 #include "base/zstd_file.h"
 
 #include <pthread.h>
@@ -47,6 +55,8 @@ static int walk_frame(const mp_zstd_file *file, const mp_frame_head *head, uint6
         if (type == BLOCK_RESERVED)
             return mp_fail(err, MP_ERR_INPUT, "a block of no known type at byte %llu",
                            (unsigned long long)*end);
+        /* RFC 8878, 3.1.1.2: bit 0 marks the last block, bits 1-2 give the type, and the rest is
+         * the size. For a run of one byte that is the size of its content. */
         *end += BLOCK_HEAD + (type == BLOCK_RLE ? 1 : block >> 3);
         last = block & 1;
     }
@@ -72,8 +82,9 @@ static int count_content(mp_zstd_file *file, mp_error *err)
     return rc;
 }
 
-/* Finds the frames where no table lists them. A skippable frame belongs to the one before it or,
- * at the beginning, makes the list useless: then, too, the file is read in order. */
+/* Finds the frames where no table lists them. A file is seekable if every frame has content and
+ * says how much. A skippable frame has none, and looking it up by content could not tell it from
+ * its neighbour, so a file with one is read in order. */
 static int walk_frames(mp_zstd_file *file, mp_error *err)
 {
     mp_frames *frames = &file->frames;
@@ -89,6 +100,7 @@ static int walk_frames(mp_zstd_file *file, mp_error *err)
             rc = walk_frame(file, &head, at, &end, err);
         if (rc != 0)
             return mp_error_prefix(err, "frame %zu at byte %llu", i, (unsigned long long)at);
+        /* The stored size is bounded too, since a frame is read whole to be decoded. */
         sized &= head.skippable || head.sized;
         file->seekable &= !head.skippable && head.sized && head.content <= MP_FRAME_MAX &&
                           head.content > 0 && end - at <= 2 * MP_FRAME_MAX;
@@ -99,6 +111,7 @@ static int walk_frames(mp_zstd_file *file, mp_error *err)
     if (frames->count == 0)
         return mp_fail(err, MP_ERR_INPUT, "file of 0 bytes holds no zstd frame");
     file->content = frames->list[frames->count].content;
+    /* Frames written by `zstd` to a pipe do not state their content size. */
     return sized ? 0 : count_content(file, err);
 }
 
@@ -128,6 +141,8 @@ void mp_zstd_file_release(mp_zstd_file *file)
     mp_frames_release(&file->frames);
 }
 
+/* The table could claim sizes that the frames do not have. Readers would notice only frame by
+ * frame, too late for whoever trusted the total. */
 int mp_zstd_file_check(const mp_zstd_file *file, mp_error *err)
 {
     const mp_frames *frames = &file->frames;
@@ -207,6 +222,7 @@ void mp_frame_cache_free(mp_frame_cache *cache)
     free(cache);
 }
 
+/* There are sixteen slots per thread: scanning them is nothing next to decoding a frame. */
 static slot *find_slot(mp_frame_cache *cache, const mp_zstd_file *file, size_t frame)
 {
     for (size_t i = 0; i < cache->num_slots; i++)
@@ -230,6 +246,7 @@ static slot *make_slot(mp_frame_cache *cache, uint64_t bytes)
             else if (s->users == 0 && (!oldest || s->used < oldest->used))
                 oldest = s;
         }
+        /* Keep dropping until there is room. A frame is never larger than one thread's share. */
         if (unused && cache->bytes + bytes <= cache->limit)
             return unused;
         if (!oldest)
@@ -256,6 +273,8 @@ static slot *take(mp_frame_cache *cache, const mp_zstd_file *file, size_t frame,
             cache->bytes += bytes;
             break;
         }
+        /* Either somebody is filling this frame or all slots are in use. In both cases a running
+         * thread will give a slot back. */
         pthread_cond_wait(&cache->changed, &cache->lock);
     }
     *fill = !s->ready;
@@ -270,6 +289,8 @@ static void give(mp_frame_cache *cache, slot *s, bool good)
 {
     pthread_mutex_lock(&cache->lock);
     s->users--;
+    /* Drop a frame that failed, so that the next thread to want it fails with an error of its
+     * own. */
     s->ready = good;
     if (!good)
         drop(cache, s);
@@ -277,6 +298,7 @@ static void give(mp_frame_cache *cache, slot *s, bool good)
     pthread_mutex_unlock(&cache->lock);
 }
 
+/* Copy while holding the slot: nobody drops it until it is given back. */
 static int read_part(const mp_zstd_file *file, mp_frame_cache *cache, size_t frame, uint64_t begin,
                      uint64_t n, void *buffer, mp_error *err)
 {
@@ -310,6 +332,7 @@ static int read_in_order(mp_zstd_file *file, mp_frame_cache *cache, uint64_t off
 
     if (cache && cache->in_order) {
         pthread_mutex_lock(&cache->lock);
+        /* The header promises a single reader, so the lock costs nothing here. */
         rc = mp_zstd_passes_read(&cache->passes, file, offset, n, buffer, err);
         pthread_mutex_unlock(&cache->lock);
         return rc;
@@ -357,6 +380,7 @@ void mp_zstd_file_forget(const mp_zstd_file *file, mp_frame_cache *cache, uint64
         return;
     size_t first = mp_frames_find(&file->frames, offset);
     size_t end = mp_frames_find(&file->frames, offset + n - 1);
+    /* Only whole frames: the rest of those at the edges belongs to others. */
     first += list[first].content < offset;
     end += list[end + 1].content == offset + n;
     if (first >= end)

@@ -1,9 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Heads of frames, the seek table, and single frames there and back.
+/* Heads of frames, the seek table, and encoding and decoding single frames.
  *
- * The checksum of zstd frames and that of the seek table are the same number: the low half of
- * XXH64 of the content. So the last 4 bytes of a frame are held against the table, and content
- * is hashed once only. */
+ *     frame ... frame                          each can be decoded without the others
+ *     5e 2a 4d 18   size                       the table is a skippable frame
+ *     stored, content, checksum                4 bytes each; a table may lack checksums
+ *     frames   flags (1 byte)   b1 ea 92 8f    its foot, by which it is found from the end
+ *
+ * The checksum in a zstd frame and the one in the table are the same number: the low half of XXH64
+ * of the content. So the last 4 bytes of a frame are compared with the table, and content is hashed
+ * only once.
+ *
+ * A table is not to be trusted. It has to cover the file exactly, no frame may take much more than
+ * its content, and decoding has to give exactly the declared size. The list made from it takes at
+ * most three times the memory of the table, which is part of the file. There is no state: any
+ * number of threads can decode frames of one list. */
 #include "base/zstd_frames.h"
 
 #include <stdlib.h>
@@ -58,6 +68,7 @@ void mp_frames_release(mp_frames *frames)
     *frames = (mp_frames){0};
 }
 
+/* Room for `count` frames and for the end behind the last. */
 static int make_room(mp_frames *frames, size_t count, mp_error *err)
 {
     if (count < frames->room)
@@ -84,6 +95,8 @@ int mp_frames_add(mp_frames *frames, uint64_t stored, uint64_t content, uint32_t
     mp_frame *frame = &frames->list[frames->count++];
 
     frame->checksum = checksum;
+    /* Stored bytes are part of a file and cannot overflow. Content is only a claim; half of
+     * INT64_MAX leaves room to add an offset. */
     frame[1] = (mp_frame){.at = frame->at + stored};
     if (!mp_add_u64(frame->content, content, &frame[1].content) || frame[1].content > INT64_MAX / 2)
         return mp_fail(err, MP_ERR_INPUT, "frame %zu: content ends behind any file's end",
@@ -114,6 +127,8 @@ static int parse_entries(mp_frames *frames, const unsigned char *entries, size_t
         if (stored == 0 || content == 0)
             return mp_fail(err, MP_ERR_INPUT, "seek table: frame %zu takes %llu bytes for %llu", i,
                            (unsigned long long)stored, (unsigned long long)content);
+        /* zstd stores what does not shrink, so an honest frame hardly grows. This bounds the buffer
+         * that a frame is read into by its content. */
         if (stored > 2 * content + STORED_SLACK)
             return mp_fail(err, MP_ERR_INPUT,
                            "seek table: frame %zu takes %llu bytes for %llu of content", i,
@@ -237,6 +252,8 @@ int mp_frame_head_parse(mp_frame_head *head, const unsigned char *bytes, uint64_
     unsigned descriptor = bytes[4];
     bool whole = (descriptor & 0x20) != 0; /* the window is the content */
     unsigned id = id_widths[descriptor & 3], width = size_widths[descriptor >> 6];
+    /* RFC 8878, 3.1.1.1.1.1: a single segment always states its size; code 0 then means one
+     * byte. */
     if (whole && width == 0)
         width = 1;
     if (descriptor & 0x08)
@@ -246,6 +263,7 @@ int mp_frame_head_parse(mp_frame_head *head, const unsigned char *bytes, uint64_
     if (n < head->bytes)
         return mp_fail(err, MP_ERR_INPUT, "cut off after %llu bytes", (unsigned long long)n);
     head->dictionary = (uint32_t)get_le(bytes + 5 + !whole, id);
+    /* The two-byte form starts at 256, since smaller sizes fit one byte. */
     head->content = get_le(bytes + 5 + !whole + id, width) + (width == 2 ? 256 : 0);
     head->window = whole ? head->content : window_of(bytes[5]);
     if (head->dictionary != 0)
@@ -271,6 +289,8 @@ int mp_frame_head_read(mp_frame_head *head, int fd, const char *path, uint64_t a
  * One frame
  */
 
+/* The frame, the table and the decoder each say how much content there is: all three have to
+ * agree. */
 static int decode(const mp_frame *frame, bool checksums, const unsigned char *stored, void *content,
                   mp_error *err)
 {
@@ -294,6 +314,7 @@ static int decode(const mp_frame *frame, bool checksums, const unsigned char *st
     if (got != n)
         return mp_fail(err, MP_ERR_INPUT, "holds %zu bytes of content, the seek table says %zu",
                        got, n);
+    /* ZSTD_decompress has already checked the frame's own checksum against the content. */
     uint32_t sum = !checksums      ? 0
                    : head.checksum ? (uint32_t)get_le(stored + bytes - CHECKSUM_BYTES, 4)
                                    : (uint32_t)XXH64(content, n, 0);
@@ -320,11 +341,14 @@ int mp_frame_decode(const mp_frames *frames, size_t i, int fd, const char *path,
     return rc;
 }
 
+/* zstd's bound covers content that it stores raw. Add a head and a checksum for mp_frame_store. */
 size_t mp_frame_room(size_t n)
 {
     return ZSTD_compressBound(n) + MP_FRAME_HEAD_MAX + CHECKSUM_BYTES;
 }
 
+/* A context per frame costs little next to 2 MiB of content, and keeps frames independent of
+ * threads. */
 int mp_frame_compress(const void *content, size_t n, int level, void *out, size_t *stored,
                       uint32_t *checksum, mp_error *err)
 {
@@ -342,6 +366,7 @@ int mp_frame_compress(const void *content, size_t n, int level, void *out, size_
     return 0;
 }
 
+/* Blocks of 128 KiB, the most the format allows, each with a head of 3 bytes. */
 void *mp_frame_block(void *frame, size_t i)
 {
     return (unsigned char *)frame + RAW_HEAD + i * (BLOCK_HEAD + MP_FRAME_BLOCK) + BLOCK_HEAD;

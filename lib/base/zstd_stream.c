@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Streams of decoded content, and passes: streams that stop where the reader does.
+/* Streams of decoded content, and passes: streams that stop where their reader does.
  *
- * A reader in ascending order may still read several things side by side, weights and scales that
- * lie apart, and come back for what it has just had. So a few passes over a file go on beside each
- * other, each with the last MiB that it went by; a read is given to the one that is just before
- * it. Where all are behind it a new one begins at the file's beginning, which takes as long as
- * decoding all that it skips: whoever jumps is refused after a few. */
+ * Some files are one huge frame, as `zstd model.safetensors` writes them, and reaching a byte means
+ * decoding everything before it. A command that works through such a file in ascending order could
+ * read it once. But it reads several things in parallel, weights and scales that lie apart, and
+ * comes back to what it just read. So a few passes over a file run side by side. Each keeps the
+ * last MiB it went through, and a read goes to the nearest pass before it. If every pass is already
+ * beyond it, a new pass starts at the beginning of the file and decodes everything it skips. A
+ * reader that keeps jumping back is refused after a few of these.
+ *
+ * A stream takes zstd's window, at most MP_FRAME_WINDOW_MAX, and one buffer. Passes are for one
+ * thread; the cache that owns them holds its lock. */
 #include "base/zstd_stream.h"
 
 #include <stdlib.h>
@@ -91,6 +96,8 @@ int mp_zstd_stream_read(mp_zstd_stream *s, void *buffer, size_t n, size_t *got, 
 
         if (s->in.pos == s->in.size && s->at < s->size)
             rc = fill(s, err);
+        /* zstd may still hold output after taking all its input. Ask again, and report a cut-off
+         * file only when nothing more comes out. */
         bool ended = s->in.pos == s->in.size;
         if (ended && s->hint == 0)
             break;
@@ -133,7 +140,8 @@ void mp_zstd_passes_release(mp_zstd_passes *passes)
         end_pass(&passes->list[i]);
 }
 
-/* The pass that is nearest before a byte; null where there is none. */
+/* The pass nearest before a byte; null if there is none. A pass beyond the byte is useless; one far
+ * before it has to decode everything in between. */
 static mp_zstd_pass *find_pass(mp_zstd_passes *passes, const mp_zstd_file *file, uint64_t offset)
 {
     mp_zstd_pass *best = NULL;
@@ -171,6 +179,7 @@ static int go_on(mp_zstd_pass *pass, mp_error *err)
     const size_t half = WINDOW_BYTES / 2;
     size_t got;
 
+    /* Keep a MiB for the reader to come back to; the other half is for new content. */
     if (pass->have > half) {
         memmove(pass->window, pass->window + half, pass->have - half);
         pass->begin += half;
@@ -178,6 +187,7 @@ static int go_on(mp_zstd_pass *pass, mp_error *err)
     }
     int rc = mp_zstd_stream_read(pass->stream, pass->window + pass->have, half, &got, err);
     pass->have += got;
+    /* So far the declared size was trusted, and the wanted offset lies below it. */
     if (rc == 0 && got == 0)
         return mp_fail(err, MP_ERR_INPUT, "holds %llu bytes, its frames declare %llu",
                        (unsigned long long)(pass->begin + pass->have),
