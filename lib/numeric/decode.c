@@ -1,10 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading a stored matrix: which scale belongs to which block of a scheme, and
- * rows of codes and scales as float32.
+/* Reading a stored matrix: which scale belongs to which block of a scheme, and rows of codes and
+ * scales as float32.
  *
- * mp_rows_check holds the description of a matrix against the table of schemes; all else counts
- * on that. A row is decoded by kernels, codes first and then scales in place. Nothing is
- * written but the caller's row: threads may read one matrix at the same time. */
+ *     tensor   |---- block 0 ----|---- block 1 ----|---- block 2 ----|
+ *     slice              row0 ........................... row0 + rows - 1
+ *
+ * A matrix is often a slice of a tensor: the rows of one expert, or one rank's part. Blocks are
+ * those of the whole tensor, so the first block of a slice may be short, and its scales begin with
+ * the block that row0 falls in. Everywhere else row numbers are those of the slice.
+ *
+ * mp_rows_check validates the description of a matrix against the table of schemes, and everything
+ * else relies on that. Kernels decode a row, codes first and then scales in place. Only the
+ * caller's row is written, so threads may read one matrix at the same time. */
 #include <inttypes.h>
 #include <math.h>
 
@@ -44,6 +51,7 @@ uint64_t mp_scheme_row_bytes(mp_scheme scheme, uint64_t cols)
 {
     unsigned bits = mp_scheme_bits(scheme);
 
+    /* Eight codes per 32-bit word, and every row starts with a new word. */
     if (scheme == MP_SCHEME_INT4_GROUP)
         return mp_ceil_div(cols, 8) * 4;
     return bits < 8 ? mp_ceil_div(cols, 8 / bits) : cols * (bits / 8);
@@ -125,6 +133,8 @@ float mp_rows_scale_at(const mp_rows *in, uint64_t i)
 uint64_t mp_rows_first_scale(const mp_rows *in, uint64_t row)
 {
     mp_scale_block block = mp_rows_block(in);
+    /* Not row / block.rows, since the slice may start in the middle of a block. UINT64_MAX, one
+     * scale for all rows, gives 0. */
     uint64_t scale_row = (in->row0 + row) / block.rows - in->row0 / block.rows;
 
     return scale_row * mp_ceil_div(in->cols, block.cols);
@@ -211,6 +221,7 @@ static int scale_globally(const mp_rows *in, float *out, bool allow_nan, mp_erro
 
     if (isnan(in->global_scale) && !allow_nan)
         return mp_fail(err, MP_ERR_INPUT, "global scale is NaN");
+    /* Divide, as compressed-tensors does: multiplying by a rounded reciprocal gives other bits. */
     if (in->global_divides)
         kernels->divide(out, in->global_scale, out, in->cols);
     else
@@ -227,7 +238,7 @@ static int scale_row(const mp_rows *in, uint64_t row, float *out, bool allow_nan
     return rc;
 }
 
-/* A row of whole mxfp4 blocks in one go. */
+/* A row of whole mxfp4 blocks in one go. A block is 1 x 32, so that row0 does not matter. */
 static int decode_mxfp4(const mp_rows *in, uint64_t row, float *out, bool allow_nan, mp_error *err)
 {
     uint64_t blocks = in->cols / MP_MX_BLOCK;

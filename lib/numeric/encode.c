@@ -30,8 +30,10 @@ static void encode_e4m3(const float *in, const float *scales, uint64_t width, ui
     float values[RUN];
     uint64_t blocks = (n + width - 1) / width;
 
+    /* The scheme multiplies by the rounded reciprocal; dividing would give other codes. */
     for (uint64_t i = 0; i < blocks; i++)
         inverses[i] = 1.0f / scales[i];
+    /* Blocks with an infinite reciprocal get meaningless codes here, which are replaced below. */
     kernels->e4m3_encode_blocks(in, inverses, width, codes, n);
     for (uint64_t i = 0; i < blocks; i++) {
         uint64_t at = i * width;
@@ -48,6 +50,7 @@ static void encode_e4m3(const float *in, const float *scales, uint64_t width, ui
     }
 }
 
+/* Adds to what is there, since the rows of a tile come one at a time. */
 void mp_fp8_block_amax(const float *row, uint64_t cols, uint32_t *amax_bits)
 {
     uint32_t amax[RUN / MP_FP8_BLOCK];
@@ -78,6 +81,8 @@ bool mp_fp8_block_amax_bf16(const uint16_t *row, uint64_t cols, uint32_t *amax_b
     return largest < MP_F32_INF;
 }
 
+/* Zero only for a block of zeros without a floor. A power of two is rounded up, so that it does not
+ * saturate anything. */
 static float fp8_scale(uint32_t amax_bits, float floor, bool ue8m0)
 {
     float amax = mp_f32_from_bits(amax_bits);
@@ -123,7 +128,7 @@ static void encode_fp8_group(const float *row, uint64_t cols, const mp_quant_opt
     }
 }
 
-/* A whole row under one scale. */
+/* A whole row under one scale. Each run computes the reciprocal again, with the same result. */
 static void encode_fp8_channel(const float *row, uint64_t cols, float scale, uint8_t *codes)
 {
     for (uint64_t col = 0; col < cols; col += RUN)
@@ -132,12 +137,14 @@ static void encode_fp8_channel(const float *row, uint64_t cols, float scale, uin
 
 static void encode_int8(const float *row, uint64_t cols, float scale, uint8_t *codes)
 {
+    /* A row of zeros, where 0 / 0 would be NaN. */
     if (scale == 0)
         memset(codes, 0, cols);
     else
         mp_kernels_best()->int8_encode(row, scale, (int8_t *)codes, cols);
 }
 
+/* int8 takes no floor: the scheme has none. */
 float mp_channel_scale(mp_scheme to, uint32_t amax_bits, const mp_quant_options *options)
 {
     if (to == MP_SCHEME_FP8_CHANNEL)

@@ -64,6 +64,8 @@ static double error_under(const mp_kernels *kernels, const struct element *eleme
     return sums[0];
 }
 
+/* Encodes under the exponent that saturates nothing and, if asked for, under the next finer one.
+ * The first wins a tie. */
 static void encode_block(const mp_kernels *kernels, const struct element *element, const float *in,
                          uint8_t *codes, uint8_t *scale, const mp_quant_options *options)
 {
@@ -75,6 +77,8 @@ static void encode_block(const mp_kernels *kernels, const struct element *elemen
     encode_under(kernels, element, in, codes, exponent, options->rounding);
     if (options->scale_rule == MP_SCALE_CEIL || exponent == 1)
         return;
+    /* Only the next lower exponent competes: it clips the largest elements but halves the steps of
+     * all others. */
     encode_under(kernels, element, in, finer, exponent - 1, options->rounding);
     if (error_under(kernels, element, in, finer, exponent - 1) <
         error_under(kernels, element, in, codes, exponent)) {
@@ -141,6 +145,7 @@ uint32_t mp_amax_but_nan(const mp_kernels *kernels, const float *in, size_t n)
 
     if (amax <= MP_F32_INF)
         return amax;
+    /* A NaN has the largest bits of all. Since NaNs are rare, only now look at single elements. */
     amax = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t one = kernels->amax_bits(in + i, 1);
@@ -163,6 +168,7 @@ void mp_amax_blocks_but_nan(const mp_kernels *kernels, const float *in, size_t w
 void mp_loss_add_group(mp_loss *loss, const float error[MP_MX_BLOCK],
                        const float signal[MP_MX_BLOCK], uint8_t largest)
 {
+    /* float32 within a group, whose numbers are of similar size, and float64 between groups. */
     double weight = mp_loss_weight(largest);
 
     for (int i = 0; i < 8; i++) {
@@ -174,6 +180,7 @@ void mp_loss_add_group(mp_loss *loss, const float error[MP_MX_BLOCK],
     }
 }
 
+/* What all kernels share: groups in order, lanes in float64, and one order of adding them up. */
 void mp_mxfp4_loss(mp_loss_group *add_group, const uint16_t *in, const uint8_t *codes,
                    const uint8_t *scales, size_t n, double sums[2], uint64_t counts[2])
 {

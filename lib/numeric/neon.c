@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The kernels for aarch64, where NEON is always there: what wide.h needs. */
+/* The kernels for aarch64, where NEON is always there: what wide.h needs, and no kernel of its own.
+ *
+ * Vectors are short here, four lanes, so NARROW is four as well: sixteen elements make one vector
+ * of bytes. E2M1 codes are looked up in byte tables (tbl), 16 at a time. Threads: see wide.h. */
 #include "numeric/kernels.h"
 
 #if defined(__aarch64__)

@@ -1,6 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Requantizing rows: what a conversion asks of its input, and the order in which
- * rows are read, encoded and measured. */
+/* Requantizing rows: what a conversion requires of its input, and the order in which rows are read,
+ * encoded and measured.
+ *
+ * A conversion takes the first of these ways that fits:
+ *
+ *     codes pass        source and target have the same codes: copied, never decoded
+ *     tiles by a map    mxfp4 to fp8_block, if exponents alone show that tiles stay exact
+ *     tiles             fp8_block, whose scales depend on all 128 rows of a tile: read twice
+ *     BF16 rows         to mxfp4 and nvfp4, by kernels that take BF16 directly
+ *     rows              everything else, through float32
+ *
+ * What a target cannot represent is reported by its place in the matrix before anything is lost:
+ * NaN and infinite weights are refused, or replaced by what the target can hold. The caller
+ * provides work memory (mp_requantize_scratch): two rows, and a little for each tile of a row. The
+ * rest lives in the job, on the stack. Threads can convert different rows of one matrix, as long as
+ * rows that share scales stay together. */
 #include <float.h>
 #include <inttypes.h>
 #include <math.h>
@@ -12,12 +26,14 @@
 #include "numeric/rows.h"
 #include "numeric/scales.h"
 
+/* UINT64_MAX on overflow, which no allocation can satisfy. */
 uint64_t mp_requantize_scratch(uint64_t cols)
 {
     uint64_t tiles = mp_ceil_div(cols, MP_FP8_BLOCK);
     uint64_t values;
     uint64_t bytes;
 
+    /* Two rows, and an amax and an exponent for each tile: see start_job for the layout. */
     if (!mp_mul_u64(cols, 2, &values) || !mp_add_u64(values, tiles, &values) ||
         !mp_mul_u64(values, sizeof(float), &bytes) || !mp_add_u64(bytes, tiles, &bytes))
         return UINT64_MAX;
@@ -108,6 +124,7 @@ static int settle_nonfinite(const mp_requantize_job *job, uint64_t row)
             return fail_weight(job->in, row, col, isnan(*x) ? "is NaN" : "is infinite", job->err);
         if (isnan(*x) && !mp_scheme_form_of(job->out.scheme)->has_nan)
             return fail_weight(job->in, row, col, "is NaN, which the target cannot hold", job->err);
+        /* BF16 has infinities; all other targets saturate. */
         if (isinf(*x) && job->out.scheme != MP_SCHEME_BF16)
             *x = copysignf(FLT_MAX, *x);
     }
@@ -122,6 +139,7 @@ int mp_job_read_row(const mp_requantize_job *job, uint64_t row, uint32_t *amax)
     if (rc != 0)
         return rc;
     uint32_t largest = job->kernels->amax_bits(job->row, job->in->cols);
+    /* If codes are copied and everything is allowed, they stay as they are. */
     if (largest >= MP_F32_INF && !(allow && job->same_codes)) {
         rc = settle_nonfinite(job, row);
         largest = mp_amax_but_nan(job->kernels, job->row, job->in->cols);
@@ -131,7 +149,7 @@ int mp_job_read_row(const mp_requantize_job *job, uint64_t row, uint32_t *amax)
     return rc;
 }
 
-/* A global scale of 0 belongs to a matrix of zeros. */
+/* A global scale of 0 belongs to a matrix of zeros. Under it a live row would silently become 0. */
 static int check_global_scale(const mp_requantize_job *job, uint64_t row, uint32_t amax)
 {
     if (job->out.scheme != MP_SCHEME_NVFP4 || job->options->global_scale != 0 || amax == 0)
@@ -205,6 +223,7 @@ static int convert_bf16_row(const mp_requantize_job *job, uint64_t row)
         to_mxfp4 ? kernels->mxfp4_encode_bf16(in, codes, scales, cols, job->options)
                  : kernels->nvfp4_encode_bf16(in, job->options->global_scale, codes, scales, cols);
 
+    /* Take the long way, which names the element or replaces it. */
     if (finite < cols)
         return convert_row(job, row);
     if (to_mxfp4) {
@@ -279,7 +298,8 @@ static int map_tiles(const mp_requantize_job *job, const mp_code_map *map, uint6
     return rc;
 }
 
-/* Up to 128 rows that share scales, read twice: to choose these, and to encode. */
+/* Up to 128 rows that share scales, read twice: to choose the scales, and to encode. Keeping 128
+ * rows of float32 in memory would take megabytes per thread. */
 static int convert_tiles(const mp_requantize_job *job, uint64_t first, uint64_t rows)
 {
     uint64_t tiles = mp_ceil_div(job->in->cols, MP_FP8_BLOCK);
@@ -335,7 +355,8 @@ static bool has_row_scales(const mp_rows *in, const float *wanted)
     return true;
 }
 
-/* Whether the codes of the source are those of the target. */
+/* Whether the codes of the source are those of the target. The same scheme and blocks are enough,
+ * unless another second scale, other row scales or powers of two are asked for. */
 static bool passes_through(const mp_requantize_job *job)
 {
     const mp_rows *in = job->in;
@@ -346,6 +367,8 @@ static bool passes_through(const mp_requantize_job *job)
     if (in->scheme != out->scheme || from.rows != to.rows || from.cols != to.cols)
         return false;
     if (in->scheme == MP_SCHEME_NVFP4)
+        /* Block scales are relative to the second scale: under another one they mean other
+         * values. */
         return in->global_scale == out->global_scale && !in->global_divides;
     if (is_channel(in->scheme) && job->options->row_scales)
         return has_row_scales(in, job->options->row_scales);
@@ -381,6 +404,7 @@ static int pass_through(const mp_requantize_job *job)
     if (mp_scheme_has_scales(in->scheme) && job->scales)
         copy_scales(job);
     memcpy(job->codes, in->weight, in->rows * mp_scheme_row_bytes(in->scheme, in->cols));
+    /* Copied codes lose nothing, but may contain a NaN that is not allowed. */
     if (!job->stats)
         return job->options->allow_nonfinite ? 0 : mp_rows_check_finite(in, job->err);
     for (uint64_t row = 0; rc == 0 && row < in->rows; row++) {
@@ -443,6 +467,7 @@ static int start_job(mp_requantize_job *job, const mp_rows *in, mp_scheme to,
     return 0;
 }
 
+/* The output is described as rows too, so that it can be decoded again for the statistics. */
 int mp_requantize(const mp_rows *in, mp_scheme to, const mp_quant_options *options, void *codes,
                   void *scales, void *work, mp_quant_stats *stats, mp_error *err)
 {
@@ -459,12 +484,14 @@ int mp_requantize(const mp_rows *in, mp_scheme to, const mp_quant_options *optio
     return convert(&job);
 }
 
+/* Lets a matrix be encoded in panels of columns later: the scale of a row depends on all of it. */
 int mp_rows_channel_scales(const mp_rows *in, mp_scheme to, const mp_quant_options *options,
                            void *work, float *scales, mp_error *err)
 {
     mp_quant_options own = *options;
     mp_requantize_job job;
 
+    /* These scales are what is being computed. */
     own.row_scales = NULL;
     int rc = start_job(&job, in, to, &own, work, err);
     if (rc == 0 && !is_channel(to))
@@ -501,6 +528,7 @@ int mp_rows_amax(const mp_rows *in, bool allow_nonfinite, void *work, float *ama
         if (rc == 0 && one > largest)
             largest = one;
     }
+    /* The bits of non-negative floats are in the order of their values. */
     *amax = mp_f32_from_bits(largest);
     return rc;
 }

@@ -64,6 +64,8 @@ static uint16_t bf16_code(uint32_t bits)
 {
     if ((bits & MP_F32_ABS) > MP_F32_INF)
         return (uint16_t)(bits >> 16 | 0x40);
+    /* Add half a step less one, plus one if the result would be odd: ties go to even. A carry out
+     * of the mantissa goes into the exponent, where it belongs, up to infinity. */
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
@@ -73,6 +75,8 @@ static void bf16_encode(const float *in, uint16_t *out, size_t n)
         store_u16(out, i, bf16_code(load_bits(in, i)));
 }
 
+/* IEEE binary16: s eeeee mmmmmmmmmm, bias 15. A normal number only moves its bits and swaps the
+ * bias. */
 static float f16_value(uint16_t code)
 {
     uint32_t sign = (uint32_t)(code & 0x8000) << 16;
@@ -93,6 +97,7 @@ static void f16_decode(const uint16_t *in, float *out, size_t n)
         store_f32(out, i, f16_value(load_u16(in, i)));
 }
 
+/* OFP8 E4M3: s eeee mmm, bias 7. It has no infinity, and only the code of all ones is NaN. */
 static float e4m3_value(uint8_t code)
 {
     uint32_t sign = (uint32_t)(code & 0x80) << 24;
@@ -126,6 +131,8 @@ static uint8_t e4m3_code(uint32_t bits)
 
         code = mp_f32_bits(sum) - mp_f32_bits(0x1p14f);
     } else {
+        /* As for BF16, but with three bits of mantissa. Then swap float32's bias for that of E4M3,
+         * 7. */
         code = (magnitude + 0x7ffff + (magnitude >> 20 & 1)) >> 20;
         code -= (127 - 7) << 3;
     }
@@ -148,6 +155,7 @@ static void e4m3_encode_blocks(const float *in, const float *factors, size_t wid
     }
 }
 
+/* OCP MX 1.0 E2M1: s ee m, bias 1. With sixteen values, the table is the definition. */
 static float e2m1_value(unsigned code)
 {
     static const float values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
@@ -164,6 +172,8 @@ static void e2m1_decode(const uint8_t *codes, float *out, size_t n)
     }
 }
 
+/* Counts the midpoints below. That takes no division and no rounding mode, and a NaN is above
+ * all. */
 static unsigned e2m1_code(uint32_t bits, mp_rounding rounding)
 {
     uint32_t magnitude = bits & MP_F32_ABS;
@@ -172,6 +182,7 @@ static unsigned e2m1_code(uint32_t bits, mp_rounding rounding)
 
     for (int i = 0; i < MP_E2M1_STEPS; i++)
         code += magnitude > mp_e2m1_steps[rounding][i];
+    /* DeepGEMM's helper has no -0; the hardware conversion keeps it. */
     if (rounding == MP_ROUND_DEEPGEMM && code == 0)
         return 0;
     return sign | code;
@@ -205,7 +216,8 @@ static void int8_decode(const int8_t *in, float *out, size_t n)
         store_f32(out, i, in[i]);
 }
 
-/* To nearest, ties to even, for |x| < 2^22: the sum has no room for a fraction. */
+/* To nearest, ties to even, for |x| < 2^22. Between 2^23 and 2^24 float32 has steps of one, so the
+ * sum has no room for a fraction. Compilers keep this, as -ffast-math is off. */
 static float round_to_even(float x)
 {
     const float large = 0x1.8p23f;
@@ -213,6 +225,7 @@ static float round_to_even(float x)
     return (x + large) - large;
 }
 
+/* Symmetric, without -128, so that negating a matrix only flips the signs of its codes. */
 static int8_t int8_code(float x)
 {
     if (x >= 127)
@@ -226,6 +239,7 @@ static void int8_encode(const float *in, float factor, int8_t *out, size_t n)
         out[i] = int8_code(load_f32(in, i) / factor);
 }
 
+/* Stored plus 8, as compressed-tensors packs them. */
 static void int4_decode(const uint8_t *codes, float *out, size_t n)
 {
     for (size_t i = 0; i < n / 2; i++) {
@@ -256,6 +270,8 @@ static void divide(const float *in, float divisor, float *out, size_t n)
         store_f32(out, i, load_f32(in, i) / divisor);
 }
 
+/* Compares as integers, since magnitudes of floats are in the order of their bits. A NaN comes out
+ * on top instead of getting lost in a comparison. */
 static uint32_t amax_bits(const float *in, size_t n)
 {
     uint32_t amax = 0;
@@ -298,6 +314,7 @@ static bool reaches(const void *in, size_t n, unsigned bits, bool is_signed, uin
 {
     const mp_lane_test test = mp_lane_test_of(bits, is_signed, limit);
     const unsigned char *bytes = in;
+    /* Eight bytes at a time. The last word is padded with zeros, which reach no limit above 0. */
     size_t size = n * (bits / 8);
     uint64_t found = 0;
 
@@ -320,6 +337,7 @@ static void mxfp4_decode(const uint8_t *codes, const uint8_t *scales, float *out
     }
 }
 
+/* Codes of in * 2^(127-e): the multiplier is a power of two, so that only the code rounds. */
 static void mxfp4_encode_block(const float *in, uint8_t *codes, uint8_t *exponent,
                                const mp_quant_options *options)
 {
@@ -342,6 +360,7 @@ static void mxfp4_encode(const float *in, uint8_t *codes, uint8_t *scales, size_
                            scales + block, options);
 }
 
+/* Stops at a block that is not finite. The caller knows coordinates and can name the element. */
 static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8_t *scales, size_t n,
                                 const mp_quant_options *options)
 {
@@ -361,6 +380,7 @@ static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8_t *sca
 /* A live block never gets the scale 0: code 1 is 2^-9. */
 static uint8_t nvfp4_scale(uint32_t amax_bits, float global)
 {
+    /* Two divisions, each rounded: dividing by the product of 6 and global gives other codes. */
     uint8_t code = e4m3_code(mp_f32_bits(mp_f32_from_bits(amax_bits) / MP_E2M1_MAX / global));
 
     if (amax_bits == 0)
@@ -417,6 +437,7 @@ static void add_block_loss(const uint16_t *in, const uint8_t *codes, uint8_t e, 
         float x = mp_f32_from_bits((uint32_t)bits << 16) * mp_mx_multiplier(largest);
         float difference = values[i] * mp_loss_ratio(e, largest) - x;
 
+        /* Fused by definition, as vector units do it: the bits of the sums have to agree. */
         error[i] = fmaf(difference, difference, error[i]);
         signal[i] = fmaf(x, x, signal[i]);
         loss->saturated += (bits & MP_BF16_ABS) > mp_loss_limit(e);
@@ -424,6 +445,8 @@ static void add_block_loss(const uint16_t *in, const uint8_t *codes, uint8_t e, 
     }
 }
 
+/* Scales the whole group by its largest exponent, so that squares neither overflow nor vanish in
+ * float32 where it matters. */
 static void add_group_loss(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
                            size_t blocks, mp_loss *loss)
 {
@@ -464,6 +487,8 @@ static void error_sums(const float *a, const float *b, size_t n, double sums[2])
     sums[1] += mp_sum_lanes(signal);
 }
 
+/* Saturated means beyond the block's limit, and flushed means zero now but not before, in every
+ * scheme. */
 static void loss(const float *original, const float *decoded, const float *scales, float global,
                  const float *limits, size_t width, size_t n, mp_loss *sum)
 {

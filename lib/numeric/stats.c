@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a requantization lost: squared error, saturated and flushed elements. */
+/* What a requantization lost: squared error, saturated and flushed elements.
+ *
+ * Each row is measured right after it is encoded, against the float32 row it came from, while that
+ * is still in cache. Codes are decoded as any reader would decode them, so a bug in an encoder
+ * shows up as an error instead of cancelling out. Sums go to eight float64 lanes in a fixed order
+ * (mp_kernels.loss), the same on every processor. Units are added up in the order of their numbers,
+ * so totals do not depend on threads either.
+ *
+ * An element is saturated if it lies beyond what the largest code can round to, and flushed if it
+ * was not 0 but has become 0. Nothing is shared: one job, one thread. */
 #include <math.h>
 
 #include "base/error.h"
@@ -39,7 +48,8 @@ static uint64_t drop_nonfinite(float *original, float *decoded, uint64_t n)
     return dropped;
 }
 
-/* The largest float32 that is not above limit >= 0. */
+/* The largest float32 that is not above limit >= 0: comparing with it is the same as comparing with
+ * the limit itself. */
 static float round_down(double limit)
 {
     float rounded = (float)limit;
@@ -95,6 +105,8 @@ static void add_loss(const mp_requantize_job *job, uint64_t row, bool scaled, mp
     }
 }
 
+/* Finite rows are compared by one kernel, which applies the scales itself and rounds after each
+ * product exactly as decoding does. Both ways give the same numbers. */
 int mp_job_measure(const mp_requantize_job *job, uint64_t row)
 {
     mp_quant_stats *stats = job->stats;
@@ -104,6 +116,7 @@ int mp_job_measure(const mp_requantize_job *job, uint64_t row)
     if (!stats)
         return 0;
     stats->elements += job->out.cols;
+    /* Anything not finite is taken out, or the sums would be NaN. */
     if (allow) {
         int rc = mp_decode_row(&job->out, row, job->decoded, true, job->err);
 
@@ -116,6 +129,7 @@ int mp_job_measure(const mp_requantize_job *job, uint64_t row)
     add_loss(job, row, allow, &loss);
     stats->error_sq += mp_sum_lanes(loss.error);
     stats->signal_sq += mp_sum_lanes(loss.signal);
+    /* Codes that passed through are the source's own: nothing saturated on the way. */
     if (!job->same_codes) {
         stats->saturated += loss.saturated;
         stats->flushed += loss.flushed;
