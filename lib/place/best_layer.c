@@ -1,10 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The search of a layer: groups of experts to nodes, then each node by itself. */
+/* The search of a layer: assign groups of experts to nodes, then search each node by itself.
+ *
+ * Once groups are assigned, nodes are independent, so the only question between them is which
+ * groups go where. The exact answer would take a search of two nodes for every swap of two groups.
+ * Instead a node is judged by its need, which no arrangement gets below and good ones nearly reach:
+ * the larger of its mean load and T*, the largest share after all slots are handed out. Every node
+ * is then searched only down to the largest bound of any node: beating the worst node gains
+ * nothing.
+ *
+ * Weights are float64 and added in the order of experts, so the result is the same everywhere.
+ * Layers run on all threads; one layer, its arena and its row belong to one thread. */
 #include <string.h>
 
 #include "base/error.h"
 #include "place/best.h"
 
+/* F computed from the row alone, without the loads that searches maintain. */
 double mp_layer_f(const mp_layer *layer, const int32_t *row, double *scratch)
 {
     uint32_t n = layer->experts, room = layer->physical / layer->gpus;
@@ -88,7 +99,8 @@ static double need_of(deal *d, uint32_t node)
     return d->node.room >= d->node.experts ? sum / d->node.gpus : fmax(sum / d->node.gpus, even);
 }
 
-/* Groups by weight to the node with the least that takes one more. */
+/* Groups by weight to the node with the least that takes one more: a first guess, which swap_groups
+ * improves. */
 static int deal_groups(deal *d, mp_arena *arena, mp_error *err)
 {
     const mp_layer *layer = d->layer;
@@ -148,6 +160,7 @@ static void swap_groups(deal *d)
         for (uint32_t x = 0; x < layer->groups; x++)
             for (uint32_t y = 0; d->group_node[x] == h && y < layer->groups; y++) {
                 double need = d->group_node[y] == h ? INFINITY : need_after(d, x, y);
+                /* By more than rounding error, or two groups could swap back and forth forever. */
                 if (mp_lower(need, best)) {
                     best = need;
                     best_x = x;
@@ -199,6 +212,7 @@ int mp_best_layer(const mp_layer *layer, int32_t *row, double *bound, mp_arena *
     if (rc != 0)
         return rc;
     swap_groups(&d);
+    /* This overwrites d.weight; take_weights fills it again for each node. */
     d.node.bound = *bound = bound_of(&d);
     d.node.weight = d.weight;
     uint32_t slots = d.node.gpus * d.node.room;

@@ -1,9 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * What differs between two placements, and numbers for GPUs so that it is least. GPUs and nodes
- * are all alike: which number each gets is an assignment problem, solved exactly by shortest
- * augmenting paths (Kuhn's Hungarian method).
- */
+/* What differs between two placements, and how to number GPUs so that it is least.
+ *
+ * A search does not care which GPU gets which number, but every slot whose expert changes means
+ * weights to move. So the GPUs of a result are numbered to keep as many copies as possible where
+ * they were. That is an assignment problem, solved exactly by shortest augmenting paths (Kuhn's
+ * Hungarian method) in O(n^3). With nodes it is solved twice, since the GPUs of a node stay
+ * together: for every pair of an old and a new node by their GPUs, then for the nodes by those
+ * results.
+ *
+ * Costs are counts of slots, at most P, so sums and potentials fit 32 bits. Ties go to the lower
+ * column, so the numbers are the same on every run. Runs on the thread that owns the layer. */
 #include <string.h>
 
 #include "base/error.h"
@@ -15,6 +21,7 @@ static uint32_t common_copies(const int32_t *old, const int32_t *row, uint32_t r
                               uint32_t *count)
 {
     uint32_t common = 0;
+    /* With multiplicity: if three copies meet two, two stay. */
     for (uint32_t i = 0; i < room; i++)
         count[old[i]]++;
     for (uint32_t i = 0; i < room; i++) {
@@ -89,6 +96,7 @@ static void augment(assignment *a, uint32_t n, uint32_t row)
         }
         for (uint32_t j = 0; j <= n; j++) {
             if (a->done[j]) {
+                /* Keeps reduced costs in the tree at 0 and brings one more column within reach. */
                 a->u[a->row[j]] += step;
                 a->v[j] -= step;
             } else {
@@ -97,6 +105,7 @@ static void augment(assignment *a, uint32_t n, uint32_t row)
         }
         column = next;
     } while (a->row[column] != 0);
+    /* Flip the path: every column on it takes the row of the one before. */
     while (column != 0) {
         a->row[column] = a->row[a->from[column]];
         column = a->from[column];
@@ -137,6 +146,7 @@ static void keep_slots(const int32_t *old, const int32_t *row, uint32_t room, in
             }
         }
     }
+    /* The remaining experts go into the remaining slots, in order. */
     for (uint32_t i = 0, j = 0; i < room; i++) {
         if (out[i] >= 0)
             continue;

@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * The search of one node for one window: which numbers of copies pack best?
+/* The search of one node for one window: which numbers of copies pack best?
  *
- * DeepSeek's greedy halves the hottest expert until no slot is left. That makes every copy small,
- * and where few experts are hot it leaves GPUs that nothing fills up. The search first tries
- * numbers of copies between two ends: as even as can be, as the greedy does, and as few as the
- * bound allows, with the slots that this spares given to light experts, which fill gaps. Then it
- * moves single copies from expert to expert at random, as long as the result is not good enough.
- */
+ * DeepSeek's greedy algorithm keeps splitting the hottest expert until no slot is left. That makes
+ * every copy small, and if few experts are hot it leaves GPUs that nothing can fill up. The search
+ * first tries numbers of copies between two extremes: as even as possible, as the greedy does, and
+ * as few as the bound allows, with the spare slots given to light experts, which fill gaps. Then it
+ * moves single copies from expert to expert at random until the result is good enough.
+ *
+ * Only numbers of copies are searched. Where the copies go is left to packing and swapping, which
+ * are fast and give the same result for the same numbers. There are three arrangements, which trade
+ * places by pointer: the best, the current one that exchanges start from, and the trial. Each node
+ * starts its random numbers from the same seed, and limits count steps rather than time, so the
+ * result depends on the counts alone. One thread searches a node. */
 #include <string.h>
 
 #include "place/best.h"
@@ -43,6 +47,7 @@ static void exchange(mp_arrangement *x, mp_arrangement *y)
 static uint32_t next(search *s, uint32_t k)
 {
     s->random = s->random * 6364136223846793005u + 1442695040888963407u;
+    /* Use the upper bits: the lower ones of this kind of generator have short periods. */
     return (uint32_t)((s->random >> 33) % k);
 }
 
@@ -51,6 +56,7 @@ static double value(search *s, double limit)
 {
     double load = mp_pack(s->node, &s->trial, &s->work);
     s->values++;
+    /* With two slots per GPU, swapping hardly improves on packing. */
     if (s->node->room >= 3 && load <= limit)
         load = mp_swap(s->node, &s->trial, MP_BEST_POLISHED * s->node->bound);
     return load;
@@ -97,6 +103,8 @@ static bool few_copies(const search *s, uint32_t *copies, double t, double fille
                 lightest = share;
             }
         }
+        /* One exists: the sum is below g * r, and r < n because larger nodes were handled
+         * before. */
         copies[heavy != UINT32_MAX ? heavy : light]++;
     }
     return true;
@@ -140,6 +148,7 @@ static bool give_copy(search *s, double limit)
         receiver = next(s, n);
     }
     if (copies[donor] == 1 || donor == receiver || copies[receiver] == node->gpus ||
+        /* Giving up this copy would already make some GPU worse than it is now. */
         node->weight[donor] / (copies[donor] - 1) > limit)
         return false;
     copies[donor]--;

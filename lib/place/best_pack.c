@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Arrangements, and filling one from scratch: heavy copies first, to the least loaded GPUs. */
+/* Arrangements, and filling one from scratch: heavy copies first, onto the least loaded GPUs.
+ *
+ *     slot  [g][r]   experts of a GPU, `fill` of them, in the order they came
+ *     on    [g]      the same as one bit per expert, to tell quickly whether a GPU holds it
+ *     load  [w][g]   the sum of the shares in a GPU's slots
+ *
+ * The three always agree. Loads are not updated by adding and subtracting: after a swap both GPUs
+ * are summed afresh, in slot order. So rounding errors do not pile up, and two ways to the same
+ * arrangement give the same bits.
+ *
+ * Packing runs thousands of times per node. A heap finds the least loaded GPU, and since the order
+ * of experts barely changes between runs, insertion sort keeps it. Swapping only considers the most
+ * loaded GPU, because no other swap lowers the largest load. One thread, with its own arrangement
+ * and scratch. */
 #include <string.h>
 
 #include "base/error.h"
@@ -102,6 +115,9 @@ void mp_make_room(const mp_node *node, mp_arrangement *a, uint32_t gpu, uint32_t
             }
         }
     }
+    /* One always exists. No expert has more than g copies, so some GPU h lacks this one, and it is
+     * full, since all GPUs with room hold it. h has r different experts. `gpu` has fewer, and one
+     * of those is not on h, so some expert of h is not on `gpu`. */
     uint32_t h = (uint32_t)(best_slot / node->room), y = (uint32_t)a->slot[best_slot];
     mp_seat(node, a, gpu, y);
     mp_set_holds(a, node, h, y, false);
@@ -159,6 +175,7 @@ static uint32_t pack_expert(const mp_node *node, mp_arrangement *a, uint32_t *he
     for (uint32_t i = out; i < served; i++)
         if (a->fill[heap[i]] < node->room)
             push(a->load, heap, open++, heap[i]);
+    /* No GPU without the expert has room left: exchange with a full one. */
     for (; left > 0; left--) {
         uint32_t gpu = heap[0];
         mp_make_room(node, a, gpu, expert, a->share, a->load);
@@ -186,6 +203,7 @@ static void sort_by_share(const mp_node *node, const double *share, mp_best_work
             order[j] = order[j - 1];
         order[j] = e;
     }
+    /* The order changed too much: sort from scratch. */
     if (patience == 0)
         mp_best_sort(work, share, node->experts, true);
 }
@@ -225,6 +243,8 @@ typedef struct swap {
     bool found;
 } swap;
 
+/* Each swap lowers the load of the most loaded GPU by more than rounding error, so this
+ * terminates. */
 double mp_swap(const mp_node *node, mp_arrangement *a, double goal)
 {
     size_t room = node->room;

@@ -1,9 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * From the placement in use to a better one in few moves: step after step the change that lowers
- * the load most for what it moves. A change swaps two copies, or gives an expert of the most
- * loaded GPU one copy more, in the place of one of an expert that has several.
- */
+/* From the placement in use to a better one in few moves: each step makes the change that lowers
+ * the load most for what it moves. A change either swaps two copies, or gives an expert of the most
+ * loaded GPU one more copy in place of a copy of an expert that has several.
+ *
+ * A move is a slot whose GPU did not hold that expert in the old placement. Moves are thus counted
+ * against the start and not against the previous step: a copy that returns home cancels its move,
+ * and `moves` can fall. With one window a step may leave F unchanged if several GPUs are equally
+ * loaded. The path ends at the goal, when no change helps, or at the limit of steps.
+ *
+ * After each step everything but the row is derived from it again (settle), which is cheap next to
+ * trying all changes. `delta` is all 0 between changes, so trying one touches only the GPUs it
+ * affects. Runs on the thread that owns the layer, with memory [GPUs][experts] from the layer's
+ * arena. */
 #include <string.h>
 
 #include "base/error.h"
@@ -76,6 +84,7 @@ static void settle(path *s)
     for (size_t e = 1; e < n + 2; e++)
         s->start[e] += s->start[e - 1];
     for (size_t i = 0; i < p; i++)
+        /* Two places ahead, because filling below moves each start up to the next one's. */
         s->places[s->start[s->row[i] + 1]++] = (uint32_t)i;
     s->f = 0;
     for (size_t w = 0; w < layer->windows; w++) {
@@ -152,9 +161,11 @@ static double f_after(path *s, const change *c)
 /* Whether a change is worth more for what it moves. */
 static bool better(const change *c, const change *than)
 {
+    /* Changes that move nothing come first, however little they gain. */
     if (!than->found || (c->moves <= 0) != (than->moves <= 0))
         return !than->found || c->moves <= 0;
     double part = c->moves <= 0 ? 1 : c->moves, than_part = c->moves <= 0 ? 1 : than->moves;
+    /* Compare the fall per move by cross-multiplying: quotients would round. */
     return mp_lower(than->fall * part, c->fall * than_part);
 }
 
@@ -190,6 +201,7 @@ static void try_slot(path *s, uint32_t x, change *best)
     }
 }
 
+/* Only tries slots of each window's most loaded GPU, since nothing else lowers its load. */
 static bool step(path *s)
 {
     const mp_layer *layer = s->layer;
@@ -247,6 +259,8 @@ int mp_path(const mp_layer *layer, const int32_t *old, double goal, uint32_t max
         return rc;
     settle(&s);
     *reached = false;
+    /* Changes stay inside nodes, so they cannot repair an old placement with a group on two
+     * nodes. */
     if (layer->nodes > 1 && !keeps_groups(&s))
         return 0;
     for (uint64_t i = 0; i < (uint64_t)STEPS_MAX * layer->physical && s.f > goal; i++)

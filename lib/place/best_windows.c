@@ -1,9 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * The search of one node for several windows of traffic. Loads are vectors then, and what a change
- * does to F is known only window by window, so that there is no search over numbers of copies:
- * six guesses at them are packed and improved by swaps, the best two of them for long.
- */
+/* The search of one node for several windows of traffic.
+ *
+ * Loads are vectors here, and the effect of a change on F has to be computed window by window. That
+ * rules out a search over numbers of copies. Instead six guesses are packed and improved by swaps,
+ * the best two of them at length.
+ *
+ * A swap changes the loads of two GPUs and of no others, in every window. So F after it depends on
+ * the largest load among the rest, which is one of the three largest. These are found once per
+ * step, and trying a swap takes a few operations per window. If F without the two GPUs is already
+ * too high, the swap is not tried at all.
+ *
+ * With MP_EPLB_WORST weights are fractions of a window's mean and only the worst window matters, so
+ * the GPUs of other windows are left alone. One thread searches a node. */
 #include <string.h>
 
 #include "base/error.h"
@@ -148,6 +156,7 @@ static double f_after(const search *s, const mp_arrangement *a, uint32_t h, uint
         const double *load = a->load + w * node->gpus, *share = a->share + w * node->experts;
         const uint32_t *top = s->top + 3 * w;
         double d = share[x] - share[y], peak = fmax(load[h] - d, load[l] + d);
+        /* Stops at the third at the latest, since only two can be skipped. UINT32_MAX is no GPU. */
         while (*top == h || *top == l)
             top++;
         if (*top != UINT32_MAX)
@@ -314,6 +323,8 @@ static int try_guess(search *s, unsigned guess, double *peak, best_two *two, mp_
     for (unsigned rank = 0; rank < 2; rank++) {
         if (mp_lower(f, two->f[rank])) {
             mp_arrangement out = two->a[1];
+            /* The worst of the three becomes the next trial: arrangements trade memory, nothing is
+             * copied. */
             two->a[1] = rank == 0 ? two->a[0] : two->a[1];
             two->f[1] = rank == 0 ? two->f[0] : two->f[1];
             two->a[rank] = s->trial;

@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Recorded counts: steps of several inputs, put together and added up into windows. */
+/* Recorded counts: steps from several inputs, combined and summed into windows.
+ *
+ *     mp_steps       [steps][layers][N] of one file, JSON, CSV or .pt, as a reader returns it
+ *     mp_recording   [steps][layers][N] of all files, in the order given
+ *     mp_counts      [windows][layers][N], and their sum, as float32
+ *
+ * The ranks of an engine record in parallel: steps of the same forward pass are added up, all
+ * others are appended. CSV names only experts that were chosen, so a file may lack the last experts
+ * or whole layers. Its sizes are therefore guesses, which later inputs may enlarge. Any other
+ * disagreement means a file from another model and is refused.
+ *
+ * Counts are added in float64 in the order of the files and rounded to float32 once, so results do
+ * not depend on how a recording was split into files. COUNTS_MAX bounds a recording before memory
+ * is allocated, whatever a header claims. All of it runs on one thread. */
 #include "place/counts.h"
 
 #include <inttypes.h>
@@ -58,6 +71,7 @@ void mp_steps_release(mp_steps *s)
     *s = (mp_steps){0};
 }
 
+/* Readers have their own ways to name a place, but all of them know these three numbers. */
 int mp_check_count(double value, bool has_steps, uint64_t step, uint64_t layer, uint64_t expert,
                    mp_error *err)
 {
@@ -112,7 +126,8 @@ static void spread(const double *from, uint64_t steps, uint32_t from_layers, uin
     }
 }
 
-/* Gives the recording the layers and experts of both. */
+/* Gives the recording the layers and experts of both. It copies everything, but sizes change once
+ * or twice per recording. */
 static int grow(mp_recording *r, const mp_steps *s, mp_error *err)
 {
     uint32_t n = r->num_logical > s->num_logical ? r->num_logical : s->num_logical;
@@ -145,6 +160,7 @@ static int agree(const mp_recording *r, const mp_steps *s, mp_error *err)
     if (!r->layer_ids != !s->layer_ids)
         return mp_fail(err, MP_ERR_INPUT, "its layers are%s numbered, those of inputs before are%s",
                        s->layer_ids ? "" : " not", s->layer_ids ? " not" : "");
+    /* More experts than before are fine if the earlier number was a guess, fewer if this one is. */
     if (s->num_logical > r->num_logical ? !r->guessed
                                         : s->num_logical < r->num_logical && !s->guessed)
         return mp_fail(err, MP_ERR_INPUT, "%u experts, inputs before have %u", s->num_logical,
@@ -178,6 +194,7 @@ static uint64_t place_step(mp_recording *r, int64_t pass)
     return at;
 }
 
+/* The first input's layers and experts become the recording's; later ones have to agree. */
 static int add(mp_recording *r, mp_steps *s, mp_error *err)
 {
     int rc = 0;
@@ -198,8 +215,10 @@ static int add(mp_recording *r, mp_steps *s, mp_error *err)
         return rc;
     if (!mp_mul_u64(r->steps + s->steps, size, &all) || all > COUNTS_MAX)
         return mp_fail(err, MP_ERR_INPUT, "more counts than any model has");
+    /* Make room for all steps, even though those of known passes will not use theirs. */
     double *count = realloc(r->count, (size_t)all * sizeof(*count));
     r->count = count ? count : r->count;
+    /* Keep what realloc returned even if the other call fails: the old block is gone. */
     int64_t *pass = realloc(r->pass, (size_t)(r->steps + s->steps) * sizeof(*pass));
     r->pass = pass ? pass : r->pass;
     if (!count || !pass)
@@ -222,6 +241,7 @@ int mp_recording_add(mp_recording *r, const char *text, uint64_t length, uint32_
     int rc;
     while (start < length && memchr(" \t\r\n", text[start], 4))
         start++;
+    /* Go by content, not by name: recordings come from pipes and under any name. */
     if (length >= 4 && memcmp(text, "PK\3\4", 4) == 0)
         rc = mp_counts_read_torch(&s, text, length, err);
     else if (length >= 3 && memcmp(text, legacy, 2) == 0)
@@ -282,7 +302,8 @@ static bool is_zero(const mp_recording *r, uint64_t step)
     return true;
 }
 
-/* Windows of so many steps, of which the last may be up to half as long again or as short. */
+/* Windows of so many steps; the last may have up to half as many more or fewer. A window of very
+ * few steps would count as much as any other and be mostly noise. */
 static uint64_t windows_of(uint64_t steps, uint64_t window)
 {
     uint64_t windows = window == 0 || window >= steps ? 1 : steps / window;
@@ -328,6 +349,7 @@ int mp_recording_sum(const mp_recording *r, uint64_t window, mp_counts *c, mp_er
     c->window = windows > 1 ? mp_alloc(windows * size, sizeof(*c->window)) : NULL;
     int rc = sum && c->count && (windows == 1 || c->window) ? 0 : mp_fail_memory(err);
     for (uint64_t step = 0; rc == 0 && step < r->steps; step++) {
+        /* An unused part of the recorder's buffer. */
         if (is_zero(r, step))
             continue;
         uint64_t w = windows == 1 ? 0 : at / window < windows ? at / window : windows - 1;
@@ -337,6 +359,7 @@ int mp_recording_sum(const mp_recording *r, uint64_t window, mp_counts *c, mp_er
     }
     if (rc == 0 && windows > 1)
         rc = narrow(sum, windows * size, r->num_logical, c->window, err);
+    /* All windows are written, so the first one's sums can become the total. */
     for (uint64_t i = size; rc == 0 && i < windows * size; i++)
         sum[i % size] += sum[i];
     if (rc == 0)

@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Counts in CSV: a line for each expert that was chosen, in any order. */
+/* Counts in CSV: a line for each expert that was chosen, in any order.
+ *
+ *     layer_id,expert_id,count
+ *     3,17,4096
+ *
+ * Lines are stored as they come, because neither the layers nor the number of experts is known
+ * before the last one. Then each layer that occurs gets a row, in ascending order, and every line
+ * is added to its cell. A single line could name expert 2,147,483,646 and ask for gigabytes, so the
+ * number of cells is bounded (CELLS_MAX) before they are allocated. Ids are plain digits and counts
+ * are JSON numbers, which keeps out locales, signs and hex. One thread; errors name the line. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +44,8 @@ static bool next_line(const char **text, uint64_t *length, const char **line, si
     uint64_t taken = *bytes + (end != NULL);
     *text += taken;
     *length -= taken;
+    /* Accept CRLF, as spreadsheets and Python's csv.writer end lines, as well as a plain line
+     * feed. */
     if (*bytes > 0 && (*line)[*bytes - 1] == '\r')
         (*bytes)--;
     return true;
@@ -44,6 +55,7 @@ static bool next_line(const char **text, uint64_t *length, const char **line, si
 static bool read_id(const char *field, size_t bytes, uint32_t *id)
 {
     uint64_t value = 0;
+    /* Stops before it can overflow, at a value that is already too large. */
     for (size_t i = 0; i < bytes && value < INT32_MAX; i++) {
         if (field[i] < '0' || field[i] > '9')
             return false;
@@ -150,6 +162,7 @@ int mp_counts_read_csv(mp_steps *s, const char *text, uint64_t length, uint32_t 
     int rc = 0;
     while (rc == 0 && next_line(&text, &length, &line, &bytes)) {
         number++;
+        /* Only the last line may be empty. */
         if (bytes > 0 || length > 0)
             rc = read_line(&t, line, bytes, number, err);
     }

@@ -1,12 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Counts in a .pt file: torch.save's zip archive with a pickle, data.pkl, of a dict, and the
- * numbers of each tensor's storage in an entry of its own, data/KEY.
+/* Counts in a .pt file: torch.save's zip archive with a pickle, data.pkl, of a dict. The numbers of
+ * each tensor's storage are in an entry of their own, data/KEY.
  *
- * SGLang's recorder writes two kinds of dict: counts of logical experts added up (logical_count),
- * or a record of each forward pass with counts of physical experts, and the placement that they
- * were counted under.
- */
+ *     archive/data.pkl      {"logical_count": tensor(storage "0", offset, sizes, strides), ...}
+ *     archive/data/0        the numbers of storage "0"
+ *     archive/byteorder     "little", or absent
+ *
+ * SGLang's recorder writes two kinds of dict: summed counts of logical experts (logical_count), or
+ * a record of each forward pass with counts of physical experts, plus the placement that they were
+ * counted under.
+ *
+ * Neither the pickle nor the archive is trusted. A tensor has to lie inside its storage and a
+ * storage inside its entry, and sizes have to be plausible for counts before memory is allocated. A
+ * tensor has no more elements than its storage, so a stride of 0 cannot turn a small file into a
+ * large table. Keys that nobody asks for may hold anything. One thread. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -38,7 +45,8 @@ typedef struct tensor {
  * The archive
  */
 
-/* Finds the one PREFIX/data.pkl. */
+/* Finds the one PREFIX/data.pkl. torch.save derives the prefix from the file's name, so it can be
+ * anything. */
 static int find_pickle(torch_file *f, const mp_zip_entry **found, mp_error *err)
 {
     static const char name[] = "/data.pkl";
@@ -143,7 +151,8 @@ static void write_shape(tensor *t)
     snprintf(t->shape + at, sizeof(t->shape) - at, "%s]", t->rank ? "" : "[");
 }
 
-/* All elements lie inside the storage, and are not more than it has: nothing is repeated. */
+/* All elements lie inside the storage and are not more than it has, so none is repeated. An
+ * overflow counts as too large for any storage. */
 static int check_extent(const char *what, const tensor *t, uint64_t numel, mp_error *err)
 {
     uint64_t elements = 1, last = t->offset, step;
@@ -192,7 +201,8 @@ static int find_tensor(const torch_file *f, const char *what, mp_pickle_value va
     return rc != 0 ? rc : find_storage(f, what, storage, t, err);
 }
 
-/* Sign, `exponent` bits of exponent, and the rest. */
+/* Sign, `exponent` bits of exponent, and the rest. Computed, since counts are too few to need
+ * tables. */
 static double small_float(unsigned bits, unsigned exponent)
 {
     unsigned mantissa = 15 - exponent, e = bits >> mantissa & ((1u << exponent) - 1);
@@ -209,6 +219,7 @@ static double element(const tensor *t, uint64_t i, uint64_t j, uint64_t k)
     const uint64_t index[] = {i, j, k};
     uint64_t at = t->offset, bits = 0;
     for (uint32_t d = 0; d < t->rank; d++)
+        /* check_extent computed the largest such index without overflow. */
         at += index[3 - t->rank + d] * t->stride[d];
     unsigned bytes = bytes_of(t->dtype);
     memcpy(&bits, t->data + at * bytes, bytes);
@@ -270,6 +281,8 @@ static int check_map(const tensor *map, uint64_t *num_logical, mp_error *err)
     for (uint64_t layer = 0; layer < map->size[0]; layer++) {
         for (uint64_t p = 0; p < map->size[1]; p++) {
             double id = element(map, 0, layer, p);
+            /* There are no more logical experts than physical ones, and each of those is a column
+             * here. */
             if (id < 0 || id >= (double)map->size[1])
                 return mp_fail(err, MP_ERR_INPUT,
                                "last_physical_to_logical_map: row %" PRIu64 ", column %" PRIu64
@@ -312,6 +325,7 @@ static int read_record(const torch_file *f, mp_pickle_value record, const tensor
     return rc;
 }
 
+/* The file has only one placement, the last: all records are read by it. */
 static int read_records(const torch_file *f, mp_pickle_value records, mp_steps *s, mp_error *err)
 {
     const mp_pickle *p = &f->pickle;

@@ -1,6 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Load balancing of all layers: checks of what is asked for, each layer by the algorithm asked
- * for, and the report of what came out. */
+/* Load balancing of all layers: checks of the request, each layer by the algorithm asked for, and
+ * the report of the result.
+ *
+ * A layer goes through up to four steps, each of which starts from what the previous one left in
+ * its row of the result:
+ *
+ *     trivial       p mod N, for comparison
+ *     EPLB          DeepSeek's algorithm in float32, ties as in the original (eplb_layer.c)
+ *     search        best_*.c, taken if no worse than EPLB; or swaps by eplb_refine.c
+ *     approach      towards an old placement, in few moves (best_moves.c, best_path.c)
+ *
+ * EPLB always runs: it is the fallback, and the baseline of the report. Layers are independent and
+ * run on all threads. A task writes only its own rows of the result, and has an arena of its own
+ * for one layer's search. The mean of the reports is taken in the order of layers. */
 #include "place/eplb.h"
 
 #include <inttypes.h>
@@ -22,7 +34,8 @@ static int divides(uint32_t a, const char *what_a, uint32_t b, const char *what_
     return mp_fail(err, MP_ERR_INPUT, "%u %s do not divide among %u %s", a, what_a, b, what_b);
 }
 
-/* Sizes of the problem, as the algorithm that is asked for sees it. */
+/* Sizes of the problem as the algorithm asked for sees them. Like DeepSeek's rebalance_experts, go
+ * by nodes if groups divide among them, and otherwise treat all GPUs as one node. */
 static int resolve_sizes(mp_eplb_work *work, uint32_t num_logical, const mp_eplb_options *options,
                          mp_error *err)
 {
@@ -136,6 +149,7 @@ static int begin_layer(layer_job *job, const balancing *all, uint32_t number, mp
         }
         for (size_t i = 0; i < n; i++)
             job->search_weight[w * n + i] =
+                /* As fractions of the mean GPU load, busy and quiet windows become comparable. */
                 worst && sum > 0 ? count[i] / (sum / all->sizes.ep) : count[i];
     }
     job->layer = (mp_layer){.experts = all->sizes.num_logical,
@@ -159,6 +173,7 @@ typedef struct rating {
     double worst;         /* largest over mean of any window */
 } rating;
 
+/* Counts copies in the row itself, which may come from EPLB, a search or an old file. */
 static rating rate(layer_job *job, const int32_t *map, double *load)
 {
     mp_eplb_work *work = &job->work;
@@ -203,7 +218,8 @@ static void count_copies(layer_job *job)
         job->rank[p] = job->count[job->map[p]]++;
 }
 
-/* Takes what a search found where that does no worse than what is in job->map. */
+/* Takes what a search found if it is no worse than job->map. A search can miss its bound and end up
+ * worse. */
 static void take_better(layer_job *job, const int32_t *found)
 {
     const mp_layer *layer = &job->layer;
@@ -250,12 +266,15 @@ static int approach(layer_job *job, double f_eplb, mp_error *err)
         return rc;
     uint32_t moves = mp_moves(layer, old, job->map, scratch);
     if (o->algorithm == MP_EPLB_BEST) {
+        /* Close to the best, but never worse than EPLB's own. */
         if (f_eplb > f)
             goal = fmin(goal, f_eplb);
         rc = mp_path(layer, old, goal, most, path, &reached, &job->work.arena, err);
         if (rc != 0)
             return rc;
         uint32_t path_moves = mp_moves(layer, old, path, scratch);
+        /* If the renumbered result moves too much, the path is the answer too: it is never worse
+         * than the old placement. */
         if (moves > most || (reached && path_moves <= moves)) {
             memcpy(job->map, path, job->work.num_physical * sizeof(*path));
             job->report->source = MP_EPLB_FROM_PATH;
@@ -291,6 +310,7 @@ static int balance_layer(layer_job *job, mp_error *err)
     report->lower_bound = simple_bound(job, plain);
 
     double f_eplb = mp_layer_f(&job->layer, job->map, job->scratch);
+    /* For a layer that was never chosen any placement will do: leave it to EPLB. */
     if (o->algorithm == MP_EPLB_BEST && report->chosen)
         rc = search(job, err);
     else if (o->refine > 0) {
@@ -311,6 +331,7 @@ static int balance_layer(layer_job *job, mp_error *err)
     return rc;
 }
 
+/* Runs in parallel over layers. */
 static int balance_task(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     layer_job job;

@@ -1,6 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* DeepSeek's load balancing of one layer: packing, replication, and both inside nodes. All
- * arithmetic is float32, so that the result is the original's to the last tie. */
+/* DeepSeek's load balancing of one layer: packing, replication, and both inside nodes.
+ *
+ * Engines run the original in PyTorch, and a plan made here has to match what they would do. So all
+ * arithmetic is float32 and in the original's order. Where the original leaves ties to its sort,
+ * they go to the lowest index. The original finds the lightest pack and the heaviest replica by
+ * scanning; heaps ordered by (weight, index) find the same ones.
+ *
+ *     physical = node * (P / nodes) + gpu * (P / gpus) + rank in the GPU
+ *
+ * Sizes divide evenly, which eplb.c has checked. Each layer has its own work, so threads share
+ * nothing. Source: deepseek-ai/EPLB, eplb.py. */
 #include "place/eplb.h"
 
 #include <stdlib.h> /* qsort */
@@ -66,6 +75,7 @@ static void sink(mp_weighted *heap, uint32_t n, uint32_t i)
 static void pack_items(mp_eplb_work *work, uint32_t n, uint32_t packs)
 {
     uint32_t room = n / packs;
+    /* As in the original, one item per pack is not sorted: item i stays in place i. */
     if (room == 1) {
         for (uint32_t i = 0; i < n; i++) {
             work->pack[i] = i;
@@ -86,6 +96,7 @@ static void pack_items(mp_eplb_work *work, uint32_t n, uint32_t packs)
         work->rank_in_pack[item] = work->pack_fill[k]++;
         open[0].weight += work->items[i].weight;
         if (work->pack_fill[k] == room)
+            /* A full pack leaves the heap. The last entry takes the top and sinks to its place. */
             open[0] = open[--packs];
         sink(open, packs, 0);
     }
@@ -129,6 +140,8 @@ static void replicate(mp_eplb_work *work, const float *weights, const uint32_t *
         uint32_t e = heap[0].index;
         work->expert[p] = e;
         work->replica[p] = work->count[e]++;
+        /* Divide the weight again rather than scale the last quotient, which would round
+         * differently. */
         heap[0].weight = -weights[experts[e]] / (float)work->count[e];
         sink(heap, n, 0);
     }
@@ -138,6 +151,7 @@ static void replicate(mp_eplb_work *work, const float *weights, const uint32_t *
     }
 }
 
+/* Global balancing is the same with one node and one group. */
 void mp_eplb_layer(mp_eplb_work *work, const float *weights, int32_t *map, int32_t *rank,
                    int32_t *count)
 {

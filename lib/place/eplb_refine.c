@@ -1,6 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Refinement of a layer's placement by swaps: less load on the most loaded GPU, and fewer copies
- * of one expert side by side. */
+/* Refining a layer's placement by swaps: less load on the most loaded GPU, and fewer copies of one
+ * expert on the same GPU.
+ *
+ * Two copies on one GPU waste a slot, since they do not spread a hot expert's load. So copies are
+ * parted first, as far as swaps allow, and then load is lowered. Parting may raise the load for a
+ * moment; if swaps cannot make up for it, the attempt is undone, so the largest load never ends up
+ * higher than it began. Each swap either lowers a load by more than rounding error or parts two
+ * copies, and the number of swaps is limited, so this terminates.
+ *
+ * The numbers of copies stay as EPLB made them, and experts stay on their node. Loads are float64
+ * and summed afresh in slot order. One thread, one layer. */
 #include <math.h>
 #include <string.h>
 
@@ -84,6 +93,7 @@ static void try_gpu(const mp_eplb_work *work, const int32_t *map, uint32_t a, ui
         double peak = from - moved > to + moved ? from - moved : to + moved;
         if (why == PART_COPIES && moved == 0)
             peak = 0;
+        /* Ask the expensive question last. */
         if (peak < best->peak && !puts_together(work, map, a, b))
             *best = (swap){a, b, peak, true};
     }

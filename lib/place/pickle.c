@@ -1,6 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The interpreter of pickles: a stack of values, marks on it, and a memo. Containers are lists of
- * items, so that nothing here calls itself, however deep a pickle nests. */
+/* The interpreter of pickles: a stack of values, marks on it, and a memo.
+ *
+ *     }        push a dict            {"a": [1]} as a pickle of protocol 2 builds it
+ *     X a      push a text
+ *     ]        push a list
+ *     K 1      push 1
+ *     a        append it to the list
+ *     s        set the item of the dict: pops key and value
+ *
+ * Values are small and copied freely. Containers are objects that values refer to by number, and
+ * their items form a linked list in one array. So nothing here recurses, however deep a pickle
+ * nests or whatever refers to itself, and everything is freed as five arrays. A text is a range of
+ * the pickle and is never copied.
+ *
+ * A pickle's length bounds what it can do: each opcode pushes at most one value, makes at most one
+ * object and sets at most one number of the memo, and a value becomes an item at most once. Nothing
+ * is popped from below a mark. Nothing is ever imported or called: names are looked up in a table,
+ * and for two callables the result is built here. One thread. */
 #include "place/pickle.h"
 
 #include <stdlib.h>
@@ -41,6 +57,7 @@ static int reserve(void **array, uint64_t count, uint64_t *room, uint64_t size, 
 {
     if (count < *room)
         return 0;
+    /* Indexes have 32 bits, and UINT32_MAX is NOTHING. */
     uint64_t more = *room ? *room * 2 : 64;
     void *grown = more < UINT32_MAX ? realloc(*array, (size_t)(more * size)) : NULL;
     if (!grown)
@@ -77,6 +94,7 @@ static int pop(mp_pickle *p, mp_pickle_value *value, mp_error *err)
 static int take(mp_pickle *p, uint64_t count, const unsigned char **bytes, mp_error *err)
 {
     *bytes = p->data;
+    /* Not at + count > length, which a length from the pickle could overflow. */
     if (count > p->length - p->at)
         return malformed(p, "the pickle ends early", err);
     *bytes = p->data + p->at;
@@ -130,6 +148,8 @@ static int append(mp_pickle *p, uint32_t container, mp_pickle_value value, mp_er
         p->items[object->last].next = item;
     object->last = item;
     object->count++;
+    /* Only a lower bound: what is added to the inner container later is not seen here. It serves to
+     * refuse what nobody writes; no code relies on it. */
     if (is_container(value) && p->objects[value.u.index].depth >= object->depth)
         object->depth = p->objects[value.u.index].depth + 1;
     return 0;
@@ -152,6 +172,7 @@ static int collect(mp_pickle *p, mp_pickle_kind kind, uint64_t height, mp_error 
     int rc = push_object(p, kind, (mp_pickle_object){0}, err);
     if (rc != 0)
         return rc;
+    /* Take it off again so that the values are on top, and put it back once they are in it. */
     mp_pickle_value value = p->stack[--p->num_stack];
     rc = append_from(p, container, height, err);
     return rc != 0 ? rc : push(p, value, err);
@@ -284,7 +305,8 @@ static bool tuple_items(const mp_pickle *p, mp_pickle_value tuple, mp_pickle_val
     return true;
 }
 
-/* A persistent id: ('storage', class, key, location, elements). */
+/* A persistent id: ('storage', class, key, location, elements). torch.save uses these for storages
+ * only; the key says where the numbers are. */
 static int push_storage(mp_pickle *p, mp_error *err)
 {
     mp_pickle_value id, part[5];
@@ -302,6 +324,7 @@ static int push_storage(mp_pickle *p, mp_error *err)
                        err);
 }
 
+/* Calls nothing: the results of the two callables that counts need are built here. */
 static int reduce(mp_pickle *p, mp_error *err)
 {
     mp_pickle_value args, callable;
@@ -332,6 +355,7 @@ static int remember(mp_pickle *p, uint64_t number, mp_error *err)
 {
     if (above_mark(p) == 0)
         return malformed(p, "the stack is empty", err);
+    /* Real picklers count up from 0, one per value. */
     if (number > p->length + (uint64_t)65536)
         return malformed(p, "a number of the memo that is too large", err);
     if (number >= p->room_memo) {
@@ -339,6 +363,7 @@ static int remember(mp_pickle *p, uint64_t number, mp_error *err)
         while (room <= number)
             room *= 2;
         mp_pickle_value *memo = realloc(p->memo, (size_t)room * sizeof(*memo));
+        /* One may grow and the other fail: keep the new block and the old room. */
         if (memo)
             p->memo = memo;
         bool *set = memo ? realloc(p->memo_set, (size_t)room) : NULL;
@@ -441,6 +466,7 @@ static int check_protocol(mp_pickle *p, mp_error *err)
     return rc;
 }
 
+/* Frames are a hint for reading from streams, and all of the pickle is in memory. */
 static int skip_frame(mp_pickle *p, mp_error *err)
 {
     const unsigned char *length;
@@ -538,6 +564,7 @@ bool mp_pickle_get(const mp_pickle *p, mp_pickle_value dict, const char *key,
         const mp_pickle_item *k = &p->items[i], *v = &p->items[k->next];
         if (k->value.kind == MP_PICKLE_TEXT && k->value.u.text.length == strlen(key) &&
             memcmp(p->data + k->value.u.text.at, key, strlen(key)) == 0) {
+            /* No break: the last of several wins, as in Python. */
             *value = v->value;
             found = true;
         }

@@ -1,5 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Placements: making the trivial one, checking any, and telling placement files apart. */
+/* Placements: making the trivial one, checking any, and recognizing placement files.
+ *
+ * A placement is a matrix of logical experts: a row per MoE layer and a column per physical expert,
+ * the first P / ep of them on rank 0, and so on. One row may stand for all layers. Some files
+ * number their rows by decoder layer and others just list them; the caller, who knows the model,
+ * decides which layer a row means.
+ *
+ * Readers of all formats add ids one by one to mp_rows_read, which makes sure that rows are equally
+ * long and ids are plausible. Whether the matrix is a placement, with every expert in every row, is
+ * checked once, here, for files and for computed placements alike. After that 0 <= id < N
+ * everywhere, and all code indexes with it. No state; a placement is not changed after it is
+ * read. */
 #include <moepack/place.h>
 
 #include <inttypes.h>
@@ -97,6 +108,7 @@ uint32_t mp_colocated(const int32_t *row, uint32_t num_logical, uint32_t num_phy
     uint32_t count = 0;
     memset(seen, 0, num_logical * sizeof(*seen));
     for (uint32_t p = 0; p < num_physical; p++) {
+        /* Count ranks from 1, so that 0 means not seen. */
         uint32_t rank_mark = p / per_rank + 1;
         uint32_t *mark = &seen[row[p]];
         if (*mark == rank_mark && count++ == 0 && first)
@@ -220,6 +232,7 @@ int mp_rows_layer(mp_rows_read *rows, int64_t layer, mp_error *err)
     if (layer < 0 || layer >= INT32_MAX)
         return mp_fail(err, MP_ERR_INPUT, "placement: row %" PRIu64 ": %" PRId64 " is no layer",
                        row, layer);
+    /* Ascending order rules out duplicates. */
     if (row > 0 && layer <= rows->layers[row - 1])
         return mp_fail(err, MP_ERR_INPUT,
                        "placement: row %" PRIu64 ": layer %" PRId64
@@ -265,6 +278,8 @@ static int adopt_rows(mp_placement *p, mp_rows_read *rows, uint32_t num_logical,
     for (uint64_t i = 1; i < rows->count; i++)
         if (rows->ids[i] > rows->ids[largest])
             largest = i;
+    /* Every expert is in every row, so an id must be below the number of columns. Otherwise a wild
+     * id would determine the size of arrays. */
     if (num_logical == 0 && (uint64_t)rows->ids[largest] >= rows->columns)
         return mp_fail(err, MP_ERR_INPUT,
                        "placement: row %llu, column %llu: logical expert %d, but rows of %llu "

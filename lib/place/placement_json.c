@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads the JSON placement files of SGLang, vllm-ascend and vLLM, told apart by their keys. */
+/* Reads the JSON placement files of SGLang, vllm-ascend and vLLM, recognized by their keys.
+ *
+ *     SGLang        {"physical_to_logical_map": [[0, 1, ...], ...]}
+ *     vLLM          [[0, 1, ...], ...]
+ *     vllm-ascend   {"moe_layer_count": 58, "layer_list": [{"layer_id": 3, "device_count": 16,
+ *                    "device_list": [{"device_id": 0, "device_expert": [0, 1, ...]}, ...]}, ...]}
+ *
+ * Unknown keys are refused, since they might change the meaning of the rest. Counts that a file
+ * states next to its lists have to match them. Devices have to be in order and equally full,
+ * because a row is their lists put end to end. Ids are checked by mp_rows_add. One thread. */
 #include <string.h>
 
 #include "base/error.h"
@@ -125,6 +134,7 @@ static int read_ascend_layer(mp_rows_read *rows, const json_t *layer, size_t ind
     if (rc == 0)
         rc = mp_json_get_u64(layer, "layer_id", what, &id, err);
     if (rc == 0)
+        /* mp_rows_layer refuses INT32_MAX; a larger number must not wrap to a small one. */
         rc = mp_rows_layer(rows, id > INT32_MAX ? INT32_MAX : (int64_t)id, err);
     if (rc == 0)
         rc = mp_json_get_array(layer, "device_list", what, &devices, err);

@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads TensorRT-LLM's load balancer YAML: num_slots and the experts of each layer's slots. */
+/* Reads TensorRT-LLM's load balancer YAML: num_slots and the experts of each layer's slots.
+ *
+ *     num_slots: 288
+ *     layer_updates_per_iter: 0
+ *     initial_global_assignments:
+ *       3: [0, 1, 2, ...]
+ *
+ * Events are read one at a time and go straight into rows. No tree is built, and anything that is
+ * not of this form is refused with its line. Aliases are refused as well, since a few lines of them
+ * can stand for gigabytes. Numbers are plain decimals: a quoted 3 is a string, and readers disagree
+ * about 0x3 and 1_000. One thread. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,6 +73,7 @@ static int scalar_integer(const yaml_reader *reader, const char *what, int64_t *
         char *end;
         errno = 0;
         *value = strtoll(text, &end, 10);
+        /* strtoll alone would accept spaces and a plus sign. */
         if (*digits >= '0' && *digits <= '9' && *end == '\0' && errno == 0)
             return 0;
     }

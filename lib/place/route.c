@@ -1,6 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Routing: top-k choices of logical experts become choices of slots, with the shared experts
- * appended. */
+ * appended.
+ *
+ *     ids [T, k] --dispatch--> physical [T, k] --place--> slot ids [T, k + S]
+ *                                                         shared experts in the last S columns
+ *
+ * Engines do this in kernels, and the result has to match them exactly. Choice i of the batch,
+ * counting all choices and not just those of its expert, goes to replica i mod replicas. A masked
+ * choice (-1) stays -1 with weight 0. Shared experts weigh 1 / routed_scaling_factor, because the
+ * engine then multiplies the whole sum by that factor.
+ *
+ * Ids come from a file and are checked as they are dispatched; the placement's row was checked
+ * before (mp_placement_check). A call owns its tables and runs on one thread. */
 #include <moepack/place.h>
 
 #include <stdlib.h>
@@ -52,7 +63,8 @@ static int check_options(const mp_route_options *options, uint32_t k, mp_error *
     return 0;
 }
 
-/* Looks up once for each expert what the loops over choices need. */
+/* Looks up once for each expert what the loops over choices need. Going backwards through the
+ * physical experts leaves the lowest replica of this rank in `nearest`. */
 static int prepare(routing *r, const int32_t *row, mp_error *err)
 {
     const mp_slots *slots = &r->options->slots;
@@ -159,6 +171,8 @@ static int fill_dynamic(routing *r, mp_error *err)
     if (!load)
         return mp_fail_memory(err);
     for (uint32_t rank = 0; rank < given->ep; rank++) {
+        /* As in the engine: a token's shared expert counts as load too, on its own rank unless
+         * moved. */
         load[rank] = given->routed_counts[rank] + given->tokens[rank];
         counts += given->routed_counts[rank];
         total += load[rank];
@@ -180,6 +194,8 @@ static int choose_shared(routing *r, mp_error *err)
         return fill_static(r, err);
     if (mode == MP_WATERFILL_DYNAMIC && r->tokens >= MP_WATERFILL_MIN_TOKENS)
         return fill_dynamic(r, err);
+    /* A dynamic batch this small is not worth moving. Tokens without a choice get no shared expert
+     * then. */
     share_at_home(r, mode == MP_WATERFILL_OFF);
     return 0;
 }

@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Waterfill: which rank computes the shared expert of each token, in the integer arithmetic of
- * SGLang's kernel, so that offline plans and the engine agree. */
+ * SGLang's kernel, so that offline plans and the engine agree.
+ *
+ * Ranks are vessels filled by their routed choices. A token's shared expert goes where there is
+ * room below the target level, with a probability proportional to the room. The draw depends only
+ * on the token's number and its rank, so a plan can be repeated. Another rank has to be better by a
+ * tenth, because the token has to travel there.
+ *
+ *     below    0    w0       w0+w1  ...  sum        u in [below[x], below[x+1]) goes to rank x
+ *
+ * Loads are checked to fit 31 bits and the target 32, so sums over ranks and products with 11 fit
+ * 64. Runs on one thread. */
 #include <moepack/place.h>
 
 #include <stdlib.h>
@@ -47,6 +57,7 @@ static void weigh_ranks(fill *f, uint64_t target)
 static uint64_t draw(const fill *f, uint64_t token, uint64_t sum)
 {
     uint32_t seed = ((uint32_t)token ^ f->seed) * 1664525u + 1013904223u;
+    /* 32-bit arithmetic that wraps around, as in the kernel. */
     return seed % sum;
 }
 
@@ -58,6 +69,7 @@ static uint32_t choose_of_all(const fill *f, uint64_t token)
         return f->fallback;
     uint64_t u = draw(f, token, sum);
     uint32_t low = 0, high = f->ep - 1;
+    /* A rank without room has an empty interval, so it is never the first whose end is above u. */
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         if (u < f->below[middle + 1])
@@ -81,7 +93,8 @@ static uint32_t insert_rank(uint32_t *ranks, uint32_t n, uint32_t rank)
     return n + 1;
 }
 
-/* Among the own rank and those of the token's choices. ranks: scratch of k + 1. */
+/* Among the own rank and those of the token's choices, which it is sent to anyway. Kept sorted,
+ * since intervals are in the order of ranks. ranks: scratch of k + 1. */
 static uint32_t choose_of_choices(const fill *f, uint64_t token, const int32_t *physical,
                                   uint32_t k, uint32_t *ranks)
 {
@@ -151,6 +164,7 @@ static int check_choices(const mp_slots *slots, const int32_t *physical, uint64_
     return 0;
 }
 
+/* The engine's 32-bit weights limit it to 31 candidates; here there is no such limit. */
 int mp_waterfill_assign(const mp_waterfill *w, const mp_slots *slots, const int32_t *physical,
                         uint64_t tokens, uint32_t k, int32_t *shared_ids, uint64_t stride,
                         mp_error *err)

@@ -1,5 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads the central directory of a zip archive, zip64 fields included. */
+/* Reads the central directory of a zip archive, including zip64 fields.
+ *
+ *     entry ... entry      local header, data, maybe a descriptor
+ *     central directory    a record for each entry: names, sizes, offsets
+ *     zip64 end, locator   if 16 or 32 bits are not enough
+ *     end                  counts and place of the directory, and a comment
+ *
+ * It is read from the back: the end is found by its signature, the directory from there, and
+ * entries from the directory. Local headers are only used to learn their own length. Every offset
+ * and length is checked before it is followed, by subtracting from what is left and never by adding
+ * to what is claimed. Entries are sorted by name, to find them by bisection and to notice
+ * duplicates, which other readers would resolve differently. One thread; the bytes belong to the
+ * caller. */
 #include "place/zip.h"
 
 #include <stdlib.h>
@@ -32,6 +44,7 @@ typedef struct directory {
 
 static const unsigned char *find_end(const unsigned char *data, uint64_t length)
 {
+    /* The comment may contain anything, even this signature. The last one in the file counts. */
     uint64_t back = END_BYTES;
     for (; back <= length && back <= END_BYTES + COMMENT_MAX; back++)
         if (memcmp(data + length - back, "PK\5\6", 4) == 0)
@@ -81,6 +94,7 @@ static bool read_extra(const unsigned char *extra, uint64_t length, uint64_t *si
             for (unsigned i = 0; i < 3; i++) {
                 if (*wide[i] != UINT32_MAX)
                     continue;
+                /* Only fields that are all ones in the 32-bit record appear, in this order. */
                 if (used + 8 > field)
                     return false;
                 *wide[i] = number(extra + 4 + used, 8);
@@ -137,6 +151,7 @@ int mp_zip_open(mp_zip *zip, const void *data, uint64_t length, mp_error *err)
     int rc = find_directory(zip, &d, err);
     if (rc != 0)
         return rc;
+    /* An entry takes at least CENTRAL_BYTES, so the file bounds the memory for them. */
     if (d.offset > length || d.bytes > length - d.offset || d.entries > d.bytes / CENTRAL_BYTES)
         return mp_fail(err, MP_ERR_INPUT,
                        "zip: a central directory of %llu bytes at offset %llu in a file of %llu",
@@ -181,6 +196,7 @@ const mp_zip_entry *mp_zip_find(const mp_zip *zip, const char *name, size_t name
     return NULL;
 }
 
+/* The local header must be there. Its name and extra field can be longer than the directory's. */
 int mp_zip_data(const mp_zip *zip, const mp_zip_entry *entry, const unsigned char **data,
                 mp_error *err)
 {
