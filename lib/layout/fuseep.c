@@ -1,6 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fuseep-1 and fuseep-2: int8 weights for the fused kernels of Ascend, which multiply with
- * matrices turned over, w13 [H, 2I] and w2 [I, H] (mode 1 leaves w2). */
+/* fuseep-1 and fuseep-2: int8 weights for the fused kernels of Ascend, which multiply by transposed
+ * matrices.
+ *
+ *     columns of w13 [H, 2I]   mode 1: gate 0-63, up 0-63, gate 64-127, up 64-127, ...
+ *                              mode 2: all of gate, all of up
+ *     w2                       mode 1: [H, I], as it is;   mode 2: [I, H]
+ *
+ * A row of the source becomes a column, so a tile of rows would touch every line of the packed
+ * tensor. Tiles are therefore columns, in groups of at least a cache line, and are transposed in
+ * blocks (mp_transpose). Each row has one scale, which becomes that of a column and moves with it.
+ * Mode 2 wants the bits of each float32 widened to 64, which is how the kernel receives them.
+ *
+ * All functions are pure: buffers in, buffers out, on any number of threads. */
 #include "layout/fuseep.h"
 #include "base/transpose.h"
 #include "layout/interleave.h"
@@ -121,6 +132,7 @@ void mp_fuseep_2_pack_scale(const mp_dims *dims, mp_side side, const uint8_t *ca
         int64_t wide;
 
         memcpy(&bits, canonical + i * sizeof(bits), sizeof(bits));
+        /* Sign-extends, which is why `bits` is signed. */
         wide = bits;
         memcpy(out + i * sizeof(wide), &wide, sizeof(wide));
     }
@@ -137,6 +149,8 @@ void mp_fuseep_2_unpack_scale(const mp_dims *dims, mp_side side, const uint8_t *
 
         memcpy(&wide, in + i * sizeof(wide), sizeof(wide));
 
+        /* Anything that was not widened from a float32 becomes a NaN, which compares equal to no
+         * scale. */
         uint32_t bits = wide >= INT32_MIN && wide <= INT32_MAX ? (uint32_t)wide : nan_bits;
         memcpy(canonical + i * sizeof(bits), &bits, sizeof(bits));
     }

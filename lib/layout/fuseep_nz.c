@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fuseep-1 and fuseep-2 with weights in FRACTAL_NZ form: the columns of the plain tensor,
- * cut into panels. */
+/* fuseep-1 and fuseep-2 with weights in FRACTAL_NZ form: the columns of the plain tensor, cut into
+ * panels.
+ *
+ *     panel 0: row 0, columns 0-31; row 1, columns 0-31; ...    panel 1: row 0, columns 32-63; ...
+ *
+ * Panels are easier than the plain form: 32 rows of the source make a panel, which is contiguous.
+ * So tiles are rows here wherever gate and up fill whole panels. Mode 1 regroups columns in chunks
+ * of 64, two panels each. Its w2 is not transposed, and is cut into panels by columns.
+ *
+ * Names, types and scales are those of the plain form in fuseep.c; only the weights differ. Bytes
+ * of a panel outside the matrix are written as zeros, so a pack has the same bytes every time. Pure
+ * functions, any number of threads. */
 #include "layout/fuseep.h"
 #include "layout/interleave.h"
 #include "layout/nz.h"

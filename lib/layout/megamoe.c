@@ -1,6 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The targets of DeepGEMM's MegaMoE kernels: gate and up rows of L1 are interleaved, L2
- * stays; block scales for SM100 follow the rows of the weights, in UTCCP order. */
+/* The targets of DeepGEMM's MegaMoE kernels: gate and up rows of L1 are interleaved, L2 stays as it
+ * is, and block scales for SM100 follow the rows of the weights, in UTCCP order.
+ *
+ *     rows of L1   g8         gate 0-7, up 0-7, gate 8-15, up 8-15, ...
+ *                  even/odd   gate 0 2 .. 14, up 0 2 .. 14, gate 1 3 .. 15, up 1 3 .. 15, ...
+ *
+ * The kernels combine silu(gate) and up right after L1, while both are in registers; hence these
+ * orders. Only whole rows of weights are moved, so a tile with the same rows of gate and up becomes
+ * one extent. L2 passes through, with the bytes of the source.
+ *
+ * A target is a record of functions, and records share what they have in common. They are separate
+ * even if kernels differ only in name or version: a pack has to say which one it is for, and each
+ * may change on its own. megamoe-nvfp4 has two records of one name that differ in their alphas; the
+ * manifest says which. Pure functions, any number of threads. */
 #include "layout/megamoe.h"
 #include "layout/interleave.h"
 #include "layout/utccp.h"
@@ -61,6 +73,7 @@ static void unpack_even_odd(const mp_dims *dims, mp_side side, const mp_tile *ti
     unpack_weight(&mp_interleave_even_odd, side, tile, in, out);
 }
 
+/* L1 tiles are whole groups, which are what the interleaving permutes. */
 mp_tiling mp_megamoe_tiling(mp_side side, uint64_t group, uint64_t l2_group)
 {
     if (side == MP_L1)
@@ -80,7 +93,8 @@ static mp_tiling tiling_even_odd(const mp_dims *dims, mp_side side)
     return mp_megamoe_tiling(side, mp_interleave_group(&mp_interleave_even_odd), 1);
 }
 
-/* Blocks of scales are not cut. */
+/* Blocks of 128 rows share a scale, so no tile may end inside one: both halves would have to
+ * agree. */
 static mp_tiling tiling_block(const mp_dims *dims, mp_side side)
 {
     (void)dims;
@@ -215,6 +229,8 @@ static unsigned end_nvfp4(mp_slot_tensor *tensors, unsigned needed, unsigned cou
     return count;
 }
 
+/* Only alphas have to be there: a source may have no input scales, and second scales that multiply
+ * need no copy. */
 static unsigned describe_nvfp4(const mp_dims *dims, mp_slot_tensor tensors[MP_TARGET_TENSORS])
 {
     unsigned count = describe_fp4(dims, NVFP4_BLOCK, tensors), needed = count + 2;
