@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A picture of a pack: a line of cells for every layer, a cell for every slot, rank beside rank,
- * and the bytes of every rank below. Colors say which slots hold the only copy of an expert, one
- * of several, or a shared expert. */
+ * and the bytes of every rank below. Colors say which slots hold the only copy of an expert, one of
+ * several, or a shared expert.
+ *
+ * Cells are computed once, as a table [layers][ep][columns], and drawn color by color. All cells of
+ * a color share one path and neighbours share a rectangle, which keeps the picture of a pack with
+ * thousands of slots at tens of kilobytes. Coordinates are whole pixels, so the bytes are the same
+ * everywhere. Ranks that are not here still have cells, from the placement, but only an outline for
+ * a bar. Layer names come from a manifest that anyone may have written, and are escaped
+ * (mp_svg_text). One thread. */
 #include <inttypes.h>
 #include <moepack/artifact.h>
 #include <stdlib.h>
@@ -140,6 +147,7 @@ static const char *label(const char *layer)
 {
     size_t length = strlen(layer);
     const char *text = layer + (length > LABEL ? length - LABEL : 0);
+    /* Do not start in the middle of a UTF-8 character. */
     while ((*text & 0xc0) == 0x80)
         text++;
     return text;

@@ -1,5 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Forms of experts in the manifest: JSON and back. */
+/* Forms of experts in the manifest: JSON and back.
+ *
+ *     "forms": [{"scheme": "mxfp4", "fusion": "none", "global_divides": false,
+ *                "block_rows": 1, "block_cols": 32,
+ *                "tensors": [{"name": "ffn.experts.{}.w1.weight", "matrix": "gate",
+ *                             "role": "weight", "dtype": "I8", "shape": [2048, 2048]}, ...]}],
+ *     "layer_forms": [0, 0, 0, ...]
+ *
+ * A form is all that unpack needs to write experts the way the source had them: names, types and
+ * shapes of one expert's tensors, with {} for its number. Most models have one or two forms, so
+ * forms are listed once and layers refer to them by number, which is checked. An extent of null
+ * means a block that covers everything on that side.
+ *
+ * Entries under "errors" tell whether experts passed through: everything requantized has one, even
+ * if nothing was lost. One thread. */
 #include "pack/manifest.h"
 
 #include "base/error.h"

@@ -1,5 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moepack.json back to a value: the seal first, then member by member. */
+/* moepack.json back to a value: the seal first, then member by member.
+ *
+ *     {
+ *       "format_version": "1",
+ *       ...
+ *       "command": "repack hf out --target megamoe-w4a8 --ep 8",
+ *       "xxh3": "5d41402abc4b2a76b9719d911017c592"
+ *     }
+ *
+ * The last member is the digest of the text without it. It guards against damage and careless edits
+ * but not against malice, since anyone can compute it. So everything else is checked as if there
+ * were no seal: members have types, digests look like digests, a file name is not a path, ranks
+ * ascend and are below ep_size, and words are ones that this version knows. An unknown word is
+ * refused by name, as it may change what the rest means. Unknown keys are ignored, so later
+ * versions can add harmless ones.
+ *
+ * A manifest is filled in the order of the text and can be released at any point, since lists are
+ * zeroed and counts are set with them. Sizes are bounded when a shape is made of them (shape.c).
+ * One thread. */
 #include <moepack/artifact.h>
 
 #include "base/digest.h"
@@ -99,7 +117,8 @@ static int get_u64(const json_t *object, const char *key, uint64_t *value, mp_er
     return mp_json_get_u64(object, key, MP_MANIFEST_NAME, value, err);
 }
 
-/* A number; `otherwise` where there is none, or null. */
+/* A number; `otherwise` where there is none, or null. JSON has no infinity, which is written as
+ * null: `otherwise` says what that stands for. */
 static int get_real(const json_t *object, const char *key, double otherwise, double *value,
                     mp_error *err)
 {
@@ -121,6 +140,7 @@ int mp_manifest_flag(const json_t *object, const char *key, bool *value, mp_erro
     return 0;
 }
 
+/* The count is set last: until there is zeroed memory for the list, releasing must not touch it. */
 int mp_manifest_list(const json_t *object, const char *key, size_t size, json_t **array,
                      void **things, size_t *count, mp_error *err)
 {
@@ -172,6 +192,7 @@ static int read_quantization(const json_t *root, mp_manifest *m, mp_error *err)
         return mp_manifest_unknown("scheme", source, err);
     if (!mp_scheme_parse(target, &m->target_scheme))
         return mp_manifest_unknown("scheme", target, err);
+    /* Errors were read earlier, and tell whether there are rules. */
     bool passes = mp_manifest_passes(m, false) && mp_manifest_passes(m, true);
     return passes ? 0 : read_rules(json, m, err);
 }
@@ -245,6 +266,7 @@ static int read_file(const json_t *json, mp_packed_file *file, mp_error *err)
                          err))
         return err->code;
     file->tensors = list;
+    /* Files are opened by this name in the rank's directory, and nowhere else. */
     if (strchr(file->name, '/') || file->name[0] == '.' || !file->name[0])
         return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is no file name", MP_MANIFEST_NAME,
                        file->name);
@@ -415,6 +437,8 @@ static int check_seal(const char *text, uint64_t length, mp_error *err)
         return mp_fail(err, MP_ERR_INPUT, "%s: does not end in its digest", MP_MANIFEST_NAME);
     memcpy(hex, text + length - after - (MP_DIGEST_TEXT - 1), MP_DIGEST_TEXT - 1);
     hex[MP_DIGEST_TEXT - 1] = '\0';
+    /* Rebuild the text as it was sealed. A NUL in it ends the copy early, and then the digest
+     * differs. */
     body = mp_format("%.*s" MP_SEAL_CUT, (int)(length - seal), text);
     if (!body)
         return mp_fail_memory(err);

@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The manifest as JSON text. */
+/* The manifest as JSON text.
+ *
+ * The same pack always has the same manifest, on every machine: members are in a fixed order, reals
+ * are printed so that they read back exactly, and there is no time, host or user. Members that most
+ * packs do not need are left out rather than null, so packs of older versions keep their bytes.
+ *
+ * Jansson's functions take ownership of what they are given even if they fail, and pass a null on,
+ * so a chain of calls needs a single check at its end. A list that lost an item for lack of memory
+ * must not pass for complete; mp_json_append and mp_json_with see to that. The text is sealed last
+ * (manifest.h). One thread. */
 #include <moepack/artifact.h>
 
 #include "base/digest.h"
@@ -52,6 +61,7 @@ json_t *mp_json_with(json_t *object, const char *key, json_t *value)
     return NULL;
 }
 
+/* The rules that were used are only listed if something was requantized by them. */
 static json_t *quantization_json(const mp_manifest *m)
 {
     bool ruled = !mp_manifest_passes(m, false) || !mp_manifest_passes(m, true);

@@ -1,9 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A packed directory, open: what its manifest says is held against what is there.
+/* A packed directory, open: what its manifest says has been checked against what is there.
  *
- * Whoever reads a pack reads it through here, so that one broken pack gets one answer from every
+ * All readers of a pack go through this file, so that one broken pack gets one answer from every
  * command. Only verify walks through the files by itself: it has to report what is broken where
- * opening refuses. */
+ * opening refuses.
+ *
+ *     moepack.json      sealed; gives the shape, and the digests of the rest
+ *     placement.json    its digest is compared, then it is checked as a placement for the shape
+ *     rank-NNN          headers of all shards; every tensor of the shape has its type and shape
+ *
+ * After opening, readers need no checks: tensors [layer][rank][tensor] is a table that is null if a
+ * rank is not here or an optional tensor is missing, and places only name ranks that are open.
+ * Tensor bytes are not digested here, which would take minutes; that is left to verify.
+ *
+ * Opening uses one thread. An open pack does not change any more, and reads carry offsets, so any
+ * number of threads can read it. */
 #include "pack/pack.h"
 
 #include <errno.h>
@@ -160,6 +171,7 @@ static int find_tensors(mp_pack *pack, size_t layer, uint32_t rank, const mp_slo
     return 0;
 }
 
+/* A rank directory is a checkpoint like any other, with an index of its own. */
 static int open_rank(mp_pack *pack, uint32_t rank, bool partial, const mp_context *context,
                      mp_error *err)
 {
@@ -193,6 +205,8 @@ static int open_ranks(mp_pack *pack, const mp_pack_options *options, const mp_co
 
     pack->ranks = mp_alloc_zeroed(ep, sizeof *pack->ranks);
     pack->open = mp_alloc_zeroed(ep, sizeof *pack->open);
+    /* The manifest lists each layer, and shape.c bounds the rest, so only the whole product can
+     * overflow. */
     if (mp_mul_u64((uint64_t)m->num_layers * pack->shape.num_tensors, ep, &all))
         pack->tensors = mp_alloc_zeroed(all, sizeof *pack->tensors);
     if (!wanted || !pack->ranks || !pack->open || !pack->tensors)
@@ -243,6 +257,7 @@ static int place_experts(mp_pack *pack, mp_error *err)
     return 0;
 }
 
+/* In this order: the manifest gives the shape, and the shape says what to expect of the rest. */
 int mp_pack_open(mp_pack *pack, const char *dir, const mp_pack_options *options,
                  const mp_context *context, mp_error *err)
 {
@@ -303,6 +318,7 @@ const mp_tensor *mp_pack_tensor(const mp_pack *pack, size_t layer, uint32_t rank
     return tensor ? slot_of_tensor(pack, layer, rank)[mp_set_number(set, tensor)] : NULL;
 }
 
+/* Slots are consecutive, so a slot's bytes start at its number times the size of one. */
 int mp_pack_read(const mp_pack *pack, size_t layer, mp_place place, const mp_slot_set *set,
                  const mp_slot_tensor *tensor, uint64_t offset, uint64_t n, void *buffer,
                  mp_error *err)

@@ -1,9 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a pack has: which tensors a layer has on a rank, and where each expert lies.
+/* What a pack has: which tensors a layer has on a rank, and where each expert is.
  *
- * Whoever writes a pack makes its shape from options, whoever reads one from the manifest, and
- * both by mp_shape_init. Every number is bounded here, so that sizes worked out from a shape fit
- * 64 bits. */
+ * Writers of a pack make its shape from options, readers from the manifest, and both do so by
+ * mp_shape_init. Every number is bounded here, so sizes computed from a shape fit 64 bits.
+ *
+ *     ids      0 .. N-1 routed, from N on the shared ones, as checkpoints count them
+ *     sets     tensors that share slots: "experts" and, if shared experts stay separate,
+ *              "shared_experts", each with its own target, dims and slots
+ *     tensors  numbered through all sets: the columns of a layer's table
+ *
+ * A shape is a plain value; its only pointers are to static target records. Places are the one list
+ * built from it, [id] -> copies in the order of ranks and slots, filled by counting. Once made,
+ * both are only read, by any number of threads. */
 #include "pack/shape.h"
 
 #include <inttypes.h>
@@ -31,6 +39,7 @@ static int check_terms(const mp_shape_terms *t, mp_error *err)
     if (t->num_shared == 0)
         return mp_fail(err, MP_ERR_INPUT, "shared experts are %s, but the model has none",
                        mp_shared_mode_name(t->shared));
+    /* Together they may become one expert, whose width is bounded like any other. */
     if (t->num_shared > SIZE_MOST / (t->dims.intermediate_size + 1))
         return mp_fail(err, MP_ERR_INPUT,
                        "%" PRIu64 " shared experts of size %" PRIu64 " are wider than %u",
@@ -280,6 +289,7 @@ int mp_places_init(mp_places *p, const mp_shape *shape, const int32_t *row, cons
         free(next);
         return mp_fail_memory(err);
     }
+    /* Walk twice: first to count copies, then to store them where the counts say. */
     each_place(shape, row, ranks, next, NULL);
     p->first[0] = 0;
     for (uint32_t id = 0; id < ids; id++)
