@@ -1,5 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Canonical tiles: read as they are, or read and requantized. */
+/* Canonical tiles: read as they are, or read and requantized.
+ *
+ * A side goes one of two ways, decided once in begin:
+ *
+ *     passes        source and target share scheme and blocks: codes are read straight into the
+ *                   tile. Scales are read all at once in begin, and converted there if only their
+ *                   type differs
+ *     requantized   tile by tile; each tile fills in its own scales, so c->scale is complete
+ *                   after the last one
+ *
+ * Some things cannot wait for tiles. Gate and up share one second scale in nvfp4, and a scale per
+ * row covers all columns. If tiles are columns, begin reads the whole side once to find these.
+ * Everything else needs only the current rectangle, so memory is a few tiles, laid out in the
+ * caller's scratch by one function that both measures and assigns.
+ *
+ * A canonical belongs to one thread. Several threads may read one side, each with its own. */
 #include "experts/canonical.h"
 
 #include "base/arena.h"
@@ -150,6 +165,8 @@ static bool powers_of_two(const mp_canonical *c, unsigned part, float *at)
         int exponent;
 
         memcpy(at, scales + i * sizeof *at, sizeof *at);
+        /* frexp returns exactly 0.5 for powers of two. NaN and infinity are reported later, by
+         * their place. */
         if (isfinite(*at) && frexpf(*at, &exponent) != 0.5f)
             return false;
     }
@@ -170,6 +187,7 @@ static int check_powers(mp_canonical *c, mp_error *err)
                            "%s: %s takes scales that are powers of two, not %.9g: requantize with "
                            "--requantize-shared",
                            from->matrix[part].scale->name, from->target->name, (double)scale);
+        /* The whole side, even for a single scale: gate and up have to be treated alike. */
         c->passes = false;
     }
     return 0;
@@ -187,6 +205,7 @@ static int pass_tile(const mp_canonical *c, unsigned part, const mp_tile *tile, 
     rows.global_scale = c->global[part];
     if (mp_stored_read(&c->stored[part], rectangle_of(tile), out, NULL, err) != 0)
         return err->code;
+    /* Passing bytes through must not let a NaN through. */
     if (!from->quant->allow_nonfinite && mp_rows_check_finite(&rows, err) != 0)
         return mp_error_prefix(err, "%s", from->matrix[part].weight->name);
     return 0;
@@ -253,6 +272,7 @@ static int quantize_tile(const mp_canonical *c, unsigned part, const mp_tile *ti
  * The whole
  */
 
+/* Second scales are read first: if codes pass through, they are already final. */
 int mp_canonical_begin(mp_canonical *c, mp_error *err)
 {
     const mp_side_source *from = c->from;
@@ -375,6 +395,7 @@ int mp_canonical_vector(const mp_canonical *c, const mp_slot_tensor *tensor, flo
     if (tensor->role == MP_ROLE_INPUT_SCALE || tensor->role == MP_ROLE_ACT_SCALE ||
         tensor->role == MP_ROLE_FOLDED_ALPHA) {
         rc = read_input_scale(c, out, err);
+        /* If a tool's second scale divides, its input scales do too. */
         if (rc == 0 && tensor->role != MP_ROLE_INPUT_SCALE && c->from->storage->global_divides)
             *out = 1 / *out;
         if (rc == 0 && tensor->role == MP_ROLE_FOLDED_ALPHA)

@@ -1,6 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The experts of a snapshot: layers by the names of tensors, their form by types and shapes, and
- * which experts a rank has by counting. */
+ * which experts a rank has by counting.
+ *
+ * A snapshot is an engine's memory and says little: no names of experts, and often not even whether
+ * w13 is transposed. Everything is inferred from sizes, and only if a single reading fits. Anything
+ * ambiguous is reported as unknown, since a wrong guess would compare one expert with another.
+ *
+ *     rank = (stage * groups + group) * parts + part
+ *     group    the ranks that have the same slots, each a part of I
+ *     home     which slots those are; groups beyond the last home start over with the first
+ *
+ * Slots hold the physical experts in order, home by home, possibly followed by the shared expert.
+ * Tensors found here are views into the snapshot, and only headers have been read. One thread. */
 #include "experts/dumped.h"
 
 #include <inttypes.h>
@@ -265,6 +276,7 @@ bool mp_dumped_place(const mp_snapshot *s, const mp_dumped_model *model, mp_dump
     d->num_experts = model->num_experts;
     d->map = model->placement ? mp_placement_row(model->placement, model->row) : NULL;
     d->routed = d->slots;
+    /* Try first as if all slots were routed, then as if one belonged to the shared expert. */
     if (known && !count_homes(s, model, d->routed, groups, &d->homes)) {
         d->routed = d->slots - model->has_shared;
         known = count_homes(s, model, d->routed, groups, &d->homes);

@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Parts of gate and up are rows behind each other, parts of down columns beside each other. */
+/* A matrix of a snapshot's expert, put back together. Tensor parallelism cuts I: the parts of gate
+ * and up are consecutive rows, the parts of down are adjacent columns.
+ *
+ *     gate, up [I, H]   part 0: rows 0 .. I/p - 1;  part 1: the next;  ...
+ *     down [H, I]       part 0: columns 0 .. I/p - 1, in every row;  ...
+ *
+ * Rows are read part by part and assembled in the reader's memory as if the expert had never been
+ * cut, along with their scales. For that, cuts have to be at the edges of blocks, and all parts
+ * have to be stored alike and agree on what they share; opening checks this. If an engine
+ * interleaves gate and up, rows are read one at a time. Memory is what `most` rows take. A reader
+ * belongs to one thread. */
 #include "experts/dumped_rows.h"
 
 #include <stdlib.h>
@@ -86,6 +96,8 @@ static int read_global(const mp_dumped_matrix *m, float *global, mp_error *err)
         mp_matrix matrix = matrix_of(m, p);
         float other;
 
+        /* mp_matrix_global picks the entry of a scale by where the matrix begins: 0 is gate's, 1 is
+         * up's. */
         matrix.first = m->projection == MP_UP;
         if (mp_matrix_global(&m->views[p], &matrix, &other, err) != 0)
             return err->code;
@@ -202,6 +214,7 @@ static int read_beside(const mp_dumped_reader *r, uint64_t row0, uint64_t rows, 
             put_beside(scales, scale_bytes, p, scale_rows, scale_bytes * d->parts, r->scale);
         else if (p == 0)
             memcpy(r->scale, scales, scale_rows * scale_bytes);
+        /* A scale covers a whole row, so every part has a copy of it, and they have to be equal. */
         else if (memcmp(r->scale, scales, scale_rows * scale_bytes) != 0)
             return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: ranks have other scales of the same rows",
                            d->matrix.weight->name);

@@ -1,6 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Slots back to rows: tiles are read in the order of the packed tensor, unpacked by the target,
- * and, where rows are asked for, put where they belong among them. */
+ * and, if rows are asked for, put in their places among them.
+ *
+ * A target's tiles follow from its layout: rows of gate and up together, rows of one part, or
+ * columns with all rows. Callers that compute want the same rows of gate and up. Tiles of rows are
+ * made as tall as the request, so each is read once and lands where it belongs. Tiles of columns
+ * yield all rows at once, however few are wanted, which mp_packed_tile_rows says beforehand.
+ *
+ * Scales and second scales are read once per slot, in begin, since targets shuffle them across the
+ * whole side. Opening the pack has made sure that extents lie inside their tensors. A side belongs
+ * to one thread, and one function both measures its scratch and assigns it. */
 #include "experts/packed.h"
 
 #include <string.h>
@@ -84,6 +93,7 @@ static uint64_t lay_out(mp_packed_side *s, uint8_t *base)
     uint64_t rectangle = first.rows * row_bytes(s, first.cols);
     uint64_t packed = first.bytes;
 
+    /* Scales go through the same buffer, before the first tile. */
     if (scale && scale->slot_bytes > packed)
         packed = scale->slot_bytes;
     for (unsigned p = 0; p < mp_side_parts(s->side); p++)
@@ -178,6 +188,7 @@ static int place_tile(mp_packed_side *s, const mp_tile *tile, uint64_t row0, mp_
 
     for (unsigned i = 0; i < tile->parts; i++) {
         to[i] = s->part[tile->part + i] + (tile->row0 - row0) * all + column;
+        /* A tile of whole rows is unpacked directly into place. */
         if (bytes == all)
             out[i] = to[i];
     }
@@ -189,6 +200,7 @@ static int place_tile(mp_packed_side *s, const mp_tile *tile, uint64_t row0, mp_
     return 0;
 }
 
+/* Looks at every tile rather than computing which ones overlap: there are few, and three kinds. */
 int mp_packed_rows(mp_packed_side *s, uint64_t row0, uint64_t rows, mp_rows out[2], mp_error *err)
 {
     const mp_scheme_form *form = mp_scheme_form_of(s->set->target->scheme);

@@ -1,7 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Stored matrices as rows of a scheme. What is read goes to scratch as large as the largest
- * rectangle; where the whole matrix is looked at, it is read in strips of whole rows that fit there
- * too, so that memory does not grow with the matrix. */
+/* Stored matrices as rows of a scheme.
+ *
+ * What is read goes to scratch the size of the largest rectangle. When the whole matrix has to be
+ * looked at, it is read in strips of whole rows that fit the same scratch, so memory does not grow
+ * with the matrix. Each rectangle reads the scales that cover it again: they are small, and a block
+ * may begin above the rectangle's first row.
+ *
+ * The rule for nvfp4's second scale is here and nowhere else (mp_stored_second_scale): what repack
+ * writes, quantize writes and verify expects has to be the same number, bit for bit.
+ *
+ * The catalog has checked that tensors have the types and shapes of their storage. A matrix and its
+ * scratch belong to one thread; any number of threads can read one catalog. */
 #include "experts/stored.h"
 
 #include <math.h>
@@ -26,7 +35,8 @@ static uint64_t strip_rows(const mp_stored_matrix *m)
     return rows == 0 ? 1 : rows < m->rows ? rows : m->rows;
 }
 
-/* Scale rows that cover so many rows, wherever these begin. */
+/* Scale rows that cover so many rows, wherever these begin: one more than if they began with a
+ * block. */
 static uint64_t scale_bytes(const mp_storage *storage, uint64_t rows, uint64_t cols)
 {
     return (mp_ceil_div(rows, storage->block_rows) + 1) * mp_storage_scale_row_bytes(storage, cols);
@@ -85,6 +95,7 @@ int mp_stored_read(const mp_stored_matrix *m, mp_rectangle at, void *codes, void
 {
     mp_matrix view = *m->matrix;
 
+    /* Columns are read as a matrix of their own, with a stride between rows. */
     if (at.cols != m->cols)
         view = mp_matrix_columns(m->matrix, m->cols, at.col0);
     return mp_matrix_read_rows(m->catalog, m->storage, &view, at.cols, at.row0, at.rows, codes,
@@ -222,6 +233,7 @@ int mp_stored_second_scale(const mp_stored_matrix *m, unsigned count, bool allow
             rc = find_exponent(&m[i], &largest, err);
         else if (scheme != MP_SCHEME_NVFP4)
             rc = mp_stored_each(&m[i], find_amax, &found, err);
+        /* The larger multiplier: block scales of the other part then shrink, and none saturates. */
         else if (i == 0 || mp_second_scale_multiplier(own) > mp_second_scale_multiplier(*out))
             *out = own;
     }
