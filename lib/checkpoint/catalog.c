@@ -1,5 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The catalog: every tensor of a checkpoint sorted into layers, experts and matrices. */
+/* The catalog: every tensor of a checkpoint sorted into layers, experts and matrices.
+ *
+ *     layers.3   .ffn     .experts.25   .w1          .weight
+ *     prefix      block    expert        projection   role
+ *
+ * A tensor's place follows from its name alone (names.c). Types, shapes and config.json are checked
+ * against that later (storage.c, complete.c). So a name that is not understood never ends up in the
+ * wrong place: if it mentions experts in some unknown way it is a problem of the catalog, and
+ * otherwise it is counted as unrelated. Problems are collected for `inspect` to list; commands that
+ * need sound experts stop at the first (mp_catalog_check).
+ *
+ * Names can come from anyone. Expert numbers have to be below the number of tensors and layers are
+ * limited, so "experts.4000000000" allocates nothing. Tensors come sorted, which keeps the search
+ * for a layer short. At the end layers are sorted, decoder layers by number, then MTP blocks. A
+ * catalog is filled on one thread and only read after that. */
 #include <moepack/model.h>
 
 #include "base/error.h"
@@ -110,6 +124,7 @@ static bool reserve_expert(mp_moe_layer *layer, uint64_t expert)
         layer->experts = experts;
         layer->room = grown;
     }
+    /* Numbers may come out of order and with gaps. An expert without tensors is noticed later. */
     memset(layer->experts + room, 0, (want - room) * sizeof *layer->experts);
     layer->num_experts = (uint32_t)want;
     return true;
@@ -147,7 +162,7 @@ static bool take_names(mp_moe_layer *layer, const mp_expert_name *parts)
         naming->shared = layer->shared_name = parts->shared;
         memcpy(naming->shared_projection, parts->projections, sizeof naming->shared_projection);
     }
-    /* A linear_gate goes with up_proj and down_proj. */
+    /* A linear_gate goes with up_proj and down_proj: one expert has names from two lists. */
     if (parts->projections == mp_names_linear && naming->shared_projection[0] == mp_names_proj[0])
         naming->shared_projection[MP_GATE] = mp_names_linear[MP_GATE];
     return naming->shared == parts->shared &&
@@ -240,6 +255,7 @@ static int refuse_method(const mp_config *config, mp_error *err)
     return 0;
 }
 
+/* One pass over all names, which come sorted from the checkpoint. */
 static int sort_tensors(mp_catalog *catalog, mp_error *err)
 {
     for (unsigned i = 0; i < MP_KINDS; i++)
@@ -353,6 +369,7 @@ static int fail_without_experts(mp_catalog *catalog, mp_error *err)
 
 static int find_experts(mp_catalog *catalog, mp_error *err)
 {
+    /* config.json describes a foreign form better than its tensors do. */
     if (refuse_method(&catalog->config, err) != 0 || sort_tensors(catalog, err) != 0)
         return err->code;
     if (catalog->num_layers == 0)
@@ -385,6 +402,7 @@ static int look_for_report(mp_catalog *catalog, mp_error *err)
     return 0;
 }
 
+/* Each step relies on the ones before: names need config.json, and completeness needs all names. */
 int mp_catalog_open(mp_catalog *catalog, const char *path, const mp_context *context, mp_error *err)
 {
     err = MP_NEVER_NULL(err);

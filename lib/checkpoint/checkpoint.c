@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A checkpoint as one sorted list of tensors over open shards, and reading from them. */
+/* A checkpoint as one sorted list of tensors over open shards, and reading from them.
+ *
+ * Opening reads headers and nothing else: a terabyte of weights opens in seconds. Threads read one
+ * shard's header each into a value of its own. Then one thread joins these, memory included, and
+ * sorts the tensors by name, bytewise, so they can be found by bisection and everyone sees the same
+ * order. From then on readers rely on this: names are unique, every tensor lies inside its shard,
+ * and an index, if there is one, names exactly these tensors.
+ *
+ * A checkpoint does not change after that. Reads carry offsets, and the cache of compressed shards
+ * has a lock, so any number of threads can read one checkpoint. */
 #include <moepack/store.h>
 
 #include <errno.h>
@@ -64,7 +73,7 @@ static int name_shards(mp_checkpoint *ckpt, const mp_names *names, const char *f
  * Tensors
  */
 
-/* By name, equal names by shard. */
+/* By name, equal names by shard: qsort is not stable, and the message should not depend on it. */
 static int tensor_and_shard_order(const void *a, const void *b)
 {
     const mp_tensor *x = a;
@@ -102,6 +111,7 @@ static int gather(mp_checkpoint *ckpt, mp_header *headers, mp_error *err)
         ckpt->num_tensors += header->num_tensors;
         ckpt->shards[i].metadata = header->metadata;
         ckpt->shards[i].num_metadata = header->num_metadata;
+        /* Names and shapes stay in place; the arena's blocks change owners. */
         mp_arena_join(ckpt->arena, &header->arena);
     }
     ckpt->metadata = headers[0].metadata;
@@ -199,6 +209,7 @@ int mp_tensor_read(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t 
     err = MP_NEVER_NULL(err);
     const mp_shard *shard = &ckpt->shards[tensor->shard];
     int rc;
+    /* The single check of extents: callers compute them from shapes that others wrote. */
     if (offset > tensor->bytes || n > tensor->bytes - offset)
         rc = mp_fail(err, MP_ERR_INPUT, "%llu bytes from %llu are not inside its %llu",
                      (unsigned long long)n, (unsigned long long)offset,

@@ -1,6 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Completeness of the catalog: missing matrices, odd shapes, contradictions with
- * config.json. Every finding is listed, none is skipped. */
+/* Completeness of the catalog: missing matrices, odd shapes, contradictions with config.json. Every
+ * finding is listed, none is skipped.
+ *
+ * No single source is trusted. The sizes are those that two experts agree on, or one expert and
+ * config.json. A single odd expert must not become the measure of all others, nor may a wrong
+ * config.json make all of them odd. After that every expert is checked against H, I and the storage
+ * of its layer. If a layer has all its weights but in no known form, the checkpoint is not at
+ * fault: it is unsupported.
+ *
+ * This goes by names and shapes in headers; only small tensors have their data read. One thread. */
 #include "checkpoint/complete.h"
 
 #include "base/error.h"
@@ -323,6 +331,7 @@ static void check_fused(mp_catalog *catalog, const mp_moe_layer *layer)
         return;
     }
     check_matrix(catalog, text, "gate_up_proj", storage, &layer->fused[0], experts, 2 * i, h);
+    /* The grids of gate and up side by side are then not the grid of the fused matrix. */
     if (storage->has_scale && storage->block_rows != 1 && storage->block_rows != UINT32_MAX &&
         i % storage->block_rows != 0)
         mp_problem(&catalog->problems,

@@ -1,9 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A safetensors file into frames and back.
  *
- * Which tensors are stored as they are is known first, from samples of them. Then content goes
- * through in batches: all threads compress pieces of one and write those of the one before, whose
- * places in the file are known by then. What is stored is read to where it stands in its frame. */
+ *     plain        header | tensor 0              | tensor 1 ...
+ *     frames       [    ] | [ 2 MiB ][ 2 MiB ][ ] | [  ] ...
+ *
+ * Samples decide beforehand which tensors are stored uncompressed. Then content goes through in
+ * batches: all threads compress pieces of one batch while writing those of the previous one, whose
+ * places in the file are known by then. Content to be stored is read directly into its frame.
+ *
+ * A piece's place depends on how small everything before it became, so it cannot be written right
+ * away. Two batches take turns, and between them places are assigned in the order of the file. So
+ * the bytes do not depend on threads, and memory is two batches however large the file. While
+ * threads work, each piece belongs to one of them and everything else is only read. */
 #include "checkpoint/compress.h"
 
 #include <stdlib.h>
@@ -146,7 +154,9 @@ static bool is_worth_it(uint64_t plain, uint64_t compressed)
     return compressed <= plain - plain / 10;
 }
 
-/* Tensors of one piece are looked at when that is compressed. */
+/* Tensors of a single piece are judged when they are compressed. The samples of the others are
+ * spread evenly over the first 16 MiB. Runs in parallel over tensors, each of which only sets its
+ * own stretch. */
 static int look_at(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     compression *c = user;
@@ -184,7 +194,8 @@ static int look_at_all(compression *c, mp_error *err)
  * A batch
  */
 
-/* Fills a batch with pieces from byte *at of stretch *s on. */
+/* Fills a batch with pieces from byte *at of stretch *s on. A batch is limited both in bytes and in
+ * pieces, since tensors of a few bytes are pieces too. */
 static void make_batch(const compression *c, batch *b, size_t *s, uint64_t *at)
 {
     unsigned char *content = b->contents, *frame = b->frames;
@@ -220,6 +231,7 @@ static int read_piece(const compression *c, const piece *p, mp_error *err)
 
 static int compress_piece(const compression *c, piece *p, mp_error *err)
 {
+    /* A tensor that is a single piece, and not the header. */
     bool whole = p->begin == p->of->begin && p->begin + p->bytes == p->of->end && p->begin > 0;
     int level = c->level == MP_ZSTD_AUTO ? LEVEL_OF_AUTO : c->level;
     int rc = c->in_order ? 0 : read_piece(c, p, err);
@@ -244,6 +256,7 @@ static int work_on(void *user, uint64_t index, void *scratch, mp_error *err)
     piece *p = &b->pieces[index / 2];
 
     (void)scratch;
+    /* One of the batches may have fewer pieces, or at the end none. */
     if (index / 2 >= b->count)
         return 0;
     return writes ? mp_pwrite_all(c->fd, p->frame, p->frame_bytes, p->at, c->path, err)
@@ -283,6 +296,7 @@ static int write_frames(compression *c, mp_error *err)
 
     c->now = &c->batches[0];
     c->before = &c->batches[1];
+    /* Takes one more round than there are batches: the last only writes. */
     while (rc == 0 && (s < c->num_stretches || c->now->count > 0)) {
         batch *next = c->before;
 
@@ -349,6 +363,7 @@ typedef struct expansion {
     const char *path;
 } expansion;
 
+/* Runs in parallel over frames: the table says where the content of each belongs. */
 static int expand_frame(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     const expansion *e = user;
@@ -362,7 +377,7 @@ static int expand_frame(void *user, uint64_t index, void *scratch, mp_error *err
                          err);
 }
 
-/* A piece of a file that can only be read from its beginning. */
+/* A piece of a file that can only be read from its beginning: by one thread, piece after piece. */
 static int expand_piece(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     const expansion *e = user;

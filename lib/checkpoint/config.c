@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* config.json: where its facts stand, and by which names. */
+/* config.json: where its facts are, and under which names.
+ *
+ * Each family has its own names for the same number, and keeps them at the root or in an object for
+ * the language model. The tables below list the names and a scope lists the objects, in the order
+ * in which they are tried; the first hit counts. A null member counts as absent. An absent number
+ * is MP_CONFIG_ABSENT, which differs from 0: "no shared experts" is not "nothing said about them".
+ *
+ *     {"model_type": "kimi_k25",
+ *      "text_config": {"model_type": "deepseek_v3", "n_routed_experts": 384, ...,
+ *                      "quantization_config": {"quant_method": "compressed-tensors", ...}}}
+ *
+ * A fact of the wrong type is an error that names its key. Treating it as absent would mean
+ * guessing. Nothing is required here; that is up to those who need a fact. A config is filled on
+ * one thread. */
 #include <moepack/model.h>
 
 #include "base/error.h"
@@ -122,7 +135,8 @@ int mp_config_number(const json_t *value, const char *key, uint64_t *number, mp_
     return 0;
 }
 
-/* A number for each layer, or two, for text and for images: only where all are the same. */
+/* A number for each layer (Hunyuan), or two, for text and for images (ERNIE VL): only if all are
+ * the same. */
 static int read_list(const json_t *list, const char *key, uint64_t *number, mp_error *err)
 {
     for (size_t i = 0; i < json_array_size(list); i++) {
@@ -145,12 +159,14 @@ static int read_list(const json_t *list, const char *key, uint64_t *number, mp_e
     return 0;
 }
 
+/* Null is as good as absent: MiMo writes it for numbers that it does not use. */
 static int read_numbers(const mp_config_scope *scope, mp_config *config, mp_error *err)
 {
     for (size_t i = 0; i < COUNT(number_keys); i++) {
         uint64_t *number = (uint64_t *)(void *)((char *)config + number_keys[i].field);
 
         *number = MP_CONFIG_ABSENT;
+        /* The first name counts, of the first object that has it. */
         for (const char *const *name = number_keys[i].names; *name; name++) {
             const json_t *value = mp_scope_find(scope, *name);
 
@@ -206,7 +222,8 @@ static int read_flags(const mp_config_scope *scope, mp_config *config, mp_error 
     return 0;
 }
 
-/* Families whose models have no dense width call the experts' width intermediate_size. */
+/* Families without a dense width call the experts' width intermediate_size: Mixtral, GPT-OSS,
+ * MiniMax and others. */
 static int read_expert_width(const mp_config_scope *scope, mp_config *config, mp_error *err)
 {
     const json_t *width = mp_scope_find(scope, "intermediate_size");
@@ -297,7 +314,7 @@ static int read_block_size(const json_t *quantization, mp_config *config, mp_err
     return 0;
 }
 
-/* What is known of no family that is computed. */
+/* Settings that change what a layer computes, used by no family that forward knows. */
 static void find_refused(const mp_config_scope *scope, mp_config *config)
 {
     static const char *const flags[] = {"multi_gate", "use_nGPT", "scale_router_input",
@@ -427,6 +444,8 @@ static int read_config(const json_t *root, const json_t *beside, const char *tow
         return mp_fail(err, MP_ERR_INPUT, "config.json: not a JSON object");
     scope_of(root, tower, &found);
     quantization = mp_scope_find(scope, "quantization_config");
+    /* Kimi K2.5 and K3 have it in text_config, most models at the root, and ModelOpt also writes a
+     * hf_quant_config.json. */
     if (!quantization)
         quantization = json_object_get(root, "quantization_config");
     if (!quantization)
@@ -475,6 +494,7 @@ int mp_config_load_tower(mp_config *config, const char *dir, const char *tower, 
         json_decref(root);
         root = NULL;
         rc = load_json(dir, "params.json", &root, &there, err);
+        /* Mistral's own format has no model_type. */
         if (rc == 0 && there && json_is_object(json_object_get(root, "moe")))
             json_object_set_new(root, "model_type", json_string("mistral_large_3"));
     }

@@ -1,6 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which layers have experts: families say it by a list of layers, or by a number or two. A list
- * of all layers wins over numbers. */
+/* Which layers have experts: families say so by a list of layers, or by a number or two. A list of
+ * all layers overrides numbers.
+ *
+ *     mlp_layer_types           ["dense", "sparse", ...]     an entry per layer
+ *     is_moe_layer              [false, true, ...]
+ *     layers_block_type         ["mamba", "moe", ...]
+ *     moe_layer_freq            [0, 1, 1, ...]               or a number: every so many layers
+ *     hybrid_override_pattern   "MEM*E-"                     a letter per layer
+ *     moe_layers                [3, 4, 5]                    the layers with experts
+ *     mlp_only_layers           [0, 1, 2]                    the layers without
+ *     first_k_dense_replace, decoder_sparse_step, expert_layer_period and the like: numbers
+ *
+ * Lists become one array of flags, dense_layers. Numbers stay numbers and are consulted for each
+ * layer, which has experts unless one of them says otherwise. Whether anything is said at all is
+ * tracked separately, because a layer without experts is a problem only if some were promised.
+ * Before memory is allocated, lengths are bounded by the file and numbers of layers by
+ * MP_CONFIG_LIMIT. One thread. */
 #include "checkpoint/config.h"
 
 #include "base/error.h"
@@ -278,8 +293,10 @@ bool mp_config_is_moe_layer(const mp_config *config, uint64_t layer)
         return false;
     if (config->moe_layer_end != MP_CONFIG_ABSENT && layer > config->moe_layer_end)
         return false;
+    /* Counts from 1: an interval of 2 gives experts to layers 1, 3, 5. */
     if (divides(config->moe_layer_interval) && (layer + 1) % config->moe_layer_interval != 0)
         return false;
+    /* Jamba's offset defaults to 1. */
     if (divides(period) && layer % period != (offset == MP_CONFIG_ABSENT ? 1 : offset) % period)
         return false;
     if (divides(step) && (layer + 1) % step != 0)

@@ -1,5 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Fused experts: one tensor for gate and up of all experts, one for down. */
+/* Fused experts: one tensor for gate and up of all experts, one for down.
+ *
+ *     rows          gate_up [E, 2I, H], down [E, H, I]    gate is the first half: Qwen3.5, Gemma 4
+ *     cols          gate_up [E, H, 2I], down [E, I, H]    the same, transposed: Qwen3-VL, Llama 4
+ *     rows paired   gate 0, up 0, gate 1, up 1, ...       GPT-OSS in MXFP4
+ *     cols paired   the same in columns                   GPT-OSS in BF16
+ *     stacked       gate [E, I, H], up [E, I, H], down    Step-3.5
+ *
+ * Experts become slices: each matrix refers to the common tensor and says which slice and which
+ * rows are its own, so no later code has to care. Shapes tell rows from columns, since gate_up is
+ * twice as wide as down is long; it takes both, as gate_up alone may be square (Mistral-Small-4). A
+ * packed type hides how many columns an element holds, so every possibility is tried, and at most
+ * one fits. Shapes cannot tell halves from pairs. That has to be known from the model, and if
+ * nothing says it, it is a problem: a wrong guess would mix up gate and up.
+ *
+ * Slices are only made of tensors that have bytes, and EXPERTS_MAX limits them. One thread. */
 #include "checkpoint/fused.h"
 
 #include "base/error.h"
@@ -37,6 +52,7 @@ static bool orientation(const mp_tensor *gate_up, const mp_tensor *down, bool *t
 {
     const uint64_t *a = gate_up->shape, *b = down->shape;
 
+    /* GPT-OSS stores mxfp4 as [E, rows, blocks, 16]. */
     if (gate_up->rank == 4 && down->rank == 4) {
         *transposed = false;
         return true;

@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a tensor takes, and the header of a safetensors file that is to be written. */
+/* How many bytes a tensor takes, and the header of a safetensors file that is to be written.
+ *
+ *     8 bytes   length of the JSON and spaces, little-endian
+ *     JSON      {"__metadata__": {...}, "NAME": {"dtype": "I8", "shape": [2, 3],
+ *                "data_offsets": [0, 6]}, ...}
+ *     spaces    up to a multiple of `align`
+ *     data      the tensors, in the order of the JSON, without gaps
+ *
+ * The JSON is compact and in the order of the tensors, so the same tensors give the same bytes. Its
+ * offsets count from the beginning of the data, while those returned count from that of the file.
+ * Whatever a reader would refuse is refused here first: duplicate names, names that are not UTF-8,
+ * sizes that overflow, headers over the limit, misaligned tensors.
+ *
+ * Pure functions, any number of threads. Format: huggingface/safetensors, README.md. */
 #include <moepack/store.h>
 
 #include <jansson.h>
@@ -39,6 +52,8 @@ int mp_tensor_spec_bytes(const mp_tensor_spec *spec, uint64_t *bytes, mp_error *
     uint64_t bits = 1;
     bool fits = true;
     for (uint32_t i = 0; i < spec->rank; i++)
+        /* A size of 0 makes the product 0 whatever the others are. INT64_MAX keeps each printable
+         * as JSON. */
         fits = fits && spec->shape[i] <= INT64_MAX && mp_mul_u64(bits, spec->shape[i], &bits);
     fits = fits && mp_mul_u64(bits, mp_dtype_bits(spec->dtype), &bits);
     if (!fits)
@@ -65,6 +80,8 @@ static bool is_utf8(const char *text)
         int more = lead < 0x80 ? 0 : lead < 0xc2 ? -1 : lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
         if (more < 0 || lead > 0xf4)
             return false;
+        /* After these lead bytes the second byte has a narrower range, which excludes overlong
+         * forms, surrogates and everything over U+10FFFF. */
         unsigned char low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
         unsigned char high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
         for (; more > 0; more--, s++) {
@@ -185,6 +202,7 @@ static int print(const json_t *root, uint64_t align, char **header, uint64_t *he
     if (n == 0)
         return mp_fail_memory(err);
     uint64_t total = mp_round_up(n + LENGTH_BYTES, align);
+    /* Not out of reach: all of Kimi K3 in one file would need about 77 MB. */
     if (total > MP_SAFETENSORS_HEADER_MAX + LENGTH_BYTES)
         return mp_fail(err, MP_ERR_USAGE, "header of %llu bytes is over the limit of %u",
                        (unsigned long long)(total - LENGTH_BYTES), MP_SAFETENSORS_HEADER_MAX);

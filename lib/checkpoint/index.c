@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The shards of a checkpoint's directory: by its index, else by what lies there. */
+/* The shards of a checkpoint's directory: by its index, or else by what is there.
+ *
+ *     {"metadata": {"total_size": ...},
+ *      "weight_map": {"layers.0.ffn.experts.0.w1.weight": "model-00001-of-00046.safetensors", ...}}
+ *
+ * If there is an index, its shards are the checkpoint and other files do not count: Mistral-Small-4
+ * has the whole model a second time as consolidated-*. Without one, every *.safetensors counts.
+ * File names are never interpreted, since they are numbered in all sorts of ways. Shards have their
+ * plain name even if compressed, as an index names them; which file exists is found out on opening
+ * (shard.c).
+ *
+ * Index and headers are compared both ways, since a tensor in only one of them means a broken
+ * download. Shard names are plain file names and not paths, as an index may come from anyone. Lists
+ * are sorted, so results do not depend on readdir. One thread. */
 #include "checkpoint/index.h"
 
 #include <dirent.h>
@@ -107,6 +120,8 @@ static int find_index(const char *dir, char **name, mp_error *err)
     int rc = names_list(&found, dir, INDEX_SUFFIX, err);
     if (rc != 0)
         goto out;
+    /* The index of a variant, "model.fp8.safetensors.index.json", is used if it is the only one,
+     * but not next to the usual one. */
     const char *choice = found.count > 0 ? found.names[0] : NULL;
     for (size_t i = 0; i < found.count; i++)
         if (strcmp(found.names[i], INDEX_NAME) == 0)

@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where the members of a JSON object begin and end. */
+/* Where the members of a JSON object begin and end.
+ *
+ *     {"a.weight": {"dtype": ..., "shape": [...]}, "b.weight": ...}
+ *      k           v                               k     key, value, and the next key
+ *
+ * A header can be 100 MB of JSON, which as a jansson tree would take gigabytes. So only one member
+ * at a time becomes a tree. Here members are merely delimited: strings by their quotes, arrays and
+ * objects by counting brackets, anything else by what may follow it. Invalid JSON can get through
+ * this, and is refused when its span is parsed; the object around the members is checked here.
+ * Nothing beyond `length` is read, so the text needs no NUL. One thread walks a text. */
 #include "checkpoint/members.h"
 
 #include "base/error.h"
@@ -31,6 +40,7 @@ static int skip_string(mp_members *members, mp_error *err)
 {
     size_t at = members->at + 1;
     while (at < members->length && members->text[at] != '"')
+        /* This may step past the end by one, which the comparison after the loop allows for. */
         at += members->text[at] == '\\' ? 2 : 1;
     if (at >= members->length)
         return mp_fail(err, MP_ERR_INPUT, "header byte %zu: string without an end", members->at);
@@ -51,6 +61,7 @@ static int skip_brackets(mp_members *members, mp_error *err)
                 return rc;
             continue;
         }
+        /* Whether brackets match is for jansson to check; only the end of the span matters here. */
         if (c == '{' || c == '[')
             depth++;
         else if (c == '}' || c == ']')

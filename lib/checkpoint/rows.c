@@ -1,5 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading rows of a matrix, wherever they lie in its tensors. */
+/* Reading rows of a matrix, wherever they are in its tensors.
+ *
+ *     whole         [N, K]            consecutive rows: a single read
+ *     slice         [E, N, K]         the same, starting at row slice * N
+ *     pairs         [E, 2N, K]        every other row
+ *     columns       part of each row: one read per row
+ *     transposed    [E, K, N]         rows are columns: read in bands and transposed
+ *     int4 bytes    a byte per code, or two rows per byte: packed as they are read
+ *
+ * Callers get the same rows in every case, [rows, cols] in the storage's scheme. Scales are read by
+ * the same rules, with blocks instead of rows: the scale rows covering the rows asked for, starting
+ * with that of the first one.
+ *
+ * Shapes were checked against the storage (storage.c), and mp_tensor_read checks every extent
+ * again. A call allocates what it needs, a band or as much as its rows, so any number of threads
+ * can read one matrix. */
 #include <moepack/model.h>
 
 #include "base/error.h"
@@ -98,6 +113,7 @@ static int read_transposed(const mp_checkpoint *ckpt, const mp_tensor *tensor,
     for (uint64_t done = 0; rc == 0 && done < rows; done += most) {
         uint64_t count = rows - done < most ? rows - done : most;
         uint64_t bytes = (count - 1) * step + width;
+        /* Then a band fits the memory including its gaps, and takes one call instead of 32. */
         bool whole = stride - bytes < SMALL_GAP && stride <= 2 * BAND_PIECE;
         band b = {.stride = stride, .bytes = bytes, .pitch = whole ? stride : bytes};
 
@@ -206,6 +222,7 @@ static int read_scale(const mp_catalog *catalog, const mp_storage *storage, cons
         .bytes = mp_storage_scale_row_bytes(storage, cols),
     };
 
+    /* A scale per row covers all columns. */
     if (matrix->first_col > 0 && storage->block_cols != UINT32_MAX)
         piece.offset = mp_storage_scale_row_bytes(storage, matrix->first_col);
     /* With one column there is nothing to turn over, be they [E, 1, N] or [E, N]. */
@@ -266,6 +283,7 @@ int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
     return read_scale(catalog, storage, matrix, cols, row0, rows, scale, err);
 }
 
+/* One number may stand for all slices, for each slice, or for gate and up of each. */
 int mp_matrix_scalar(const mp_catalog *catalog, const mp_matrix *matrix, const mp_tensor *tensor,
                      float *number, mp_error *err)
 {
@@ -322,6 +340,7 @@ int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, m
     return rc ? rc : check_offset(catalog, matrix->group_offset, err);
 }
 
+/* By slice: its neighbours may still be wanted. */
 void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix)
 {
     const mp_tensor *const tensors[] = {matrix->weight, matrix->scale};

@@ -1,5 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The safetensors header: what it may say of tensors, and that they tile the file's data. */
+/* The safetensors header: what it may say about tensors, and that they tile the file's data.
+ *
+ * Later code reads tensors by offset and size without checking again, so everything that can be
+ * wrong is refused here: unknown types, shapes whose product overflows or is not what the offsets
+ * span, tensors that leave the file, overlap or have gaps between them, and duplicate names. Gaps
+ * are refused because bytes that belong to no tensor could hide anything; other readers refuse them
+ * too. A header is at most 100 MB and no longer than the file, which is checked before memory is
+ * allocated.
+ *
+ * Members are parsed one at a time (members.h). Names and shapes go into an arena, so a hundred
+ * thousand tensors need only a few blocks of memory. Each header is read by one thread into a value
+ * of its own, and different shards by different threads. Format: huggingface/safetensors,
+ * README.md; the limit is that of its reference code. */
 #include "checkpoint/safetensors.h"
 
 #include <stdlib.h>
@@ -112,6 +124,7 @@ static int get_tensor(const json_t *entry, mp_tensor *tensor, mp_arena *arena, u
     return rc;
 }
 
+/* By doubling: Kimi K3 has half a million tensors. */
 static int make_room(mp_header *header, mp_error *err)
 {
     if (header->num_tensors < header->room)
@@ -125,6 +138,7 @@ static int make_room(mp_header *header, mp_error *err)
     return 0;
 }
 
+/* Copies what is kept into the arena; the tree of this one entry is dropped again. */
 static int add_tensor(mp_header *header, const mp_members *members, const char *name, size_t length,
                       mp_span value, uint64_t data_bytes, mp_error *err)
 {
@@ -135,6 +149,7 @@ static int add_tensor(mp_header *header, const mp_members *members, const char *
     int rc = make_room(header, err);
     if (rc != 0)
         return rc;
+    /* Other readers may use the other value of a duplicate key. */
     rc = mp_members_parse(members, value, JSON_REJECT_DUPLICATES, &entry, err);
     if (rc == 0)
         rc = get_tensor(entry, &tensor, &header->arena, data_bytes, err);
@@ -267,6 +282,7 @@ static int check_tiling(const mp_tensor *const *tensors, size_t num_tensors, uin
                            "before it",
                            tensor->name, (unsigned long long)tensor->offset,
                            (unsigned long long)(tensor->offset - end));
+        /* No overflow: each tensor starts at `end` and ends inside the data. */
         end += tensor->bytes;
     }
     if (end != data_bytes)
@@ -324,6 +340,8 @@ static int measure(mp_shard *shard, struct mp_frame_cache *cache, mp_error *err)
     if (shard->size < LENGTH_BYTES)
         return mp_fail(err, MP_ERR_INPUT, "file of %llu bytes is too small for a header",
                        (unsigned long long)shard->size);
+    /* Enough to recognize a pickle, a GGUF file or a web page before its first bytes are taken for
+     * a length. */
     uint64_t begin = shard->size < sizeof bytes ? shard->size : sizeof bytes;
     rc = mp_shard_read(shard, cache, 0, begin, bytes, err);
     if (rc != 0)

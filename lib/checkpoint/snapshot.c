@@ -1,7 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Snapshots of engines: which kind a directory is, and what the readers of the kinds share. Every
- * file is opened by the reader of safetensors files, so what is checked there is checked here; a
- * rank is a view over what all of them hold. */
+/* Snapshots of engines: which kind a directory is, and what the readers of all kinds share.
+ *
+ * Every file is opened by the reader of safetensors files, which makes all its checks. A rank is a
+ * view over these files: its tensors refer to shards that the snapshot owns, under the engine's own
+ * names.
+ *
+ * Snapshots are opened to find out what is wrong with them. So whatever does not hold becomes a
+ * finding, with its rank and tensor, and reading continues. Only what leaves nothing to look at is
+ * an error. Findings are kept up to a limit and counted beyond it; those of ranks that nobody asked
+ * for are not made at all. One thread makes them, in the order of files and ranks. Threads only
+ * open files, and each file has its own place for an error. */
 #include "checkpoint/snapshot.h"
 
 #include <ctype.h>
@@ -164,6 +172,7 @@ int mp_snapshot_entries(const char *dir, char ***names, size_t *count, mp_error 
         return mp_fail_errno(err, errno, "cannot open \"%s\"", dir);
     for (int i = 0; i < n; i++)
         bytes += strlen(list[i]->d_name) + 1;
+    /* Pointers first, then the strings they point to: one block, one free. */
     *names = mp_alloc(1, (size_t)n * sizeof **names + bytes);
     for (int i = 0; i < n; i++) {
         if (*names && !dots(list[i]->d_name)) {
@@ -256,6 +265,7 @@ static int open_file(void *user, uint64_t index, void *scratch, mp_error *err)
     else
         mp_checkpoint_open(&o->s->files[index], path, &one, why);
     free(path);
+    /* A malformed file is a finding, but a failing system ends the opening. */
     return why->code == MP_ERR_IO ? mp_fail(err, MP_ERR_IO, "%s", why->message) : 0;
 }
 
@@ -280,6 +290,8 @@ int mp_snapshot_open_files(mp_snapshot *s, const char *const *names, size_t coun
         else if (o.errors[i].code != 0)
             mp_snapshot_found(s, false, -1, NULL, "%s: %s", names[i], message);
         else if (names[i])
+            /* A copy: descriptor and names still belong to the file, and this is not released
+             * separately. */
             s->shards[i] = s->files[i].shards[0];
     }
     free(o.errors);

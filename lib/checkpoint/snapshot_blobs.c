@@ -1,6 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The BigTensorLoader of vllm-ascend: a blob a rank, and a JSON file that says where in it each
- * tensor is. NZ tensors are in the blob as plain ones. */
+/* The BigTensorLoader of vllm-ascend: one blob per rank, and a JSON file that says where in it each
+ * tensor is. NZ tensors are in the blob as plain ones.
+ *
+ *     0.v2.json       {"schema_version": 2, "world_rank": 0, "world_size": 16, "sha256": ...,
+ *                      "tensors": {"NAME": {"dtype": "torch.int8", "shape": [...], "offset": 0,
+ *                                           "nbytes": 1024, "format": 29}, ...}}
+ *     0.v2.snapshot   tensors at multiples of 16 bytes, zeros between them
+ *
+ * Only their numbers tie the two files together, so everything one says about the other is checked.
+ * Tensors that lie inside the blob and have the size of their type and shape are added to the rank.
+ * The others become findings and are not read. Between tensors there may only be padding: anything
+ * else is data that no name leads to. The digest is left to verify, which reads the bytes. One
+ * thread. */
 #include "checkpoint/snapshot.h"
 
 #include <fcntl.h>
@@ -159,6 +170,7 @@ static int check_gap(const blob *b, uint64_t from, uint64_t to, const char *name
     return 0;
 }
 
+/* Tensors in the order of their offsets, with nothing but padding between and behind them. */
 static int check_order(const blob *b, mp_error *err)
 {
     const mp_checkpoint *view = &b->rank->tensors;
@@ -181,6 +193,8 @@ static int check_order(const blob *b, mp_error *err)
     return rc;
 }
 
+/* A blob that is missing is a finding: its rank then has no tensors, and the others are looked
+ * at. */
 static int open_blob(blob *b, mp_error *err)
 {
     mp_shard *shard = &b->s->shards[b->number];
@@ -288,6 +302,7 @@ static int count_ranks(mp_snapshot *s, uint64_t *ranks, mp_error *err)
         bool ours = strcmp(suffix, ".snapshot") == 0 || strcmp(suffix, ".v2.snapshot") == 0 ||
                     strcmp(suffix, ".json") == 0 || strcmp(suffix, ".v2.json") == 0;
 
+        /* Five digits cannot overflow, and MP_SNAPSHOT_RANKS_MAX needs no more. */
         ours = ours && digits > 0 && digits <= 5;
         if (ours && strtoul(names[i], NULL, 10) >= *ranks)
             *ranks = strtoul(names[i], NULL, 10) + 1;

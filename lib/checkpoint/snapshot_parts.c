@@ -1,6 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The sharded_state of SGLang and vLLM: each rank's state dict, cut into parts. Nothing says how
- * many parts or ranks there were: only gaps show that one is missing. */
+/* The sharded_state of SGLang and vLLM: each rank's state dict, split into parts.
+ *
+ *     model-rank-0-part-0.safetensors, model-rank-0-part-1.safetensors, model-rank-1-part-0 ...
+ *
+ * Nothing says how many parts or ranks there were. Only gaps show that one is missing, and the last
+ * ones can be missing unnoticed. Comparing ranks helps: tensor parallelism gives all of them the
+ * same names, types and shapes, so each is compared with the first rank that has any tensors. Names
+ * are read strictly, without leading zeros and below MP_SNAPSHOT_RANKS_MAX, which limits what a
+ * wild number can cost. Headers are read in parallel, everything else on one thread. */
 #include "checkpoint/snapshot.h"
 
 #include <stdio.h>
@@ -79,6 +86,7 @@ static void check_alike(mp_snapshot *s)
         const mp_checkpoint *other = &s->ranks[r].tensors;
         size_t i = 0, k = 0;
 
+        /* Both lists are sorted: walk them in parallel. */
         while (other->num_tensors > 0 && (i < first->num_tensors || k < other->num_tensors)) {
             const mp_tensor *a = i < first->num_tensors ? &first->tensors[i] : NULL;
             const mp_tensor *b = k < other->num_tensors ? &other->tensors[k] : NULL;
@@ -105,6 +113,7 @@ static void check_alike(mp_snapshot *s)
     }
 }
 
+/* Parts come sorted, so the files of a rank follow each other. */
 static int fill_ranks(mp_snapshot *s, const part *parts, size_t count, mp_error *err)
 {
     size_t room = 0;

@@ -1,7 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* SGLang's presharded dumps. checksum.json is the plan: which file has which content, by its hash,
- * and under which names each rank reads it. READY is written last. What the plan says is believed
- * only as far as the files bear it out. */
+ * and under which names each rank reads it. READY is written last.
+ *
+ *     files            [{"filename": "model-00000-common.safetensor",
+ *                        "tensors": [{"stored_key": HASH, "size": 1024}, ...]}, ...]
+ *     rank_to_reads    {"0": [{"filename": ..., "stored_key": HASH, "name": NAME}, ...], ...}
+ *     rank_checksums   {"0": "0123456789abcdef", ...}     sum of hashes of "NAME:HASH", 64 bits
+ *
+ * A HASH covers shape and type as Python prints them, "(2, 3)torch.int8", and then the bytes.
+ * Content that ranks share is stored once, under its hash, and read under many names. The plan is
+ * believed only as far as the files confirm it: every key it lists is in its file with the right
+ * size, every tensor of a file is listed, and every read leads to one. Whether content has its hash
+ * is left to verify, which reads the bytes. File names are not paths, and ranks are below
+ * world_size. The plan is a jansson tree, and except for opening files everything runs on one
+ * thread. */
 #include "checkpoint/snapshot.h"
 
 #include <ctype.h>
@@ -54,6 +66,8 @@ static int check_ready(const plan *p, mp_error *err)
             mp_snapshot_found(p->s, false, -1, NULL,
                               "%s says world_size %" PRIu64 ", %s says %" PRIu64,
                               MP_PRESHARDED_READY, world_size, MP_PRESHARDED_PLAN, p->world_size);
+        /* A malformed READY says something about the dump but nothing about its tensors:
+         * continue. */
         if (rc != MP_ERR_IO)
             rc = 0;
     }
@@ -234,6 +248,7 @@ static int check_file(const plan *p, size_t number, mp_error *err)
             rc = mp_json_get_u64(entry, "size", p->names[number], &size, err);
         if (rc == 0 && json_object_set_new(listed, key, json_true()) != 0)
             rc = mp_fail_memory(err);
+        /* A missing file was already reported once; do not repeat that for each of its tensors. */
         if (rc != 0 || held->num_shards == 0)
             continue;
         tensor = mp_checkpoint_find(held, key);
@@ -305,6 +320,7 @@ static int hash_read(const char *name, const char *key, uint64_t *sum, mp_error 
     mp_key_hash_update(&hash, key, strlen(key));
     mp_key_hash_end(&hash, text);
     text[16] = '\0';
+    /* Modulo 2^64, in any order: this is how the engine adds them up. */
     *sum += strtoull(text, NULL, 16);
     return 0;
 }

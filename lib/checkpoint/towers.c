@@ -1,6 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Checkpoints that hold more than one model with experts, as Qwen3-Omni has a thinker and a talker:
- * each is a catalog for itself, until one of them is chosen. */
+ * each is a catalog of its own until one of them is chosen.
+ *
+ *     thinker.model.layers.0 ...    config.json: thinker_config
+ *     talker.model.layers.0 ...                  talker_config
+ *
+ * Layers are sorted by tower, so each tower is a run of them. It is completed through a view, a
+ * catalog with only its layers and its own config, whose findings then go to the real catalog.
+ * Choosing a tower frees the layers of the others and leaves an ordinary catalog, so later code
+ * knows nothing of towers. Until then the catalog has the sizes of the first tower, for commands
+ * that only look. One thread. */
 #include "checkpoint/towers.h"
 
 #include "base/error.h"
