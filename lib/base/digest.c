@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* XXH3-128 of memory and of files, in its canonical (big-endian) form. */
+/* XXH3-128 of memory and of files, in its canonical (big-endian) form.
+ *
+ * The canonical form is what `xxh128sum` prints, so users can check digests without moepack. xxHash
+ * may choose its code by the processor, but digests do not depend on it. A stream belongs to one
+ * thread at a time; everything else is pure. */
 #include "base/digest.h"
 
 #include <string.h>

@@ -1,5 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Errors and lists of problems as one-line texts, and allocation that checks its size. */
+/* Errors and lists of problems as one-line texts, and allocation that checks its size.
+ *
+ * Messages quote names from files that anyone may have written. So each message is cut to a fixed
+ * size, between characters, and control characters are replaced: it stays one line and cannot steer
+ * a terminal. Nothing here allocates for an error, so running out of memory can be reported too.
+ *
+ * Sizes are 64-bit everywhere. The allocators are the place where a product is checked and compared
+ * with what the machine can address. */
 #include "base/error.h"
 
 #include <stdarg.h>

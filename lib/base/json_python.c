@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* JSON as Python's json.dumps writes it: others digest that text. Only ASCII, with the shortest
- * digits that say a float. */
+/* JSON exactly as Python's json.dumps(value, sort_keys=True) writes it, because others digest that
+ * text.
+ *
+ *     {"a": [1, 2.5, 1e-05], "b": "\u00e9\ud83d\ude00"}
+ *
+ * A blank follows each colon and comma. Everything beyond ASCII is escaped, in surrogate pairs from
+ * U+10000 on. A float is printed with the fewest digits that read back as the same value, which is
+ * what repr() does. Nesting is limited by jansson, so recursion is too. */
 #include "base/json.h"
 
 #include <inttypes.h>

@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The one parallel loop: threads take indices in order until work, luck or patience ends. */
+/* The one parallel loop: threads take indices in ascending order until all are done, one fails or
+ * the run is cancelled.
+ *
+ * Work must not depend on which thread does what, so a task gets an index and scratch memory, and
+ * nothing else tells threads apart. Indices are handed out one at a time, since tasks differ in
+ * length.
+ *
+ * The reported error is that of the lowest failing index, whatever the number of threads: an index
+ * that was taken is always finished unless a lower one has failed, and higher ones are no longer
+ * taken. All shared fields are atomic, and the error itself is written in a critical section.
+ * OpenMP only provides the threads. */
 #include "base/parallel.h"
 
 #include <sched.h>
@@ -117,6 +127,7 @@ int mp_parallel(const mp_context *context, uint64_t count, uint64_t scratch_byte
                         .lowest_error = count,
                         .err = err};
     if (scratch_bytes > 0) {
+        /* No product or rounding below can overflow then. */
         if (scratch_bytes > PTRDIFF_MAX / THREADS_MAX - SCRATCH_ALIGN)
             return mp_fail_memory(err);
         loop.stride = mp_round_up(scratch_bytes, SCRATCH_ALIGN);

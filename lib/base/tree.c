@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Walking a directory and those in it. */
+/* Walking a directory and those below it.
+ *
+ * Files come in the order of the system, and callers sort what they need sorted. Links are
+ * followed, as packs may be put together from links; a limit on the depth keeps circles finite.
+ * Anything that is neither a file nor a directory is an error, because opening a pipe would wait
+ * for its writer. */
 #include "base/tree.h"
 
 #include <dirent.h>

@@ -1,5 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Parts of matrices: columns of one, and the shared expert cut as wide as a routed one. */
+/* Parts of matrices: columns of one, and the shared expert cut as wide as a routed one.
+ *
+ * A shared expert is often a whole number of times as wide as a routed one, since it stands for
+ * several that every token goes to. Cut into parts, rows of gate and up and columns of down, each
+ * of them is an expert like any other and can take a slot. Their outputs add up to that of the
+ * whole, because only down mixes the width. That needs scales whose blocks end where parts do, and
+ * a model that gives the shared expert the weight and the activation of a routed one.
+ *
+ * Parts are views: no tensor is copied or read here. Pure, any number of threads. */
 #include <moepack/model.h>
 
 #include <string.h>

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Precisions that are mixed inside a layer: what quantizers of mixed precision write where single
- * matrices are sensitive. Every matrix can be read by itself, but a layer is packed in one format.
- */
+/* Precisions that are mixed inside a layer, as some quantizers write them if single matrices are
+ * sensitive. Each matrix could be read by itself, but a layer is packed in one format.
+ *
+ * Such a layer is refused as unsupported and not as broken, so this has to be told apart from a
+ * faulty matrix: only one that is sound in itself can be of another format. Routed and shared
+ * experts may differ, as they often do. One thread. */
 #include "checkpoint/mixture.h"
 
 #include "base/error.h"

@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Files of a checkpoint, which may be compressed: nobody else has to know. */
+/* Files of a checkpoint, plain or compressed, so that nobody else has to know which.
+ *
+ * A shard has two names: that by which an index knows it, always plain, and that of the file that
+ * is there. If both a plain and a compressed file exist it is not clear which is meant, and that is
+ * an error. Anything but a regular file is refused before it is opened, because opening a pipe
+ * would wait for its writer. mp_shard_read is the only place where bytes of shards are read. */
 #include "checkpoint/shard.h"
 
 #include <errno.h>

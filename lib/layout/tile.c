@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Cutting a side into tiles: which rows or columns each has, and the extent it becomes. */
+/* Cutting a side into tiles: which rows or columns each has, and the extent it becomes.
+ *
+ *     kind      a tile is                            its extent
+ *     PAIRED    the same rows of gate and of up      lines of both, interleaved
+ *     ROWS      rows of one part                     lines of that part
+ *     COLS      columns, with all rows               lines that were columns
+ *
+ * In the packed tensor a tile is always contiguous, and tiles follow each other in the order of
+ * their numbers. So units can write them in any order without overlap. Tiles hold about the wanted
+ * number of bytes and begin at multiples of the target's group, within which rows or columns trade
+ * places. The last may be shorter. Pure arithmetic on sizes that the target has checked. */
 #include <moepack/layout.h>
 
 #include "base/error.h"

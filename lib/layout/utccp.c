@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Block scales in UTCCP order: packed four a word, word-major, rows shuffled. */
+/* Block scales in UTCCP order: four to a word, words before rows, rows shuffled.
+ *
+ *     position 4c + q of a run of 128 rows holds row 32q + c
+ *
+ * That is the order in which SM100's UTCCP instruction copies them. Packing and unpacking are
+ * written separately, one by mp_utccp_source and one by mp_utccp_place, so that each checks the
+ * other. Pure functions, any number of threads. */
 #include "layout/utccp.h"
 
 #include <string.h>

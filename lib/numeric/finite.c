@@ -1,6 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whether stored rows are finite, by a look at the bits of codes and scales. Only where
- * these leave room for a doubt are rows decoded. */
+/* Whether stored rows are finite, judged by the bits of codes and scales. Rows are decoded only if
+ * these leave any doubt.
+ *
+ * Copying a matrix unchanged must not copy a NaN unnoticed, yet decoding everything would take
+ * longer than copying. A value is not finite only if its code or scale is not, or if their product
+ * overflows. So it is enough that no code has a special pattern, and that no scale is so large that
+ * the largest code would overflow; one pass over the bits tells. If some are suspect, the slow way
+ * finds the element, or finds that all is well. Pure, apart from a row of memory: any number of
+ * threads. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>

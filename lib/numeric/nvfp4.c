@@ -1,5 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The global scale of nvfp4, and which blocks of 4-bit codes another one leaves as they are. */
+/* The global scale of nvfp4, and which blocks of 4-bit codes another one leaves as they are.
+ *
+ * A block's value is code * block scale * global scale, and only the block scale can be chosen
+ * anew. A block passes if some E4M3 number times the new global scale is exactly the old scale of
+ * the block: then its codes are copied, and nothing is lost. From mxfp4 that works for all blocks
+ * within a factor of 2^17 of the largest, if the global scale is a power of two that puts the
+ * largest near E4M3's maximum (mp_nvfp4_global_exact). Other blocks are encoded from their values
+ * and counted.
+ *
+ * Products of a float32 and an E4M3 scale are exact in float64, so comparing them decides exactly.
+ * Blocks go through in runs that fit the stack, and rows are independent: any number of threads. */
 #include <float.h>
 #include <math.h>
 
@@ -92,6 +102,7 @@ static uint64_t convert_run(const run *r, double multiplier, float global_scale)
     bool passes[RUN];
     uint64_t exact = exact_scales(r, multiplier, global_scale, scales, passes);
 
+    /* Encode the whole run, as kernels do best, and then put back the blocks that pass. */
     if (exact < r->blocks)
         mp_kernels_best()->nvfp4_encode(r->values, global_scale, r->out, r->scales, r->n);
     for (uint64_t i = 0; i < r->blocks; i++) {
@@ -101,6 +112,7 @@ static uint64_t convert_run(const run *r, double multiplier, float global_scale)
         if (!passes[i])
             continue;
         memcpy(r->out + at / 2, r->codes + at / 2, width / 2);
+        /* A block of mxfp4 is two of nvfp4, with the same scale. */
         memset(r->scales + at / MP_NVFP4_BLOCK, scales[i], width / MP_NVFP4_BLOCK);
     }
     return r->blocks - exact;

@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Stored scale values: as float32, and from one type to another. */
+/* Stored scale values: as float32, which holds all their types exactly, and from one type to
+ * another.
+ *
+ * A conversion is only done if it loses nothing. It encodes the values in any way, decodes the
+ * result and compares: so encoders may be sloppy about values that do not fit. U8 holds the bytes
+ * of E8M0 under another name. Pure functions, any number of threads. */
 #include <math.h>
 
 #include "numeric/kernels.h"

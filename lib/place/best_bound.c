@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What no arrangement can go below: the bound that searches work towards. */
+/* What no arrangement can go below: the bound that searches work towards.
+ *
+ * A GPU with a copy of a hot expert also holds r - 1 other experts, and these weigh something. So a
+ * target is ruled out if, under it, experts need more copies than there are slots, once each copy
+ * shares its GPU with the lightest company there can be. The company depends on how many slots are
+ * left over, and the copies needed depend on the company: a few rounds of the one and the other
+ * come close. The largest target that is ruled out is found by bisection.
+ *
+ * The bound tells a search when to stop, and the report how far from optimal a result can be at
+ * most. It is computed in float64 in a fixed order. One thread, its own scratch. */
 #include <stdlib.h> /* qsort */
 
 #include "place/best.h"

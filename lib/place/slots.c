@@ -1,5 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Slot arithmetic: where physical and fused shared experts lie in the ranks' weight tensors. */
+/* Slot arithmetic: where physical and fused shared experts lie in the ranks' weight tensors.
+ *
+ *     rank 0           rank 1           ...       r = P / ep routed slots, then S shared ones
+ *     p0 p1 .. s0 s1   pr .. s0 s1                slot of physical p: p + (p / r) * S
+ *     p0 p1 ..         pr ..      ... s0 s1       where shared experts exist once, behind all
+ *
+ * Two counts must not be mixed up: an id in a checkpoint is shared from N on, the number of logical
+ * experts, while slots are counted by P, which includes redundant copies. Sizes have been checked
+ * by mp_slots_init: P divides among the ranks, and all ids fit 32 bits. Pure integer arithmetic. */
 #include <moepack/place.h>
 
 #include <stdlib.h>

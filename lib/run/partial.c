@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The directory that a job writes to until it is whole, and its way to OUT. */
+/* The directory that a job writes to until it is complete, and its way to OUT.
+ *
+ *     OUT.partial   being written; has a journal from the first moment on
+ *     OUT           complete: it appears by one rename, or by changing places with the old one
+ *
+ * So whoever sees OUT sees a whole one. A replaced OUT becomes OUT.partial while it is being
+ * removed; there is no journal in it, so nobody resumes it. Only if the file system cannot exchange
+ * two directories is the old one removed first. What an existing directory means depends on the
+ * mode, and is decided here before anything is written. Another process at work is noticed by the
+ * lock on its journal. One thread. */
 #include "run/partial.h"
 
 #include "base/error.h"
@@ -107,6 +116,7 @@ int mp_partial_clear(const mp_job *job, const char *partial, mp_error *err)
     for (const struct dirent *entry; rc == 0 && (entry = readdir(stream));) {
         char *path;
 
+        /* Only names that this kind of job writes: a user may keep notes in the directory. */
         if (!job->owns(entry->d_name) && strcmp(entry->d_name, MP_SUMS_NAME) != 0)
             continue;
         path = mp_path_join(partial, entry->d_name);
@@ -137,6 +147,7 @@ int mp_partial_publish(const char *out, const char *partial, mp_run_mode mode, m
     bool replace = mode == MP_RUN_FORCE && mp_path_exists(out);
     int rc = 0;
 
+    /* Both names exist at every moment: a crash leaves either the old or the new one as OUT. */
     if (replace && renameat2(AT_FDCWD, partial, AT_FDCWD, out, RENAME_EXCHANGE) == 0) {
         rc = sync_parent(out, err);
         return rc ? rc : mp_remove_tree(partial, err);
