@@ -54,7 +54,7 @@ static const cmd_option options[] = {
     OPT_STRING('o', "output", "OUT", apply_options, work.out,
                "directory to write; it must not exist"),
     OPT_U64(0, "base-version", "N", apply_options, base_version, 0, 999999999,
-            "number of a BASE that does not say it"),
+            "version of a BASE that does not state it"),
     OPT_ZSTD(apply_options),
     OPT_FLAG(0, "resume", apply_options, work.resume, "continue an interrupted run"),
     OPT_FLAG(0, "force", apply_options, work.force,
@@ -71,7 +71,7 @@ static const apply_options defaults = {0};
 
 const command command_apply = {
     .name = "apply",
-    .summary = "write the version that deltas make of another",
+    .summary = "apply deltas to a version and write the result",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

@@ -254,11 +254,11 @@ static int run_bench(const void *values, mp_error *err)
 
 static const cmd_option options[] = {
     OPT_STRING(0, "kernel", "NAME", bench_options, kernel,
-               "measure only this one, or those that match, as in 'decode:*'"),
+               "measure only this kernel, or those that match, as in 'decode:*'"),
     OPT_CHOICE(0, "level", "LEVEL", bench_options, level, level_names,
                "measure the kernels of this SIMD level"),
     OPT_DOUBLE(0, "seconds", "X", bench_options, seconds, 0.0001, 60,
-               "measure each for so long at each level"),
+               "time spent on each kernel at each level"),
     OPT_JSON(bench_options),
     OPT_END,
 };
@@ -267,7 +267,7 @@ static const bench_options defaults = {.level = ANY, .seconds = 0.015};
 
 const command command_bench = {
     .name = "bench",
-    .summary = "measure kernels and conversions beside memcpy",
+    .summary = "measure kernels and conversions against memcpy",
     .options = options,
     COMMAND_DEFAULTS(defaults),
     .run = run_bench,

@@ -67,7 +67,7 @@ static int run_decompress(const void *values, mp_error *err)
 static const cmd_option compress_table[] = {
     OUTPUT,
     OPT_STRING(0, "level", "LEVEL", compress_options, level,
-               "1 to 22, or auto: 1, and what does not shrink is stored; left out: auto"),
+               "1 to 22, or auto, the default: 1, but store what does not shrink"),
     REST,
 };
 static const cmd_option decompress_table[] = {OUTPUT, REST};
@@ -76,7 +76,7 @@ static const compress_options defaults = {0};
 
 const command command_compress = {
     .name = "compress",
-    .summary = "compress the shards of a checkpoint or packed directory",
+    .summary = "compress the shards of a checkpoint or pack",
     .options = compress_table,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

@@ -126,9 +126,9 @@ static const cmd_choice checksums[] = {
 #define REST                                                                               \
     OPT_U64(0, "level", "L", delta_options, level, 1, 22, "level of zstd"),                \
         OPT_SIZE(0, "max-shard-size", "SIZE", delta_options, max_shard_size, 1, INT64_MAX, \
-                 "begin another file beyond SIZE; left out: 5GB"),                         \
+                 "begin another file beyond SIZE (default 5GB)"),                          \
         OPT_FLAG(0, "resume", delta_options, work.resume,                                  \
-                 "take over what an interrupted run has left"),                            \
+                 "take over what an interrupted run left"),                                \
         OPT_FLAG(0, "force", delta_options, work.force,                                    \
                  "replace OUT if it is a delta, discard an interrupted run"),              \
         OPT_JSON(delta_options), OPT_END
@@ -138,9 +138,9 @@ static const cmd_option delta_table[] = {
     OPT_U64(0, "version", "N", delta_options, version, 1, 999999999, "number of the version NEW",
             .flags = OPT_REQUIRED),
     OPT_CHOICE(0, "encoding", "ENCODING", delta_options, encoding, encodings,
-               "how changes are told"),
+               "how changes are encoded"),
     OPT_CHOICE(0, "checksum", "CHECKSUM", delta_options, checksum, checksums,
-               "what is kept of each new tensor to hold it against"),
+               "checksum that is stored for each new tensor"),
     REST,
 };
 static const cmd_option fold_table[] = {OUTPUT, REST};
@@ -154,7 +154,7 @@ static const delta_options defaults = {.level = 1};
 
 const command command_delta = {
     .name = "delta",
-    .summary = "write what changed between two versions",
+    .summary = "write the changes between two versions",
     .options = delta_table,
     .arguments = delta_arguments,
     COMMAND_DEFAULTS(defaults),
@@ -163,7 +163,7 @@ const command command_delta = {
 
 const command command_fold = {
     .name = "fold",
-    .summary = "make one delta of those of a chain",
+    .summary = "merge a chain of deltas into one",
     .options = fold_table,
     .arguments = fold_arguments,
     COMMAND_DEFAULTS(defaults),

@@ -226,12 +226,12 @@ static int run_diff(const void *values, mp_error *err)
 
 static const cmd_option options[] = {
     OPT_DOUBLE(0, "tolerance", "X", diff_options, tolerance, 0, 1e30,
-               "a relative L2 error up to X is no difference; left out: any is"),
+               "ignore a relative L2 error up to X; by default report every difference"),
     OPT_WORDS(0, "layers", "LIST", diff_options, layers,
               "compare only these layers, as in 0-3,7,mtp.0"),
     OPT_STRING(0, "placement", "FILE", diff_options, placement,
                "where the experts of a snapshot are"),
-    OPT_FLAG(0, "all", diff_options, all, "list every difference, not only the first 20"),
+    OPT_FLAG(0, "all", diff_options, all, "list every difference, not just the first 20"),
     OPT_JSON(diff_options),
     OPT_END,
 };
@@ -241,7 +241,7 @@ static const diff_options defaults = {.tolerance = -1};
 
 const command command_diff = {
     .name = "diff",
-    .summary = "compare two checkpoints, packed directories, snapshots or files",
+    .summary = "compare two checkpoints, packs, snapshots or files",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

@@ -122,8 +122,7 @@ static const cmd_option options[] = {
     OPT_STRING(0, "layer", "L", extract_options, layer, "the layer: its number or its prefix",
                .flags = OPT_REQUIRED),
     OPT_U64(0, "expert", "E", extract_options, expert, 0, UINT32_MAX,
-            "the expert; behind the routed ones stand the shared ones that are packed",
-            .flags = OPT_REQUIRED),
+            "the expert; packed shared experts follow the routed ones", .flags = OPT_REQUIRED),
     OPT_STRING('o', "output", "FILE", extract_options, out,
                "the safetensors file to write, - for standard output", .flags = OPT_REQUIRED),
     OPT_END,
@@ -133,7 +132,7 @@ static const extract_options defaults = {0};
 
 const command command_extract = {
     .name = "extract",
-    .summary = "write one expert of a packed directory to a file",
+    .summary = "write one expert of a pack to a file",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

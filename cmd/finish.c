@@ -140,7 +140,7 @@ static const finish_options defaults = {0};
 
 const command command_finish = {
     .name = "finish",
-    .summary = "put the parts of a run on several machines together",
+    .summary = "put together the parts of a run on several machines",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

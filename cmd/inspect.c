@@ -361,10 +361,8 @@ static int run_inspect(const void *values, mp_error *err)
 
 static const cmd_option options[] = {
     OPT_FLAG(0, "tensors", inspect_options, tensors, "list every tensor"),
-    OPT_FLAG(0, "ranges", inspect_options, ranges,
-             "list the bytes of every expert of a packed directory"),
-    OPT_STRING(0, "svg", "FILE", inspect_options, svg,
-               "draw the slots of a packed directory into FILE"),
+    OPT_FLAG(0, "ranges", inspect_options, ranges, "list the bytes of every expert of a pack"),
+    OPT_STRING(0, "svg", "FILE", inspect_options, svg, "draw the slots of a pack into FILE"),
     OPT_JSON(inspect_options),
     OPT_END,
 };
@@ -373,7 +371,7 @@ static const inspect_options defaults = {0};
 
 const command command_inspect = {
     .name = "inspect",
-    .summary = "show what a checkpoint, a packed directory or a snapshot holds",
+    .summary = "show what a checkpoint, pack or snapshot holds",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

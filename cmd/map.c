@@ -264,20 +264,20 @@ static int run_map(const void *values, mp_error *err)
 
 static const cmd_option options[] = {
     OPT_STRING(0, "placement", "FILE", map_options, placement,
-               "place experts as FILE says, - for standard input"),
+               "place experts according to FILE, - for standard input"),
     OPT_U64(0, "experts", "N", map_options, experts, 1, INT32_MAX,
-            "logical experts of the model; needed without a placement"),
+            "experts of the model; required without a placement"),
     OPT_U64(0, "redundant", "R", map_options, redundant, 0, INT32_MAX,
-            "without a placement: R redundant experts, placed in turn"),
+            "without a placement: add R redundant experts in order"),
     OPT_U64(0, "ep", "N", map_options, ep, 1, INT32_MAX, "expert-parallel ranks"),
     OPT_U64(0, "shared", "S", map_options, shared, 0, INT32_MAX, "fused shared experts"),
     OPT_FLAG(0, "shared-once", map_options, shared_once,
-             "shared experts have one slot each, behind all routed ones"),
+             "give shared experts one slot each, after all routed ones"),
     OPT_U64(0, "layer", "L", map_options, layer, 0, INT32_MAX,
-            "only this row of the placement; the decoder layer where the file says which"),
+            "only this row of the placement, or decoder layer if the file states them"),
     OPT_U64(0, "checkpoint-id", "E", map_options, checkpoint_id, 0, INT32_MAX,
-            "print the slots that expert E of the checkpoint goes to"),
-    OPT_FLAG(0, "check", map_options, check, "validate the placement and print its sizes only"),
+            "print only the slots of expert E of the checkpoint"),
+    OPT_FLAG(0, "check", map_options, check, "check the placement and print only its sizes"),
     OPT_JSON(map_options),
     OPT_END,
 };
@@ -285,7 +285,7 @@ static const map_options defaults = {.ep = 1, .layer = UNSET, .checkpoint_id = U
 
 const command command_map = {
     .name = "map",
-    .summary = "print which expert every slot holds",
+    .summary = "print which expert each slot holds",
     .options = options,
     COMMAND_DEFAULTS(defaults),
     .run = run_map,

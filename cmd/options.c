@@ -27,9 +27,9 @@ static const cmd_choice when_choices[] = {
 /* The common options are at the start of every command's struct. */
 static const cmd_option common_table[] = {
     OPT_INT('j', "threads", "N", common_options, threads, 1, 4096,
-            "threads to run; without it one a processor"),
+            "threads to run; by default one per processor"),
     OPT_FLAG('q', "quiet", common_options, quiet, "print no notes and no progress"),
-    OPT_FLAG('v', "verbose", common_options, verbose, "say more about what is done"),
+    OPT_FLAG('v', "verbose", common_options, verbose, "print more about what is being done"),
     OPT_CHOICE(0, "progress", "WHEN", common_options, progress, when_choices,
                "draw a progress bar on standard error"),
     OPT_CHOICE(0, "color", "WHEN", common_options, color, when_choices, "color the output"),

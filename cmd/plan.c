@@ -48,9 +48,9 @@ static const char *shared_mode_name(size_t index)
 }
 
 static const cmd_option options[] = {
-    OPT_STRING(0, "model", "PATH", plan_options, model,
-               "checkpoint, packed directory or config.json", .flags = OPT_REQUIRED),
-    OPT_STRING(0, "engine", "NAME", plan_options, engine, "engine and version whose rules hold",
+    OPT_STRING(0, "model", "PATH", plan_options, model, "checkpoint, pack or config.json",
+               .flags = OPT_REQUIRED),
+    OPT_STRING(0, "engine", "NAME", plan_options, engine, "engine and version whose rules apply",
                .choice_name = mp_engine_name),
     OPT_STRING(0, "backend", "NAME", plan_options, backend,
                "its --moe-a2a-backend, or what it calls its MoE backend",
@@ -61,7 +61,7 @@ static const cmd_option options[] = {
                .choice_name = mp_deepep_mode_name),
     OPT_STRING(0, "deepep-dtype", "TYPE", plan_options, deepep_dtype,
                "its --deepep-dispatcher-output-dtype", .choice_name = mp_dispatch_dtype_name),
-    OPT_STRING(0, "platform", "NAME", plan_options, platform, "what it runs on",
+    OPT_STRING(0, "platform", "NAME", plan_options, platform, "platform that it runs on",
                .choice_name = mp_platform_name),
     OPT_STRING(0, "role", "ROLE", plan_options, role, "its --disaggregation-mode",
                .choice_name = mp_serving_name),
@@ -98,7 +98,7 @@ static const cmd_option options[] = {
              "tokens of each data-parallel rank, as in 800,1200"),
     OPT_FLAG(0, "capture", plan_options, capture, "the forward pass is captured as a graph"),
     OPT_STRING(0, "quantize", "SCHEME", plan_options, quantize,
-               "plan for experts that are requantized", .choice_name = scheme_name),
+               "plan for experts requantized to SCHEME", .choice_name = scheme_name),
     OPT_U64(0, "redundant", "R", plan_options, redundant, 0, 65536, "redundant experts",
             .given = offsetof(plan_options, redundant_given)),
     OPT_STRING(0, "shared", "MODE", plan_options, shared, "how shared experts are packed",
@@ -106,7 +106,7 @@ static const cmd_option options[] = {
     OPT_STRING(0, "placement", "FILE", plan_options, placement,
                "placement that the engine is given, - for standard input"),
     OPT_STRING(0, "pack", "OUT", plan_options, pack,
-               "check that the packed directory OUT is what the engine wants"),
+               "check that the pack OUT is what the engine needs"),
     OPT_FLAG(0, "env", plan_options, env, "read variables from the environment"),
     OPT_STRING(0, "env-file", "FILE", plan_options, env_file,
                "read variables from NAME=VALUE lines, - for standard input"),
@@ -440,7 +440,7 @@ static int run_plan(const void *values, mp_error *err)
 
 const command command_plan = {
     .name = "plan",
-    .summary = "say what the engine will do, and whether it fits",
+    .summary = "predict what the engine will do, and whether the experts fit",
     .options = options,
     COMMAND_DEFAULTS(defaults),
     .run = run_plan,

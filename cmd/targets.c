@@ -124,7 +124,7 @@ static const targets_options defaults = {0};
 
 const command command_targets = {
     .name = "targets",
-    .summary = "list the target layouts and what their kernels demand",
+    .summary = "list the target layouts and what their kernels require",
     .options = options,
     COMMAND_DEFAULTS(defaults),
     .run = run_targets,

@@ -96,7 +96,7 @@ static const cmd_option options[] = {
                "directory to write; it must not exist"),
     OPT_WORDS(0, "layers", "LIST", unpack_options, layers, "only these layers, as in 0-3,7,mtp.0"),
     OPT_SIZE(0, "max-shard-size", "SIZE", unpack_options, max_shard_size, 1, INT64_MAX,
-             "begin another file beyond SIZE; left out: 5GB"),
+             "begin another file beyond SIZE (default 5GB)"),
     OPT_ZSTD(unpack_options),
     OPT_SHA256(unpack_options),
     OPT_SHARD(unpack_options),
@@ -112,7 +112,7 @@ static const unpack_options defaults = {0};
 
 const command command_unpack = {
     .name = "unpack",
-    .summary = "turn a packed directory back into a checkpoint",
+    .summary = "turn a pack back into a checkpoint",
     .options = options,
     .arguments = arguments,
     COMMAND_DEFAULTS(defaults),

@@ -45,8 +45,8 @@ typedef struct work_options {
 /* --shard and --sha256 of such a command. */
 #define OPT_SHARD(S)                              \
     OPT_STRING(0, "shard", "PART", S, work.shard, \
-               "do one of several parts: I/N, auto, or finish to put them together")
-#define OPT_SHA256(S) OPT_FLAG(0, "sha256", S, work.sha256, "write SHA256SUMS too")
+               "do one part of the run: I/N, auto, or finish to put all parts together")
+#define OPT_SHA256(S) OPT_FLAG(0, "sha256", S, work.sha256, "also write SHA256SUMS")
 
 /* What the options come to. */
 typedef struct work_terms {
