@@ -12,6 +12,7 @@
 #include "checkpoint/complete.h"
 
 #include "base/error.h"
+#include "checkpoint/conventions.h"
 #include "checkpoint/mixture.h"
 #include "checkpoint/router_names.h"
 #include "checkpoint/rules.h"
@@ -736,7 +737,8 @@ static int check_groups(const mp_catalog *catalog, mp_error *err)
 
     if (!gate || !gate->weight || gate->weight->dtype != MP_I8 || !scale || scale->rank < 2 ||
         scale->shape[scale->rank - 1] < 2 || mp_dtype_bits(scale->dtype) == 8 ||
-        strstr(scale->name, "weight_scale_inv") || bits == 4 || bits == MP_CONFIG_ABSENT)
+        mp_suffix_ends(scale->name, MP_SUFFIX_WEIGHT_SCALE_INV) || bits == 4 ||
+        bits == MP_CONFIG_ABSENT)
         return 0;
     return mp_fail(err, MP_ERR_UNSUPPORTED,
                    "%s: a scale for each group of %llu-bit weights is not supported, of 4-bit ones "

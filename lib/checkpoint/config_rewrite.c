@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/json_edit.h"
+#include "checkpoint/config_said.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -48,7 +49,8 @@ static void warn(const rewrite *r, const char *method)
                    "config.json: " QUANTIZATION
                    " stays \"%s\" for the other tensors, and cannot say that experts are %s in "
                    "the style of %s",
-                   method ? method : "?", mp_scheme_name(r->change->scheme), r->change->style);
+                   method ? method : "?", mp_scheme_name(r->change->to->scheme),
+                   mp_style_name(r->change->to->style));
 }
 
 /* ------------------------------------------------------------------------
@@ -57,15 +59,15 @@ static void warn(const rewrite *r, const char *method)
 
 /* A module as a method's list of exceptions spells it, malloc'ed: all experts of a layer
  * are a pattern. */
-static char *exception(const char *method, const char *module)
+static char *exception(mp_method method, const char *module)
 {
     size_t n = strlen(module);
     bool experts = n > 8 && strcmp(module + n - 8, ".experts") == 0;
     char *text, *to;
 
-    if (experts && is(method, "modelopt"))
+    if (experts && method == MP_METHOD_MODELOPT)
         return mp_format("%s*", module);
-    if (!experts || !is(method, "compressed-tensors"))
+    if (!experts || method != MP_METHOD_COMPRESSED_TENSORS)
         return strdup(module);
     text = to = malloc(2 * n + sizeof "re:^\\..*");
     if (!text)
@@ -80,7 +82,7 @@ static char *exception(const char *method, const char *module)
     return text;
 }
 
-static bool append_module(json_t *list, const char *method, const char *module)
+static bool append_module(json_t *list, mp_method method, const char *module)
 {
     char *text = exception(method, module);
     bool ok = text && json_array_append_new(list, json_string(text)) == 0;
@@ -90,7 +92,7 @@ static bool append_module(json_t *list, const char *method, const char *module)
 }
 
 /* Null without memory. */
-static json_t *module_list(const char *method, const char *const *modules, size_t count)
+static json_t *module_list(mp_method method, const char *const *modules, size_t count)
 {
     json_t *list = json_array();
 
@@ -105,7 +107,7 @@ static json_t *module_list(const char *method, const char *const *modules, size_
 
 /* An old list of exceptions without the requantized experts, and with them where they are no
  * longer quantized. Null without memory. */
-static json_t *changed_list(const mp_config_change *change, const char *method, const json_t *old)
+static json_t *changed_list(const mp_config_change *change, mp_method method, const json_t *old)
 {
     json_t *experts = module_list(method, change->experts, change->num_experts);
     json_t *list = json_array();
@@ -120,7 +122,7 @@ static json_t *changed_list(const mp_config_change *change, const char *method, 
         if (!ours)
             ok = json_array_append(list, module) == 0;
     }
-    if (ok && change->scheme == MP_SCHEME_BF16)
+    if (ok && change->to->scheme == MP_SCHEME_BF16)
         ok = json_array_extend(list, experts) == 0;
     json_decref(experts);
     if (!ok) {
@@ -134,100 +136,18 @@ static json_t *changed_list(const mp_config_change *change, const char *method, 
  * A quantization_config of experts only
  */
 
-/* How compressed-tensors calls a scheme. */
-typedef struct ct_scheme {
-    mp_scheme scheme;
-    const char *format;
-    const char *weights;            /* JSON */
-    const char *activations;        /* JSON, or null where they are not quantized */
-    const char *static_activations; /* where there are scales of activations */
-} ct_scheme;
-
-/* clang-format off */
-static const ct_scheme ct_schemes[] = {
-    {MP_SCHEME_MXFP4, "mxfp4-pack-quantized",
-     "{\"num_bits\":4,\"type\":\"float\",\"strategy\":\"group\",\"group_size\":32,"
-     "\"symmetric\":true,\"dynamic\":false,\"scale_dtype\":\"torch.uint8\"}", "null", "null"},
-    {MP_SCHEME_NVFP4, "nvfp4-pack-quantized",
-     "{\"num_bits\":4,\"type\":\"float\",\"strategy\":\"tensor_group\",\"group_size\":16,"
-     "\"symmetric\":true,\"dynamic\":false,\"scale_dtype\":\"torch.float8_e4m3fn\"}", "null",
-     "{\"num_bits\":4,\"type\":\"float\",\"strategy\":\"tensor_group\",\"group_size\":16,"
-     "\"symmetric\":true,\"dynamic\":\"local\",\"scale_dtype\":\"torch.float8_e4m3fn\"}"},
-    {MP_SCHEME_INT8_CHANNEL, "int-quantized",
-     "{\"num_bits\":8,\"type\":\"int\",\"strategy\":\"channel\",\"symmetric\":true,"
-     "\"dynamic\":false}",
-     "{\"num_bits\":8,\"type\":\"int\",\"strategy\":\"token\",\"symmetric\":true,"
-     "\"dynamic\":true}", NULL},
-    {MP_SCHEME_FP8_BLOCK, "float-quantized",
-     "{\"num_bits\":8,\"type\":\"float\",\"strategy\":\"block\",\"block_structure\":[128,128],"
-     "\"symmetric\":true,\"dynamic\":false}",
-     "{\"num_bits\":8,\"type\":\"float\",\"strategy\":\"group\",\"group_size\":128,"
-     "\"symmetric\":true,\"dynamic\":true}", NULL},
-};
-/* clang-format on */
-
-static const ct_scheme *find_ct_scheme(mp_scheme scheme)
+static mp_said said_of(const mp_config_change *change)
 {
-    for (size_t i = 0; i < COUNT(ct_schemes); i++)
-        if (ct_schemes[i].scheme == scheme)
-            return &ct_schemes[i];
-    return NULL;
-}
-
-/* targets: taken over; may be null without memory. */
-static json_t *ct_group(const mp_config_change *change, const ct_scheme *ct, json_t *targets)
-{
-    const char *activations =
-        change->input_scales && ct->static_activations ? ct->static_activations : ct->activations;
-
-    return json_pack("{s:s, s:o, s:o, s:n, s:o}", "format", ct->format, "targets", targets,
-                     "weights", json_loads(ct->weights, JSON_DECODE_ANY, NULL),
-                     "output_activations", "input_activations",
-                     json_loads(activations, JSON_DECODE_ANY, NULL));
-}
-
-static json_t *ct_config(const mp_config_change *change)
-{
-    const ct_scheme *ct = find_ct_scheme(change->scheme);
-
-    return json_pack("{s:s, s:s, s:s, s:{s:o}, s:o, s:n, s:n}", "quant_method",
-                     "compressed-tensors", "format", ct->format, "quantization_status",
-                     "compressed", "config_groups", "group_0",
-                     ct_group(change, ct, json_pack("[s]", "Linear")), "ignore",
-                     module_list("compressed-tensors", change->plain, change->num_plain),
-                     "kv_cache_scheme", "global_compression_ratio");
-}
-
-static json_t *modelopt_config(const mp_config_change *change)
-{
-    static const char numbers[] =
-        "{\"dynamic\":false,\"num_bits\":4,\"type\":\"float\",\"group_size\":16}";
-
-    return json_pack("{s:s, s:s, s:{s:{s:o, s:o, s:[s]}}, s:o}", "quant_method", "modelopt",
-                     "quant_algo", "NVFP4", "config_groups", "group_0", "input_activations",
-                     change->input_scales ? json_loads(numbers, 0, NULL) : json_null(), "weights",
-                     json_loads(numbers, 0, NULL), "targets", "Linear", "ignore",
-                     module_list("modelopt", change->plain, change->num_plain));
-}
-
-static json_t *deepseek_config(const mp_config_change *change)
-{
-    bool ue8m0 = change->ue8m0 || change->scheme == MP_SCHEME_MXFP4;
-
-    return json_pack("{s:s, s:s, s:s*, s:s, s:[i,i], s:o}", "quant_method", "fp8", "fmt", "e4m3",
-                     "scale_fmt", ue8m0 ? "ue8m0" : NULL, "activation_scheme", "dynamic",
-                     "weight_block_size", 128, 128, "modules_to_not_convert",
-                     module_list("fp8", change->plain, change->num_plain));
+    return (mp_said){.ue8m0 = change->ue8m0, .input_scales = change->input_scales};
 }
 
 /* Null without memory. */
 static json_t *config_of_experts(const mp_config_change *change)
 {
-    if (is(change->style, "compressed-tensors"))
-        return ct_config(change);
-    if (is(change->style, "modelopt"))
-        return modelopt_config(change);
-    return deepseek_config(change);
+    const mp_said said = said_of(change);
+
+    return mp_said_config(change->to, &said,
+                          module_list(change->to->method, change->plain, change->num_plain));
 }
 
 /* ------------------------------------------------------------------------
@@ -241,14 +161,14 @@ static int check_blocks(const mp_config_change *change, const json_t *old, mp_er
     json_int_t rows = json_integer_value(json_array_get(block, 0));
     json_int_t cols = json_integer_value(json_array_get(block, 1));
 
-    if (change->scheme != MP_SCHEME_FP8_BLOCK || !json_is_array(block) ||
-        (rows == 128 && cols == 128))
+    if (change->to->scheme != MP_SCHEME_FP8_BLOCK || !json_is_array(block) ||
+        (rows == change->to->block_rows && cols == change->to->block_cols))
         return 0;
     return mp_fail(
         err, MP_ERR_UNSUPPORTED,
         "config.json: weight_block_size is [%lld, %lld] for tensors that stay; fp8_block "
-        "experts have 128x128",
-        (long long)rows, (long long)cols);
+        "experts have %ux%u",
+        (long long)rows, (long long)cols, change->to->block_rows, change->to->block_cols);
 }
 
 static int set_new(rewrite *r, mp_json_path path, const char *key, json_t *value, mp_error *err)
@@ -263,8 +183,8 @@ static int set_new(rewrite *r, mp_json_path path, const char *key, json_t *value
  * Null without memory. */
 static json_t *ct_groups(const mp_config_change *change, const json_t *old)
 {
-    const ct_scheme *ct = find_ct_scheme(change->scheme);
-    json_t *targets = module_list("compressed-tensors", change->experts, change->num_experts);
+    const mp_said said = said_of(change);
+    json_t *targets = module_list(change->to->method, change->experts, change->num_experts);
     json_t *groups = json_deep_copy(json_object_get(old, "config_groups"));
     json_t *group;
     const char *name;
@@ -284,7 +204,7 @@ static json_t *ct_groups(const mp_config_change *change, const json_t *old)
     do
         snprintf(key, sizeof key, "group_%zu", number++);
     while (json_object_get(groups, key));
-    if (json_object_set_new(groups, key, ct_group(change, ct, targets)) != 0) {
+    if (json_object_set_new(groups, key, mp_said_group(change->to, &said, targets)) != 0) {
         json_decref(groups);
         groups = NULL;
     }
@@ -293,7 +213,7 @@ static json_t *ct_groups(const mp_config_change *change, const json_t *old)
 
 static int add_ct_group(rewrite *r, mp_json_path path, const json_t *old, mp_error *err)
 {
-    const char *format = find_ct_scheme(r->change->scheme)->format;
+    const char *format = r->change->to->format;
     int rc = set_new(r, path, "config_groups", ct_groups(r->change, old), err);
 
     if (rc == 0 && !is(string_of(old, "format"), format))
@@ -304,29 +224,24 @@ static int add_ct_group(rewrite *r, mp_json_path path, const json_t *old, mp_err
 /* Says in a quantization_config what experts are, as far as its method can. */
 static int add_experts(rewrite *r, mp_json_path path, const json_t *old, mp_error *err)
 {
-    const mp_config_change *change = r->change;
-    const char *method = string_of(old, "quant_method");
-    bool fp8 = is(method, "fp8");
+    const mp_convention *to = r->change->to;
+    mp_method method = mp_method_of(string_of(old, "quant_method"));
 
-    if (change->scheme == MP_SCHEME_BF16)
+    if (to->scheme == MP_SCHEME_BF16)
         return 0; /* they are in the list of exceptions */
-    if (is(change->style, "compressed-tensors") && is(method, "compressed-tensors"))
+    if (to->method == MP_METHOD_COMPRESSED_TENSORS && method == to->method)
         return add_ct_group(r, path, old, err);
-    if (is(change->style, "modelopt") && fp8)
-        return set_new(r, path, "moe_quant_algo", json_string("NVFP4"), err);
-    if (fp8 && (is(change->style, "deepseek-v4") || is(change->style, "deepseek-v3")))
-        return 0;
-    if (!is(method, "modelopt") || !is(change->style, "modelopt"))
-        warn(r, method);
+    if (to->method == MP_METHOD_MODELOPT && method == MP_METHOD_FP8)
+        return set_new(r, path, "moe_quant_algo", json_string(to->algorithms[0]), err);
+    if (to->method != method)
+        warn(r, string_of(old, "quant_method"));
     return 0;
 }
 
 static int keep_config(rewrite *r, mp_json_path path, const json_t *old, mp_error *err)
 {
-    const char *method = string_of(old, "quant_method");
-    const char *list = is(method, "compressed-tensors") || is(method, "modelopt")
-                           ? "ignore"
-                           : "modules_to_not_convert";
+    mp_method method = mp_method_of(string_of(old, "quant_method"));
+    const char *list = mp_method_exceptions(method);
     const json_t *modules = json_object_get(old, list);
     json_t *changed;
     int rc;
@@ -367,7 +282,7 @@ static int change_config(rewrite *r, const char *place, const json_t *old, mp_er
     paths_of(place, outer, inner);
     if (r->change->keeps && json_is_object(old))
         return keep_config(r, inner, old, err);
-    if (r->change->scheme == MP_SCHEME_BF16)
+    if (r->change->to->scheme == MP_SCHEME_BF16)
         return mp_json_remove(&r->text, outer, QUANTIZATION, err);
     return set_new(r, outer, QUANTIZATION, config_of_experts(r->change), err);
 }
@@ -391,23 +306,10 @@ static int change_configs(rewrite *r, mp_error *err)
     return rc;
 }
 
-/* expert_dtype of DeepSeek V4. */
-static const char *expert_dtype(mp_scheme scheme)
-{
-    switch (mp_scheme_bits(scheme)) {
-    case 4:
-        return "fp4";
-    case 8:
-        return scheme == MP_SCHEME_INT8_CHANNEL ? "int8" : "fp8";
-    default:
-        return "bf16";
-    }
-}
-
 /* Sets expert_dtype where it is; *found says whether it is anywhere. */
 static int change_dtypes(rewrite *r, bool *found, mp_error *err)
 {
-    const char *dtype = expert_dtype(r->change->scheme);
+    const char *dtype = mp_said_dtype(r->change->to->scheme);
     int rc = 0;
 
     *found = false;
@@ -434,8 +336,8 @@ static int add_dtype(rewrite *r, mp_error *err)
 {
     const char *type = string_of(r->root, "model_type");
     bool nested = object_at(r->root, "text_config") != NULL;
-    bool v4 =
-        is(r->change->style, "deepseek-v4") || (type && strncmp(type, "deepseek_v4", 11) == 0);
+    bool v4 = r->change->to->style == MP_AS_DEEPSEEK_V4 ||
+              (type && strncmp(type, "deepseek_v4", 11) == 0);
 
     if (!v4)
         return 0;
@@ -445,10 +347,10 @@ static int add_dtype(rewrite *r, mp_error *err)
 
         paths_of(places[i], outer, inner);
         if (object && json_is_object(json_object_get(object, QUANTIZATION)))
-            return set_new(r, inner, "expert_dtype", json_string(expert_dtype(r->change->scheme)),
-                           err);
+            return set_new(r, inner, "expert_dtype",
+                           json_string(mp_said_dtype(r->change->to->scheme)), err);
     }
-    return set_new(r, NULL, "expert_dtype", json_string(expert_dtype(r->change->scheme)), err);
+    return set_new(r, NULL, "expert_dtype", json_string(mp_said_dtype(r->change->to->scheme)), err);
 }
 
 static int parse(const char *text, json_t **root, mp_error *err)
@@ -510,12 +412,10 @@ int mp_hf_quant_config(const mp_config_change *change, char **text, mp_error *er
     json_t *config;
 
     *text = NULL;
-    if (change->keeps || !is(change->style, "modelopt") || change->scheme != MP_SCHEME_NVFP4)
+    if (change->keeps || change->to->method != MP_METHOD_MODELOPT)
         return 0;
-    config = json_pack("{s:{s:s, s:s}, s:{s:s, s:n, s:i, s:o}}", "producer", "name", "moepack",
-                       "version", MP_VERSION, "quantization", "quant_algo", "NVFP4",
-                       "kv_cache_quant_algo", "group_size", 16, "exclude_modules",
-                       module_list("modelopt", change->plain, change->num_plain));
+    config = mp_said_beside(change->to, "moepack", MP_VERSION,
+                            module_list(change->to->method, change->plain, change->num_plain));
     *text = config ? mp_json_text(config) : NULL;
     json_decref(config);
     return *text ? 0 : mp_fail_memory(err);

@@ -9,13 +9,12 @@
 #ifndef MP_CHECKPOINT_CONFIG_REWRITE_H
 #define MP_CHECKPOINT_CONFIG_REWRITE_H
 
-#include <moepack/model.h>
+#include "checkpoint/conventions.h"
 
 /* What became of a checkpoint. Lists are of names that modules have in it: what stands before
  * ".weight" in its tensors, or "model.layers.3.mlp.experts" for all routed experts of a layer. */
 typedef struct mp_config_change {
-    const char *style;          /* of mp_style_name (form.h) */
-    mp_scheme scheme;           /* of the experts that were requantized */
+    const mp_convention *to;    /* of the experts that were requantized */
     bool keeps;                 /* other tensors are still quantized as quantization_config says */
     bool input_scales;          /* the experts have scales of activations */
     bool ue8m0;                 /* scales of fp8_block are powers of two */

@@ -142,161 +142,46 @@ int mp_form_of_layer(const mp_catalog *catalog, const mp_moe_layer *layer, bool 
 }
 
 /* ------------------------------------------------------------------------
- * Of a style
+ * Of a convention
  */
 
-typedef enum extent {
-    ELEMENTS, /* the matrix, packed into elements of the dtype: [N, K / packing] */
-    BLOCKS,   /* one a block: [ceil(N / block_rows), ceil(K / block_cols)] */
-    SCALAR,   /* [] */
-    SINGLE    /* [1] */
-} extent;
-
-/* A tensor of a matrix. */
-typedef struct part {
-    mp_role role;
-    const char *suffix; /* behind the name of the matrix; null ends a list */
-    mp_dtype dtype;
-    extent covers;
-} part;
-
-/* Which tensors a scheme has in a style. The first style of a scheme is its default. */
-typedef struct style {
-    const char *name;
-    const char *block; /* the default style is this one for this naming; or null */
-    part parts[3];
-    mp_scheme scheme;
-    bool global_divides;
-} style;
-
-/* clang-format off */
-static const style styles[] = {
-    {"deepseek-v4", "ffn",
-     {{MP_ROLE_WEIGHT, ".weight", MP_I8, ELEMENTS}, {MP_ROLE_SCALE, ".scale", MP_F8_E8M0, BLOCKS}}, MP_SCHEME_MXFP4, false},
-    {"deepseek-v4", "ffn",
-     {{MP_ROLE_WEIGHT, ".weight", MP_F8_E4M3, ELEMENTS}, {MP_ROLE_SCALE, ".scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
-    {"deepseek-v4", "ffn",
-     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
-
-    {"deepseek-v3", NULL,
-     {{MP_ROLE_WEIGHT, ".weight", MP_F8_E4M3, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale_inv", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
-    {"deepseek-v3", NULL,
-     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
-
-    {"modelopt", NULL,
-     {{MP_ROLE_WEIGHT, ".weight", MP_U8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F8_E4M3, BLOCKS},
-      {MP_ROLE_GLOBAL_SCALE, ".weight_scale_2", MP_F32, SCALAR}}, MP_SCHEME_NVFP4, false},
-    {"modelopt", NULL,
-     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
-
-    {"compressed-tensors", NULL,
-     {{MP_ROLE_WEIGHT, ".weight_packed", MP_U8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_U8, BLOCKS}}, MP_SCHEME_MXFP4, false},
-    {"compressed-tensors", NULL,
-     {{MP_ROLE_WEIGHT, ".weight_packed", MP_U8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F8_E4M3, BLOCKS},
-      {MP_ROLE_GLOBAL_SCALE, ".weight_global_scale", MP_F32, SINGLE}}, MP_SCHEME_NVFP4, true},
-    {"compressed-tensors", NULL,
-     {{MP_ROLE_WEIGHT, ".weight", MP_I8, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_INT8_CHANNEL, false},
-    {"compressed-tensors", NULL,
-     {{MP_ROLE_WEIGHT, ".weight", MP_F8_E4M3, ELEMENTS}, {MP_ROLE_SCALE, ".weight_scale", MP_F32, BLOCKS}}, MP_SCHEME_FP8_BLOCK, false},
-    {"compressed-tensors", NULL,
-     {{MP_ROLE_WEIGHT, ".weight", MP_BF16, ELEMENTS}}, MP_SCHEME_BF16, false},
-};
-/* clang-format on */
-
-const char *mp_style_name(size_t index)
-{
-    static const char *const names[] = {"deepseek-v4", "deepseek-v3", "compressed-tensors",
-                                        "modelopt"};
-
-    return index < COUNT(names) ? names[index] : NULL;
-}
-
-const char *mp_style_default(mp_scheme scheme, const mp_naming *naming)
-{
-    for (size_t i = 0; i < COUNT(styles); i++)
-        if (styles[i].scheme == scheme &&
-            (!styles[i].block || strcmp(styles[i].block, naming->block) == 0))
-            return styles[i].name;
-    return NULL;
-}
-
-/* "deepseek-v3 and modelopt": the styles that have a scheme. */
-static void list_styles(mp_scheme scheme, char *text, size_t size)
-{
-    size_t count = 0, listed = 0, n = 0;
-
-    for (size_t i = 0; i < COUNT(styles); i++)
-        count += styles[i].scheme == scheme;
-    text[0] = '\0';
-    for (size_t i = 0; i < COUNT(styles) && n < size; i++) {
-        if (styles[i].scheme != scheme)
-            continue;
-        n += (size_t)snprintf(text + n, size - n, "%s%s",
-                              listed == 0          ? ""
-                              : listed + 1 < count ? ", "
-                                                   : " and ",
-                              styles[i].name);
-        listed++;
-    }
-}
-
-static const style *find_style(const char *name, mp_scheme scheme, mp_error *err)
-{
-    char have[128];
-
-    for (size_t i = 0; name && i < COUNT(styles); i++)
-        if (styles[i].scheme == scheme && strcmp(styles[i].name, name) == 0)
-            return &styles[i];
-    list_styles(scheme, have, sizeof have);
-    if (!have[0])
-        mp_fail(err, MP_ERR_UNSUPPORTED, "experts cannot be written in %s", mp_scheme_name(scheme));
-    else
-        mp_fail(err, MP_ERR_UNSUPPORTED, "style \"%s\" has no %s; %s have it", name,
-                mp_scheme_name(scheme), have);
-    return NULL;
-}
-
 /* Dimensions of a tensor of a matrix [rows, cols]; returns how many. */
-static uint32_t part_shape(const part *p, mp_scheme scheme, uint64_t rows, uint64_t cols,
-                           uint64_t shape[2])
+static uint32_t part_shape(const mp_convention *c, const mp_convention_part *part, uint64_t rows,
+                           uint64_t cols, uint64_t shape[2])
 {
-    const mp_scheme_form *blocks = mp_scheme_form_of(scheme);
+    const mp_element element = mp_convention_element(c, part);
 
-    shape[0] = shape[1] = 1;
-    switch (p->covers) {
-    case ELEMENTS:
-        shape[0] = rows;
-        shape[1] = cols * mp_scheme_bits(scheme) / mp_dtype_bits(p->dtype);
-        return 2;
-    case BLOCKS:
-        shape[0] = mp_ceil_div(rows, blocks->block_rows);
-        shape[1] = mp_ceil_div(cols, blocks->block_cols);
-        return 2;
-    case SCALAR:
-        return 0;
-    case SINGLE:
-        break;
+    if (part->covers == MP_EXTENT_SHAPE) {
+        shape[0] = 2;
+        return 1;
     }
-    return 1;
+    shape[0] = mp_ceil_div(rows, element.rows);
+    shape[1] = mp_ceil_div(cols, element.cols);
+    return part->covers == MP_EXTENT_SCALAR ? 0 : part->covers == MP_EXTENT_SINGLE ? 1 : 2;
 }
 
-static int add_part(mp_form *form, const part *p, const mp_naming *naming, bool shared,
-                    mp_projection projection, uint64_t rows, uint64_t cols, mp_error *err)
+static int add_part(mp_form *form, const mp_convention *c, const mp_convention_part *part,
+                    const mp_naming *naming, bool shared, mp_projection projection, uint64_t rows,
+                    uint64_t cols, mp_error *err)
 {
+    const mp_suffix_row *suffix = &mp_suffixes[part->suffix];
     const char *const *names = shared ? naming->shared_projection : naming->projection;
     uint64_t shape[2];
-    uint32_t rank = part_shape(p, form->scheme, rows, cols, shape);
+    uint32_t rank = part_shape(c, part, rows, cols, shape);
     char *name = mp_format("%s%s%s%s.%s%s", naming->block, naming->block[0] ? "." : "",
                            shared ? naming->shared : naming->experts, shared ? "" : ".{}",
-                           names[projection], p->suffix);
+                           names[projection], suffix->text);
 
-    return add_tensor(form, name, projection, p->role, p->dtype, shape, rank, err);
+    form->global_divides |= suffix->role == MP_ROLE_GLOBAL_SCALE && suffix->divides;
+    return add_tensor(form, name, projection, suffix->role, part->dtype, shape, rank, err);
 }
 
-static int add_parts(mp_form *form, const style *s, const mp_naming *naming, bool shared,
+/* Scales of activations are left out: they are there only where a source had them. */
+static int add_parts(mp_form *form, const mp_convention *c, const mp_naming *naming, bool shared,
                      uint64_t hidden, uint64_t intermediate, mp_error *err)
 {
-    uint32_t cols_of = mp_scheme_form_of(form->scheme)->cols_of;
+    const mp_scheme_form *canonical = mp_scheme_form_of(c->scheme);
+    uint32_t cols_of = canonical->canonical ? canonical->cols_of : 1;
 
     for (int p = 0; p < MP_PROJECTIONS; p++) {
         uint64_t rows = p == MP_DOWN ? hidden : intermediate;
@@ -306,35 +191,39 @@ static int add_parts(mp_form *form, const style *s, const mp_naming *naming, boo
             return mp_fail(err, MP_ERR_UNSUPPORTED,
                            "%s of %llu columns cannot be %s: its blocks are %u wide",
                            mp_projection_name((mp_projection)p), (unsigned long long)cols,
-                           mp_scheme_name(form->scheme), cols_of);
-        for (size_t i = 0; i < COUNT(s->parts) && s->parts[i].suffix; i++)
-            if (add_part(form, &s->parts[i], naming, shared, (mp_projection)p, rows, cols, err) !=
-                0)
+                           mp_scheme_name(c->scheme), cols_of);
+        for (size_t i = 0; i < MP_CONVENTION_PARTS && c->parts[i].covers != MP_EXTENT_NONE; i++)
+            if (mp_suffixes[c->parts[i].suffix].role != MP_ROLE_INPUT_SCALE &&
+                add_part(form, c, &c->parts[i], naming, shared, (mp_projection)p, rows, cols,
+                         err) != 0)
                 return err->code;
     }
     return 0;
 }
 
-int mp_style_form(const char *style_name, mp_scheme scheme, const mp_naming *naming, bool shared,
-                  uint64_t hidden, uint64_t intermediate, mp_form *form, mp_error *err)
+int mp_form_of_convention(const mp_convention *convention, const mp_naming *naming, bool shared,
+                          uint64_t hidden, uint64_t intermediate, mp_form *form, mp_error *err)
 {
-    const style *s;
-    const mp_scheme_form *blocks = mp_scheme_form_of(scheme);
-    int rc;
+    int rc = begin_form(form, convention->scheme, convention->fusion, err);
 
-    memset(form, 0, sizeof *form);
-    s = find_style(style_name ? style_name : mp_style_default(scheme, naming), scheme, err);
-    if (!s)
-        return MP_ERR_UNSUPPORTED;
-    rc = begin_form(form, scheme, MP_FUSION_NONE, err);
     if (rc == 0)
-        rc = add_parts(form, s, naming, shared, hidden, intermediate, err);
-    form->global_divides = s->global_divides;
-    form->block_rows = blocks->block_rows;
-    form->block_cols = blocks->block_cols;
+        rc = add_parts(form, convention, naming, shared, hidden, intermediate, err);
+    form->block_rows = convention->block_rows;
+    form->block_cols = convention->block_cols;
     if (rc != 0)
         mp_form_release(form);
     return rc;
+}
+
+int mp_style_form(const char *style, mp_scheme scheme, const mp_naming *naming, bool shared,
+                  uint64_t hidden, uint64_t intermediate, mp_form *form, mp_error *err)
+{
+    const mp_convention *convention = mp_convention_named(style, scheme, naming, err);
+
+    memset(form, 0, sizeof *form);
+    if (!convention)
+        return MP_ERR_UNSUPPORTED;
+    return mp_form_of_convention(convention, naming, shared, hidden, intermediate, form, err);
 }
 
 /* ------------------------------------------------------------------------

@@ -10,7 +10,7 @@
 #ifndef MP_CHECKPOINT_FORM_H
 #define MP_CHECKPOINT_FORM_H
 
-#include <moepack/model.h>
+#include "checkpoint/conventions.h"
 
 /* How the source stores the routed experts of a layer, or its shared expert: what expert 0
  * has, or what the fused tensors are. A shared expert whose gate and up are in one tensor is fused
@@ -19,18 +19,13 @@
 int mp_form_of_layer(const mp_catalog *catalog, const mp_moe_layer *layer, bool shared,
                      mp_form *form, mp_error *err);
 
-/* The styles that experts can be written in, and null behind the last: "deepseek-v4",
- * "deepseek-v3", "compressed-tensors", "modelopt". */
-const char *mp_style_name(size_t index);
-
-/* The usual style of a scheme under a naming; null where no style has the scheme. */
-const char *mp_style_default(mp_scheme scheme, const mp_naming *naming);
-
-/* The form of experts [intermediate, hidden] written in a style, a tensor a matrix.
- * style: null stands for mp_style_default().
+/* The form of experts [intermediate, hidden] written by a convention with a tensor a matrix.
  * shared: of a shared expert, named as naming->shared says.
- * MP_ERR_UNSUPPORTED for a style that does not have the scheme (the message names those that
- * do), and for sizes that the scheme's blocks do not divide. */
+ * MP_ERR_UNSUPPORTED for sizes that the scheme's blocks do not divide. */
+int mp_form_of_convention(const mp_convention *convention, const mp_naming *naming, bool shared,
+                          uint64_t hidden, uint64_t intermediate, mp_form *form, mp_error *err);
+
+/* The same of the convention that mp_convention_named() finds, which may fail too. */
 int mp_style_form(const char *style, mp_scheme scheme, const mp_naming *naming, bool shared,
                   uint64_t hidden, uint64_t intermediate, mp_form *form, mp_error *err);
 

@@ -3,47 +3,11 @@
 #include "checkpoint/names.h"
 
 #include "base/error.h"
+#include "checkpoint/conventions.h"
 #include "checkpoint/families.h"
 
 #include <ctype.h>
 #include <string.h>
-
-const mp_role_suffix mp_role_suffixes[MP_ROLE_SUFFIXES] = {
-    {".weight", MP_ROLE_WEIGHT, false},
-    {".weight_packed", MP_ROLE_WEIGHT, false},
-    {".scale", MP_ROLE_SCALE, false},
-    {".weight_scale", MP_ROLE_SCALE, false},
-    {".weight_scale_inv", MP_ROLE_SCALE, false},
-    {".weight_scale_2", MP_ROLE_GLOBAL_SCALE, false},
-    {".weight_global_scale", MP_ROLE_GLOBAL_SCALE, true},
-    {".input_scale", MP_ROLE_INPUT_SCALE, false},
-    {".input_global_scale", MP_ROLE_INPUT_SCALE, false},
-    {".qscale_weight", MP_ROLE_SCALE, false},
-    {".qscale_act", MP_ROLE_INPUT_SCALE, false},
-    {".weight_offset", MP_ROLE_OFFSET, false},
-    {".weight_zero_point", MP_ROLE_OFFSET, false},
-    {".bias", MP_ROLE_BIAS, false},
-    {".weight_shape", MP_ROLE_SHAPE, false},
-    {".weight_scale_second", MP_ROLE_GROUP_SCALE, false},
-    {".weight_offset_second", MP_ROLE_GROUP_OFFSET, false},
-    {".scale_bias", MP_ROLE_SCALE_BIAS, false},
-};
-
-/* What else may follow "gate_up_proj" and "down_proj" of fused experts. */
-static const struct {
-    const char *suffix;
-    mp_role role;
-} fused_suffixes[] = {
-    {"", MP_ROLE_WEIGHT},
-    {"_blocks", MP_ROLE_WEIGHT},
-    {"_scales", MP_ROLE_SCALE},
-    {"_scale_inv", MP_ROLE_SCALE},
-    {"_weight_scale", MP_ROLE_SCALE},
-    {"_weight_scale_2", MP_ROLE_GLOBAL_SCALE},
-    {"_input_scale", MP_ROLE_INPUT_SCALE},
-    {"_activation_scale", MP_ROLE_INPUT_SCALE},
-    {"_bias", MP_ROLE_BIAS},
-};
 
 /* What only forms have that nothing here reads. */
 static const struct {
@@ -171,17 +135,25 @@ static const char *foreign_form(const char *suffix)
     return NULL;
 }
 
+/* Takes what one of the suffixes first .. end-1 holds; false where it is none of them. */
+static bool take_suffix(const char *text, unsigned first, unsigned end, mp_expert_name *parts)
+{
+    for (unsigned i = first; i < end; i++) {
+        const mp_suffix_row *suffix = &mp_suffixes[i];
+
+        if (strcmp(suffix->text, text) != 0)
+            continue;
+        parts->role = suffix->role;
+        parts->global_divides = suffix->role == MP_ROLE_GLOBAL_SCALE && suffix->divides;
+        return true;
+    }
+    return false;
+}
+
 /* What a suffix of a matrix's tensors holds; false for one that is not known. */
 static bool find_role(const char *suffix, mp_expert_name *parts)
 {
-    for (size_t i = 0; i < MP_ROLE_SUFFIXES; i++) {
-        if (strcmp(mp_role_suffixes[i].text, suffix) == 0) {
-            parts->role = mp_role_suffixes[i].role;
-            parts->global_divides = mp_role_suffixes[i].divides;
-            return true;
-        }
-    }
-    return false;
+    return take_suffix(suffix, 0, MP_SUFFIXES_OF_ONE, parts);
 }
 
 /* "PROJECTION.SUFFIX" at the end of the name. */
@@ -219,13 +191,7 @@ static bool parse_any_matrix(const char *text, const char *const *const sets[], 
  * only fused ones have. */
 static bool find_fused_role(const char *suffix, mp_expert_name *parts)
 {
-    for (size_t i = 0; i < COUNT(fused_suffixes); i++) {
-        if (strcmp(fused_suffixes[i].suffix, suffix) == 0) {
-            parts->role = fused_suffixes[i].role;
-            return true;
-        }
-    }
-    return find_role(suffix, parts);
+    return take_suffix(suffix, 0, MP_SUFFIXES, parts);
 }
 
 /* Tensors of all experts of a layer: gate and up together ("joined") or each by itself. */

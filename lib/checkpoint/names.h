@@ -33,16 +33,6 @@ typedef struct mp_expert_name {
     const char *shared;  /* "shared_experts", "shared_mlp"; static, of a shared expert */
 } mp_expert_name;
 
-/* What follows the name of a matrix with tensors of its own, and what its tensor is to it. */
-typedef struct mp_role_suffix {
-    const char *text;
-    mp_role role;
-    bool divides; /* a global scale: it divides instead of multiplying */
-} mp_role_suffix;
-
-#define MP_ROLE_SUFFIXES 18
-extern const mp_role_suffix mp_role_suffixes[MP_ROLE_SUFFIXES];
-
 /* Takes a tensor's name apart. Members but kind are set for experts only. */
 void mp_expert_name_parse(const char *name, mp_expert_name *parts);
 

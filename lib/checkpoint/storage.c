@@ -3,6 +3,7 @@
 #include "checkpoint/storage.h"
 
 #include "base/error.h"
+#include "checkpoint/conventions.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -90,11 +91,12 @@ static bool bytes_of_int4(const form *f, const mp_matrix *matrix, const mp_confi
     if (matrix->weight->dtype != MP_I8 || matrix->global || matrix->shape || !scale ||
         !(BIT(scale->dtype) & FLOATS) || (group && !(BIT(group->dtype) & FLOATS)))
         return false;
-    if (f->int4 == MP_INT4_COLUMNS || strstr(scale->name, "weight_scale_inv"))
-        return f->int4 == MP_INT4_COLUMNS && !group && strstr(scale->name, "weight_scale_inv");
+    if (f->int4 == MP_INT4_COLUMNS || mp_suffix_ends(scale->name, MP_SUFFIX_WEIGHT_SCALE_INV))
+        return f->int4 == MP_INT4_COLUMNS && !group &&
+               mp_suffix_ends(scale->name, MP_SUFFIX_WEIGHT_SCALE_INV);
     if (f->int4 == MP_INT4_ROWS)
         return (group != NULL) == (f->covers == COLUMNS);
-    return group || (strstr(scale->name, "weight_scale") &&
+    return group || (mp_suffix_ends(scale->name, MP_SUFFIX_WEIGHT_SCALE) &&
                      (config->weight_bits == 4 || config->weight_bits == MP_CONFIG_ABSENT));
 }
 

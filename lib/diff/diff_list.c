@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "checkpoint/conventions.h"
 #include "checkpoint/names.h"
 #include "checkpoint/storage.h"
 #include "diff/diff_snapshot.h"
@@ -341,41 +342,36 @@ static const mp_tensor *beside(const mp_checkpoint *ckpt, const char *weight, si
     return found;
 }
 
+/* The first tensor of that role that there is; *divides as its suffix says. */
 static const mp_tensor *first_beside(const mp_checkpoint *ckpt, const char *weight, size_t base,
-                                     const char *const *suffixes)
+                                     mp_role role, bool *divides)
 {
     const mp_tensor *found = NULL;
 
-    for (; *suffixes && !found; suffixes++)
-        found = beside(ckpt, weight, base, *suffixes);
+    for (unsigned i = 0; i < MP_SUFFIXES_OF_ONE && !found; i++) {
+        if (mp_suffixes[i].role != role)
+            continue;
+        found = beside(ckpt, weight, base, mp_suffixes[i].text);
+        *divides = found && mp_suffixes[i].divides;
+    }
     return found;
 }
 
 bool mp_diff_weight_beside(const diff_side *side, const mp_tensor *tensor, mp_matrix *matrix,
                            mp_storage *storage, uint64_t *rows, uint64_t *cols)
 {
-    static const char *const weights[] = {".weight", ".weight_packed"};
-    static const char *const scales[] = {".scale", ".weight_scale", ".weight_scale_inv", NULL};
+    static const mp_role roles[] = {MP_ROLE_SCALE, MP_ROLE_SHAPE, MP_ROLE_GLOBAL_SCALE};
     const mp_checkpoint *ckpt = &side->catalog.checkpoint;
     mp_problems problems = {0};
-    size_t base = 0;
+    size_t base = mp_weight_module(tensor->name);
 
-    for (unsigned i = 0; i < 2; i++)
-        if (ends_in(tensor->name, weights[i]))
-            base = strlen(tensor->name) - strlen(weights[i]);
     if (base == 0)
         return false;
-    *matrix = (mp_matrix){
-        .weight = tensor,
-        .scale = first_beside(ckpt, tensor->name, base, scales),
-        .global = beside(ckpt, tensor->name, base, ".weight_scale_2"),
-        .shape = beside(ckpt, tensor->name, base, ".weight_shape"),
-    };
-    if (!matrix->global) {
-        matrix->global = beside(ckpt, tensor->name, base, ".weight_global_scale");
-        /* compressed-tensors divides by it, ModelOpt's weight_scale_2 multiplies. */
-        matrix->global_divides = matrix->global != NULL;
-    }
+    *matrix = (mp_matrix){.weight = tensor};
+    /* compressed-tensors divides by its second scale, ModelOpt multiplies: the suffix says it. */
+    for (size_t i = 0; i < sizeof roles / sizeof roles[0]; i++)
+        *mp_matrix_place(matrix, roles[i]) =
+            first_beside(ckpt, tensor->name, base, roles[i], &matrix->global_divides);
     if (!matrix->scale ||
         !mp_storage_recognize(matrix, MP_FUSION_NONE, &side->catalog.config, storage, rows, cols))
         return false;
@@ -410,8 +406,10 @@ static void release_entries(entries *e)
 
 static bool is_input_scale(const char *name)
 {
-    return ends_in(name, ".input_scale") || ends_in(name, ".input_global_scale") ||
-           ends_in(name, "_input_scale") || ends_in(name, "_activation_scale");
+    for (unsigned i = 0; i < MP_SUFFIXES; i++)
+        if (mp_suffixes[i].role == MP_ROLE_INPUT_SCALE && ends_in(name, mp_suffixes[i].text))
+            return true;
+    return false;
 }
 
 /* Whether a tensor is compared with the experts. */
@@ -456,12 +454,13 @@ static bool in_selected_layer(const layers *l, unsigned which, const char *name)
 /* "X.weight_packed" goes with "X.weight". */
 static char *key_of(const mp_checkpoint *ckpt, const char *name)
 {
-    static const char packed[] = "_packed";
-    size_t base = strlen(name) - (sizeof packed - 1);
+    const char *plain = mp_suffixes[MP_SUFFIX_WEIGHT].text;
+    size_t base = mp_weight_module(name);
 
-    if (!ends_in(name, ".weight_packed") || beside(ckpt, name, base, ""))
+    if (!ends_in(name, mp_suffixes[MP_SUFFIX_WEIGHT_PACKED].text) ||
+        beside(ckpt, name, base, plain))
         return mp_format("%s", name);
-    return mp_format("%.*s", (int)base, name);
+    return mp_format("%.*s%s", (int)base, name, plain);
 }
 
 static int compare_entries(const void *a, const void *b)

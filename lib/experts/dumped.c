@@ -20,8 +20,11 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "checkpoint/conventions.h"
 #include "checkpoint/names.h"
 #include "checkpoint/storage.h"
+
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 /* ------------------------------------------------------------------------
  * Layers
@@ -30,15 +33,16 @@
 /* Length of "model.layers.3.mlp.experts." in front of "w13_weight" or "w2_weight"; 0: another. */
 static size_t head_of(const char *name)
 {
-    static const char *const ends[] = {".w13_weight", ".w2_weight", ".w13_weight_packed",
-                                       ".w2_weight_packed"};
-    size_t length = strlen(name);
+    static const char *const sides[] = {".w13_", ".w2_"};
+    const char *end = strrchr(name, '.');
 
-    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
-        size_t n = strlen(ends[i]);
+    for (size_t i = 0; end && end > name && i < sizeof sides / sizeof sides[0]; i++) {
+        size_t n = strlen(sides[i]);
 
-        if (length > n && strcmp(name + length - n, ends[i]) == 0)
-            return length - n + 1;
+        if (strncmp(end, sides[i], n) == 0 &&
+            (strcmp(end + n, mp_suffixes[MP_SUFFIX_WEIGHT].text + 1) == 0 ||
+             strcmp(end + n, mp_suffixes[MP_SUFFIX_WEIGHT_PACKED].text + 1) == 0))
+            return (size_t)(end - name) + 1;
     }
     return 0;
 }
@@ -131,12 +135,14 @@ bool mp_dumped_elsewhere(const mp_snapshot *s, const mp_dumped_layer *layer, siz
  * Tensors
  */
 
+/* The tensor "HEAD" "WHICH" with the first suffix that there is; null where there is none. */
 static int find_tensor(const mp_checkpoint *view, const char *head, const char *which,
-                       const char *const *suffixes, const mp_tensor **found, mp_error *err)
+                       const mp_suffix *suffixes, size_t count, const mp_tensor **found,
+                       mp_error *err)
 {
     *found = NULL;
-    for (; *suffixes && !*found; suffixes++) {
-        char *name = mp_format("%s%s%s", head, which, *suffixes);
+    for (size_t i = 0; i < count && !*found; i++) {
+        char *name = mp_format("%s%s_%s", head, which, mp_suffixes[suffixes[i]].text + 1);
 
         if (!name)
             return mp_fail_memory(err);
@@ -149,24 +155,25 @@ static int find_tensor(const mp_checkpoint *view, const char *head, const char *
 int mp_dumped_find(const mp_snapshot *s, const mp_dumped_layer *layer, mp_dumped_side *d,
                    mp_error *err)
 {
-    static const char *const weights[] = {"_weight", "_weight_packed", NULL};
-    static const char *const scales[] = {"_weight_scale_inv", "_weight_scale", "_scale", NULL};
-    static const char *const globals[] = {"_weight_scale_2", NULL};
-    static const char *const divisors[] = {"_weight_global_scale", NULL};
-    static const char *const offsets[] = {"_weight_offset", NULL};
+    static const mp_suffix weights[] = {MP_SUFFIX_WEIGHT, MP_SUFFIX_WEIGHT_PACKED};
+    static const mp_suffix scales[] = {MP_SUFFIX_WEIGHT_SCALE_INV, MP_SUFFIX_WEIGHT_SCALE,
+                                       MP_SUFFIX_SCALE};
+    static const mp_suffix globals[] = {MP_SUFFIX_WEIGHT_SCALE_2};
+    static const mp_suffix divisors[] = {MP_SUFFIX_WEIGHT_GLOBAL_SCALE};
+    static const mp_suffix offsets[] = {MP_SUFFIX_WEIGHT_OFFSET};
     const mp_checkpoint *view = &s->ranks[d->rank].tensors;
     const char *which = d->side == MP_L1 ? "w13" : "w2";
     mp_matrix *m = &d->matrix;
 
     *m = (mp_matrix){0};
-    if (find_tensor(view, layer->head, which, weights, &m->weight, err) != 0 ||
-        find_tensor(view, layer->head, which, scales, &m->scale, err) != 0 ||
-        find_tensor(view, layer->head, which, offsets, &m->offset, err) != 0 ||
-        find_tensor(view, layer->head, which, globals, &m->global, err) != 0)
+    if (find_tensor(view, layer->head, which, weights, COUNT(weights), &m->weight, err) != 0 ||
+        find_tensor(view, layer->head, which, scales, COUNT(scales), &m->scale, err) != 0 ||
+        find_tensor(view, layer->head, which, offsets, COUNT(offsets), &m->offset, err) != 0 ||
+        find_tensor(view, layer->head, which, globals, COUNT(globals), &m->global, err) != 0)
         return err->code;
     if (m->global)
         return 0;
-    if (find_tensor(view, layer->head, which, divisors, &m->global, err) != 0)
+    if (find_tensor(view, layer->head, which, divisors, COUNT(divisors), &m->global, err) != 0)
         return err->code;
     m->global_divides = m->global != NULL;
     return 0;

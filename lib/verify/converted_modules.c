@@ -21,6 +21,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "checkpoint/conventions.h"
 #include "checkpoint/names.h"
 #include "checkpoint/storage.h"
 #include "numeric/scales.h"
@@ -36,21 +37,21 @@ typedef struct modules {
 } modules;
 
 /* Of a matrix, biases and zero points are compared for themselves. */
-static bool is_part(const mp_role_suffix *suffix)
+static bool is_part(const mp_suffix_row *suffix)
 {
     return suffix->role != MP_ROLE_BIAS && suffix->role != MP_ROLE_OFFSET;
 }
 
 /* Length of the module's name, and what its tensor is to it; null where it is no part. */
-static size_t module_of(const char *name, const mp_role_suffix **part)
+static size_t module_of(const char *name, const mp_suffix_row **part)
 {
     size_t length = strlen(name);
 
     /* Each suffix begins with its only dot, so none is the end of another. */
-    for (size_t i = 0; i < MP_ROLE_SUFFIXES; i++) {
-        size_t n = strlen(mp_role_suffixes[i].text);
+    for (size_t i = 0; i < MP_SUFFIXES_OF_ONE; i++) {
+        size_t n = strlen(mp_suffixes[i].text);
 
-        *part = &mp_role_suffixes[i];
+        *part = &mp_suffixes[i];
         if (is_part(*part) && length > n && strcmp(name + length - n, (*part)->text) == 0)
             return length - n;
     }
@@ -75,8 +76,8 @@ static int module_weights(const mp_catalog *catalog, const char *name, size_t mo
                           mp_weights *out, bool *known, mp_error *err)
 {
     *out = (mp_weights){.catalog = catalog};
-    for (size_t i = 0; i < MP_ROLE_SUFFIXES; i++) {
-        const mp_role_suffix *part = &mp_role_suffixes[i];
+    for (size_t i = 0; i < MP_SUFFIXES_OF_ONE; i++) {
+        const mp_suffix_row *part = &mp_suffixes[i];
         const mp_tensor *found = NULL;
 
         if (!is_part(part))
@@ -206,8 +207,8 @@ static int compare_values(const modules *m, const mp_tensor *source, size_t modu
 static int same_scales(const modules *m, const char *name, size_t module, bool *same, mp_error *err)
 {
     *same = true;
-    for (size_t i = 0; i < MP_ROLE_SUFFIXES && *same; i++) {
-        const mp_role_suffix *part = &mp_role_suffixes[i];
+    for (size_t i = 0; i < MP_SUFFIXES_OF_ONE && *same; i++) {
+        const mp_suffix_row *part = &mp_suffixes[i];
         const mp_tensor *have = NULL, *source = NULL;
         uint64_t at = UINT64_MAX;
 
@@ -236,7 +237,7 @@ static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err
     const mp_tensor *have = mp_checkpoint_find(&m->have->checkpoint, source->name);
     const mp_spot spot = spot_of(source->name);
     mp_expert_name parts;
-    const mp_role_suffix *part;
+    const mp_suffix_row *part;
     size_t module = module_of(source->name, &part);
     uint64_t at;
 
@@ -245,7 +246,8 @@ static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err
     if (parts.kind != MP_NAME_OTHER)
         return 0;
     if (part && part->role != MP_ROLE_WEIGHT) {
-        if (find_beside(&m->source->checkpoint, source->name, module, ".weight", &weight, err) != 0)
+        if (find_beside(&m->source->checkpoint, source->name, module,
+                        mp_suffixes[MP_SUFFIX_WEIGHT].text, &weight, err) != 0)
             return err->code;
         if (weight)
             return 0;
@@ -308,7 +310,7 @@ static int check_input_scales(const modules *m, mp_error *err)
 
     for (size_t i = 0; i < ckpt->num_tensors; i++) {
         const mp_tensor *tensor = &ckpt->tensors[i];
-        const mp_role_suffix *part;
+        const mp_suffix_row *part;
         mp_expert_name parts;
 
         module_of(tensor->name, &part);

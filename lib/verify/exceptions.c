@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "checkpoint/conventions.h"
 
 #define TEXT_MAX (UINT64_C(1) << 28)
 
@@ -87,26 +88,12 @@ void mp_exceptions_release(mp_exceptions *e)
     *e = (mp_exceptions){0};
 }
 
-/* Length of the name of a weight's module. */
-static size_t module_length(const char *weight)
-{
-    static const char *const ends[] = {".weight", ".weight_packed"};
-    size_t length = strlen(weight);
-
-    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
-        size_t n = strlen(ends[i]);
-
-        if (length > n && strcmp(weight + length - n, ends[i]) == 0)
-            return length - n;
-    }
-    return length;
-}
-
 int mp_exceptions_find(const mp_exceptions *e, const char *weight, const char **entry,
                        mp_error *err)
 {
-    char *module = mp_format("%.*s", (int)module_length(weight), weight);
-    char *tensor = mp_format("%.*s.weight", (int)module_length(weight), weight);
+    size_t length = mp_weight_module(weight);
+    char *module = mp_format("%.*s", (int)(length ? length : strlen(weight)), weight);
+    char *tensor = module ? mp_format("%s%s", module, mp_suffixes[MP_SUFFIX_WEIGHT].text) : NULL;
     int rc = module && tensor ? 0 : mp_fail_memory(err);
 
     *entry = NULL;

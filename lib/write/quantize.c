@@ -61,18 +61,16 @@ static int check_carried(const mp_quantize_plan *plan, const mp_storage *storage
 
 /* What MX experts become in FP8 has scales that are powers of two, which DeepSeek V4 stores as
  * such; its base model, which never was MX, has float32. */
-static void choose_scale_type(const mp_quantize_options *options, const mp_storage *storage,
-                              const mp_naming *naming, mp_form *form)
+static void choose_scale_type(const mp_convention *convention, const mp_storage *storage,
+                              mp_form *form)
 {
-    const char *style = options->style ? options->style : mp_style_default(options->scheme, naming);
-
-    if (options->scheme != MP_SCHEME_FP8_BLOCK || strcmp(style, "deepseek-v4") != 0 ||
-        !mp_requantize_counts(storage->scheme, options->scheme))
+    if (convention->power_dtype == MP_BOOL ||
+        !mp_requantize_counts(storage->scheme, convention->scheme))
         return;
     for (size_t i = 0; i < form->num_tensors; i++)
         if (form->tensors[i].role == MP_ROLE_SCALE)
             /* A quarter of the bytes; no value changes, as MX scales are powers of two. */
-            form->tensors[i].dtype = MP_F8_E8M0;
+            form->tensors[i].dtype = convention->power_dtype;
 }
 
 /* The form in which experts are written. */
@@ -80,12 +78,15 @@ static int choose_form(const mp_quantize_plan *plan, const mp_storage *storage,
                        const mp_naming *naming, bool shared, uint64_t width, mp_form *form,
                        mp_error *err)
 {
-    const mp_quantize_options *options = &plan->options;
+    const mp_convention *convention =
+        mp_convention_named(plan->options.style, plan->options.scheme, naming, err);
 
-    int rc = mp_style_form(options->style, options->scheme, naming, shared,
-                           plan->catalog->hidden_size, width, form, err);
+    if (!convention)
+        return MP_ERR_UNSUPPORTED;
+    int rc = mp_form_of_convention(convention, naming, shared, plan->catalog->hidden_size, width,
+                                   form, err);
     if (rc == 0)
-        choose_scale_type(options, storage, naming, form);
+        choose_scale_type(convention, storage, form);
     return rc;
 }
 

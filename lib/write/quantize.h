@@ -45,11 +45,6 @@ const mp_quantize_layer *mp_quantize_layer_of(const mp_quantize_plan *plan, uint
 /* Settles the outputs, files, pieces and units of a plan whose layers have their forms. */
 int mp_quantize_lay_out(mp_quantize_plan *plan, mp_error *err);
 
-/* The name of a further tensor of a matrix beside its weight: its last part is `suffix`.
- * malloc'ed, null without memory. */
-char *mp_quantize_sibling(const mp_form_tensor *weight, const char *prefix, uint32_t expert,
-                          const char *suffix);
-
 /* Bytes of scratch that any unit of the plan needs. */
 uint64_t mp_quantize_scratch(const mp_quantize_plan *plan);
 

@@ -85,14 +85,15 @@ static bool ends_with(const char *text, const char *end)
 static bool is_quantized(const mp_out_tensor *t)
 {
     if (t->dtype == MP_I32 || t->dtype == MP_U32)
-        return ends_with(t->name, ".weight_packed") || ends_with(t->name, ".qweight");
+        return ends_with(t->name, mp_suffixes[MP_SUFFIX_WEIGHT_PACKED].text) ||
+               ends_with(t->name, ".qweight");
     return t->dims >= 2 && mp_dtype_bits(t->dtype) <= 8 && t->dtype != MP_BOOL;
 }
 
 static bool is_plain(const mp_out_tensor *t)
 {
     return t->dims >= 2 && (t->dtype == MP_BF16 || t->dtype == MP_F16 || t->dtype == MP_F32) &&
-           ends_with(t->name, ".weight");
+           ends_with(t->name, mp_suffixes[MP_SUFFIX_WEIGHT].text);
 }
 
 static char *experts_of(const mp_moe_layer *layer)
@@ -121,7 +122,7 @@ static int list_module(const mp_quantize_plan *plan, const mp_out_tensor *out, n
 
     if (!is_plain(out) || (layer && is_expert(layer, out->name)))
         return 0;
-    return add_name(plain, strndup(out->name, strlen(out->name) - strlen(".weight")), err);
+    return add_name(plain, strndup(out->name, mp_weight_module(out->name)), err);
 }
 
 /* Modules of floats that stay, and requantized experts. */
@@ -170,18 +171,10 @@ static bool has_input_scales(const mp_quantize_plan *plan)
     return any && !(plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE));
 }
 
-static const char *style_of(const mp_quantize_plan *plan)
-{
-    const mp_quantize_options *o = &plan->options;
-
-    return o->style ? o->style : mp_style_default(o->scheme, plan->catalog->layers[0].naming);
-}
-
 /* Static scales of activations come from calibration, which this is not. */
 static void warn_input_scales(mp_quantize_plan *plan, const mp_config_change *change)
 {
-    if (change->scheme == MP_SCHEME_NVFP4 && strcmp(change->style, "modelopt") == 0 &&
-        !change->input_scales)
+    if (change->to->method == MP_METHOD_MODELOPT && !change->input_scales)
         mp_problem(&plan->warnings, "experts have no input_scale: engines that quantize "
                                     "activations to nvfp4 need one");
 }
@@ -204,7 +197,7 @@ static bool writes_powers(const mp_quantize_plan *plan)
 static int rewrite_config(mp_quantize_plan *plan, const char *text, mp_config_change *change,
                           mp_error *err)
 {
-    if (change->scheme == MP_SCHEME_FP8_BLOCK) {
+    if (change->to->scheme == MP_SCHEME_FP8_BLOCK) {
         plan->options.quant.ue8m0 = mp_config_says_ue8m0(text);
         change->ue8m0 = plan->options.quant.ue8m0 || writes_powers(plan);
     }
@@ -216,13 +209,17 @@ static int rewrite_config(mp_quantize_plan *plan, const char *text, mp_config_ch
 
 int mp_quantize_config(mp_quantize_plan *plan, mp_error *err)
 {
-    mp_config_change change = {.style = style_of(plan), .scheme = plan->options.scheme};
+    const mp_quantize_options *options = &plan->options;
+    mp_config_change change = {.to = mp_convention_named(options->style, options->scheme,
+                                                         plan->catalog->layers[0].naming, err)};
     names plain = {0}, experts = {0};
     char *path = NULL, *text = NULL;
     int rc;
 
     if (!plan->catalog->config.present)
         return 0;
+    if (!change.to)
+        return MP_ERR_UNSUPPORTED;
     rc = list_modules(plan, &plain, &experts, err);
     if (rc == 0) {
         path = mp_path_join(plan->catalog->checkpoint.dir, MP_CONFIG_NAME);

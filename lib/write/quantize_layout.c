@@ -16,6 +16,7 @@
 #include "write/quantize.h"
 
 #include "base/error.h"
+#include "checkpoint/conventions.h"
 #include "checkpoint/form.h"
 
 #include <stdlib.h>
@@ -78,8 +79,9 @@ static size_t count_replaced(entries *all)
     return count;
 }
 
-char *mp_quantize_sibling(const mp_form_tensor *weight, const char *prefix, uint32_t expert,
-                          const char *suffix)
+/* The name of a further tensor of a matrix beside its weight. malloc'ed, null without memory. */
+static char *sibling_of(const mp_form_tensor *weight, const char *prefix, uint32_t expert,
+                        mp_suffix suffix)
 {
     char *name = mp_form_tensor_name(weight, prefix, expert), *sibling;
 
@@ -87,7 +89,7 @@ char *mp_quantize_sibling(const mp_form_tensor *weight, const char *prefix, uint
         return NULL;
     /* Names of weights have a dot: they are made of a prefix and a form's pattern. */
     *strrchr(name, '.') = '\0';
-    sibling = mp_format("%s.%s", name, suffix);
+    sibling = mp_format("%s%s", name, mp_suffixes[suffix].text);
     free(name);
     return sibling;
 }
@@ -132,9 +134,10 @@ static int add_carried(entries *all, const mp_quantize_unit *unit, const mp_form
     entry *e;
 
     if (matrix->input_scale && !(all->plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE))) {
-        const char *suffix = unit->form->global_divides ? "input_global_scale" : "input_scale";
+        mp_suffix suffix =
+            unit->form->global_divides ? MP_SUFFIX_INPUT_GLOBAL_SCALE : MP_SUFFIX_INPUT_SCALE;
 
-        e = add(all, mp_quantize_sibling(weight, prefix, expert, suffix), MP_F32, stage,
+        e = add(all, sibling_of(weight, prefix, expert, suffix), MP_F32, stage,
                 &place[MP_WRITTEN_INPUT_SCALE], err);
         if (!e)
             return err->code;
@@ -142,8 +145,8 @@ static int add_carried(entries *all, const mp_quantize_unit *unit, const mp_form
         e->shape = global->shape;
     }
     if (matrix->bias && !(all->plan->drop & MP_ROLE_BIT(MP_ROLE_BIAS))) {
-        e = add(all, mp_quantize_sibling(weight, prefix, expert, "bias"), matrix->bias->dtype,
-                stage, &place[MP_WRITTEN_BIAS], err);
+        e = add(all, sibling_of(weight, prefix, expert, MP_SUFFIX_BIAS), matrix->bias->dtype, stage,
+                &place[MP_WRITTEN_BIAS], err);
         if (!e)
             return err->code;
         e->rank = 1;

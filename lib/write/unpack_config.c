@@ -23,13 +23,13 @@ static int load_config(mp_unpack_plan *plan, mp_error *err)
                         &length, err);
 }
 
-/* The usual style of the experts of a form, as its names begin: "ffn.experts...". */
-static const char *style_of(const mp_form *form, mp_scheme scheme)
+/* The usual convention of the experts of a form, as its names begin: "ffn.experts...". */
+static const mp_convention *convention_of(const mp_form *form, mp_scheme scheme)
 {
     const char *name = form->tensors[0].name;
     const mp_naming *naming = mp_naming_of_block(name, strcspn(name, "."));
 
-    return naming ? mp_style_default(scheme, naming) : NULL;
+    return naming ? mp_convention_usual(scheme, naming) : NULL;
 }
 
 /* What modules a form's weights are in a layer: all routed experts are one. Adds to a list with
@@ -64,8 +64,7 @@ static int change_config(mp_unpack_plan *plan, bool shared, mp_error *err)
     const mp_target *target = first->set->target;
     char **modules = mp_alloc(source->num_layers, MP_PROJECTIONS * sizeof *modules);
     mp_config_change change = {
-        .style = style_of(first->form, target->scheme),
-        .scheme = target->scheme,
+        .to = convention_of(first->form, target->scheme),
         .keeps = strstr(source->config, "\"quantization_config\"") != NULL,
         .ue8m0 = target->ue8m0,
         .experts = (const char *const *)modules,
@@ -73,7 +72,7 @@ static int change_config(mp_unpack_plan *plan, bool shared, mp_error *err)
     char *text = NULL;
     int rc = modules ? 0 : mp_fail_memory(err);
 
-    if (rc == 0 && !change.style)
+    if (rc == 0 && !change.to)
         rc = mp_fail(err, MP_ERR_INPUT, "%s: %s: names of no known style", MP_MANIFEST_NAME,
                      first->form->tensors[0].name);
     for (size_t l = 0; rc == 0 && l < source->num_layers; l++) {

@@ -77,12 +77,11 @@ static const char *const experts[] = {"model.layers.1.mlp.experts", "model.layer
 static const char *const plain[] = {"lm_head", "model.layers.0.mlp.experts"};
 static mp_problems warnings;
 
-static mp_config_change change_of(const char *style, mp_scheme scheme, bool keeps)
+static mp_config_change change_of(mp_style style, mp_scheme scheme, bool keeps)
 {
     mp_problems_release(&warnings);
     return (mp_config_change){
-        .style = style,
-        .scheme = scheme,
+        .to = mp_convention_find(style, scheme),
         .keeps = keeps,
         .experts = experts,
         .num_experts = 2,
@@ -138,7 +137,7 @@ static void expect_json(const json_t *value, const char *text)
 
 Test(config_rewrite, v4_says_it_in_expert_dtype)
 {
-    mp_config_change change = change_of("deepseek-v4", MP_SCHEME_FP8_BLOCK, true);
+    mp_config_change change = change_of(MP_AS_DEEPSEEK_V4, MP_SCHEME_FP8_BLOCK, true);
 
     expect_config(
         "{\"model_type\": \"deepseek_v4\", \"eps\": 1e-06, \"expert_dtype\": \"fp4\", " FP8 "}}",
@@ -152,7 +151,7 @@ Test(config_rewrite, v4_says_it_in_expert_dtype)
 
 Test(config_rewrite, v41_says_it_inside)
 {
-    mp_config_change change = change_of("deepseek-v4", MP_SCHEME_MXFP4, true);
+    mp_config_change change = change_of(MP_AS_DEEPSEEK_V4, MP_SCHEME_MXFP4, true);
 
     expect_config("{\"text_config\": {\"a\": 1, " FP8 ", \"expert_dtype\": \"fp8\"}}}", &change,
                   "{\"text_config\": {\"a\": 1, " FP8 ", \"expert_dtype\": \"fp4\"}}}");
@@ -162,20 +161,20 @@ Test(config_rewrite, v41_says_it_inside)
 
 Test(config_rewrite, floats_become_exceptions_of_what_stays)
 {
-    mp_config_change change = change_of("deepseek-v3", MP_SCHEME_BF16, true);
+    mp_config_change change = change_of(MP_AS_DEEPSEEK_V3, MP_SCHEME_BF16, true);
     char *text = changed("{" FP8 "}}", &change);
 
     cr_assert_str_eq(text, "{" FP8 ", \"modules_to_not_convert\": [\"model.layers.1.mlp.experts\", "
                            "\"model.layers.2.mlp.experts\"]}}");
     /* And back: they are exceptions no longer. */
-    change.scheme = MP_SCHEME_FP8_BLOCK;
+    change.to = mp_convention_find(MP_AS_DEEPSEEK_V3, MP_SCHEME_FP8_BLOCK);
     expect_config(text, &change, "{" FP8 ", \"modules_to_not_convert\": []}}");
     free(text);
 }
 
 Test(config_rewrite, floats_alone_leave_no_quantization)
 {
-    mp_config_change change = change_of("deepseek-v3", MP_SCHEME_BF16, false);
+    mp_config_change change = change_of(MP_AS_DEEPSEEK_V3, MP_SCHEME_BF16, false);
 
     expect_config("{\"a\": 12345678901234567890.5, " FP8 "}, \"b\": 2}", &change,
                   "{\"a\": 12345678901234567890.5, \"b\": 2}");
@@ -184,7 +183,7 @@ Test(config_rewrite, floats_alone_leave_no_quantization)
 
 Test(config_rewrite, modelopt)
 {
-    mp_config_change change = change_of("modelopt", MP_SCHEME_NVFP4, false);
+    mp_config_change change = change_of(MP_AS_MODELOPT, MP_SCHEME_NVFP4, false);
     json_t *config = quantization_of("{\"a\": 1}", &change);
     char *text;
 
@@ -203,13 +202,13 @@ Test(config_rewrite, modelopt)
     cr_assert_eq(mp_hf_quant_config(&change, &text, &err), 0);
     cr_assert_null(text);
     /* Requantized again, that would be wrong. */
-    change = change_of("deepseek-v3", MP_SCHEME_FP8_BLOCK, true);
+    change = change_of(MP_AS_DEEPSEEK_V3, MP_SCHEME_FP8_BLOCK, true);
     expect_config("{" FP8 ", \"moe_quant_algo\": \"NVFP4\"}}", &change, "{" FP8 "}}");
 }
 
 Test(config_rewrite, compressed_tensors)
 {
-    mp_config_change change = change_of("compressed-tensors", MP_SCHEME_INT8_CHANNEL, false);
+    mp_config_change change = change_of(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_INT8_CHANNEL, false);
     json_t *config = quantization_of("{" FP8 "}}", &change);
 
     expect_json(json_object_get(config, "format"), "\"int-quantized\"");
@@ -229,7 +228,7 @@ Test(config_rewrite, compressed_tensors_beside_its_own)
     static const char before[] =
         "{\"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"format\": "
         "\"float-quantized\", \"config_groups\": {\"group_0\": {\"targets\": [\"Linear\"]}}}}";
-    mp_config_change change = change_of("compressed-tensors", MP_SCHEME_MXFP4, true);
+    mp_config_change change = change_of(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_MXFP4, true);
     json_t *config = quantization_of(before, &change), *groups;
     char *twice = changed(before, &change), *again;
 
@@ -251,7 +250,7 @@ Test(config_rewrite, compressed_tensors_beside_its_own)
 
 Test(config_rewrite, warns_of_what_it_cannot_say)
 {
-    mp_config_change change = change_of("compressed-tensors", MP_SCHEME_MXFP4, true);
+    mp_config_change change = change_of(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_MXFP4, true);
 
     expect_config("{" FP8 "}}", &change, "{" FP8 "}}");
     cr_assert_eq(warnings.count, 1);
@@ -263,7 +262,7 @@ Test(config_rewrite, warns_of_what_it_cannot_say)
 
 Test(config_rewrite, refuses_two_block_sizes)
 {
-    mp_config_change change = change_of("deepseek-v4", MP_SCHEME_FP8_BLOCK, true);
+    mp_config_change change = change_of(MP_AS_DEEPSEEK_V4, MP_SCHEME_FP8_BLOCK, true);
     char *text;
 
     cr_assert_eq(mp_config_requantized("{\"quantization_config\": {\"quant_method\": \"fp8\", "

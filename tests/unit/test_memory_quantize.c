@@ -52,8 +52,7 @@ static int rewrite_config(mp_error *e)
     static const char before[] = "{\"text_config\": {\"quantization_config\": {\"quant_method\": "
                                  "\"compressed-tensors\", \"ignore\": [\"lm_head\"]}}}";
     const mp_config_change change = {
-        .style = "compressed-tensors",
-        .scheme = MP_SCHEME_MXFP4,
+        .to = mp_convention_find(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_MXFP4),
         .keeps = true,
         .experts = experts,
         .num_experts = 1,
