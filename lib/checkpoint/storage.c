@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Storage forms of a weight matrix: recognized by types and shapes, then checked. */
+/* Conventions of a weight matrix: recognized by types and shapes, then checked. The first with the
+ * types of a matrix and the shape of its scale is taken; where no shape fits, the first with its
+ * types that is not told by shape, for the message. */
 #include "checkpoint/storage.h"
 
 #include "base/error.h"
@@ -8,57 +10,23 @@
 #include <stdio.h>
 #include <string.h>
 
-#define DEFAULT_BLOCK 128
-#define WHOLE         UINT32_MAX
-#define SCALE_RANK    8 /* more dimensions than any exporter gives a scale */
-#define BIT(dtype)    (1u << (dtype))
-#define NO_SCALE      0u
-#define NO_INT4       MP_INT4_WORDS
-#define FLOATS        (BIT(MP_F32) | BIT(MP_BF16) | BIT(MP_F16))
-#define EXPONENTS     (BIT(MP_F8_E8M0) | BIT(MP_U8))
+#define WHOLE      UINT32_MAX
+#define SCALE_RANK 8 /* more dimensions than any exporter gives a scale */
 
-/* What one scale covers. */
-typedef enum extent { COLUMNS, BLOCK, CHANNEL, TENSOR } extent;
-
-/* One form: which types of weight and scale make it, and what a scale covers. */
-typedef struct form {
-    mp_scheme scheme;
-    mp_dtype weight;
-    uint32_t scales; /* set of types; NO_SCALE */
-    extent covers;
-    uint32_t columns; /* of COLUMNS; 0: as the scale's shape says */
-    unsigned packing; /* columns a stored element holds */
-    bool global;
-    bool by_shape; /* taken only when the scale has its shape */
-    mp_int4_form int4;
-} form;
-
-/* The first form with the types of a matrix and the shape of its scale is taken; where no
- * shape fits, the first with its types that is not told by shape, for the message. */
-static const form forms[] = {
-    {MP_SCHEME_BF16, MP_BF16, NO_SCALE, TENSOR, 0, 1, false, false, NO_INT4},
-    {MP_SCHEME_F16, MP_F16, NO_SCALE, TENSOR, 0, 1, false, false, NO_INT4},
-    {MP_SCHEME_F32, MP_F32, NO_SCALE, TENSOR, 0, 1, false, false, NO_INT4},
-    {MP_SCHEME_MXFP4, MP_I8, EXPONENTS, COLUMNS, 32, 2, false, false, NO_INT4},
-    {MP_SCHEME_MXFP4, MP_U8, EXPONENTS, COLUMNS, 32, 2, false, false, NO_INT4},
-    {MP_SCHEME_MXFP4, MP_F4, EXPONENTS, COLUMNS, 32, 1, false, false, NO_INT4},
-    {MP_SCHEME_NVFP4, MP_U8, BIT(MP_F8_E4M3), COLUMNS, 16, 2, true, false, NO_INT4},
-    {MP_SCHEME_MXFP8, MP_F8_E4M3, EXPONENTS, COLUMNS, 32, 1, false, true, NO_INT4},
-    {MP_SCHEME_FP8_BLOCK, MP_F8_E4M3, FLOATS | EXPONENTS, BLOCK, 0, 1, false, false, NO_INT4},
-    {MP_SCHEME_FP8_CHANNEL, MP_F8_E4M3, FLOATS, CHANNEL, 0, 1, false, true, NO_INT4},
-    {MP_SCHEME_FP8_TENSOR, MP_F8_E4M3, FLOATS, TENSOR, 0, 1, false, true, NO_INT4},
-    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, COLUMNS, 128, 2, false, true, MP_INT4_COLUMNS},
-    {MP_SCHEME_INT8_CHANNEL, MP_I8, FLOATS, CHANNEL, 0, 1, false, false, NO_INT4},
-    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, CHANNEL, 0, 1, false, true, MP_INT4_ROWS},
-    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, COLUMNS, 0, 1, false, true, MP_INT4_ROWS},
-    {MP_SCHEME_INT4_GROUP, MP_I8, FLOATS, COLUMNS, 0, 1, false, true, MP_INT4_BYTES},
-    {MP_SCHEME_INT4_GROUP, MP_I32, FLOATS, COLUMNS, 0, 8, false, false, MP_INT4_WORDS},
-};
-
-/* config.json's block, or 128x128 where it says nothing. */
-static uint32_t block_of(uint64_t config_value)
+static bool is_float(mp_dtype dtype)
 {
-    return config_value == MP_CONFIG_ABSENT ? DEFAULT_BLOCK : (uint32_t)config_value;
+    return dtype == MP_F32 || dtype == MP_BF16 || dtype == MP_F16;
+}
+
+static bool is_exponent(mp_dtype dtype)
+{
+    return dtype == MP_F8_E8M0 || dtype == MP_U8;
+}
+
+/* config.json's block, or the convention's where it says nothing. */
+static uint32_t block_of(uint64_t config_value, uint32_t usual)
+{
+    return config_value == MP_CONFIG_ABSENT ? usual : (uint32_t)config_value;
 }
 
 static bool is_fused(mp_fusion fusion)
@@ -84,83 +52,98 @@ static bool stored_shape(const mp_tensor *weight, mp_fusion fusion, uint64_t *ro
 
 /* Bytes of INT4: of two columns they have the scales of FP8, by their name; of two rows or one
  * code, one scale for each row or group, or both. */
-static bool bytes_of_int4(const form *f, const mp_matrix *matrix, const mp_config *config)
+static bool bytes_of_int4(const mp_convention *c, const mp_matrix *matrix, const mp_config *config)
 {
     const mp_tensor *scale = matrix->scale, *group = matrix->group_scale;
 
     if (matrix->weight->dtype != MP_I8 || matrix->global || matrix->shape || !scale ||
-        !(BIT(scale->dtype) & FLOATS) || (group && !(BIT(group->dtype) & FLOATS)))
+        !is_float(scale->dtype) || (group && !is_float(group->dtype)))
         return false;
-    if (f->int4 == MP_INT4_COLUMNS || mp_suffix_ends(scale->name, MP_SUFFIX_WEIGHT_SCALE_INV))
-        return f->int4 == MP_INT4_COLUMNS && !group &&
+    if (c->int4 == MP_INT4_COLUMNS || mp_suffix_ends(scale->name, MP_SUFFIX_WEIGHT_SCALE_INV))
+        return c->int4 == MP_INT4_COLUMNS && !group &&
                mp_suffix_ends(scale->name, MP_SUFFIX_WEIGHT_SCALE_INV);
-    if (f->int4 == MP_INT4_ROWS)
-        return (group != NULL) == (f->covers == COLUMNS);
+    if (c->int4 == MP_INT4_ROWS)
+        return (group != NULL) == (c->block_cols != WHOLE);
     return group || (mp_suffix_ends(scale->name, MP_SUFFIX_WEIGHT_SCALE) &&
                      (config->weight_bits == 4 || config->weight_bits == MP_CONFIG_ABSENT));
 }
 
-static bool types_fit(const form *f, const mp_matrix *matrix, const mp_config *config)
+/* Whether scales of a type are those of a convention: of any float, where it has floats, and so on.
+ * Blocks of FP8 have either, which makes them powers of two. */
+static bool scale_type_fits(const mp_convention *c, mp_dtype dtype)
+{
+    const mp_convention_part *scale = mp_convention_part_of(c, MP_ROLE_SCALE);
+
+    return dtype == scale->dtype || (is_float(dtype) && is_float(scale->dtype)) ||
+           (is_exponent(dtype) && (is_exponent(scale->dtype) || is_exponent(c->power_dtype)));
+}
+
+static bool types_fit(const mp_convention *c, const mp_matrix *matrix, const mp_config *config)
 {
     const mp_tensor *scale = matrix->scale;
-    bool int4 = f->scheme == MP_SCHEME_INT4_GROUP;
+    bool int4 = c->scheme == MP_SCHEME_INT4_GROUP;
+    bool has_scale = mp_convention_part_of(c, MP_ROLE_SCALE) != NULL;
+    bool has_global = mp_convention_part_of(c, MP_ROLE_GLOBAL_SCALE) != NULL;
 
-    if (int4 && f->weight == MP_I8)
-        return bytes_of_int4(f, matrix, config);
+    if (c->parts[0].covers == MP_EXTENT_NONE)
+        return false;
+    if (int4 && c->parts[0].dtype == MP_I8)
+        return bytes_of_int4(c, matrix, config);
     if (matrix->group_scale)
         return false;
 
     /* Words of INT4 come with the shape that they were packed from, or config.json has to say how
      * many bits a number has. */
-    if (matrix->weight->dtype != f->weight || (matrix->global != NULL) != f->global ||
+    if (matrix->weight->dtype != c->parts[0].dtype || (matrix->global != NULL) != has_global ||
         (matrix->shape && !int4) || (int4 && !matrix->shape && config->weight_bits != 4))
         return false;
-    if (f->scales == NO_SCALE || !scale)
-        return f->scales == NO_SCALE && !scale;
-    return (BIT(scale->dtype) & f->scales) != 0;
+    if (!has_scale || !scale)
+        return !has_scale && !scale;
+    return scale_type_fits(c, scale->dtype);
 }
 
-static mp_storage storage_of(const form *f, const mp_matrix *matrix, mp_fusion fusion,
+/* Whether a convention is taken only where the scale has its shape: others have its types, and one
+ * of those is meant where no shape fits, as the message says then. */
+static bool is_by_shape(const mp_convention *c)
+{
+    mp_dtype weight = c->parts[0].dtype;
+
+    return (weight == MP_F8_E4M3 && c->scheme != MP_SCHEME_FP8_BLOCK) ||
+           (weight == MP_I8 && c->scheme == MP_SCHEME_INT4_GROUP);
+}
+
+static mp_storage storage_of(const mp_convention *c, const mp_matrix *matrix, mp_fusion fusion,
                              const mp_config *config, uint64_t cols)
 {
     const mp_tensor *scale = matrix->group_scale ? matrix->group_scale : matrix->scale;
     mp_storage s = {
-        .scheme = f->scheme,
+        .scheme = c->scheme,
         .fusion = fusion,
-        .weight_dtype = f->weight,
+        .weight_dtype = c->parts[0].dtype,
         .scale_dtype = matrix->group_scale ? MP_F32
                        : scale             ? scale->dtype
-                                           : f->weight,
-        .has_scale = f->scales != NO_SCALE,
-        .has_global = f->global,
+                                           : c->parts[0].dtype,
+        .has_scale = scale != NULL,
+        .has_global = matrix->global != NULL,
         .global_divides = matrix->global_divides,
-        .int4 = f->int4,
+        .int4 = c->int4,
         .two_scales = matrix->group_scale != NULL,
-        .block_rows = 1,
-        .block_cols = f->scales == NO_SCALE ? 1 : WHOLE,
+        .block_rows = c->block_rows,
+        .block_cols = c->block_cols,
     };
 
-    switch (f->covers) {
-    case COLUMNS:
-        s.block_cols = f->columns;
-        if (f->columns == 0) { /* the group size is the columns a scale column stands for */
-            uint64_t groups = scale->rank > 0 ? scale->shape[scale->rank - 1] : 0;
+    if (c->scheme == MP_SCHEME_FP8_BLOCK) {
+        s.block_rows = block_of(config->block_rows, c->block_rows);
+        s.block_cols = block_of(config->block_cols, c->block_cols);
+    } else if (c->scheme == MP_SCHEME_INT4_GROUP && c->int4 != MP_INT4_COLUMNS &&
+               c->block_cols != WHOLE) {
+        /* The columns that a scale column stands for; where these are no whole number, those of
+         * compressed-tensors, which may leave the last group ragged. */
+        uint64_t groups = scale->rank > 0 ? scale->shape[scale->rank - 1] : 0;
 
-            s.block_cols = groups && cols % groups == 0 && cols / groups < WHOLE
-                               ? (uint32_t)(cols / groups)
-                               : 32;
-        }
-        break;
-    case BLOCK:
-        s.block_rows = block_of(config->block_rows);
-        s.block_cols = block_of(config->block_cols);
-        break;
-    case CHANNEL:
-        break;
-    case TENSOR:
-        if (f->scales != NO_SCALE)
-            s.block_rows = WHOLE;
-        break;
+        s.block_cols = groups && cols % groups == 0 && cols / groups < WHOLE
+                           ? (uint32_t)(cols / groups)
+                           : mp_convention_find(MP_AS_COMPRESSED_TENSORS, c->scheme)->block_cols;
     }
     return s;
 }
@@ -235,24 +218,29 @@ bool mp_storage_recognize(const mp_matrix *matrix, mp_fusion fusion, const mp_co
                           mp_storage *storage, uint64_t *rows, uint64_t *cols)
 {
     uint64_t stored_rows, stored_cols, slices = is_fused(fusion) ? matrix->weight->shape[0] : 1;
+    size_t count;
+    const mp_convention *rows_of = mp_conventions(&count);
     bool found = false;
 
     if (!stored_shape(matrix->weight, fusion, &stored_rows, &stored_cols))
         return false;
-    for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
-        const form *f = &forms[i];
+    for (const mp_convention *c = rows_of; c < rows_of + count; c++) {
+        mp_element element;
         mp_storage candidate;
         uint64_t height, width;
         bool fits;
 
-        if (!types_fit(f, matrix, config) || !mp_mul_u64(stored_cols, f->packing, &width) ||
-            !mp_mul_u64(stored_rows, f->int4 == MP_INT4_ROWS ? 2 : 1, &height) ||
-            (f->covers == BLOCK && matrix->scale &&
+        if (!types_fit(c, matrix, config))
+            continue;
+        element = mp_convention_element(c, &c->parts[0]);
+        if (!mp_mul_u64(stored_cols, element.cols, &width) ||
+            !mp_mul_u64(stored_rows, element.rows, &height) ||
+            (c->scheme == MP_SCHEME_FP8_BLOCK && matrix->scale &&
              is_one_scale(matrix->scale, fusion, slices, config)))
             continue;
-        candidate = storage_of(f, matrix, fusion, config, width);
+        candidate = storage_of(c, matrix, fusion, config, width);
         fits = !candidate.has_scale || scales_fit(&candidate, matrix, slices, height, width);
-        if (fits || (!found && !f->by_shape)) {
+        if (fits || (!found && !is_by_shape(c))) {
             *storage = candidate;
             *rows = height;
             *cols = width;
@@ -291,11 +279,10 @@ uint64_t mp_storage_scale_row_bytes(const mp_storage *storage, uint64_t cols)
 bool mp_offsets_are_zero(mp_dtype dtype, const void *offsets, uint64_t bytes)
 {
     const uint8_t *byte = offsets;
-    bool floats = dtype == MP_F32 || dtype == MP_BF16 || dtype == MP_F16;
     unsigned width = mp_dtype_bits(dtype) / 8;
 
     for (uint64_t i = 0; i < bytes; i++) {
-        uint8_t sign = floats && i % width == width - 1 ? 0x80 : 0; /* in the last byte */
+        uint8_t sign = is_float(dtype) && i % width == width - 1 ? 0x80 : 0; /* in the last byte */
 
         if (byte[i] & ~sign)
             return false;
