@@ -122,7 +122,7 @@ static const mp_convention conventions[] = {
     {MP_SCHEME_MXFP4, MP_AS_MODELSLIM, BY(MP_MX_BLOCK),
      .parts = {CODES(WEIGHT, MP_U8), SCALES(WEIGHT_SCALE, MP_U8)}, .label = "W4A8_MXFP"},
     {MP_SCHEME_MXFP4, MP_AS_GPT_OSS, .fusion = MP_FUSION_ROWS_PAIRED, BY(MP_MX_BLOCK),
-     .parts = {CODES(ALL_BLOCKS, MP_U8), SCALES(ALL_SCALES, MP_U8)}, .method = MP_METHOD_MXFP4},
+     .parts = {{MP_SUFFIX_ALL_BLOCKS, MP_U8, MP_EXTENT_CODES_16}, SCALES(ALL_SCALES, MP_U8)}, .method = MP_METHOD_MXFP4},
     {MP_SCHEME_MXFP4, MP_AS_TORCH, BY(MP_MX_BLOCK),
      .parts = {CODES(WEIGHT, MP_F4), SCALES(WEIGHT_SCALE, MP_F8_E8M0)}},
 
@@ -336,6 +336,7 @@ mp_element mp_convention_element(const mp_convention *convention, const mp_conve
 {
     switch (part->covers) {
     case MP_EXTENT_CODES:
+    case MP_EXTENT_CODES_16:
         return packed(convention, part->dtype);
     case MP_EXTENT_BLOCKS:
         return (mp_element){convention->block_rows, convention->block_cols};

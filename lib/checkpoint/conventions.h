@@ -92,13 +92,14 @@ const char *mp_style_name(mp_style style);
 
 /* Elements of a tensor of a matrix [N, K]. */
 typedef enum mp_extent {
-    MP_EXTENT_NONE,   /* no such tensor */
-    MP_EXTENT_CODES,  /* the matrix itself, packed into elements of the type */
-    MP_EXTENT_BLOCKS, /* one a block: [ceil(N / block_rows), ceil(K / block_cols)] */
-    MP_EXTENT_ROWS,   /* one a row: [N, 1] */
-    MP_EXTENT_SCALAR, /* one: [] */
-    MP_EXTENT_SINGLE, /* one: [1] */
-    MP_EXTENT_SHAPE   /* N and K: [2] */
+    MP_EXTENT_NONE,     /* no such tensor */
+    MP_EXTENT_CODES,    /* the matrix itself, packed into elements of the type */
+    MP_EXTENT_CODES_16, /* the same in runs of 16 bytes: [N, K / 32, 16] */
+    MP_EXTENT_BLOCKS,   /* one a block: [ceil(N / block_rows), ceil(K / block_cols)] */
+    MP_EXTENT_ROWS,     /* one a row: [N, 1] */
+    MP_EXTENT_SCALAR,   /* one: [] */
+    MP_EXTENT_SINGLE,   /* one: [1] */
+    MP_EXTENT_SHAPE     /* N and K: [2] */
 } mp_extent;
 
 typedef struct mp_convention_part {

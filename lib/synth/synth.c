@@ -145,8 +145,8 @@ static int write_checkpoint(const mp_synth_plan *plan, const char *dir, const mp
     if (rc == 0)
         rc = write_json(dir, "config.json", mp_synth_config(plan), err);
     if (rc == 0 && plan->format->style == MP_STYLE_MODELOPT)
-        rc = write_json(dir, "hf_quant_config.json", mp_synth_modelopt_config(), err);
-    if (rc == 0 && plan->format->label)
+        rc = write_json(dir, "hf_quant_config.json", mp_synth_modelopt_config(plan), err);
+    if (rc == 0 && mp_synth_convention(plan->format->routed)->label)
         rc = write_json(dir, "quant_model_description.json", mp_synth_description(plan), err);
     if (rc == 0)
         rc = mp_dir_sync(dir, err);

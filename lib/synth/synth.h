@@ -16,6 +16,7 @@
 #include <moepack/synth.h>
 
 #include "base/arena.h"
+#include "checkpoint/conventions.h"
 #include "synth/synth_values.h"
 
 /* ------------------------------------------------------------------------
@@ -54,26 +55,36 @@ typedef struct mp_synth_tile {
     void *out[MP_SYNTH_PARTS]; /* the rows of each part that cover them, zeroed */
 } mp_synth_tile;
 
-/* How an item is stored. The part with the weights is first, that with their scales
- * second. */
+/* How an item is stored, and made: by a convention, or in one tensor of its own. */
 typedef struct mp_synth_form {
-    mp_scheme scheme; /* that fill encodes to */
-    mp_fusion fusion; /* MP_FUSION_NONE: an item is one matrix */
-    bool shares;      /* gate and up have one global scale */
+    mp_style style; /* of the convention, with scheme */
+    mp_scheme scheme;
+    bool powers;    /* its scales are powers of two */
+    bool shares;    /* gate and up have one global scale */
+    mp_dtype dtype; /* of the one tensor, called as the item; MP_BOOL: by the convention */
+    uint32_t rank;  /* of that */
     void (*fill)(const mp_synth_tile *tile);
-    mp_synth_part parts[MP_SYNTH_PARTS];
 } mp_synth_form;
+
+/* Null of a tensor of its own. */
+const mp_convention *mp_synth_convention(const mp_synth_form *form);
+
+/* The part with the weights is first, that with their scales second. convention: of the form. */
+mp_synth_part mp_synth_form_part(const mp_synth_form *form, const mp_convention *convention,
+                                 unsigned part);
 
 extern const mp_synth_form mp_synth_bf16;               /* .weight BF16 */
 extern const mp_synth_form mp_synth_mxfp4;              /* .weight I8, .scale F8_E8M0 1x32 */
 extern const mp_synth_form mp_synth_mxfp4_u8;           /* .weight U8, .weight_scale U8 */
 extern const mp_synth_form mp_synth_mxfp4_packed;       /* .weight_packed, .weight_scale U8 */
 extern const mp_synth_form mp_synth_mxfp8;              /* .weight F8_E4M3, .weight_scale U8 */
+extern const mp_synth_form mp_synth_mxfp8_modelslim;    /* the same */
 extern const mp_synth_form mp_synth_mxfp8_inv;          /* the same, .weight_scale_inv */
 extern const mp_synth_form mp_synth_fp8_scale_e8m0;     /* .weight F8_E4M3, .scale 128x128 */
 extern const mp_synth_form mp_synth_fp8_scale_f32;      /* the same, F32 */
 extern const mp_synth_form mp_synth_fp8_scale_inv_f32;  /* .weight_scale_inv F32 */
 extern const mp_synth_form mp_synth_fp8_scale_inv_bf16; /* .weight_scale_inv BF16 */
+extern const mp_synth_form mp_synth_fp8_minimax;        /* .weight_scale_inv F32 */
 extern const mp_synth_form mp_synth_fp8_weight_scale;   /* .weight_scale F32 128x128 */
 extern const mp_synth_form mp_synth_fp8_channel;        /* .weight_scale F32 [N, 1] */
 extern const mp_synth_form mp_synth_int8_channel;       /* .weight I8, the same scale */
@@ -99,6 +110,7 @@ extern const mp_synth_form mp_synth_token_table;        /* I64, distinct experts
 /* Something to be stored: a matrix [rows, cols], or one of every expert. */
 typedef struct mp_synth_item {
     const mp_synth_form *form;
+    const mp_convention *convention; /* of the form; filled by mp_synth_plan_add */
     const char *name;
     /* Tensors that values are named after. One; two where gate and up are in one matrix, or
      * share a global scale (gate and up of a stack have none). Of a stack, they are
@@ -115,6 +127,11 @@ typedef struct mp_synth_item {
     uint64_t bytes;     /* of all tensors */
     uint64_t tile_rows; /* stored rows of a tile, before the last of a matrix */
 } mp_synth_item;
+
+mp_synth_part mp_synth_item_part(const mp_synth_item *item, unsigned part);
+
+/* MP_FUSION_NONE: an item is one matrix. */
+mp_fusion mp_synth_item_fusion(const mp_synth_item *item);
 
 /* Rows of a matrix as it is stored, which are K where it is transposed. */
 uint64_t mp_synth_stored_rows(const mp_synth_item *item);
@@ -184,10 +201,9 @@ typedef struct mp_synth_format {
     const mp_synth_form *routed; /* null ends a list of formats */
     const mp_synth_form *shared; /* also of dense MLPs */
     const mp_synth_form *mtp;    /* of routed experts in MTP blocks; null: as the others */
-    const char *quantization;    /* config.json's quantization_config as JSON, or null */
     const char *more;            /* further members of config.json as JSON, or null */
     const char *prefix;          /* of layers, where it is not the family's: config.json is flat */
-    const char *label;           /* in quant_model_description.json; null: no such file */
+    const char *exceptions[6];   /* that quantization_config lists; none: "lm_head" */
 } mp_synth_format;
 
 /* Format number `index` of a family: those that its own vendor uses come first, then those of
@@ -248,11 +264,12 @@ int mp_synth_family_items(mp_synth_plan *plan, mp_error *err);
 /* config.json; null without memory. */
 json_t *mp_synth_config(const mp_synth_plan *plan);
 
-/* quant_model_description.json of a plan whose format has a label; null without memory. */
+/* quant_model_description.json of a plan whose routed experts have a label in it; null without
+ * memory. */
 json_t *mp_synth_description(const mp_synth_plan *plan);
 
-/* hf_quant_config.json of ModelOpt's NVFP4; null without memory. */
-json_t *mp_synth_modelopt_config(void);
+/* hf_quant_config.json of ModelOpt; null without memory. */
+json_t *mp_synth_modelopt_config(const mp_synth_plan *plan);
 
 /* ------------------------------------------------------------------------
  * Writing

@@ -165,6 +165,7 @@ static int check_part(const mp_synth_options *o, const mp_synth_part *part, mp_e
 int mp_synth_check(const mp_synth_options *options, const mp_synth_family **family,
                    const mp_synth_format **format, mp_error *err)
 {
+    const mp_convention *convention;
     bool has_scheme;
     int rc;
 
@@ -178,8 +179,12 @@ int mp_synth_check(const mp_synth_options *options, const mp_synth_family **fami
     rc = check_ranges(options, err);
     if (rc == 0)
         rc = check_parts(options, *family, err);
-    for (unsigned p = MP_SYNTH_PARTS; p-- > 0 && rc == 0;) /* scales first: they ask for more */
-        if ((*format)->routed->parts[p].suffix)
-            rc = check_part(options, &(*format)->routed->parts[p], err);
+    convention = mp_synth_convention((*format)->routed);
+    for (unsigned p = MP_SYNTH_PARTS; p-- > 0 && rc == 0;) { /* scales first: they ask for more */
+        const mp_synth_part part = mp_synth_form_part((*format)->routed, convention, p);
+
+        if (part.suffix)
+            rc = check_part(options, &part, err);
+    }
     return rc;
 }

@@ -9,6 +9,7 @@
 #include "synth/synth.h"
 
 #include "base/error.h"
+#include "checkpoint/config_said.h"
 
 /* Most groups that DeepSeek V3's router has, and how many of eight it keeps. */
 #define V3_GROUPS 8
@@ -104,16 +105,96 @@ static bool add_facts(json_t *config, const mp_synth_plan *plan)
            add_constants(config, keys->constants);
 }
 
-/* Adds quantization_config, and in text the same where the family has it there too. */
+/* The members that a quantization_config has here, of those that its tools write, in their order;
+ * of objects in it the last row. Packs copy config.json: neither changes. Null without memory. */
+static json_t *some_members(const json_t *said, const char *const *keys)
+{
+    static const char *const inner[] = {
+        "group_0", "targets",  "weights",    "symmetric",       "num_bits",
+        "type",    "strategy", "group_size", "block_structure", NULL,
+    };
+    json_t *some = json_object();
+    bool ok = some != NULL;
+
+    for (; ok && *keys; keys++) {
+        json_t *value = json_object_get(said, *keys);
+
+        if (json_is_object(value))
+            ok = json_object_set_new(some, *keys, some_members(value, inner)) == 0;
+        else if (value)
+            ok = json_object_set(some, *keys, value) == 0;
+    }
+    if (ok)
+        return some;
+    json_decref(some);
+    return NULL;
+}
+
+static json_t *exceptions_of(const mp_synth_format *format)
+{
+    static const char *const head[] = {"lm_head", NULL};
+    const char *const *names = format->exceptions[0] ? format->exceptions : head;
+    json_t *list = json_array();
+
+    for (; list && *names; names++)
+        if (json_array_append_new(list, json_string(*names)) != 0) {
+            json_decref(list);
+            list = NULL;
+        }
+    return list;
+}
+
+/* The form whose method the config is of: other tensors' where that is another than the experts',
+ * of which it says no more than moe_quant_algo. */
+static const mp_synth_form *main_form(const mp_synth_format *format)
+{
+    mp_method routed = mp_synth_convention(format->routed)->method;
+    mp_method shared = mp_synth_convention(format->shared)->method;
+
+    return shared == MP_METHOD_NONE || shared == routed ? format->routed : format->shared;
+}
+
+/* Null without memory. */
+static json_t *quantization_of(const mp_synth_format *format)
+{
+    static const char *const keys[MP_METHODS][6] = {
+        [MP_METHOD_FP8] = {"quant_method", "activation_scheme", "weight_block_size", "fmt",
+                           "scale_fmt"},
+        [MP_METHOD_MXFP4] = {"quant_method", "modules_to_not_convert"},
+        [MP_METHOD_MXFP8] = {"quant_method", "weight_block_size"},
+        [MP_METHOD_MODELOPT] = {"quant_method", "quant_algo", "ignore"},
+        [MP_METHOD_COMPRESSED_TENSORS] = {"quant_method", "format", "quantization_status", "ignore",
+                                          "config_groups"},
+    };
+    const mp_synth_form *form = main_form(format);
+    const mp_convention *routed = mp_synth_convention(format->routed);
+    const mp_convention *convention = mp_synth_convention(form);
+    const mp_said facts = {.ue8m0 = form->powers};
+    json_t *said = mp_said_config(convention, &facts, exceptions_of(format));
+    json_t *config = said ? some_members(said, keys[convention->method]) : NULL;
+
+    json_decref(said);
+    if (config && form != format->routed &&
+        !set(config, "moe_quant_algo", json_string(routed->algorithms[0]))) {
+        json_decref(config);
+        config = NULL;
+    }
+    return config;
+}
+
+/* Adds quantization_config, and in text the same where the family has it there too; and
+ * expert_dtype of DeepSeek V4. */
 static bool add_quantization(json_t *config, json_t *text, const mp_synth_plan *plan)
 {
-    const char *quantization = plan->format->quantization;
+    const mp_convention *routed = mp_synth_convention(plan->format->routed);
 
-    if (!quantization)
+    if (mp_synth_convention(main_form(plan->format))->method == MP_METHOD_NONE)
         return true;
-    return set(config, "quantization_config", json_loads(quantization, 0, NULL)) &&
+    return set(config, "quantization_config", quantization_of(plan->format)) &&
            (text == config || !plan->family->keys.text_quantization ||
-            set(text, "quantization_config", json_loads(quantization, 0, NULL)));
+            set(text, "quantization_config", quantization_of(plan->format))) &&
+           (routed->style != MP_AS_DEEPSEEK_V4 ||
+            set(config, "expert_dtype", json_string(mp_said_dtype(routed->scheme))));
 }
 
 json_t *mp_synth_config(const mp_synth_plan *plan)
@@ -139,7 +220,7 @@ json_t *mp_synth_config(const mp_synth_plan *plan)
 
 json_t *mp_synth_description(const mp_synth_plan *plan)
 {
-    const char *label = plan->format->label;
+    const char *label = mp_synth_convention(plan->format->routed)->label;
     json_t *description = json_pack("{s:s, s:s}", "model_quant_type", label, "version", "1.0.0");
 
     for (size_t i = 0; description && i < plan->num_items; i++) {
@@ -156,9 +237,8 @@ json_t *mp_synth_description(const mp_synth_plan *plan)
     return description;
 }
 
-json_t *mp_synth_modelopt_config(void)
+json_t *mp_synth_modelopt_config(const mp_synth_plan *plan)
 {
-    return json_pack("{s:{s:s, s:s}, s:{s:s, s:n, s:i, s:[s]}}", "producer", "name", "modelopt",
-                     "version", "0.37.0", "quantization", "quant_algo", "NVFP4",
-                     "kv_cache_quant_algo", "group_size", 16, "exclude_modules", "lm_head");
+    return mp_said_beside(mp_synth_convention(plan->format->routed), "modelopt", "0.37.0",
+                          exceptions_of(plan->format));
 }

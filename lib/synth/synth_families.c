@@ -326,7 +326,7 @@ static int add_routed(mp_synth_plan *plan, const mp_synth_form *form, const char
     const mp_naming *naming = plan->model->naming;
     char prefix[EXPERT_NAME];
 
-    if (form->fusion != MP_FUSION_NONE) {
+    if (mp_synth_convention(form)->fusion != MP_FUSION_NONE) {
         snprintf(prefix, sizeof prefix, "%s.%s", block, naming->experts);
         int rc = add_stack(plan, form, prefix, false, err);
         return rc == 0 ? add_stack(plan, form, prefix, true, err) : rc;

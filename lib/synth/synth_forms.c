@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The forms of synthetic tensors: their names' ends, types and scales, and how a tile of rows is
- * filled. A form is one line of the table at the end, as a real checkpoint has its tensors:
- *
- *   {suffix, type, rank, rows and columns that an element stands for, length where it is fixed}
+/* The forms of synthetic tensors: by which convention they are stored (checkpoint/conventions.h), and
+ * how a tile of rows is filled. A form is one line of the table at the end.
  *
  * Weights are made up as floats (synth_values.h) and encoded by the library's own kernels, so that
  * a synthetic checkpoint has zeros of both signs, ragged blocks and scales as quantizers write
@@ -19,10 +17,6 @@
 #include "base/error.h"
 #include "numeric/encode.h"
 
-/* One scale of int4 covers so many columns; a word holds so many. */
-#define INT4_GROUP 32
-#define INT4_WORD  8
-
 /* Largest activation that input scales are made for, over the largest NVFP4 product. */
 #define INPUT_SCALE (12.0f / (6 * 448))
 
@@ -36,7 +30,7 @@ static void values_of(const mp_synth_tile *tile, uint64_t row, uint64_t col, uin
 {
     const mp_synth_item *item = tile->item;
     uint64_t half = item->rows / 2;
-    mp_fusion fusion = item->form->fusion;
+    mp_fusion fusion = mp_synth_item_fusion(item);
     unsigned source = 0;
 
     /* Gate and up in one tensor: which of them the row is, and which row of it. */
@@ -150,7 +144,7 @@ static void fill_fp8_block(const mp_synth_tile *tile)
             values_of(tile, tile->row0 + r, col, width, row);
             mp_fp8_block_amax(row, width, &amax_bits);
         }
-        float scale = store_scale(tile->item->form->parts[1].dtype, amax_bits, tile->out[1],
+        float scale = store_scale(mp_synth_item_part(tile->item, 1).dtype, amax_bits, tile->out[1],
                                   col / MP_FP8_BLOCK);
 
         row = tile->work;
@@ -161,17 +155,17 @@ static void fill_fp8_block(const mp_synth_tile *tile)
 
 /* Eight columns a word, the first in its lowest bits; a scale a group, which the largest
  * value of it fills to 7.5. */
-static void encode_int4_group(const float *in, uint8_t *codes, uint16_t *stored)
+static void encode_int4_group(const float *in, uint32_t group, uint8_t *codes, uint16_t *stored)
 {
     const mp_kernels *kernels = mp_kernels_best();
-    uint32_t amax_bits = kernels->amax_bits(in, INT4_GROUP);
+    uint32_t amax_bits = kernels->amax_bits(in, group);
     float scale;
 
     memcpy(&scale, &amax_bits, sizeof scale);
     scale /= 7.5f;
     kernels->bf16_encode(&scale, stored, 1);
     kernels->bf16_decode(stored, &scale, 1);
-    for (unsigned i = 0; i < INT4_GROUP; i += 2) {
+    for (unsigned i = 0; i < group; i += 2) {
         uint32_t pair[2];
 
         for (unsigned j = 0; j < 2; j++)
@@ -183,14 +177,15 @@ static void encode_int4_group(const float *in, uint8_t *codes, uint16_t *stored)
 static void fill_int4(const mp_synth_tile *tile)
 {
     uint64_t cols = tile->item->cols;
+    uint32_t group = tile->item->convention->block_cols;
     uint8_t *codes = tile->out[0];
     uint16_t *scales = tile->out[1];
     int32_t *shape = tile->out[2];
 
     for (uint64_t r = 0; r < tile->rows; r++) {
         values_of(tile, tile->row0 + r, 0, cols, tile->work);
-        for (uint64_t col = 0; col < cols; col += INT4_GROUP, codes += INT4_GROUP / 2)
-            encode_int4_group(tile->work + col, codes, scales++);
+        for (uint64_t col = 0; col < cols; col += group, codes += group / 2)
+            encode_int4_group(tile->work + col, group, codes, scales++);
     }
     shape[0] = (int32_t)tile->item->rows;
     shape[1] = (int32_t)cols;
@@ -284,63 +279,47 @@ static void fill_token_table(const mp_synth_tile *tile)
  */
 
 /* clang-format off */
-#define ALL MP_SYNTH_WHOLE
-#define WEIGHT(dtype)    {".weight", dtype, 2, 1, 1, 0}
-#define PAIRS(suffix)    {suffix, MP_U8, 2, 1, 2, 0}
-#define BY_32(suffix, t) {suffix, t, 2, 1, 32, 0}
-#define BY_16            {".weight_scale", MP_F8_E4M3, 2, 1, 16, 0}
-#define A_ROW(suffix)    {suffix, MP_F32, 2, 1, ALL, 0}
-#define ONE(suffix, r)   {suffix, MP_F32, r, ALL, ALL, 0}
-#define FP8(suffix, t)                                                          \
-    {MP_SCHEME_FP8_BLOCK, MP_FUSION_NONE, false, fill_fp8_block,                \
-     {WEIGHT(MP_F8_E4M3), {suffix, t, 2, MP_FP8_BLOCK, MP_FP8_BLOCK, 0}}}
-#define FORM(scheme, fill, ...) {scheme, MP_FUSION_NONE, false, fill, {__VA_ARGS__}}
-#define STACK(scheme, fusion, fill, ...) {scheme, fusion, false, fill, {__VA_ARGS__}}
-#define TENSOR(dtype, rank, fill) \
-    {MP_SCHEME_BF16, MP_FUSION_NONE, false, fill, {{"", dtype, rank, 1, 1, 0}}}
+#define FORM(as, to, filler, ...) {.style = as, .scheme = to, .fill = filler, __VA_ARGS__}
+#define TENSOR(type, ranks, filler) \
+    {.scheme = MP_SCHEME_BF16, .dtype = type, .rank = ranks, .fill = filler}
 
-const mp_synth_form mp_synth_bf16 = FORM(MP_SCHEME_BF16, fill_rows, WEIGHT(MP_BF16));
-const mp_synth_form mp_synth_mxfp4 =
-    FORM(MP_SCHEME_MXFP4, fill_rows, {".weight", MP_I8, 2, 1, 2, 0}, BY_32(".scale", MP_F8_E8M0));
-const mp_synth_form mp_synth_mxfp4_u8 =
-    FORM(MP_SCHEME_MXFP4, fill_rows, PAIRS(".weight"), BY_32(".weight_scale", MP_U8));
+const mp_synth_form mp_synth_bf16 = FORM(MP_AS_DEEPSEEK_V3, MP_SCHEME_BF16, fill_rows);
+const mp_synth_form mp_synth_mxfp4 = FORM(MP_AS_DEEPSEEK_V4, MP_SCHEME_MXFP4, fill_rows);
+const mp_synth_form mp_synth_mxfp4_u8 = FORM(MP_AS_MODELSLIM, MP_SCHEME_MXFP4, fill_rows);
 const mp_synth_form mp_synth_mxfp4_packed =
-    FORM(MP_SCHEME_MXFP4, fill_rows, PAIRS(".weight_packed"), BY_32(".weight_scale", MP_U8));
-const mp_synth_form mp_synth_mxfp8 =
-    FORM(MP_SCHEME_MXFP8, fill_rows, WEIGHT(MP_F8_E4M3), BY_32(".weight_scale", MP_U8));
-const mp_synth_form mp_synth_mxfp8_inv =
-    FORM(MP_SCHEME_MXFP8, fill_rows, WEIGHT(MP_F8_E4M3), BY_32(".weight_scale_inv", MP_U8));
-const mp_synth_form mp_synth_fp8_scale_e8m0 = FP8(".scale", MP_F8_E8M0);
-const mp_synth_form mp_synth_fp8_scale_f32 = FP8(".scale", MP_F32);
-const mp_synth_form mp_synth_fp8_scale_inv_f32 = FP8(".weight_scale_inv", MP_F32);
-const mp_synth_form mp_synth_fp8_scale_inv_bf16 = FP8(".weight_scale_inv", MP_BF16);
-const mp_synth_form mp_synth_fp8_weight_scale = FP8(".weight_scale", MP_F32);
+    FORM(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_MXFP4, fill_rows);
+const mp_synth_form mp_synth_mxfp8 = FORM(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_MXFP8, fill_rows);
+const mp_synth_form mp_synth_mxfp8_modelslim = FORM(MP_AS_MODELSLIM, MP_SCHEME_MXFP8, fill_rows);
+const mp_synth_form mp_synth_mxfp8_inv = FORM(MP_AS_MINIMAX, MP_SCHEME_MXFP8, fill_rows);
+const mp_synth_form mp_synth_fp8_scale_e8m0 =
+    FORM(MP_AS_DEEPSEEK_V4, MP_SCHEME_FP8_BLOCK, fill_fp8_block, .powers = true);
+const mp_synth_form mp_synth_fp8_scale_f32 =
+    FORM(MP_AS_DEEPSEEK_V4, MP_SCHEME_FP8_BLOCK, fill_fp8_block);
+const mp_synth_form mp_synth_fp8_scale_inv_f32 =
+    FORM(MP_AS_DEEPSEEK_V3, MP_SCHEME_FP8_BLOCK, fill_fp8_block);
+const mp_synth_form mp_synth_fp8_scale_inv_bf16 =
+    FORM(MP_AS_QWEN3, MP_SCHEME_FP8_BLOCK, fill_fp8_block);
+const mp_synth_form mp_synth_fp8_minimax =
+    FORM(MP_AS_MINIMAX, MP_SCHEME_FP8_BLOCK, fill_fp8_block);
+const mp_synth_form mp_synth_fp8_weight_scale =
+    FORM(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_FP8_BLOCK, fill_fp8_block);
 const mp_synth_form mp_synth_fp8_channel =
-    FORM(MP_SCHEME_FP8_CHANNEL, fill_rows, WEIGHT(MP_F8_E4M3), A_ROW(".weight_scale"));
+    FORM(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_FP8_CHANNEL, fill_rows);
 const mp_synth_form mp_synth_int8_channel =
-    FORM(MP_SCHEME_INT8_CHANNEL, fill_rows, WEIGHT(MP_I8), A_ROW(".weight_scale"));
+    FORM(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_INT8_CHANNEL, fill_rows);
 const mp_synth_form mp_synth_int8_offset =
-    FORM(MP_SCHEME_INT8_CHANNEL, fill_rows, WEIGHT(MP_I8), A_ROW(".weight_scale"),
-         A_ROW(".weight_offset"));
+    FORM(MP_AS_MODELSLIM, MP_SCHEME_INT8_CHANNEL, fill_rows);
 const mp_synth_form mp_synth_int4 =
-    FORM(MP_SCHEME_INT4_GROUP, fill_int4, {".weight_packed", MP_I32, 2, 1, INT4_WORD, 0},
-         {".weight_scale", MP_BF16, 2, 1, INT4_GROUP, 0},
-         {".weight_shape", MP_I32, 1, ALL, ALL, 2});
-const mp_synth_form mp_synth_nvfp4 = {
-    MP_SCHEME_NVFP4, MP_FUSION_NONE, true, fill_nvfp4,
-    {PAIRS(".weight"), BY_16, ONE(".weight_scale_2", 0), ONE(".input_scale", 0)}};
+    FORM(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_INT4_GROUP, fill_int4);
+const mp_synth_form mp_synth_nvfp4 =
+    FORM(MP_AS_MODELOPT, MP_SCHEME_NVFP4, fill_nvfp4, .shares = true);
 const mp_synth_form mp_synth_nvfp4_packed =
-    FORM(MP_SCHEME_NVFP4, fill_nvfp4_divided, PAIRS(".weight_packed"), BY_16,
-         ONE(".weight_global_scale", 1), ONE(".input_global_scale", 1));
-const mp_synth_form mp_synth_bf16_rows =
-    STACK(MP_SCHEME_BF16, MP_FUSION_ROWS, fill_rows, {"", MP_BF16, 2, 1, 1, 0});
-const mp_synth_form mp_synth_bf16_cols =
-    STACK(MP_SCHEME_BF16, MP_FUSION_COLS, fill_transposed, {"", MP_BF16, 2, 1, 1, 0});
+    FORM(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_NVFP4, fill_nvfp4_divided);
+const mp_synth_form mp_synth_bf16_rows = FORM(MP_AS_TRANSFORMERS, MP_SCHEME_BF16, fill_rows);
+const mp_synth_form mp_synth_bf16_cols = FORM(MP_AS_LLAMA4, MP_SCHEME_BF16, fill_transposed);
 const mp_synth_form mp_synth_bf16_cols_paired =
-    STACK(MP_SCHEME_BF16, MP_FUSION_COLS_PAIRED, fill_transposed, {"", MP_BF16, 2, 1, 1, 0});
-const mp_synth_form mp_synth_mxfp4_rows_paired =
-    STACK(MP_SCHEME_MXFP4, MP_FUSION_ROWS_PAIRED, fill_rows, {"_blocks", MP_U8, 3, 1, 2, 0},
-          BY_32("_scales", MP_U8));
+    FORM(MP_AS_GPT_OSS, MP_SCHEME_BF16, fill_transposed);
+const mp_synth_form mp_synth_mxfp4_rows_paired = FORM(MP_AS_GPT_OSS, MP_SCHEME_MXFP4, fill_rows);
 const mp_synth_form mp_synth_table_bf16 = TENSOR(MP_BF16, 2, fill_rows);
 const mp_synth_form mp_synth_table_f32 = TENSOR(MP_F32, 2, fill_f32);
 const mp_synth_form mp_synth_bias_bf16 = TENSOR(MP_BF16, 1, fill_rows);
@@ -348,3 +327,46 @@ const mp_synth_form mp_synth_bias_f32 = TENSOR(MP_F32, 1, fill_f32);
 const mp_synth_form mp_synth_norm = TENSOR(MP_BF16, 1, fill_norm);
 const mp_synth_form mp_synth_token_table = TENSOR(MP_I64, 2, fill_token_table);
 /* clang-format on */
+
+const mp_convention *mp_synth_convention(const mp_synth_form *form)
+{
+    return form->dtype == MP_BOOL ? mp_convention_find(form->style, form->scheme) : NULL;
+}
+
+/* Dimensions of a tensor, but for that of all experts. */
+static uint32_t rank_of(mp_extent covers)
+{
+    switch (covers) {
+    case MP_EXTENT_CODES_16:
+        return 3;
+    case MP_EXTENT_SINGLE:
+    case MP_EXTENT_SHAPE:
+        return 1;
+    case MP_EXTENT_SCALAR:
+        return 0;
+    default:
+        return 2;
+    }
+}
+
+mp_synth_part mp_synth_form_part(const mp_synth_form *form, const mp_convention *convention,
+                                 unsigned part)
+{
+    const mp_convention_part *p = convention ? &convention->parts[part] : NULL;
+    mp_element element;
+
+    if (!p)
+        return part == 0 ? (mp_synth_part){"", form->dtype, form->rank, 1, 1, 0}
+                         : (mp_synth_part){0};
+    if (p->covers == MP_EXTENT_NONE)
+        return (mp_synth_part){0};
+    element = mp_convention_element(convention, p);
+    return (mp_synth_part){
+        .suffix = mp_suffixes[p->suffix].text,
+        .dtype = form->powers && p->covers == MP_EXTENT_BLOCKS ? convention->power_dtype : p->dtype,
+        .rank = rank_of(p->covers),
+        .block_rows = element.rows,
+        .block_cols = element.cols,
+        .numbers = p->covers == MP_EXTENT_SHAPE ? 2 : 0,
+    };
+}

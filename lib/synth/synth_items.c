@@ -11,6 +11,16 @@
 /* Bytes in the last dimension of packed blocks, [.., K / 32, 16]. */
 #define BLOCK_BYTES 16
 
+mp_synth_part mp_synth_item_part(const mp_synth_item *item, unsigned part)
+{
+    return mp_synth_form_part(item->form, item->convention, part);
+}
+
+mp_fusion mp_synth_item_fusion(const mp_synth_item *item)
+{
+    return item->convention ? item->convention->fusion : MP_FUSION_NONE;
+}
+
 static uint64_t blocks(uint64_t n, uint32_t block)
 {
     return block == MP_SYNTH_WHOLE ? 1 : mp_ceil_div(n, block);
@@ -18,30 +28,30 @@ static uint64_t blocks(uint64_t n, uint32_t block)
 
 uint64_t mp_synth_stored_rows(const mp_synth_item *item)
 {
-    return mp_fusion_is_transposed(item->form->fusion) ? item->cols : item->rows;
+    return mp_fusion_is_transposed(mp_synth_item_fusion(item)) ? item->cols : item->rows;
 }
 
 /* Elements in a row of a part. */
 static uint64_t part_cols(const mp_synth_item *item, unsigned part)
 {
-    const mp_synth_part *form = &item->form->parts[part];
-    uint64_t stored = mp_fusion_is_transposed(item->form->fusion) ? item->rows : item->cols;
+    const mp_synth_part form = mp_synth_item_part(item, part);
+    uint64_t stored = mp_fusion_is_transposed(mp_synth_item_fusion(item)) ? item->rows : item->cols;
 
-    return form->numbers > 0 ? form->numbers : blocks(stored, form->block_cols);
+    return form.numbers > 0 ? form.numbers : blocks(stored, form.block_cols);
 }
 
 uint64_t mp_synth_part_rows(const mp_synth_item *item, unsigned part, uint64_t rows)
 {
-    const mp_synth_part *form = &item->form->parts[part];
+    const mp_synth_part form = mp_synth_item_part(item, part);
 
-    return form->suffix ? blocks(rows, form->block_rows) : 0;
+    return form.suffix ? blocks(rows, form.block_rows) : 0;
 }
 
 uint64_t mp_synth_part_row_bytes(const mp_synth_item *item, unsigned part)
 {
-    const mp_synth_part *form = &item->form->parts[part];
+    const mp_synth_part form = mp_synth_item_part(item, part);
 
-    return form->suffix ? part_cols(item, part) * (mp_dtype_bits(form->dtype) / 8) : 0;
+    return form.suffix ? part_cols(item, part) * (mp_dtype_bits(form.dtype) / 8) : 0;
 }
 
 /* Rows that share a scale are made together, and so is a matrix with one scale. */
@@ -50,12 +60,13 @@ static uint64_t tile_rows(const mp_synth_item *item)
     uint64_t rows = TILE_BYTES / mp_synth_part_row_bytes(item, 0);
     uint32_t block = 1;
 
-    for (unsigned p = 0; p < MP_SYNTH_PARTS && item->form->parts[p].suffix; p++)
-        if (item->form->parts[p].block_rows > block)
-            block = item->form->parts[p].block_rows;
+    for (unsigned p = 0; p < MP_SYNTH_PARTS && mp_synth_item_part(item, p).suffix; p++)
+        if (mp_synth_item_part(item, p).block_rows > block)
+            block = mp_synth_item_part(item, p).block_rows;
     if (block > 1)
         return block == MP_SYNTH_WHOLE ? mp_synth_stored_rows(item) : block;
-    if (mp_fusion_is_transposed(item->form->fusion)) /* mp_synth_row begins at multiples of 4 */
+    if (mp_fusion_is_transposed(
+            mp_synth_item_fusion(item))) /* mp_synth_row begins at multiples of 4 */
         return rows < 4 ? 4 : rows / 4 * 4;
     return rows < 1 ? 1 : rows;
 }
@@ -64,7 +75,7 @@ uint64_t mp_synth_work(const mp_synth_item *item)
 {
     uint64_t work = item->cols;
 
-    if (mp_fusion_is_transposed(item->form->fusion))
+    if (mp_fusion_is_transposed(mp_synth_item_fusion(item)))
         work = 2 * item->tile_rows;
     else if (item->form->scheme == MP_SCHEME_FP8_BLOCK)
         work = MP_FP8_BLOCK * MP_FP8_BLOCK;
@@ -74,7 +85,7 @@ uint64_t mp_synth_work(const mp_synth_item *item)
 /* Fills in the shape of a part. */
 static void shape_part(mp_synth_item *item, unsigned part)
 {
-    const mp_synth_part *form = &item->form->parts[part];
+    const mp_synth_part form = mp_synth_item_part(item, part);
     uint64_t rows = mp_synth_part_rows(item, part, mp_synth_stored_rows(item));
     uint64_t cols = part_cols(item, part);
     uint64_t *shape = item->shapes[part];
@@ -82,11 +93,11 @@ static void shape_part(mp_synth_item *item, unsigned part)
 
     if (item->stack)
         shape[rank++] = item->slices;
-    if (form->rank >= 2)
+    if (form.rank >= 2)
         shape[rank++] = rows;
-    if (form->rank >= 1) /* of a vector, either is 1 */
-        shape[rank++] = form->rank == 1 ? rows * cols : cols;
-    if (form->rank == 3) {
+    if (form.rank >= 1) /* of a vector, either is 1 */
+        shape[rank++] = form.rank == 1 ? rows * cols : cols;
+    if (form.rank == 3) {
         shape[rank - 1] = cols / BLOCK_BYTES;
         shape[rank++] = BLOCK_BYTES;
     }
@@ -95,8 +106,8 @@ static void shape_part(mp_synth_item *item, unsigned part)
 
 mp_tensor_spec mp_synth_part_spec(const mp_synth_item *item, unsigned part)
 {
-    return (mp_tensor_spec){item->names[part], item->form->parts[part].dtype, item->ranks[part],
-                            item->shapes[part]};
+    return (mp_tensor_spec){item->names[part], mp_synth_item_part(item, part).dtype,
+                            item->ranks[part], item->shapes[part]};
 }
 
 /* Shapes of the item's tensors, and their bytes. */

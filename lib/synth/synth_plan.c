@@ -54,7 +54,8 @@ static int copy_sources(mp_synth_plan *plan, mp_synth_item *item, mp_error *err)
     const char *const sources[] = {item->sources[0], item->sources[1]};
 
     if (!sources[0]) {
-        item->sources[0] = join(plan, item->name, *item->form->parts[0].suffix ? ".weight" : "");
+        item->sources[0] =
+            join(plan, item->name, *mp_synth_item_part(item, 0).suffix ? ".weight" : "");
         return item->sources[0] ? 0 : mp_fail_memory(err);
     }
     for (unsigned i = 0; i < 2 && sources[i]; i++) {
@@ -68,12 +69,10 @@ static int copy_sources(mp_synth_plan *plan, mp_synth_item *item, mp_error *err)
 /* Copies the item's texts, and puts its tensors' names together. */
 static int copy_names(mp_synth_plan *plan, mp_synth_item *item, mp_error *err)
 {
-    const mp_synth_part *parts = item->form->parts;
-
     if (copy_sources(plan, item, err) != 0)
         return err->code;
-    for (unsigned p = 0; p < MP_SYNTH_PARTS && parts[p].suffix; p++) {
-        item->names[p] = join(plan, item->name, parts[p].suffix);
+    for (unsigned p = 0; p < MP_SYNTH_PARTS && mp_synth_item_part(item, p).suffix; p++) {
+        item->names[p] = join(plan, item->name, mp_synth_item_part(item, p).suffix);
         if (!item->names[p])
             return mp_fail_memory(err);
     }
@@ -86,6 +85,8 @@ static int copy_names(mp_synth_plan *plan, mp_synth_item *item, mp_error *err)
 int mp_synth_plan_add(mp_synth_plan *plan, const mp_synth_item *given, mp_error *err)
 {
     mp_synth_item item = *given;
+
+    item.convention = mp_synth_convention(given->form);
 
     if (copy_names(plan, &item, err) != 0 || mp_synth_item_measure(&item, err) != 0 ||
         reserve(plan, err) != 0)
