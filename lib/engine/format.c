@@ -13,7 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <moepack/numeric.h>
+
 #include "base/error.h"
+#include "checkpoint/config_said.h"
 #include "engine/layer_forms.h"
 
 /* Objects that may hold the language model's facts, outermost first. */
@@ -52,13 +55,15 @@ static bool is(const char *text, const char *word)
  * Words and what they stand for
  */
 
-/* Scales a block of `rows` by `cols`, as "weight_block_size" has it. */
-static bool block_is(const json_t *object, json_int_t rows, json_int_t cols)
+/* Whether scales are of the blocks of a scheme, as "weight_block_size" has it. */
+static bool has_blocks_of(const json_t *object, mp_scheme scheme)
 {
+    const mp_scheme_form *form = mp_scheme_form_of(scheme);
     const json_t *block = member(object, "weight_block_size");
 
-    return json_array_size(block) == 2 && json_integer_value(json_array_get(block, 0)) == rows &&
-           json_integer_value(json_array_get(block, 1)) == cols;
+    return json_array_size(block) == 2 &&
+           json_integer_value(json_array_get(block, 0)) == form->block_rows &&
+           json_integer_value(json_array_get(block, 1)) == form->block_cols;
 }
 
 /* quant_method "fp8": the block says which scales there are. */
@@ -66,23 +71,26 @@ static mp_scheme fp8_scheme(const json_t *quantization)
 {
     if (!member(quantization, "weight_block_size"))
         return MP_SCHEME_FP8_TENSOR;
-    if (block_is(quantization, 1, 32))
+    if (has_blocks_of(quantization, MP_SCHEME_MXFP8))
         return MP_SCHEME_MXFP8;
-    return block_is(quantization, 1, 128) ? MP_SCHEME_FP8_GROUP : MP_SCHEME_FP8_BLOCK;
+    return has_blocks_of(quantization, MP_SCHEME_FP8_GROUP) ? MP_SCHEME_FP8_GROUP
+                                                            : MP_SCHEME_FP8_BLOCK;
 }
 
+/* Methods of one scheme say it by their name. */
 static mp_form_word form_of_method(const json_t *quantization)
 {
-    const char *method = mp_config_text(quantization, "quant_method");
+    const char *name = mp_config_text(quantization, "quant_method");
+    mp_method method = mp_method_of(name);
+    size_t count;
+    const mp_convention *rows = mp_conventions(&count);
 
-    if (is(method, "mxfp4"))
-        return mp_form_known(MP_SCHEME_MXFP4);
-    if (is(method, "mxfp8"))
-        return mp_form_known(MP_SCHEME_MXFP8);
-    if (is(method, "fp8"))
+    if (method == MP_METHOD_FP8)
         return mp_form_known(fp8_scheme(quantization));
-    return method[0] ? mp_form_unknown("quant_method %s", method)
-                     : mp_form_unknown("no quant_method");
+    for (size_t i = 0; i < count; i++)
+        if (rows[i].method == method && (method == MP_METHOD_MXFP4 || method == MP_METHOD_MXFP8))
+            return mp_form_known(rows[i].scheme);
+    return name[0] ? mp_form_unknown("quant_method %s", name) : mp_form_unknown("no quant_method");
 }
 
 /* DeepSeek V4 says apart from quantization_config what its experts are; where it is silent
@@ -96,15 +104,18 @@ static const char *expert_dtype(const json_t *root, const json_t *quantization)
         value = member(quantization, "expert_dtype");
     if (json_is_string(value))
         return json_string_value(value);
-    return is(type, "deepseek_v4") && is(mp_config_text(quantization, "scale_fmt"), "ue8m0") ? "fp4"
-                                                                                             : "";
+    return is(type, "deepseek_v4") && is(mp_config_text(quantization, "scale_fmt"), "ue8m0")
+               ? mp_said_dtype(MP_SCHEME_MXFP4)
+               : "";
 }
 
 /* What expert_dtype says by itself: the scales of "fp8" stand in quantization_config. */
 static bool expert_scheme(const char *dtype, mp_scheme *scheme)
 {
-    *scheme = is(dtype, "fp4") ? MP_SCHEME_MXFP4 : MP_SCHEME_BF16;
-    return is(dtype, "fp4") || is(dtype, "bf16");
+    bool fp4 = is(dtype, mp_said_dtype(MP_SCHEME_MXFP4));
+
+    *scheme = fp4 ? MP_SCHEME_MXFP4 : MP_SCHEME_BF16;
+    return fp4 || is(dtype, mp_said_dtype(MP_SCHEME_BF16));
 }
 
 static mp_scheme plain_scheme(const char *dtype)
@@ -125,14 +136,15 @@ static void name_quantization(mp_backend_model *model, const json_t *quantizatio
         {"FP8", "modelopt_fp8"},
         {"MIXED_PRECISION", "modelopt_mixed"},
     };
-    const char *method = modelopt ? "modelopt" : mp_config_text(quantization, "quant_method");
+    const char *name = mp_method_name(MP_METHOD_MODELOPT);
+    const char *method = modelopt ? name : mp_config_text(quantization, "quant_method");
 
     snprintf(model->quant_method, sizeof model->quant_method, "%s", method);
     snprintf(model->quant_algo, sizeof model->quant_algo, "%s",
              mp_config_text(quantization, "quant_algo"));
     snprintf(model->moe_quant_algo, sizeof model->moe_quant_algo, "%s",
              mp_config_text(quantization, "moe_quant_algo"));
-    for (size_t i = 0; is(method, "modelopt") && i < 3; i++)
+    for (size_t i = 0; is(method, name) && i < 3; i++)
         if (is(model->quant_algo, algorithms[i][0]))
             method = algorithms[i][1];
     snprintf(model->quantization, sizeof model->quantization, "%s", method);
@@ -195,7 +207,7 @@ static int find_format(const mp_format_files *files, const json_t *quantization,
         set(model, &word, "expert_dtype");
         return 0;
     }
-    if (is(model->quant_method, "compressed-tensors"))
+    if (mp_method_of(model->quant_method) == MP_METHOD_COMPRESSED_TENSORS)
         return set_by_layers(files, quantization, "config_groups", plain, model, err);
     word = quantization ? form_of_method(quantization) : *plain;
     set(model, &word, quantization ? "quantization_config" : plain_from);
@@ -224,6 +236,7 @@ int mp_format_of_config(const mp_format_files *files, mp_backend_model *model, m
     model->float16 = plain.scheme == MP_SCHEME_F16;
     model->quant_config = quantization != NULL;
     name_quantization(model, quantization, beside);
-    model->shared_fp8_blocks = is(model->quant_method, "fp8") && block_is(quantization, 128, 128);
+    model->shared_fp8_blocks = mp_method_of(model->quant_method) == MP_METHOD_FP8 &&
+                               has_blocks_of(quantization, MP_SCHEME_FP8_BLOCK);
     return find_format(files, quantization, beside, &plain, plain_from, model, err);
 }

@@ -24,6 +24,7 @@
 
 #include "base/error.h"
 #include "base/pattern.h"
+#include "checkpoint/config_said.h"
 #include "checkpoint/families.h"
 #include "engine/format.h"
 
@@ -60,40 +61,17 @@ mp_form_word mp_form_unknown(const char *format, ...)
 
 mp_form_word mp_form_of_algorithm(const char *algorithm)
 {
-    static const struct {
-        const char *algorithm;
-        mp_scheme scheme;
-    } known[] = {
-        {"NVFP4", MP_SCHEME_NVFP4}, {"W4A16_NVFP4", MP_SCHEME_NVFP4}, {"MXFP4", MP_SCHEME_MXFP4},
-        {"MXFP8", MP_SCHEME_MXFP8}, {"FP8", MP_SCHEME_FP8_TENSOR},
-    };
+    size_t count;
+    const mp_convention *rows = mp_conventions(&count);
     mp_form_word word = mp_form_unknown("%s", algorithm);
 
-    for (size_t i = 0; i < sizeof known / sizeof known[0] && !word.known; i++) {
-        word.known = is(algorithm, known[i].algorithm);
-        word.scheme = word.known ? known[i].scheme : word.scheme;
-    }
+    for (size_t i = 0; i < count && !word.known; i++)
+        for (size_t a = 0; a < 2 && rows[i].algorithms[a] && !word.known; a++) {
+            word.known = is(algorithm, rows[i].algorithms[a]);
+            word.scheme = word.known ? rows[i].scheme : word.scheme;
+        }
     return word;
 }
-
-/* A rule for the weights of a compressed-tensors group: type, bits and strategy. */
-static const struct {
-    const char *type;
-    json_int_t bits;
-    const char *strategy;
-    json_int_t group_size; /* 0: none */
-    mp_scheme scheme;
-} compressed[] = {
-    {"float", 4, "tensor_group", 16, MP_SCHEME_NVFP4},
-    {"float", 4, "group", 32, MP_SCHEME_MXFP4},
-    {"float", 8, "group", 32, MP_SCHEME_MXFP8},
-    {"float", 8, "group", 128, MP_SCHEME_FP8_GROUP},
-    {"float", 8, "block", 0, MP_SCHEME_FP8_BLOCK},
-    {"float", 8, "channel", 0, MP_SCHEME_FP8_CHANNEL},
-    {"float", 8, "tensor", 0, MP_SCHEME_FP8_TENSOR},
-    {"int", 8, "channel", 0, MP_SCHEME_INT8_CHANNEL},
-    {"int", 4, "group", 32, MP_SCHEME_INT4_GROUP},
-};
 
 static mp_form_word form_of_group(const json_t *group)
 {
@@ -102,11 +80,16 @@ static mp_form_word form_of_group(const json_t *group)
     const char *strategy = mp_config_text(weights, "strategy");
     json_int_t bits = json_integer_value(json_object_get(weights, "num_bits"));
     json_int_t size = json_integer_value(json_object_get(weights, "group_size"));
+    size_t count;
+    const mp_convention *rows = mp_conventions(&count);
 
-    for (size_t i = 0; i < sizeof compressed / sizeof compressed[0]; i++)
-        if (is(type, compressed[i].type) && bits == compressed[i].bits &&
-            is(strategy, compressed[i].strategy) && size == compressed[i].group_size)
-            return mp_form_known(compressed[i].scheme);
+    for (size_t i = 0; i < count; i++) {
+        const mp_numbers numbers = mp_said_numbers(&rows[i]);
+
+        if (rows[i].method == MP_METHOD_COMPRESSED_TENSORS && is(type, numbers.type) &&
+            bits == numbers.bits && is(strategy, numbers.strategy) && size == numbers.group_size)
+            return mp_form_known(rows[i].scheme);
+    }
     return mp_form_unknown("%.16s of %lld bits by %.16s", type[0] ? type : "weights",
                            (long long)bits, strategy[0] ? strategy : "nothing");
 }

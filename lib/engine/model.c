@@ -21,6 +21,7 @@
 #include "base/json.h"
 #include "checkpoint/rules.h"
 #include "engine/format.h"
+#include "numeric/kernels.h"
 
 #define CONFIG_NAME  "config.json"
 #define HF_NAME      "hf_quant_config.json"
@@ -196,7 +197,8 @@ static int take_catalog(mp_backend_model *model, const mp_catalog *catalog, mp_e
         const mp_storage *shared = &catalog->layers[0].shared_storage;
 
         model->shared_fp8_blocks = shared->scheme == MP_SCHEME_FP8_BLOCK &&
-                                   shared->block_rows == 128 && shared->block_cols == 128;
+                                   shared->block_rows == MP_FP8_BLOCK &&
+                                   shared->block_cols == MP_FP8_BLOCK;
     }
     return 0;
 }
