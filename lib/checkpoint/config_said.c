@@ -125,9 +125,13 @@ static json_t *say_compressed(const mp_convention *c, const mp_said *said, json_
 static json_t *say_modelopt_numbers(const mp_convention *c)
 {
     const mp_numbers n = mp_said_numbers(c);
+    json_t *json =
+        json_pack("{s:b, s:i, s:s}", "dynamic", 0, "num_bits", (int)n.bits, "type", n.type);
+    bool ok = json != NULL;
 
-    return json_pack("{s:b, s:i, s:s, s:i}", "dynamic", 0, "num_bits", (int)n.bits, "type", n.type,
-                     "group_size", (int)n.group_size);
+    if (n.group_size > 0)
+        ok &= put(json, "group_size", json_integer(n.group_size));
+    return whole(json, ok);
 }
 
 static json_t *say_modelopt(const mp_convention *c, const mp_said *said, json_t *exceptions)
@@ -142,10 +146,16 @@ static json_t *say_modelopt(const mp_convention *c, const mp_said *said, json_t 
 json_t *mp_said_beside(const mp_convention *convention, const char *producer, const char *version,
                        json_t *exceptions)
 {
-    return json_pack("{s:{s:s, s:s}, s:{s:s, s:n, s:i, s:o}}", "producer", "name", producer,
-                     "version", version, "quantization", "quant_algo", convention->algorithms[0],
-                     "kv_cache_quant_algo", "group_size", (int)convention->block_cols,
-                     "exclude_modules", exceptions);
+    const mp_numbers n = mp_said_numbers(convention);
+    json_t *quantization =
+        json_pack("{s:s, s:n}", "quant_algo", convention->algorithms[0], "kv_cache_quant_algo");
+    bool ok = quantization != NULL;
+
+    if (n.group_size > 0)
+        ok &= put(quantization, "group_size", json_integer(n.group_size));
+    ok &= put(quantization, "exclude_modules", exceptions);
+    return json_pack("{s:{s:s, s:s}, s:o}", "producer", "name", producer, "version", version,
+                     "quantization", whole(quantization, ok));
 }
 
 /* ------------------------------------------------------------------------

@@ -9,7 +9,7 @@
 #define TILE_BYTES ((uint64_t)1 << 20)
 
 /* Bytes in the last dimension of packed blocks, [.., K / 32, 16]. */
-#define BLOCK_BYTES 16
+#define BLOCK_BYTES (MP_MX_BLOCK / 2)
 
 mp_synth_part mp_synth_item_part(const mp_synth_item *item, unsigned part)
 {

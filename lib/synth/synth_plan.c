@@ -55,7 +55,8 @@ static int copy_sources(mp_synth_plan *plan, mp_synth_item *item, mp_error *err)
 
     if (!sources[0]) {
         item->sources[0] =
-            join(plan, item->name, *mp_synth_item_part(item, 0).suffix ? ".weight" : "");
+            join(plan, item->name,
+                 *mp_synth_item_part(item, 0).suffix ? mp_suffixes[MP_SUFFIX_WEIGHT].text : "");
         return item->sources[0] ? 0 : mp_fail_memory(err);
     }
     for (unsigned i = 0; i < 2 && sources[i]; i++) {

@@ -98,6 +98,17 @@ assert_equal "$(cd "$ROOT" && own_includes cmd/*.[ch] | while read -r file heade
     esac
 done)" ''
 
+# The texts of the table of suffixes, quotes and all.
+suffixes()
+{
+    sed -nE 's/.*\[MP_SUFFIX_[A-Z0-9_]+\] = \{("[._][^"]+").*/\1/p' lib/checkpoint/conventions.c
+}
+
+it "keeps suffixes of tensors to the table of conventions"
+assert_equal "$(cd "$ROOT" && suffixes | grep -c '"\.weight_scale_inv"')" 1
+assert_equal "$(cd "$ROOT" && suffixes >"$OLDPWD/suffixes" &&
+    grep -HnF -f "$OLDPWD/suffixes" lib/*/*.c | grep -v '^lib/checkpoint/conventions\.c:')" ''
+
 it "keeps files below 800 lines"
 assert_equal "$(cd "$ROOT" && find cmd include lib tests -name '*.[ch]' -exec wc -l {} + |
     awk '$2 != "total" && $1 > 800')" ''
