@@ -122,7 +122,8 @@ static const mp_convention conventions[] = {
     {MP_SCHEME_MXFP4, MP_AS_MODELSLIM, BY(MP_MX_BLOCK),
      .parts = {CODES(WEIGHT, MP_U8), SCALES(WEIGHT_SCALE, MP_U8)}, .label = "W4A8_MXFP"},
     {MP_SCHEME_MXFP4, MP_AS_GPT_OSS, .fusion = MP_FUSION_ROWS_PAIRED, BY(MP_MX_BLOCK),
-     .parts = {{MP_SUFFIX_ALL_BLOCKS, MP_U8, MP_EXTENT_CODES_16}, SCALES(ALL_SCALES, MP_U8)}, .method = MP_METHOD_MXFP4},
+     .parts = {{MP_SUFFIX_ALL_BLOCKS, MP_U8, MP_EXTENT_CODES_16}, SCALES(ALL_SCALES, MP_U8)},
+     .method = MP_METHOD_MXFP4},
     {MP_SCHEME_MXFP4, MP_AS_TORCH, BY(MP_MX_BLOCK),
      .parts = {CODES(WEIGHT, MP_F4), SCALES(WEIGHT_SCALE, MP_F8_E8M0)}},
 
@@ -329,6 +330,21 @@ static mp_element packed(const mp_convention *c, mp_dtype dtype)
         return (mp_element){1, 1};
     default:
         return (mp_element){1, mp_dtype_bits(dtype) / mp_scheme_bits(c->scheme)};
+    }
+}
+
+uint32_t mp_extent_rank(mp_extent covers)
+{
+    switch (covers) {
+    case MP_EXTENT_CODES_16:
+        return 3;
+    case MP_EXTENT_SINGLE:
+    case MP_EXTENT_SHAPE:
+        return 1;
+    case MP_EXTENT_SCALAR:
+        return 0;
+    default:
+        return 2;
     }
 }
 

@@ -133,10 +133,11 @@ typedef enum mp_activations {
     MP_ACTIVATIONS_GROUP   /* a scale for each group of a token */
 } mp_activations;
 
+/* The first two members are the key of a row: of conventions that are written, of that one alone.
+ */
 typedef struct mp_convention {
     mp_scheme scheme;
     mp_style style;
-    bool written;      /* experts can be brought to it; others are only read */
     const char *block; /* usual for models whose MoE block is called so ("ffn"); null: for any */
     mp_fusion fusion;
     mp_int4_form int4;    /* of int4 alone */
@@ -145,14 +146,16 @@ typedef struct mp_convention {
     mp_dtype power_dtype; /* of scales that are powers of two by origin; MP_BOOL: as others */
     mp_convention_part parts[MP_CONVENTION_PARTS]; /* none: only config.json is read */
 
-    /* config.json */
+    /* config.json, and what stands beside it */
     mp_method method;
     uint32_t said_block;       /* weight_block_size where it is of other tensors; 0: as it is */
     const char *fmt;           /* of fp8 */
     const char *algorithms[2]; /* quant_algo of ModelOpt: the first is written */
     const char *format;        /* of compressed-tensors */
+    const char *label;         /* in ModelSlim's quant_model_description.json */
     mp_activations activations;
-    const char *label; /* in ModelSlim's quant_model_description.json */
+
+    bool written; /* experts can be brought to it; others are only read */
 } mp_convention;
 
 /* All rows; *count of them. Those of a scheme stand together, the usual ones first, and schemes
@@ -180,5 +183,8 @@ typedef struct mp_element {
 } mp_element;
 
 mp_element mp_convention_element(const mp_convention *convention, const mp_convention_part *part);
+
+/* Dimensions of a tensor of one matrix. */
+uint32_t mp_extent_rank(mp_extent covers);
 
 #endif

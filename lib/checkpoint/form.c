@@ -145,35 +145,23 @@ int mp_form_of_layer(const mp_catalog *catalog, const mp_moe_layer *layer, bool 
  * Of a convention
  */
 
-/* Dimensions of a tensor of a matrix [rows, cols]; returns how many. */
-static uint32_t part_shape(const mp_convention *c, const mp_convention_part *part, uint64_t rows,
-                           uint64_t cols, uint64_t shape[2])
-{
-    const mp_element element = mp_convention_element(c, part);
-
-    if (part->covers == MP_EXTENT_SHAPE) {
-        shape[0] = 2;
-        return 1;
-    }
-    shape[0] = mp_ceil_div(rows, element.rows);
-    shape[1] = mp_ceil_div(cols, element.cols);
-    return part->covers == MP_EXTENT_SCALAR ? 0 : part->covers == MP_EXTENT_SINGLE ? 1 : 2;
-}
-
 static int add_part(mp_form *form, const mp_convention *c, const mp_convention_part *part,
                     const mp_naming *naming, bool shared, mp_projection projection, uint64_t rows,
                     uint64_t cols, mp_error *err)
 {
     const mp_suffix_row *suffix = &mp_suffixes[part->suffix];
     const char *const *names = shared ? naming->shared_projection : naming->projection;
-    uint64_t shape[2];
-    uint32_t rank = part_shape(c, part, rows, cols, shape);
+    const mp_element element = mp_convention_element(c, part);
+    bool is_shape = part->covers == MP_EXTENT_SHAPE;
+    const uint64_t shape[] = {is_shape ? 2 : mp_ceil_div(rows, element.rows),
+                              mp_ceil_div(cols, element.cols)};
     char *name = mp_format("%s%s%s%s.%s%s", naming->block, naming->block[0] ? "." : "",
                            shared ? naming->shared : naming->experts, shared ? "" : ".{}",
                            names[projection], suffix->text);
 
     form->global_divides |= suffix->role == MP_ROLE_GLOBAL_SCALE && suffix->divides;
-    return add_tensor(form, name, projection, suffix->role, part->dtype, shape, rank, err);
+    return add_tensor(form, name, projection, suffix->role, part->dtype, shape,
+                      mp_extent_rank(part->covers), err);
 }
 
 /* Scales of activations are left out: they are there only where a source had them. */

@@ -333,22 +333,6 @@ const mp_convention *mp_synth_convention(const mp_synth_form *form)
     return form->dtype == MP_BOOL ? mp_convention_find(form->style, form->scheme) : NULL;
 }
 
-/* Dimensions of a tensor, but for that of all experts. */
-static uint32_t rank_of(mp_extent covers)
-{
-    switch (covers) {
-    case MP_EXTENT_CODES_16:
-        return 3;
-    case MP_EXTENT_SINGLE:
-    case MP_EXTENT_SHAPE:
-        return 1;
-    case MP_EXTENT_SCALAR:
-        return 0;
-    default:
-        return 2;
-    }
-}
-
 mp_synth_part mp_synth_form_part(const mp_synth_form *form, const mp_convention *convention,
                                  unsigned part)
 {
@@ -364,7 +348,7 @@ mp_synth_part mp_synth_form_part(const mp_synth_form *form, const mp_convention 
     return (mp_synth_part){
         .suffix = mp_suffixes[p->suffix].text,
         .dtype = form->powers && p->covers == MP_EXTENT_BLOCKS ? convention->power_dtype : p->dtype,
-        .rank = rank_of(p->covers),
+        .rank = mp_extent_rank(p->covers),
         .block_rows = element.rows,
         .block_cols = element.cols,
         .numbers = p->covers == MP_EXTENT_SHAPE ? 2 : 0,

@@ -500,6 +500,23 @@ Test(diff, weights_beside_scales)
     cr_assert(found.equal);
 }
 
+/* Under the names that they have in Mistral's own files. */
+Test(diff, weights_beside_scales_of_mistral)
+{
+    static const uint64_t square[] = {2, 2};
+    static const uint8_t codes[] = {0x38, 0x40, 0xb8, 0x00};
+    static const float scale = 0.5f, act = 3;
+    const written a[] = {{{"q.qscale_act", MP_F32, 0, NULL}, &act},
+                         {{"q.qscale_weight", MP_F32, 0, NULL}, &scale},
+                         {{"q.weight", MP_F8_E4M3, 2, square}, codes}};
+
+    write_dense(0.5f);
+    write_tensors("a/model.safetensors", a, 3);
+    compare(in_scratch("a"), in_scratch("b"));
+    cr_assert(found.equal, "scales of activations are no difference");
+    cr_assert_eq(found.num_pairs, 1);
+}
+
 /* Of single files nobody knows what belongs together. */
 Test(diff, files_are_compared_as_they_are)
 {
