@@ -135,10 +135,10 @@ static const char *foreign_form(const char *suffix)
     return NULL;
 }
 
-/* Takes what one of the suffixes first .. end-1 holds; false where it is none of them. */
-static bool take_suffix(const char *text, unsigned first, unsigned end, mp_expert_name *parts)
+/* Takes what one of the first `count` suffixes holds; false where it is none of them. */
+static bool take_suffix(const char *text, unsigned count, mp_expert_name *parts)
 {
-    for (unsigned i = first; i < end; i++) {
+    for (unsigned i = 0; i < count; i++) {
         const mp_suffix_row *suffix = &mp_suffixes[i];
 
         if (strcmp(suffix->text, text) != 0)
@@ -153,7 +153,7 @@ static bool take_suffix(const char *text, unsigned first, unsigned end, mp_exper
 /* What a suffix of a matrix's tensors holds; false for one that is not known. */
 static bool find_role(const char *suffix, mp_expert_name *parts)
 {
-    return take_suffix(suffix, 0, MP_SUFFIXES_OF_ONE, parts);
+    return take_suffix(suffix, MP_SUFFIXES_OF_ONE, parts);
 }
 
 /* "PROJECTION.SUFFIX" at the end of the name. */
@@ -191,7 +191,7 @@ static bool parse_any_matrix(const char *text, const char *const *const sets[], 
  * only fused ones have. */
 static bool find_fused_role(const char *suffix, mp_expert_name *parts)
 {
-    return take_suffix(suffix, 0, MP_SUFFIXES, parts);
+    return take_suffix(suffix, MP_SUFFIXES, parts);
 }
 
 /* Tensors of all experts of a layer: gate and up together ("joined") or each by itself. */

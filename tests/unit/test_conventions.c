@@ -438,3 +438,83 @@ Test(conventions, modelopt_says_it_beside)
 {
     for_each(check_beside);
 }
+
+/* What the tools write, to the byte and in their order; "ignore" and the like apart. */
+Test(conventions, words_of_what_is_written)
+{
+#define CT(format, weights, activations)                                                    \
+    "{\"quant_method\":\"compressed-tensors\",\"format\":\"" format                         \
+    "\",\"quantization_status\":\"compressed\",\"config_groups\":{\"group_0\":{\"format\":" \
+    "\"" format "\",\"targets\":[\"Linear\"],\"weights\":{" weights                         \
+    "},\"output_activations\":null,"                                                        \
+    "\"input_activations\":" activations                                                    \
+    "}},\"ignore\":[],\"kv_cache_scheme\":null,\"global_compression_ratio\":null}"
+#define NVFP4(dynamic)                                                                   \
+    "\"num_bits\":4,\"type\":\"float\",\"strategy\":\"tensor_group\",\"group_size\":16," \
+    "\"symmetric\":true,\"dynamic\":" dynamic ",\"scale_dtype\":\"torch.float8_e4m3fn\""
+#define FP8(scale_fmt)                                                                           \
+    "{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\"," scale_fmt "\"activation_scheme\":\"dynamic\"," \
+    "\"weight_block_size\":[128,128],\"modules_to_not_convert\":[]}"
+#define MO(activations)                                                                        \
+    "{\"quant_method\":\"modelopt\",\"quant_algo\":\"NVFP4\",\"config_groups\":{\"group_0\":{" \
+    "\"input_activations\":" activations ",\"weights\":{\"dynamic\":false,\"num_bits\":4,"     \
+    "\"type\":\"float\",\"group_size\":16},\"targets\":[\"Linear\"]}},\"ignore\":[]}"
+    static const struct {
+        mp_style style;
+        mp_scheme scheme;
+        mp_said said;
+        const char *text;
+    } cases[] = {
+        {MP_AS_DEEPSEEK_V4, MP_SCHEME_MXFP4, {0}, FP8("\"scale_fmt\":\"ue8m0\",")},
+        {MP_AS_DEEPSEEK_V4, MP_SCHEME_FP8_BLOCK, {0}, FP8("")},
+        {MP_AS_DEEPSEEK_V3, MP_SCHEME_FP8_BLOCK, {.ue8m0 = true}, FP8("\"scale_fmt\":\"ue8m0\",")},
+        {MP_AS_MODELOPT, MP_SCHEME_NVFP4, {0}, MO("null")},
+        {MP_AS_MODELOPT,
+         MP_SCHEME_NVFP4,
+         {.input_scales = true},
+         MO("{\"dynamic\":false,\"num_bits\":4,\"type\":\"float\",\"group_size\":16}")},
+        {MP_AS_COMPRESSED_TENSORS,
+         MP_SCHEME_MXFP4,
+         {.input_scales = true},
+         CT("mxfp4-pack-quantized",
+            "\"num_bits\":4,\"type\":\"float\",\"strategy\":\"group\",\"group_size\":32,"
+            "\"symmetric\":true,\"dynamic\":false,\"scale_dtype\":\"torch.uint8\"",
+            "null")},
+        {MP_AS_COMPRESSED_TENSORS,
+         MP_SCHEME_NVFP4,
+         {0},
+         CT("nvfp4-pack-quantized", NVFP4("false"), "null")},
+        {MP_AS_COMPRESSED_TENSORS,
+         MP_SCHEME_NVFP4,
+         {.input_scales = true},
+         CT("nvfp4-pack-quantized", NVFP4("false"), "{" NVFP4("\"local\"") "}")},
+        {MP_AS_COMPRESSED_TENSORS,
+         MP_SCHEME_INT8_CHANNEL,
+         {0},
+         CT("int-quantized",
+            "\"num_bits\":8,\"type\":\"int\",\"strategy\":\"channel\",\"symmetric\":true,"
+            "\"dynamic\":false",
+            "{\"num_bits\":8,\"type\":\"int\",\"strategy\":\"token\",\"symmetric\":true,"
+            "\"dynamic\":true}")},
+        {MP_AS_COMPRESSED_TENSORS,
+         MP_SCHEME_FP8_BLOCK,
+         {0},
+         CT("float-quantized",
+            "\"num_bits\":8,\"type\":\"float\",\"strategy\":\"block\","
+            "\"block_structure\":[128,128],\"symmetric\":true,\"dynamic\":false",
+            "{\"num_bits\":8,\"type\":\"float\",\"strategy\":\"group\",\"group_size\":128,"
+            "\"symmetric\":true,\"dynamic\":true}")},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        json_t *json;
+        char *text;
+
+        begin_row(mp_convention_find(cases[i].style, cases[i].scheme));
+        json = mp_said_config(row, &cases[i].said, json_array());
+        text = json_dumps(json, JSON_COMPACT);
+        cr_assert_str_eq(text, cases[i].text, "%s", label);
+        free(text);
+        json_decref(json);
+    }
+}
