@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Forms of experts: read off a checkpoint, or out of the table of styles. */
+/* Forms of experts: read off a checkpoint, or made by a row of the table of conventions. */
 #include "checkpoint/form.h"
 
 #include "base/error.h"

@@ -1,7 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Conventions of a weight matrix: recognized by types and shapes, then checked. The first with the
- * types of a matrix and the shape of its scale is taken; where no shape fits, the first with its
- * types that is not told by shape, for the message. */
+/*
+ * How a weight matrix is stored: recognized by types and shapes, then checked.
+ *
+ * The candidates are the rows of the table of conventions, in its order. The first with the types
+ * of a matrix and the shape of its scale is taken; where no shape fits, the first with its types
+ * that is not told by shape, so that the message says what a scale should be like. Types are taken
+ * wider than tools write them, and suffixes decide only where types and shapes cannot. Nothing here
+ * reads a tensor's data.
+ */
 #include "checkpoint/storage.h"
 
 #include "base/error.h"

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The forms of synthetic tensors: by which convention they are stored (checkpoint/conventions.h), and
- * how a tile of rows is filled. A form is one line of the table at the end.
+/* The forms of synthetic tensors: by which convention they are stored, a row of
+ * checkpoint/conventions.c, and how a tile of rows is filled. A form is one line of the table at
+ * the end.
  *
  * Weights are made up as floats (synth_values.h) and encoded by the library's own kernels, so that
  * a synthetic checkpoint has zeros of both signs, ragged blocks and scales as quantizers write
