@@ -77,8 +77,9 @@ typedef struct mp_plan {
     mp_placement placement; /* rows for the packed layers only, or one row */
     mp_plan_layer *layers;
     size_t num_layers;
-    mp_work work;        /* a unit is an expert's side in a layer: layer, then id, then side */
-    uint32_t *output_of; /* [layer][rank][tensor] into work.outputs; UINT32_MAX: not written */
+    mp_work work;          /* a unit is an expert's side in a layer: layer, then id, then side */
+    uint32_t layer_stages; /* of work: 1, or one a side */
+    uint32_t *output_of;   /* [layer][rank][tensor] into work.outputs; UINT32_MAX: not written */
     mp_problems warnings;
 } mp_plan;
 

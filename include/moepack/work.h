@@ -26,6 +26,7 @@ typedef struct mp_out_tensor {
     uint32_t file;   /* index into work.files */
     uint64_t offset; /* in that file */
     uint64_t bytes;
+    bool codes; /* of 4 bits, which rarely shrink */
 } mp_out_tensor;
 
 /* A file of the output. */

@@ -20,6 +20,7 @@
 #include <string.h>
 #include <zstd.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/zstd_stream.h"
@@ -115,6 +116,34 @@ static int walk_frames(mp_zstd_file *file, mp_error *err)
     return sized ? 0 : count_content(file, err);
 }
 
+int mp_frames_find_first(mp_frames *frames, int fd, const char *name, uint64_t size,
+                         uint64_t content, mp_error *err)
+{
+    const mp_zstd_file file = {.fd = fd, .name = name, .stored = size};
+    unsigned char sum[CHECKSUM_BYTES];
+    mp_frame_head head;
+    uint64_t end = 0;
+
+    *frames = (mp_frames){0};
+    for (mp_frame last = {0}; last.content < content; last = mp_frames_end(frames)) {
+        int rc = mp_frame_head_read(&head, fd, name, last.at, size, err);
+
+        if (rc == 0)
+            rc = walk_frame(&file, &head, last.at, &end, err);
+        if (rc == 0 && (!head.sized || !head.checksum || head.content > content - last.content))
+            rc = mp_fail(err, MP_ERR_INPUT, "not one of those that make %llu bytes",
+                         (unsigned long long)content);
+        if (rc == 0)
+            rc = mp_pread_all(fd, sum, sizeof sum, end - sizeof sum, name, err);
+        if (rc == 0)
+            rc = mp_frames_add(frames, end - last.at, head.content,
+                               (uint32_t)mp_get_le(sum, sizeof sum), err);
+        if (rc != 0)
+            return mp_error_prefix(err, "frame at byte %llu", (unsigned long long)last.at);
+    }
+    return 0;
+}
+
 int mp_zstd_file_open(mp_zstd_file *file, int fd, const char *name, mp_error *err)
 {
     bool found;
@@ -132,7 +161,7 @@ int mp_zstd_file_open(mp_zstd_file *file, int fd, const char *name, mp_error *er
     file->seekable = true;
     for (size_t i = 0; i < frames->count; i++)
         file->seekable &= frames->list[i + 1].content - frames->list[i].content <= MP_FRAME_MAX;
-    file->content = frames->count > 0 ? frames->list[frames->count].content : 0;
+    file->content = mp_frames_end(frames).content;
     return 0;
 }
 

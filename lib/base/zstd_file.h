@@ -28,6 +28,12 @@ typedef struct mp_zstd_file {
 int mp_zstd_file_open(mp_zstd_file *file, int fd, const char *name, mp_error *err);
 void mp_zstd_file_release(mp_zstd_file *file);
 
+/* Finds the first frames of a file of `size` bytes, which together hold `content` bytes, with their
+ * checksums; what stands behind them is not looked at. MP_ERR_INPUT where no frame ends there, or
+ * one has no checksum. Release frames in any case. */
+int mp_frames_find_first(mp_frames *frames, int fd, const char *name, uint64_t size,
+                         uint64_t content, mp_error *err);
+
 /* That the head of every frame says of its content what the seek table does. */
 int mp_zstd_file_check(const mp_zstd_file *file, mp_error *err);
 

@@ -22,11 +22,11 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/ordered.h"
 
-#define MAGIC           0xFD2FB528u
 #define MAGIC_SKIPPABLE 0x184D2A50u /* and the 15 behind it */
 #define MAGIC_TABLE     0x184D2A5Eu
 #define MAGIC_SEEKABLE  0x8F92EAB1u
@@ -36,27 +36,10 @@
 #define FLAG_CHECKSUMS 0x80u
 #define FLAGS_RESERVED 0x7Cu
 
-#define BLOCK_HEAD     3
 #define CHECKSUM_BYTES 4
-#define RAW_HEAD       9 /* magic, descriptor, content size in 4 bytes */
 
 /* What a frame may take beyond twice its content: heads of many small blocks. */
 #define STORED_SLACK ((uint64_t)64 << 10)
-
-static uint64_t get_le(const unsigned char *bytes, unsigned n)
-{
-    uint64_t value = 0;
-
-    while (n-- > 0)
-        value = value << 8 | bytes[n];
-    return value;
-}
-
-static void put_le(unsigned char *bytes, uint64_t value, unsigned n)
-{
-    for (unsigned i = 0; i < n; i++)
-        bytes[i] = (unsigned char)(value >> (8 * i));
-}
 
 /* ------------------------------------------------------------------------
  * Lists of frames
@@ -104,6 +87,11 @@ int mp_frames_add(mp_frames *frames, uint64_t stored, uint64_t content, uint32_t
     return 0;
 }
 
+mp_frame mp_frames_end(const mp_frames *frames)
+{
+    return frames->count > 0 ? frames->list[frames->count] : (mp_frame){0};
+}
+
 size_t mp_frames_find(const mp_frames *frames, uint64_t content)
 {
     return mp_last_begun(&frames->list[0].content, sizeof *frames->list, frames->count, content);
@@ -122,7 +110,7 @@ static int parse_entries(mp_frames *frames, const unsigned char *entries, size_t
         return MP_ERR_IO;
     for (size_t i = 0; i < count; i++) {
         const unsigned char *entry = entries + i * width;
-        uint64_t stored = get_le(entry, 4), content = get_le(entry + 4, 4);
+        uint64_t stored = mp_get_le(entry, 4), content = mp_get_le(entry + 4, 4);
 
         if (stored == 0 || content == 0)
             return mp_fail(err, MP_ERR_INPUT, "seek table: frame %zu takes %llu bytes for %llu", i,
@@ -134,7 +122,7 @@ static int parse_entries(mp_frames *frames, const unsigned char *entries, size_t
                            "seek table: frame %zu takes %llu bytes for %llu of content", i,
                            (unsigned long long)stored, (unsigned long long)content);
         int rc = mp_frames_add(frames, stored, content,
-                               frames->checksums ? (uint32_t)get_le(entry + 8, 4) : 0, err);
+                               frames->checksums ? (uint32_t)mp_get_le(entry + 8, 4) : 0, err);
         if (rc != 0)
             return rc;
     }
@@ -146,9 +134,9 @@ static int parse_entries(mp_frames *frames, const unsigned char *entries, size_t
 static int check_table(const mp_frames *frames, const unsigned char *head, uint64_t table,
                        uint64_t size, mp_error *err)
 {
-    uint64_t end = frames->count > 0 ? frames->list[frames->count].at : 0;
+    uint64_t end = mp_frames_end(frames).at;
 
-    if (get_le(head, 4) != MAGIC_TABLE || get_le(head + 4, 4) != table - SKIPPABLE_HEAD)
+    if (mp_get_le(head, 4) != MAGIC_TABLE || mp_get_le(head + 4, 4) != table - SKIPPABLE_HEAD)
         return mp_fail(err, MP_ERR_INPUT,
                        "seek table: no skippable frame of %llu bytes begins at byte %llu",
                        (unsigned long long)table, (unsigned long long)(size - table));
@@ -169,7 +157,7 @@ int mp_frames_read_table(mp_frames *frames, int fd, const char *path, uint64_t s
     *found = false;
     if (size >= SKIPPABLE_HEAD + TABLE_FOOT)
         rc = mp_pread_all(fd, foot, sizeof foot, size - sizeof foot, path, err);
-    if (rc != 0 || size < SKIPPABLE_HEAD + TABLE_FOOT || get_le(foot + 5, 4) != MAGIC_SEEKABLE)
+    if (rc != 0 || size < SKIPPABLE_HEAD + TABLE_FOOT || mp_get_le(foot + 5, 4) != MAGIC_SEEKABLE)
         return rc;
     *found = true;
 
@@ -177,7 +165,7 @@ int mp_frames_read_table(mp_frames *frames, int fd, const char *path, uint64_t s
         return mp_fail(err, MP_ERR_INPUT, "seek table: reserved bits of its descriptor 0x%02x set",
                        foot[4]);
     frames->checksums = (foot[4] & FLAG_CHECKSUMS) != 0;
-    size_t count = (size_t)get_le(foot, 4);
+    size_t count = (size_t)mp_get_le(foot, 4);
     uint64_t table = SKIPPABLE_HEAD + (uint64_t)count * (frames->checksums ? 12 : 8) + TABLE_FOOT;
     if (count > MP_FRAMES_MAX)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "seek table: %zu frames, more than %zu", count,
@@ -206,19 +194,19 @@ int mp_frames_table(const mp_frames *frames, unsigned char **table, size_t *byte
         return mp_fail_memory(err);
 
     unsigned char *to = *table;
-    put_le(to, MAGIC_TABLE, 4);
-    put_le(to + 4, *bytes - SKIPPABLE_HEAD, 4);
+    mp_put_le(to, MAGIC_TABLE, 4);
+    mp_put_le(to + 4, *bytes - SKIPPABLE_HEAD, 4);
     to += SKIPPABLE_HEAD;
     for (size_t i = 0; i < frames->count; i++, to += 12) {
         const mp_frame *frame = &frames->list[i];
 
-        put_le(to, frame[1].at - frame->at, 4);
-        put_le(to + 4, frame[1].content - frame->content, 4);
-        put_le(to + 8, frame->checksum, 4);
+        mp_put_le(to, frame[1].at - frame->at, 4);
+        mp_put_le(to + 4, frame[1].content - frame->content, 4);
+        mp_put_le(to + 8, frame->checksum, 4);
     }
-    put_le(to, frames->count, 4);
+    mp_put_le(to, frames->count, 4);
     to[4] = FLAG_CHECKSUMS;
-    put_le(to + 5, MAGIC_SEEKABLE, 4);
+    mp_put_le(to + 5, MAGIC_SEEKABLE, 4);
     return 0;
 }
 
@@ -241,11 +229,12 @@ int mp_frame_head_parse(mp_frame_head *head, const unsigned char *bytes, uint64_
     *head = (mp_frame_head){0};
     if (n < SKIPPABLE_HEAD)
         return mp_fail(err, MP_ERR_INPUT, "cut off after %llu bytes", (unsigned long long)n);
-    if ((get_le(bytes, 4) & ~UINT64_C(15)) == MAGIC_SKIPPABLE) {
-        *head = (mp_frame_head){SKIPPABLE_HEAD, .skippable = true, .content = get_le(bytes + 4, 4)};
+    if ((mp_get_le(bytes, 4) & ~UINT64_C(15)) == MAGIC_SKIPPABLE) {
+        *head =
+            (mp_frame_head){SKIPPABLE_HEAD, .skippable = true, .content = mp_get_le(bytes + 4, 4)};
         return 0;
     }
-    if (get_le(bytes, 4) != MAGIC)
+    if (mp_get_le(bytes, 4) != MP_FRAME_MAGIC)
         return mp_fail(err, MP_ERR_INPUT, "no zstd frame: it begins with %02x %02x %02x %02x",
                        bytes[0], bytes[1], bytes[2], bytes[3]);
 
@@ -262,9 +251,9 @@ int mp_frame_head_parse(mp_frame_head *head, const unsigned char *bytes, uint64_
         .bytes = 5 + !whole + id + width, .sized = width > 0, .checksum = (descriptor & 4) != 0};
     if (n < head->bytes)
         return mp_fail(err, MP_ERR_INPUT, "cut off after %llu bytes", (unsigned long long)n);
-    head->dictionary = (uint32_t)get_le(bytes + 5 + !whole, id);
+    head->dictionary = (uint32_t)mp_get_le(bytes + 5 + !whole, id);
     /* The two-byte form starts at 256, since smaller sizes fit one byte. */
-    head->content = get_le(bytes + 5 + !whole + id, width) + (width == 2 ? 256 : 0);
+    head->content = mp_get_le(bytes + 5 + !whole + id, width) + (width == 2 ? 256 : 0);
     head->window = whole ? head->content : window_of(bytes[5]);
     if (head->dictionary != 0)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "needs dictionary %u: compress without one",
@@ -316,7 +305,7 @@ static int decode(const mp_frame *frame, bool checksums, const unsigned char *st
                        got, n);
     /* ZSTD_decompress has already checked the frame's own checksum against the content. */
     uint32_t sum = !checksums      ? 0
-                   : head.checksum ? (uint32_t)get_le(stored + bytes - CHECKSUM_BYTES, 4)
+                   : head.checksum ? (uint32_t)mp_get_le(stored + bytes - CHECKSUM_BYTES, 4)
                                    : (uint32_t)XXH64(content, n, 0);
     if (checksums && sum != frame->checksum)
         return mp_fail(err, MP_ERR_INPUT, "checksum %08x, the seek table says %08x", sum,
@@ -362,50 +351,6 @@ int mp_frame_compress(const void *content, size_t n, int level, void *out, size_
     ZSTD_freeCCtx(context);
     if (ZSTD_isError(*stored))
         return mp_fail(err, MP_ERR_IO, "cannot compress: %s", ZSTD_getErrorName(*stored));
-    *checksum = (uint32_t)get_le((unsigned char *)out + *stored - CHECKSUM_BYTES, 4);
+    *checksum = (uint32_t)mp_get_le((unsigned char *)out + *stored - CHECKSUM_BYTES, 4);
     return 0;
-}
-
-/* Blocks of 128 KiB, the most the format allows, each with a head of 3 bytes. */
-void *mp_frame_block(void *frame, size_t i)
-{
-    return (unsigned char *)frame + RAW_HEAD + i * (BLOCK_HEAD + MP_FRAME_BLOCK) + BLOCK_HEAD;
-}
-
-/* RFC 8878, 3.1.1: single segment, content size in 4 bytes, checksum; blocks of type raw. */
-int mp_frame_seal(void *frame, size_t n, size_t *stored, uint32_t *checksum, mp_error *err)
-{
-    XXH64_state_t *state = XXH64_createState();
-    unsigned char *head = frame, *block;
-    size_t left = n, part = 0;
-
-    if (!state)
-        return mp_fail_memory(err);
-    XXH64_reset(state, 0);
-    put_le(head, MAGIC, 4);
-    head[4] = 2u << 6 | 1u << 5 | 1u << 2;
-    put_le(head + 5, n, 4);
-    for (size_t i = 0; i == 0 || left > 0; i++, left -= part) {
-        block = mp_frame_block(frame, i);
-        part = left < MP_FRAME_BLOCK ? left : MP_FRAME_BLOCK;
-        put_le(block - BLOCK_HEAD, (uint64_t)part << 3 | (left == part), BLOCK_HEAD);
-        XXH64_update(state, block, part);
-        head = block + part;
-    }
-    *checksum = (uint32_t)XXH64_digest(state);
-    XXH64_freeState(state);
-    put_le(head, *checksum, CHECKSUM_BYTES);
-    *stored = (size_t)(head + CHECKSUM_BYTES - (unsigned char *)frame);
-    return 0;
-}
-
-int mp_frame_store(const void *content, size_t n, void *out, size_t *stored, uint32_t *checksum,
-                   mp_error *err)
-{
-    const unsigned char *from = content;
-
-    for (size_t at = 0, i = 0; at < n; at += MP_FRAME_BLOCK, i++)
-        memcpy(mp_frame_block(out, i), from + at,
-               n - at < MP_FRAME_BLOCK ? n - at : MP_FRAME_BLOCK);
-    return mp_frame_seal(out, n, stored, checksum, err);
 }

@@ -13,6 +13,8 @@
 
 #include <moepack/base.h>
 
+#define MP_FRAME_MAGIC 0xFD2FB528u
+
 /* Content of one frame that is decoded by itself, at most; and of those that are written, where
  * a reader wants a few rows and level 1 looks back half a MiB. */
 #define MP_FRAME_MAX   ((uint64_t)16 << 20)
@@ -44,6 +46,9 @@ void mp_frames_release(mp_frames *frames);
 /* Adds a frame behind the last. MP_ERR_UNSUPPORTED beyond MP_FRAMES_MAX. */
 int mp_frames_add(mp_frames *frames, uint64_t stored, uint64_t content, uint32_t checksum,
                   mp_error *err);
+
+/* Where a frame behind the last would begin. */
+mp_frame mp_frames_end(const mp_frames *frames);
 
 /* The frame that holds a byte of the content, which is below that of the whole. */
 size_t mp_frames_find(const mp_frames *frames, uint64_t content);
@@ -91,15 +96,5 @@ size_t mp_frame_room(size_t n);
  * out: mp_frame_room(n) bytes. *checksum: for the list. */
 int mp_frame_compress(const void *content, size_t n, int level, void *out, size_t *stored,
                       uint32_t *checksum, mp_error *err);
-
-/* The same without compressing: a head, raw blocks, the checksum. */
-int mp_frame_store(const void *content, size_t n, void *out, size_t *stored, uint32_t *checksum,
-                   mp_error *err);
-
-/* The same of content that is put where it will stand: block i of MP_FRAME_BLOCK bytes, the last
- * of fewer, at mp_frame_block(frame, i), and then all that stands between them. */
-#define MP_FRAME_BLOCK ((size_t)128 << 10)
-void *mp_frame_block(void *frame, size_t i);
-int mp_frame_seal(void *frame, size_t n, size_t *stored, uint32_t *checksum, mp_error *err);
 
 #endif

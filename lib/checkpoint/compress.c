@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A safetensors file into frames and back.
+/* Safetensors files into frames and back.
  *
  *     plain        header | tensor 0              | tensor 1 ...
  *     frames       [    ] | [ 2 MiB ][ 2 MiB ][ ] | [  ] ...
  *
  * Samples decide beforehand which tensors are stored uncompressed. Then content goes through in
  * batches: all threads compress pieces of one batch while writing those of the previous one, whose
- * places in the file are known by then. Content to be stored is read directly into its frame.
+ * places in their files are known by then. Content to be stored is read directly into its frame.
  *
  * A piece's place depends on how small everything before it became, so it cannot be written right
  * away. Two batches take turns, and between them places are assigned in the order of the file. So
@@ -22,6 +22,7 @@
 #include "base/file.h"
 #include "base/parallel.h"
 #include "base/zstd_file.h"
+#include "base/zstd_raw.h"
 #include "checkpoint/shard.h"
 
 #define LEVEL_OF_AUTO 1
@@ -35,14 +36,8 @@
 #define SAMPLE_PART  ((size_t)32 << 10)
 #define SAMPLE_BYTES (SAMPLE_PARTS * SAMPLE_PART)
 
-/* A stretch of the file between whose ends frames are cut: the header, or a tensor. */
-typedef struct stretch {
-    uint64_t begin, end;
-    bool stored;
-} stretch;
-
 typedef struct piece {
-    const stretch *of;
+    const mp_stretch *of;
     uint64_t begin; /* in the plain file */
     size_t bytes;
     unsigned char *content, *frame; /* in the batch's buffers */
@@ -58,91 +53,16 @@ typedef struct batch {
 } batch;
 
 typedef struct compression {
-    const mp_checkpoint *ckpt; /* of one shard */
-    bool in_order;             /* which can be read in no other */
+    const mp_stretches *stretches;
     const mp_context *context;
-    int level;
-    int fd;
-    const char *path;
-
-    stretch *stretches;
-    size_t num_stretches;
     batch batches[2];
     batch *now, *before; /* that is compressed, and that is written */
     uint64_t room;       /* of content in a batch */
-    mp_frames frames;
 } compression;
 
 static uint64_t least(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
-}
-
-static int read_plain(const compression *c, uint64_t begin, uint64_t n, void *buffer, mp_error *err)
-{
-    return mp_shard_read(&c->ckpt->shards[0], c->ckpt->cache, begin, n, buffer, err);
-}
-
-/* ------------------------------------------------------------------------
- * What there is to compress
- */
-
-static int stretch_order(const void *a, const void *b)
-{
-    uint64_t x = ((const stretch *)a)->begin, y = ((const stretch *)b)->begin;
-
-    return (x > y) - (x < y);
-}
-
-/* The header, and tensors that hold anything. */
-static int list_stretches(compression *c, mp_error *err)
-{
-    const mp_checkpoint *ckpt = c->ckpt;
-
-    c->stretches = mp_alloc(ckpt->num_tensors + 1, sizeof *c->stretches);
-    if (!c->stretches)
-        return mp_fail_memory(err);
-    c->stretches[c->num_stretches++] = (stretch){0, ckpt->shards[0].header_bytes, false};
-    for (size_t i = 0; i < ckpt->num_tensors; i++) {
-        const mp_tensor *t = &ckpt->tensors[i];
-
-        if (t->bytes > 0)
-            c->stretches[c->num_stretches++] = (stretch){t->offset, t->offset + t->bytes, false};
-    }
-    qsort(c->stretches, c->num_stretches, sizeof *c->stretches, stretch_order);
-    return 0;
-}
-
-static int init(compression *c, mp_error *err)
-{
-    const mp_shard *shard = &c->ckpt->shards[0];
-    int rc = list_stretches(c, err);
-
-    if (rc != 0)
-        return rc;
-    c->in_order = mp_checkpoint_read_in_order(c->ckpt);
-    c->room = least((uint64_t)mp_threads(c->context) * BATCH_BYTES, shard->size);
-    for (int i = 0; i < 2; i++) {
-        batch *b = &c->batches[i];
-
-        b->contents = mp_alloc(c->room, 1);
-        b->frames = mp_alloc(mp_frame_room(c->room) + BATCH_PIECES * mp_frame_room(0), 1);
-        b->pieces = mp_alloc(BATCH_PIECES, sizeof *b->pieces);
-        if (!b->contents || !b->frames || !b->pieces)
-            return mp_fail_memory(err);
-    }
-    return 0;
-}
-
-static void release(compression *c)
-{
-    mp_frames_release(&c->frames);
-    free(c->stretches);
-    for (int i = 0; i < 2; i++) {
-        free(c->batches[i].contents);
-        free(c->batches[i].frames);
-        free(c->batches[i].pieces);
-    }
 }
 
 /* ------------------------------------------------------------------------
@@ -159,19 +79,19 @@ static bool is_worth_it(uint64_t plain, uint64_t compressed)
  * own stretch. */
 static int look_at(void *user, uint64_t index, void *scratch, mp_error *err)
 {
-    compression *c = user;
-    stretch *of = &c->stretches[index];
+    const mp_stretches *all = user;
+    mp_stretch *of = &all->list[index];
     unsigned char *sample = scratch;
     uint64_t span = least(of->end - of->begin, TRIAL_BYTES) - SAMPLE_PART;
     uint32_t checksum;
     size_t stored;
     int rc = 0;
 
-    if (index == 0 || of->end - of->begin <= MP_FRAME_BYTES)
+    if (of->begin == 0 || of->end - of->begin <= MP_FRAME_BYTES)
         return 0;
     for (unsigned i = 0; rc == 0 && i < SAMPLE_PARTS; i++)
-        rc = read_plain(c, of->begin + span / (SAMPLE_PARTS - 1) * i, SAMPLE_PART,
-                        sample + i * SAMPLE_PART, err);
+        rc = all->read(of, of->begin + span / (SAMPLE_PARTS - 1) * i, SAMPLE_PART,
+                       sample + i * SAMPLE_PART, err);
     if (rc == 0)
         rc = mp_frame_compress(sample, SAMPLE_BYTES, LEVEL_OF_AUTO, sample + SAMPLE_BYTES, &stored,
                                &checksum, err);
@@ -180,14 +100,16 @@ static int look_at(void *user, uint64_t index, void *scratch, mp_error *err)
     return rc;
 }
 
-static int look_at_all(compression *c, mp_error *err)
+int mp_stretches_look(const mp_stretches *stretches, const mp_context *context, mp_error *err)
 {
-    const mp_context alone = mp_alone(c->context);
+    const mp_context alone = mp_alone(context);
 
-    if (c->level != MP_ZSTD_AUTO)
+    for (size_t i = 0; i < stretches->count; i++)
+        stretches->list[i].stored = false;
+    if (stretches->level != MP_ZSTD_AUTO)
         return 0;
-    return mp_parallel(c->in_order ? &alone : c->context, c->num_stretches,
-                       SAMPLE_BYTES + mp_frame_room(SAMPLE_BYTES), look_at, c, err);
+    return mp_parallel(stretches->in_order ? &alone : context, stretches->count,
+                       SAMPLE_BYTES + mp_frame_room(SAMPLE_BYTES), look_at, (void *)stretches, err);
 }
 
 /* ------------------------------------------------------------------------
@@ -198,11 +120,12 @@ static int look_at_all(compression *c, mp_error *err)
  * pieces, since tensors of a few bytes are pieces too. */
 static void make_batch(const compression *c, batch *b, size_t *s, uint64_t *at)
 {
+    const mp_stretches *all = c->stretches;
     unsigned char *content = b->contents, *frame = b->frames;
     uint64_t left = c->room;
 
-    for (b->count = 0; *s < c->num_stretches && b->count < BATCH_PIECES; b->count++) {
-        const stretch *of = &c->stretches[*s];
+    for (b->count = 0; *s < all->count && b->count < BATCH_PIECES; b->count++) {
+        const mp_stretch *of = &all->list[*s];
         size_t n = (size_t)least(of->end - *at, MP_FRAME_BYTES);
 
         if (left < n)
@@ -212,20 +135,21 @@ static void make_batch(const compression *c, batch *b, size_t *s, uint64_t *at)
         frame += mp_frame_room(n);
         left -= n;
         *at += n;
-        if (*at == of->end && ++*s < c->num_stretches)
-            *at = c->stretches[*s].begin;
+        if (*at == of->end && ++*s < all->count)
+            *at = all->list[*s].begin;
     }
 }
 
 static int read_piece(const compression *c, const piece *p, mp_error *err)
 {
+    const mp_stretches *all = c->stretches;
     int rc = 0;
 
     if (!p->of->stored)
-        return read_plain(c, p->begin, p->bytes, p->content, err);
+        return all->read(p->of, p->begin, p->bytes, p->content, err);
     for (size_t done = 0, i = 0; rc == 0 && done < p->bytes; done += MP_FRAME_BLOCK, i++)
-        rc = read_plain(c, p->begin + done, least(p->bytes - done, MP_FRAME_BLOCK),
-                        mp_frame_block(p->frame, i), err);
+        rc = all->read(p->of, p->begin + done, least(p->bytes - done, MP_FRAME_BLOCK),
+                       mp_frame_block(p->frame, i), err);
     return rc;
 }
 
@@ -233,8 +157,9 @@ static int compress_piece(const compression *c, piece *p, mp_error *err)
 {
     /* A tensor that is a single piece, and not the header. */
     bool whole = p->begin == p->of->begin && p->begin + p->bytes == p->of->end && p->begin > 0;
-    int level = c->level == MP_ZSTD_AUTO ? LEVEL_OF_AUTO : c->level;
-    int rc = c->in_order ? 0 : read_piece(c, p, err);
+    bool is_auto = c->stretches->level == MP_ZSTD_AUTO;
+    int level = is_auto ? LEVEL_OF_AUTO : c->stretches->level;
+    int rc = c->stretches->in_order ? 0 : read_piece(c, p, err);
 
     if (rc != 0)
         return rc;
@@ -242,7 +167,7 @@ static int compress_piece(const compression *c, piece *p, mp_error *err)
         return mp_frame_seal(p->frame, p->bytes, &p->frame_bytes, &p->checksum, err);
     rc = mp_frame_compress(p->content, p->bytes, level, p->frame, &p->frame_bytes, &p->checksum,
                            err);
-    if (rc == 0 && c->level == MP_ZSTD_AUTO && whole && !is_worth_it(p->bytes, p->frame_bytes))
+    if (rc == 0 && is_auto && whole && !is_worth_it(p->bytes, p->frame_bytes))
         rc = mp_frame_store(p->content, p->bytes, p->frame, &p->frame_bytes, &p->checksum, err);
     return rc;
 }
@@ -259,26 +184,72 @@ static int work_on(void *user, uint64_t index, void *scratch, mp_error *err)
     /* One of the batches may have fewer pieces, or at the end none. */
     if (index / 2 >= b->count)
         return 0;
-    return writes ? mp_pwrite_all(c->fd, p->frame, p->frame_bytes, p->at, c->path, err)
-                  : compress_piece(c, p, err);
+    return writes
+               ? mp_pwrite_all(p->of->to->fd, p->frame, p->frame_bytes, p->at, p->of->to->path, err)
+               : compress_piece(c, p, err);
 }
 
 static int run_batch(compression *c, mp_error *err)
 {
     const batch *now = c->now;
-    mp_frames *frames = &c->frames;
     size_t pairs = now->count > c->before->count ? now->count : c->before->count;
     int rc = 0;
 
-    for (size_t i = 0; c->in_order && rc == 0 && i < now->count; i++)
+    for (size_t i = 0; c->stretches->in_order && rc == 0 && i < now->count; i++)
         rc = read_piece(c, &now->pieces[i], err);
     if (rc == 0)
         rc = mp_parallel(c->context, 2 * pairs, 0, work_on, c, err);
     for (size_t i = 0; rc == 0 && i < now->count; i++) {
         piece *p = &now->pieces[i];
+        mp_frames *frames = &p->of->to->frames;
 
-        p->at = frames->count > 0 ? frames->list[frames->count].at : 0;
+        p->at = mp_frames_end(frames).at;
         rc = mp_frames_add(frames, p->frame_bytes, p->bytes, p->checksum, err);
+    }
+    return rc;
+}
+
+static int make_batches(compression *c, mp_error *err)
+{
+    uint64_t all = 0;
+
+    for (size_t i = 0; i < c->stretches->count; i++)
+        all += c->stretches->list[i].end - c->stretches->list[i].begin;
+    c->room = least((uint64_t)mp_threads(c->context) * BATCH_BYTES, all);
+    for (int i = 0; i < 2; i++) {
+        batch *b = &c->batches[i];
+
+        b->contents = mp_alloc(c->room, 1);
+        b->frames = mp_alloc(mp_frame_room(c->room) + BATCH_PIECES * mp_frame_room(0), 1);
+        b->pieces = mp_alloc(BATCH_PIECES, sizeof *b->pieces);
+        if (!b->contents || !b->frames || !b->pieces)
+            return mp_fail_memory(err);
+    }
+    return 0;
+}
+
+int mp_stretches_compress(const mp_stretches *stretches, const mp_context *context, mp_error *err)
+{
+    compression c = {.stretches = stretches, .context = context};
+    size_t s = 0;
+    uint64_t at = stretches->count > 0 ? stretches->list[0].begin : 0;
+    int rc = make_batches(&c, err);
+
+    c.now = &c.batches[0];
+    c.before = &c.batches[1];
+    /* Takes one more round than there are batches: the last only writes. */
+    while (rc == 0 && (s < stretches->count || c.now->count > 0)) {
+        batch *next = c.before;
+
+        c.before = c.now;
+        c.now = next;
+        make_batch(&c, next, &s, &at);
+        rc = run_batch(&c, err);
+    }
+    for (int i = 0; i < 2; i++) {
+        free(c.batches[i].contents);
+        free(c.batches[i].frames);
+        free(c.batches[i].pieces);
     }
     return rc;
 }
@@ -287,28 +258,17 @@ static int run_batch(compression *c, mp_error *err)
  * Whole files
  */
 
-static int write_frames(compression *c, mp_error *err)
+int mp_compressed_end(mp_compressed *file, mp_error *err)
 {
-    unsigned char *table = NULL;
-    size_t s = 0, bytes;
-    uint64_t at = 0;
-    int rc = look_at_all(c, err);
+    uint64_t end = mp_frames_end(&file->frames).at;
+    unsigned char *table;
+    size_t bytes;
+    int rc = mp_frames_table(&file->frames, &table, &bytes, err);
 
-    c->now = &c->batches[0];
-    c->before = &c->batches[1];
-    /* Takes one more round than there are batches: the last only writes. */
-    while (rc == 0 && (s < c->num_stretches || c->now->count > 0)) {
-        batch *next = c->before;
-
-        c->before = c->now;
-        c->now = next;
-        make_batch(c, next, &s, &at);
-        rc = run_batch(c, err);
-    }
     if (rc == 0)
-        rc = mp_frames_table(&c->frames, &table, &bytes, err);
+        rc = mp_pwrite_all(file->fd, table, bytes, end, file->path, err);
     if (rc == 0)
-        rc = mp_pwrite_all(c->fd, table, bytes, c->frames.list[c->frames.count].at, c->path, err);
+        rc = mp_file_resize(file->fd, file->path, end + bytes, err);
     free(table);
     return rc;
 }
@@ -332,26 +292,79 @@ static int write_file(const char *to, int (*act)(void *user, int fd, mp_error *e
     return rc;
 }
 
+/* A file that is compressed whole. */
+typedef struct compression_of {
+    const mp_checkpoint *ckpt; /* of one shard */
+    int level;
+    const char *path;
+    const mp_context *context;
+} compression_of;
+
+static int stretch_order(const void *a, const void *b)
+{
+    uint64_t x = ((const mp_stretch *)a)->begin, y = ((const mp_stretch *)b)->begin;
+
+    return (x > y) - (x < y);
+}
+
+/* The header, and tensors that hold anything. */
+static int list_stretches(const mp_checkpoint *ckpt, mp_compressed *to, mp_stretches *stretches,
+                          mp_error *err)
+{
+    mp_stretch *list = mp_alloc(ckpt->num_tensors + 1, sizeof *list);
+
+    stretches->list = list;
+    if (!list)
+        return mp_fail_memory(err);
+    list[stretches->count++] = (mp_stretch){to, ckpt, 0, ckpt->shards[0].header_bytes, false};
+    for (size_t i = 0; i < ckpt->num_tensors; i++) {
+        const mp_tensor *t = &ckpt->tensors[i];
+
+        if (t->bytes > 0)
+            list[stretches->count++] =
+                (mp_stretch){to, ckpt, t->offset, t->offset + t->bytes, false};
+    }
+    qsort(list, stretches->count, sizeof *list, stretch_order);
+    return 0;
+}
+
+static int read_shard(const mp_stretch *stretch, uint64_t begin, uint64_t n, void *buffer,
+                      mp_error *err)
+{
+    const mp_checkpoint *ckpt = stretch->from;
+
+    return mp_shard_read(&ckpt->shards[0], ckpt->cache, begin, n, buffer, err);
+}
+
 static int compress_into(void *user, int fd, mp_error *err)
 {
-    compression *c = user;
-    int rc = init(c, err);
+    const compression_of *c = user;
+    mp_compressed to = {.fd = fd, .path = c->path};
+    mp_stretches stretches = {.read = read_shard, .level = c->level};
+    int rc = list_stretches(c->ckpt, &to, &stretches, err);
 
-    c->fd = fd;
-    return rc ? rc : write_frames(c, err);
+    stretches.in_order = mp_checkpoint_read_in_order(c->ckpt);
+    if (rc == 0)
+        rc = mp_stretches_look(&stretches, c->context, err);
+    if (rc == 0)
+        rc = mp_stretches_compress(&stretches, c->context, err);
+    if (rc == 0)
+        rc = mp_compressed_end(&to, err);
+    mp_frames_release(&to.frames);
+    free(stretches.list);
+    return rc;
 }
 
 int mp_file_compress(const char *from, const char *to, int level, const mp_context *context,
                      mp_error *err)
 {
     mp_checkpoint ckpt;
-    compression c = {.ckpt = &ckpt, .context = context, .level = level, .path = to};
+    compression_of c = {&ckpt, level, to, context};
     int rc = mp_checkpoint_open(&ckpt, from, context, err);
 
     if (rc != 0)
         return rc;
     rc = write_file(to, compress_into, &c, err);
-    release(&c);
     mp_checkpoint_release(&ckpt);
     return rc;
 }

@@ -16,6 +16,7 @@
 #include "base/file.h"
 #include "checkpoint/compress.h"
 #include "checkpoint/shard.h"
+#include "run/at_once.h"
 
 char *mp_out_compressed_path(const mp_out_file *file, const char *dir)
 {
@@ -62,13 +63,13 @@ bool mp_outputs_finishes(const mp_outputs *outputs, uint32_t stage)
 static int compress_file(mp_outputs *outputs, size_t file, const char *plain, const char *path,
                          const mp_context *context, mp_error *err)
 {
-    /* Of its own bytes there is no progress: they have been counted. */
-    const mp_context quiet = {.threads = mp_threads(context),
-                              .cancel = context ? context->cancel : NULL};
     char *dir = mp_format("%.*s", (int)(mp_path_base(path) - path), path);
-    int rc =
-        dir ? mp_file_compress(plain, path, outputs->work->zstd, &quiet, err) : mp_fail_memory(err);
+    int rc = dir ? 0 : mp_fail_memory(err);
 
+    if (rc == 0 && mp_at_once_has_file(outputs, file))
+        rc = mp_at_once_end_file(outputs, file, err);
+    else if (rc == 0)
+        rc = mp_file_compress(plain, path, outputs->work->zstd, context, err);
     if (rc == 0)
         rc = mp_dir_sync(dir, err);
     if (rc == 0)

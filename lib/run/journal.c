@@ -42,6 +42,9 @@
 #define JOURNAL_LIMIT (1u << 30)
 #define BEGIN         "begin\n"
 #define HOW           "how "
+#define AT_ONCE       "at once"
+#define STAGE         "stage "
+#define PLAIN         "plain "
 #define LINE_SIZE     192 /* of a unit or tensor: seven numbers, or a digest */
 
 int mp_progress_init(mp_progress_state *state, const mp_work *work, mp_error *err)
@@ -53,8 +56,11 @@ int mp_progress_init(mp_progress_state *state, const mp_work *work, mp_error *er
         .stats = measured ? mp_alloc_zeroed(work->num_units, sizeof(mp_quant_stats)) : NULL,
         .tensor_done = mp_alloc_zeroed(work->num_outputs, sizeof(bool)),
         .digest = mp_alloc_zeroed(work->num_outputs, sizeof(mp_hex_digest)),
+        .stage_done = mp_alloc_zeroed(work->num_stages, sizeof(bool)),
+        .plain = mp_alloc_zeroed(work->num_outputs, sizeof(bool)),
     };
-    if (!state->unit_done || !state->tensor_done || !state->digest || (measured && !state->stats))
+    if (!state->unit_done || !state->tensor_done || !state->digest || (measured && !state->stats) ||
+        !state->stage_done || !state->plain)
         return mp_fail_memory(err);
     return 0;
 }
@@ -65,6 +71,8 @@ void mp_progress_release(mp_progress_state *state)
     free(state->stats);
     free(state->tensor_done);
     free(state->digest);
+    free(state->stage_done);
+    free(state->plain);
     memset(state, 0, sizeof *state);
 }
 
@@ -192,6 +200,35 @@ static bool read_tensor(const char *line, const mp_work *work, mp_progress_state
     return true;
 }
 
+/* "KIND NUMBER", the number below a limit. */
+static bool read_number(const char *line, const char *kind, uint64_t limit, uint64_t *number)
+{
+    char again[LINE_SIZE];
+    size_t n = strlen(kind);
+
+    if (strncmp(line, kind, n) != 0)
+        return false;
+    *number = strtoull(line + n, NULL, 10);
+    snprintf(again, sizeof again, "%s%" PRIu64, kind, *number);
+    return *number < limit && strcmp(again, line) == 0;
+}
+
+/* What is there where tensors are written at once. */
+static bool read_at_once(const char *line, const mp_work *work, mp_progress_state *state)
+{
+    uint64_t number;
+
+    if (strcmp(line, AT_ONCE) == 0)
+        state->at_once = true;
+    else if (read_number(line, STAGE, work->num_stages, &number))
+        state->stage_done[number] = true;
+    else if (read_number(line, PLAIN, work->num_outputs, &number))
+        state->plain[number] = true;
+    else
+        return false;
+    return true;
+}
+
 /* Reads lines up to the first that is torn or strange; returns the bytes that count. */
 static uint64_t read_lines(char *text, const mp_work *work, mp_progress_state *state)
 {
@@ -199,7 +236,8 @@ static uint64_t read_lines(char *text, const mp_work *work, mp_progress_state *s
 
     while ((end = strchr(line, '\n'))) {
         *end = '\0';
-        if (!read_unit(line, work, state) && !read_tensor(line, work, state))
+        if (!read_unit(line, work, state) && !read_tensor(line, work, state) &&
+            !read_at_once(line, work, state))
             break;
         line = end + 1;
     }
@@ -211,15 +249,16 @@ static uint64_t read_lines(char *text, const mp_work *work, mp_progress_state *s
  */
 
 /* The whole head, malloc'ed; null without memory. */
-static char *whole_head(const char *head, const char *how)
+static char *whole_head(const char *head, const char *how, bool at_once)
 {
-    return mp_format("%s%s%s%s" BEGIN, head, how ? HOW : "", how ? how : "", how ? "\n" : "");
+    return mp_format("%s%s%s%s" BEGIN "%s", head, how ? HOW : "", how ? how : "", how ? "\n" : "",
+                     at_once ? AT_ONCE "\n" : "");
 }
 
 /* Writes the head and nothing else. Durable on return, since later lines count only with it. */
-static int begin(mp_journal *journal, mp_error *err)
+static int begin(mp_journal *journal, bool at_once, mp_error *err)
 {
-    char *head = whole_head(journal->head, journal->how);
+    char *head = whole_head(journal->head, journal->how, at_once);
     /* Cut first, or the old body would show behind a shorter head. */
     int rc = head ? mp_file_resize(journal->fd, journal->path, 0, err) : mp_fail_memory(err);
 
@@ -258,11 +297,12 @@ static int load(mp_journal *journal, const char *dir, const mp_work *work, const
     if (!body) {
         journal->fresh = true;
         /* New, or killed while the head was written: no unit can have been noted yet. */
-        rc = begin(journal, err);
+        rc = begin(journal, state->at_once, err);
     } else if (!has_head(had, journal->head)) {
         rc = report_difference(had, journal->head, part, dir, err);
     } else {
         rc = take_how(journal, had, err);
+        state->at_once = false;
         /* Cut off the torn end, or the next line would be glued to it. */
         journal->size = (uint64_t)(body - had) + read_lines(body, work, state);
         if (rc == 0)
@@ -278,7 +318,9 @@ int mp_journal_restart(mp_journal *journal, const mp_work *work, mp_progress_sta
     /* Statistics can stay: a unit that is redone overwrites its own. */
     memset(state->unit_done, 0, work->num_units * sizeof *state->unit_done);
     memset(state->tensor_done, 0, work->num_outputs * sizeof *state->tensor_done);
-    return begin(journal, err);
+    memset(state->stage_done, 0, work->num_stages * sizeof *state->stage_done);
+    memset(state->plain, 0, work->num_outputs * sizeof *state->plain);
+    return begin(journal, state->at_once, err);
 }
 
 /* Locks the open journal against other processes. */
@@ -435,6 +477,25 @@ int mp_journal_tensor(mp_journal *journal, const mp_progress_state *state, size_
     return append(journal, line, strlen(line), err);
 }
 
+static int append_number(mp_journal *journal, const char *kind, uint64_t number, mp_error *err)
+{
+    char line[LINE_SIZE];
+    int n = snprintf(line, sizeof line, "%s%" PRIu64 "\n", kind, number);
+    int rc = append(journal, line, (size_t)n, err);
+
+    return rc ? rc : mp_file_sync(journal->fd, journal->path, err);
+}
+
+int mp_journal_stage(mp_journal *journal, uint32_t stage, mp_error *err)
+{
+    return append_number(journal, STAGE, stage, err);
+}
+
+int mp_journal_plain(mp_journal *journal, size_t output, mp_error *err)
+{
+    return append_number(journal, PLAIN, output, err);
+}
+
 /* Prints all that is done. */
 static void print_state(const mp_work *work, const mp_progress_state *state, FILE *f)
 {
@@ -458,7 +519,7 @@ int mp_journal_write(const char *dir, const mp_work *work, const char *terms, co
                      const mp_progress_state *state, mp_error *err)
 {
     char *path = mp_path_join(dir, MP_JOURNAL_NAME), *new = mp_path_join(dir, MP_JOURNAL_NEW);
-    char *begins = make_head(work, terms), *head = begins ? whole_head(begins, how) : NULL;
+    char *begins = make_head(work, terms), *head = begins ? whole_head(begins, how, false) : NULL;
     char *text = NULL;
     size_t length;
     FILE *f = path && new &&head ? open_memstream(&text, &length) : NULL;

@@ -6,7 +6,11 @@
  * part was started, and "begin". Behind
  * that, a line a finished unit ("unit 17", with its requantization error in hex floats where there
  * is any) or digested tensor ("tensor 4 <hex>"). A line counts when it is whole, so a torn end is
- * no harm. */
+ * no harm.
+ *
+ * Where tensors are written into compressed files at once (run/at_once.h), the first line behind
+ * "begin" is "at once". "stage 3" says that frames of all of a stage's tensors are in them, and
+ * "plain 4" that a tensor has been put back into the plain file. */
 #ifndef MP_RUN_JOURNAL_H
 #define MP_RUN_JOURNAL_H
 
@@ -23,6 +27,9 @@ typedef struct mp_progress_state {
     mp_quant_stats *stats; /* [work->num_units]; null when everything is lossless */
     bool *tensor_done;     /* [work->num_outputs] */
     mp_hex_digest *digest; /* [work->num_outputs] */
+    bool at_once;          /* how files are compressed, if they are */
+    bool *stage_done;      /* [work->num_stages]: it is, where at_once */
+    bool *plain;           /* [work->num_outputs]: it is not, where at_once */
     const char *terms;     /* of the run, for reports; not owned */
 } mp_progress_state;
 
@@ -40,9 +47,9 @@ typedef struct mp_journal {
 } mp_journal;
 
 /* Opens the journal in a directory, locked against other processes, and fills state from
- * it. A new or torn-headed journal begins anew. MP_ERR_INPUT when its terms are not
- * these, naming the first that differs; MP_ERR_IO when another process holds it.
- * part: whose it is; null or with a count of 0 for a run that is not in parts. */
+ * it. A new or torn-headed journal begins anew, with state->at_once as it is given. MP_ERR_INPUT
+ * when its terms are not these, naming the first that differs; MP_ERR_IO when another process holds
+ * it. part: whose it is; null or with a count of 0 for a run that is not in parts. */
 int mp_journal_open(mp_journal *journal, const char *dir, const mp_work *work, const mp_part *part,
                     const char *terms, mp_progress_state *state, mp_error *err);
 void mp_journal_close(mp_journal *journal);
@@ -73,5 +80,10 @@ int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const 
 /* Appends (without sync) a line for a digested tensor. */
 int mp_journal_tensor(mp_journal *journal, const mp_progress_state *state, size_t output,
                       mp_error *err);
+
+/* Appends and syncs a line for a stage that is compressed, or a tensor that is in the plain file
+ * again: both durably. */
+int mp_journal_stage(mp_journal *journal, uint32_t stage, mp_error *err);
+int mp_journal_plain(mp_journal *journal, size_t output, mp_error *err);
 
 #endif

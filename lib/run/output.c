@@ -20,6 +20,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "run/at_once.h"
 #include "run/compress.h"
 
 #include <stdlib.h>
@@ -74,6 +75,7 @@ void mp_outputs_release(mp_outputs *outputs)
     if (!outputs->work)
         return;
     mp_outputs_close(outputs, NULL);
+    mp_at_once_release(outputs);
     for (size_t o = 0; outputs->digests && o < outputs->work->num_outputs; o++)
         mp_digest_end(&outputs->digests[o].stream, NULL);
     free(outputs->fds);
@@ -146,6 +148,9 @@ int mp_outputs_check(mp_outputs *outputs, const char *dir, const mp_out_file **m
             return mp_fail_memory(err);
         bool there = stat(path, &st) == 0 && (uint64_t)st.st_size == work->files[f].bytes;
         free(path);
+        if (there && mp_at_once_has_file(outputs, f))
+            if (mp_at_once_check(outputs, f, dir, &there, err) != 0)
+                return err->code;
         /* A plain file of the right size wins: a .zst next to it was never finished. */
         if (!there && mp_outputs_look_compressed(outputs, f, dir, err) != 0)
             return err->code;
@@ -182,6 +187,8 @@ int mp_outputs_open(mp_outputs *outputs, const char *dir, mp_error *err)
             continue;
         if (open_file(&work->files[f], dir, &outputs->fds[f], err) != 0)
             return err->code;
+        if (mp_at_once_has_file(outputs, f) && mp_at_once_open(outputs, f, dir, err) != 0)
+            return err->code;
         /* The header has to become durable even if no unit writes to this file. */
         outputs->dirty[f] = true;
     }
@@ -198,6 +205,8 @@ int mp_outputs_close(mp_outputs *outputs, mp_error *err)
         if (mp_file_close(outputs->fds[f], path, rc ? NULL : err) != 0)
             rc = MP_ERR_IO;
         outputs->fds[f] = -1;
+        if (mp_at_once_has_file(outputs, f) && mp_at_once_close(outputs, f, rc ? NULL : err) != 0)
+            rc = MP_ERR_IO;
     }
     return rc;
 }
@@ -208,10 +217,13 @@ int mp_outputs_sync(mp_outputs *outputs, mp_error *err)
 {
     const mp_work *work = outputs->work;
 
-    for (size_t f = 0; f < work->num_files; f++)
-        if (__atomic_exchange_n(&outputs->dirty[f], false, __ATOMIC_ACQ_REL) &&
-            mp_file_sync(outputs->fds[f], work->files[f].path, err) != 0)
+    for (size_t f = 0; f < work->num_files; f++) {
+        if (!__atomic_exchange_n(&outputs->dirty[f], false, __ATOMIC_ACQ_REL))
+            continue;
+        if (mp_file_sync(outputs->fds[f], work->files[f].path, err) != 0 ||
+            (mp_at_once_has_file(outputs, f) && mp_at_once_sync(outputs, f, err) != 0))
             return err->code;
+    }
     return 0;
 }
 
@@ -255,8 +267,10 @@ int mp_outputs_write(mp_outputs *outputs, const mp_out_tensor *out, uint64_t off
                      const void *data, uint64_t n, mp_error *err)
 {
     mp_tensor_digest *digest = digest_of(outputs, out);
-    int rc = mp_pwrite_all(outputs->fds[out->file], data, n, out->offset + offset,
-                           outputs->work->files[out->file].path, err);
+    int rc = mp_at_once_has(outputs, out)
+                 ? mp_at_once_write(outputs, out, offset, data, n, err)
+                 : mp_pwrite_all(outputs->fds[out->file], data, n, out->offset + offset,
+                                 outputs->work->files[out->file].path, err);
 
     if (rc != 0)
         return rc;
@@ -280,8 +294,10 @@ bool mp_outputs_wrote(const mp_outputs *outputs, const mp_out_tensor *out)
 int mp_outputs_copy(mp_outputs *outputs, const mp_out_tensor *out, uint64_t offset, int fd,
                     const char *path, uint64_t from, uint64_t n, mp_error *err)
 {
-    int rc = mp_file_copy_range(fd, from, outputs->fds[out->file], out->offset + offset, n, path,
-                                outputs->work->files[out->file].path, err);
+    int rc = mp_at_once_has(outputs, out)
+                 ? mp_at_once_copy(outputs, out, offset, fd, path, from, n, err)
+                 : mp_file_copy_range(fd, from, outputs->fds[out->file], out->offset + offset, n,
+                                      path, outputs->work->files[out->file].path, err);
 
     if (rc != 0)
         return rc;
@@ -294,10 +310,20 @@ int mp_outputs_digest(mp_outputs *outputs, const mp_out_tensor *out, void *buffe
                       mp_digest *digest, mp_error *err)
 {
     mp_tensor_digest *so_far = digest_of(outputs, out);
-    int rc = mp_digest_update_file(&so_far->stream, outputs->fds[out->file],
+    int rc = 0;
+
+    if (!mp_at_once_has(outputs, out)) {
+        rc = mp_digest_update_file(&so_far->stream, outputs->fds[out->file],
                                    outputs->work->files[out->file].path, out->offset + so_far->next,
                                    out->bytes - so_far->next, buffer, size, err);
-
+    } else {
+        for (uint64_t at = so_far->next, n = 0; rc == 0 && at < out->bytes; at += n) {
+            n = out->bytes - at < size ? out->bytes - at : size;
+            rc = mp_at_once_read(outputs, out, at, buffer, n, err);
+            if (rc == 0)
+                mp_digest_update(&so_far->stream, buffer, n);
+        }
+    }
     /* One thread per tensor, after all units of the stage, so plain reads of `next` will do. */
     mp_digest_end(&so_far->stream, rc == 0 ? digest : NULL);
     return rc;
@@ -313,6 +339,9 @@ void mp_outputs_forget_stage(const mp_outputs *outputs, uint32_t stage)
 
         /* Gigabytes of output that nobody will read again would push the source out of the page
          * cache. */
-        mp_file_forget(outputs->fds[out->file], out->offset, out->bytes);
+        if (mp_at_once_has(outputs, out))
+            mp_at_once_forget(outputs, out);
+        else
+            mp_file_forget(outputs->fds[out->file], out->offset, out->bytes);
     }
 }

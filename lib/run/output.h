@@ -23,6 +23,11 @@ typedef struct mp_outputs {
     mp_tensor_digest *digests; /* [work->num_outputs] */
     uint32_t *by_stage;        /* [work->num_outputs] outputs, those of a stage together */
     uint32_t *first_of_stage;  /* [work->num_stages + 1] into by_stage */
+
+    /* Of at_once.h; null where no tensor is written so. */
+    const struct mp_progress_state *state;
+    struct mp_growing *growing; /* [work->num_files] */
+    struct mp_at_once *at_once; /* [work->num_outputs] */
 } mp_outputs;
 
 int mp_outputs_init(mp_outputs *outputs, const mp_work *work, mp_error *err);

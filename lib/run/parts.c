@@ -43,16 +43,21 @@ static void sum_units(const mp_job *job, uint64_t *sums)
         sums[u + 1] = sums[u] + job->unit_bytes(job->plan, u);
 }
 
-/* First unit of each stage: the lowest in its list, which is not always the first. A stage without
- * units gets a bound that no part will snap to. */
+/* First unit of each stage: the lowest in its list, which is not always the first, behind all of the
+ * stages before. A stage without units gets a bound that no part will snap to. */
 static void find_stages(const mp_job *job, uint64_t *units, uint64_t *first)
 {
+    uint64_t behind = 0;
+
     for (uint32_t stage = 0; stage < job->work->num_stages; stage++) {
         size_t count = job->units(job->plan, stage, units);
 
         first[stage] = count ? units[0] : job->work->num_units;
         for (size_t i = 1; i < count; i++)
             first[stage] = units[i] < first[stage] ? units[i] : first[stage];
+        first[stage] = mp_max_u64(first[stage], behind);
+        for (size_t i = 0; i < count; i++)
+            behind = mp_max_u64(behind, units[i] + 1);
     }
 }
 

@@ -14,7 +14,7 @@
  *      synced in turn: a unit in the journal is on the disk, one that is not is done again. After
  *      a failed sync nothing enters it any more, for the system reports lost pages once only.
  *   4. With all units of a stage done, tensors that no unit could digest as it wrote them are read
- *      once more, and a stage of compressing may follow, file by file.
+ *      once more. Then compressing may follow: of the stage (at_once.h), or file by file.
  *   5. `finish` writes what is not tensors, the manifest or index last. Directories are synced, the
  *      journal is removed, and a rename makes OUT.partial OUT: the one step that anybody sees.
  *
@@ -27,6 +27,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
+#include "run/at_once.h"
 #include "run/journal.h"
 #include "run/output.h"
 #include "run/partial.h"
@@ -201,16 +202,41 @@ static uint64_t list_units(run *r, uint32_t stage)
     return left;
 }
 
+/* Makes the frames of a stage in files that are filled at once. */
+static int make_frames(run *r, uint32_t stage, const mp_context *context, mp_error *err)
+{
+    mp_outputs *outputs = &r->outputs;
+    int rc = mp_at_once_look(outputs, stage, r->state.plain, context, err);
+
+    if (rc == 0)
+        rc = mp_outputs_sync(outputs, err);
+    for (size_t o = 0; rc == 0 && o < r->work->num_outputs; o++) {
+        if (!r->state.plain[o] || !mp_at_once_has(outputs, &r->work->outputs[o]))
+            continue;
+        rc = mp_journal_plain(&r->journal, o, err);
+        mp_at_once_give_up(outputs, o);
+    }
+    if (rc == 0)
+        rc = mp_at_once_end_stage(outputs, stage, context, err);
+    if (rc == 0)
+        rc = mp_outputs_sync(outputs, err);
+    return rc ? rc : mp_journal_stage(&r->journal, stage, err);
+}
+
 /* What follows once the tensors of a stage are digested, if the files are this process's own. */
 static int end_stage(run *r, uint32_t stage, mp_error *err)
 {
-    int rc = 0;
+    /* Of compressed bytes there is no progress: they have been counted. */
+    const mp_context quiet = {.threads = mp_threads(r->context),
+                              .cancel = r->context ? r->context->cancel : NULL};
+    bool frames = !r->state.stage_done[stage] && mp_at_once_has_stage(&r->outputs, stage);
+    bool finishes = mp_outputs_finishes(&r->outputs, stage);
+    int rc = frames || finishes ? make_durable(r, err) : 0;
 
-    if (mp_outputs_finishes(&r->outputs, stage)) {
-        rc = make_durable(r, err);
-        if (rc == 0)
-            rc = mp_outputs_compress(&r->outputs, stage, r->partial, r->context, err);
-    }
+    if (rc == 0 && frames)
+        rc = make_frames(r, stage, &quiet, err);
+    if (rc == 0 && finishes)
+        rc = mp_outputs_compress(&r->outputs, stage, r->partial, &quiet, err);
     return rc ? rc : mp_sums_advance(&r->sums, &r->outputs, stage, r->partial, r->context, err);
 }
 
@@ -226,6 +252,8 @@ static int run_stage(run *r, uint32_t stage, mp_error *err)
     if (is_part(r) && units == 0)
         return 0;
     rc = mp_outputs_begin_stage(&r->outputs, stage, err);
+    if (rc == 0 && mp_at_once_has_stage(&r->outputs, stage) && !r->state.stage_done[stage])
+        rc = mp_at_once_begin_stage(&r->outputs, stage, err);
     if (rc == 0)
         rc = mp_parallel(r->context, units, r->work->scratch_bytes, do_unit, r, err);
     if (rc == 0)
@@ -281,7 +309,8 @@ static int open_files(run *r, mp_error *err)
 
     if (r->journal.fresh && !is_part(r) && mp_partial_clear(r->job, r->partial, err) != 0)
         return err->code;
-    if (mp_outputs_check(&r->outputs, r->partial, &missing, err) != 0)
+    if (mp_at_once_init(&r->outputs, &r->state, err) != 0 ||
+        mp_outputs_check(&r->outputs, r->partial, &missing, err) != 0)
         return err->code;
     if (missing && r->others_wrote)
         return mp_fail(err, MP_ERR_INPUT,
@@ -351,6 +380,8 @@ static int init_run(run *r, const char *out, mp_error *err)
         mp_progress_init(&r->state, work, err) != 0)
         return err->code;
     r->state.terms = r->terms;
+    /* Parts do not know where frames of others begin. */
+    r->state.at_once = work->zstd == MP_ZSTD_AUTO && work->part.count == 0;
     return 0;
 }
 

@@ -30,6 +30,11 @@ const mp_out_tensor *mp_plan_output(const mp_plan *plan, uint32_t layer, uint32_
     return output == NOT_WRITTEN ? NULL : &plan->work.outputs[output];
 }
 
+bool mp_holds_codes(const mp_target *target)
+{
+    return mp_scheme_row_bytes(target->scheme, 2) == 1;
+}
+
 static int reserve(mp_plan *plan, mp_error *err)
 {
     uint64_t all;
@@ -58,8 +63,11 @@ static int add_output(mp_plan *plan, uint32_t rank, uint32_t layer, const mp_slo
         return mp_fail(err, MP_ERR_INPUT, "%s: slots of %llu bytes overflow a file", prefix,
                        (unsigned long long)tensor->slot_bytes);
     *number_of(plan, layer, rank, set, tensor) = (uint32_t)plan->work.num_outputs;
-    return mp_work_add(&plan->work, mp_format("%s.%s.%s", prefix, set->block, tensor->name),
-                       tensor->dtype, shape, dims, layer, err);
+    plan->work.outputs[plan->work.num_outputs].codes =
+        tensor->role == MP_ROLE_WEIGHT && mp_holds_codes(set->target);
+    return mp_work_add(
+        &plan->work, mp_format("%s.%s.%s", prefix, set->block, tensor->name), tensor->dtype, shape,
+        dims, layer * plan->layer_stages + (plan->layer_stages > 1 ? tensor->side : 0), err);
 }
 
 static int add_layer(mp_plan *plan, uint32_t rank, uint32_t layer, mp_error *err)

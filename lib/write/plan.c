@@ -329,7 +329,11 @@ static int settle_layers(mp_plan *plan, mp_error *err)
     mp_work *work = &plan->work;
 
     work->stage_units = (uint64_t)plan->shape.num_ids * MP_SIDES;
-    work->num_stages = (uint32_t)plan->num_layers;
+    /* Tensors of FP4 codes can be written into compressed files at once where the scales that stand
+     * before them are known, which are those of the other side. */
+    plan->layer_stages =
+        plan->options.zstd == MP_ZSTD_AUTO && mp_holds_codes(plan->options.target) ? MP_SIDES : 1;
+    work->num_stages = (uint32_t)plan->num_layers * plan->layer_stages;
     for (size_t i = 0; i < plan->num_layers; i++) {
         mp_plan_layer *layer = &plan->layers[i];
 

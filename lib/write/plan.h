@@ -41,6 +41,9 @@ uint64_t mp_unit_bytes_written(const mp_plan *plan, const mp_unit *unit);
 const mp_out_tensor *mp_plan_output(const mp_plan *plan, uint32_t layer, uint32_t rank,
                                     const mp_slot_set *set, const mp_slot_tensor *tensor);
 
+/* Whether weights of a target are codes of 4 bits. */
+bool mp_holds_codes(const mp_target *target);
+
 /* Fills plan->work's outputs and files once everything else is settled. */
 int mp_plan_files(mp_plan *plan, mp_error *err);
 

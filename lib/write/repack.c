@@ -21,12 +21,15 @@ static uint64_t unit_of(const mp_plan_layer *layer, uint32_t expert, int side)
 static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
 {
     const mp_plan *plan = user;
-    const mp_plan_layer *layer = &plan->layers[stage];
-    const int32_t *row = mp_placement_row(&plan->placement, stage);
+    uint32_t index = stage / plan->layer_stages;
+    const mp_plan_layer *layer = &plan->layers[index];
+    const int32_t *row = mp_placement_row(&plan->placement, index);
     uint32_t per_rank = mp_slots_routed_per_rank(&plan->shape.slots), copies;
+    int first_side = plan->layer_stages > 1 ? (int)(stage % plan->layer_stages) : 0;
+    int end_side = plan->layer_stages > 1 ? first_side + 1 : MP_SIDES;
     size_t count = 0;
 
-    for (int side = 0; side < MP_SIDES; side++) {
+    for (int side = first_side; side < end_side; side++) {
         for (uint32_t slot = 0; slot < per_rank; slot++) {
             for (uint32_t rank = 0; rank < plan->options.ep; rank++) {
                 uint32_t id = (uint32_t)row[rank * per_rank + slot];
@@ -38,7 +41,7 @@ static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
         }
     }
     for (uint32_t id = layer->source->num_experts; id < plan->shape.num_ids; id++)
-        for (int side = 0; side < MP_SIDES; side++)
+        for (int side = first_side; side < end_side; side++)
             if (mp_places_of(&layer->places, id, &copies) && copies > 0)
                 units[count++] = unit_of(layer, id, side);
     return count;

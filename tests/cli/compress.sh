@@ -382,6 +382,74 @@ for n in 3 9 $(seq 15 $((count / 12)) $((count - 4))) $((count - 1)); do
     rm -rf out out.partial
 done
 
+# zero FILE: the middle of its tensors.
+zero()
+{
+    local size begin
+
+    size=$(stat -c %s "$1")
+    begin=$(($(od -An -tu8 -N 8 "$1") + 8 + size / 3))
+    dd if=/dev/zero of="$1" bs=4096 seek=$((begin / 4096)) count=$((size / 4 / 4096)) conv=notrunc \
+        status=none
+}
+
+# at_once SOURCE FLAG...: a pack that is compressed as it is written is that which is compressed
+# behind, and that of a run which is killed, again when it is resumed.
+at_once()
+{
+    local source=$1 calls=pwrite,fdatasync,fsync,ftruncate,unlink,rename file count n at flag
+    shift
+
+    moepack repack "$source" "$@" -o plain -q
+    moepack compress plain -o wanted -q
+    env LD_PRELOAD="$fail_io" FAIL_CALL=$calls FAIL_COUNT="$WORK/calls" \
+        "$MOEPACK" repack "$source" "$@" -o out --zstd -q -j2
+    same wanted out
+    for file in plain/rank-*/*.safetensors; do
+        zstd -dcq "out/${file#plain/}.zst" | cmp - "$file"
+        assert $? "zstd gives another $file"
+    done
+    count=$(cat "$WORK/calls")
+    rm -rf out
+    for n in $((count / 9)) $((count / 3)) $((count * 3 / 4)) $((count - 60)) $((count - 12)); do
+        flag=()
+        for at in "$n" $((n / 2)); do
+            run env LD_PRELOAD="$fail_io" FAIL_CALL=$calls FAIL_AT="$at" FAIL_WITH=SIGKILL \
+                "$MOEPACK" repack "$source" "$@" -o out --zstd -q -j1 "${flag[@]}"
+            flag=(--resume)
+        done 2>/dev/null
+        # The last call is behind the renaming.
+        [ -e out ] || moepack repack "$source" "$@" -o out --zstd -q --resume
+        same wanted out
+        rm -rf out
+    done
+    rm -rf plain wanted
+}
+
+moepack synth --family deepseek_v4 --hidden 1024 --intermediate 640 --experts 12 --layers 2 \
+    --shared 1 --top-k 2 -o "$WORK/fp4" -q
+cp -r "$WORK/fp4" "$WORK/shrinking"
+zero "$WORK"/shrinking/*.safetensors
+
+it "compresses packs of FP4 as they are written"
+at_once "$WORK/fp4" -t megamoe-w4a8 --ep 1
+at_once "$WORK/fp4" -t megamoe-nvfp4 --ep 2 --quantize nvfp4 --shared separate
+at_once "$WORK/fp4" -t megamoe-w4a8 --ep 3 --max-shard-size 9MB
+
+it "compresses codes that shrink after all"
+at_once "$WORK/shrinking" -t megamoe-w4a8 --ep 2 --max-shard-size 12MB
+run moepack repack "$WORK/shrinking" -t megamoe-w4a8 --ep 1 --zstd --json -q -o packed
+assert_json '.zstd.tensors[] | select(.dtype == "I8") | .stored_bytes * 10 < .plain_bytes * 9' true
+
+it "takes no space twice for what it compresses as it is written"
+run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite FAIL_PATH=journal FAIL_AT=4 FAIL_WITH=SIGTERM \
+    FAIL_TIMES=1 \
+    "$MOEPACK" repack "$WORK/fp4" -t megamoe-w4a8 --ep 1 --zstd -o out -q -j1
+assert_status 143
+file=$(echo out.partial/rank-000/*.safetensors)
+assert_equal "$((512 * $(stat -c %b "$file") < $(stat -c %s "$file") / 8))" 1
+assert_equal "$((512 * $(stat -c %b "$file.zst") > $(stat -c %s "$file") / 8))" 1
+
 it "does not go on with another level"
 run env LD_PRELOAD="$fail_io" FAIL_CALL=unlink FAIL_AT=1 FAIL_WITH=SIGTERM FAIL_TIMES=1 \
     "$MOEPACK" repack "$fixtures/v4-fp4" -o out "${flags[@]}" -j1

@@ -3,7 +3,7 @@
  * found to be what a plain reading of the format says. The first byte says what the others are. */
 #include <moepack/delta.h>
 
-#include "base/zstd_frames.h"
+#include "base/zstd_raw.h"
 #include "fuzz.h"
 
 #define TENSOR_BYTES 1000u

@@ -10,6 +10,7 @@
 #include <zstd.h>
 
 #include "base/file.h"
+#include "base/zstd_raw.h"
 #include "base/zstd_stream.h"
 
 #define CONTENT 1997
