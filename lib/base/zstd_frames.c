@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
+#define ZSTD_STATIC_LINKING_ONLY /* for ZSTD_c_literalCompressionMode */
 #include <zstd.h>
 #include <zstd_errors.h>
 
@@ -336,6 +337,18 @@ size_t mp_frame_room(size_t n)
     return ZSTD_compressBound(n) + MP_FRAME_HEAD_MAX + CHECKSUM_BYTES;
 }
 
+/* The fast strategy goes on by as much as its target length where nothing matches. A library that
+ * does not know the last parameter, which may go, leaves bytes as they are then: no content is
+ * the better for it, and who tries will see that. */
+static void set_huffman(ZSTD_CCtx *context)
+{
+    ZSTD_CCtx_setParameter(context, ZSTD_c_strategy, ZSTD_fast);
+    ZSTD_CCtx_setParameter(context, ZSTD_c_hashLog, ZSTD_HASHLOG_MIN);
+    ZSTD_CCtx_setParameter(context, ZSTD_c_minMatch, 7);
+    ZSTD_CCtx_setParameter(context, ZSTD_c_targetLength, ZSTD_TARGETLENGTH_MAX);
+    ZSTD_CCtx_setParameter(context, ZSTD_c_literalCompressionMode, 1);
+}
+
 /* A context per frame costs little next to 2 MiB of content, and keeps frames independent of
  * threads. */
 int mp_frame_compress(const void *content, size_t n, int level, void *out, size_t *stored,
@@ -346,6 +359,8 @@ int mp_frame_compress(const void *content, size_t n, int level, void *out, size_
     if (!context)
         return mp_fail_memory(err);
     ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, level);
+    if (level == MP_FRAME_HUFFMAN)
+        set_huffman(context);
     ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1);
     *stored = ZSTD_compress2(context, out, mp_frame_room(n), content, n);
     ZSTD_freeCCtx(context);

@@ -92,8 +92,13 @@ int mp_frame_decode(const mp_frames *frames, size_t i, int fd, const char *path,
 /* Room for a frame of n bytes of content, however it is written. */
 size_t mp_frame_room(size_t n);
 
+/* A level below 1: no matches are looked for, and bytes get Huffman codes. Numbers that follow no
+ * order, as scales do, shrink more and faster so than at level 1, which finds many short matches in
+ * them by chance. */
+#define MP_FRAME_HUFFMAN 0
+
 /* Compresses content into a frame of its own, with content size and checksum.
- * out: mp_frame_room(n) bytes. *checksum: for the list. */
+ * level: of zstd, or MP_FRAME_HUFFMAN. out: mp_frame_room(n) bytes. *checksum: for the list. */
 int mp_frame_compress(const void *content, size_t n, int level, void *out, size_t *stored,
                       uint32_t *checksum, mp_error *err);
 

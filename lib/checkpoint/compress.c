@@ -36,6 +36,9 @@
 #define SAMPLE_PART  ((size_t)32 << 10)
 #define SAMPLE_BYTES (SAMPLE_PARTS * SAMPLE_PART)
 
+/* Matches are left out where that gains this part: a sample knows of near ones only. */
+#define HUFFMAN_GAIN 32
+
 typedef struct piece {
     const mp_stretch *of;
     uint64_t begin; /* in the plain file */
@@ -83,8 +86,9 @@ static int look_at(void *user, uint64_t index, void *scratch, mp_error *err)
     mp_stretch *of = &all->list[index];
     unsigned char *sample = scratch;
     uint64_t span = least(of->end - of->begin, TRIAL_BYTES) - SAMPLE_PART;
+    unsigned char *out = sample + SAMPLE_BYTES;
     uint32_t checksum;
-    size_t stored;
+    size_t usual, huffman;
     int rc = 0;
 
     if (of->begin == 0 || of->end - of->begin <= MP_FRAME_BYTES)
@@ -93,19 +97,21 @@ static int look_at(void *user, uint64_t index, void *scratch, mp_error *err)
         rc = all->read(of, of->begin + span / (SAMPLE_PARTS - 1) * i, SAMPLE_PART,
                        sample + i * SAMPLE_PART, err);
     if (rc == 0)
-        rc = mp_frame_compress(sample, SAMPLE_BYTES, LEVEL_OF_AUTO, sample + SAMPLE_BYTES, &stored,
-                               &checksum, err);
+        rc = mp_frame_compress(sample, SAMPLE_BYTES, LEVEL_OF_AUTO, out, &usual, &checksum, err);
     if (rc == 0)
-        of->stored = !is_worth_it(SAMPLE_BYTES, stored);
-    return rc;
+        rc = mp_frame_compress(sample, SAMPLE_BYTES, MP_FRAME_HUFFMAN, out, &huffman, &checksum,
+                               err);
+    if (rc != 0)
+        return rc;
+    of->huffman = huffman < usual - usual / HUFFMAN_GAIN;
+    of->stored = !is_worth_it(SAMPLE_BYTES, least(usual, huffman));
+    return 0;
 }
 
 int mp_stretches_look(const mp_stretches *stretches, const mp_context *context, mp_error *err)
 {
     const mp_context alone = mp_alone(context);
 
-    for (size_t i = 0; i < stretches->count; i++)
-        stretches->list[i].stored = false;
     if (stretches->level != MP_ZSTD_AUTO)
         return 0;
     return mp_parallel(stretches->in_order ? &alone : context, stretches->count,
@@ -158,7 +164,7 @@ static int compress_piece(const compression *c, piece *p, mp_error *err)
     /* A tensor that is a single piece, and not the header. */
     bool whole = p->begin == p->of->begin && p->begin + p->bytes == p->of->end && p->begin > 0;
     bool is_auto = c->stretches->level == MP_ZSTD_AUTO;
-    int level = is_auto ? LEVEL_OF_AUTO : c->stretches->level;
+    int level = p->of->huffman ? MP_FRAME_HUFFMAN : is_auto ? LEVEL_OF_AUTO : c->stretches->level;
     int rc = c->stretches->in_order ? 0 : read_piece(c, p, err);
 
     if (rc != 0)
@@ -316,13 +322,14 @@ static int list_stretches(const mp_checkpoint *ckpt, mp_compressed *to, mp_stret
     stretches->list = list;
     if (!list)
         return mp_fail_memory(err);
-    list[stretches->count++] = (mp_stretch){to, ckpt, 0, ckpt->shards[0].header_bytes, false};
+    list[stretches->count++] =
+        (mp_stretch){.to = to, .from = ckpt, .end = ckpt->shards[0].header_bytes};
     for (size_t i = 0; i < ckpt->num_tensors; i++) {
         const mp_tensor *t = &ckpt->tensors[i];
 
         if (t->bytes > 0)
-            list[stretches->count++] =
-                (mp_stretch){to, ckpt, t->offset, t->offset + t->bytes, false};
+            list[stretches->count++] = (mp_stretch){
+                .to = to, .from = ckpt, .begin = t->offset, .end = t->offset + t->bytes};
     }
     qsort(list, stretches->count, sizeof *list, stretch_order);
     return 0;

@@ -25,7 +25,8 @@ typedef struct mp_stretch {
     mp_compressed *to;
     const void *from; /* of whoever reads it */
     uint64_t begin, end;
-    bool stored; /* as it is: by mp_stretches_look, or because nobody has looked */
+    bool stored;  /* as it is; set by mp_stretches_look */
+    bool huffman; /* at MP_FRAME_HUFFMAN; set by mp_stretches_look */
 } mp_stretch;
 
 typedef struct mp_stretches {
@@ -37,7 +38,8 @@ typedef struct mp_stretches {
     int level;     /* not MP_ZSTD_NONE */
 } mp_stretches;
 
-/* Finds out by samples which stretches of more than one frame are to be stored as they are. */
+/* Finds out by samples which stretches of more than one frame are to be stored as they are, and
+ * which are best without matches, where the level is MP_ZSTD_AUTO. */
 int mp_stretches_look(const mp_stretches *stretches, const mp_context *context, mp_error *err);
 
 /* Adds the frames of all stretches to their files. Takes about 35 MiB of memory a thread. */

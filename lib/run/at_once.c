@@ -403,8 +403,10 @@ static int with_stretches(mp_outputs *outputs, uint32_t stage, bool chosen,
         if (!is_due(outputs, o, stage) || outputs->at_once[o].chosen != chosen)
             continue;
         sources[all.count] = (source){outputs, out};
-        list[all.count] = (mp_stretch){&outputs->growing[out->file].to, &sources[all.count],
-                                       out->offset, out->offset + out->bytes, false};
+        list[all.count] = (mp_stretch){.to = &outputs->growing[out->file].to,
+                                       .from = &sources[all.count],
+                                       .begin = out->offset,
+                                       .end = out->offset + out->bytes};
         all.count++;
     }
     if (rc == 0 && all.count > 0)

@@ -43,8 +43,8 @@ static void sum_units(const mp_job *job, uint64_t *sums)
         sums[u + 1] = sums[u] + job->unit_bytes(job->plan, u);
 }
 
-/* First unit of each stage: the lowest in its list, which is not always the first, behind all of the
- * stages before. A stage without units gets a bound that no part will snap to. */
+/* First unit of each stage: the lowest in its list, which is not always the first, behind all of
+ * the stages before. A stage without units gets a bound that no part will snap to. */
 static void find_stages(const mp_job *job, uint64_t *units, uint64_t *first)
 {
     uint64_t behind = 0;
