@@ -436,6 +436,22 @@ at_once "$WORK/fp4" -t megamoe-w4a8 --ep 1
 at_once "$WORK/fp4" -t megamoe-nvfp4 --ep 2 --quantize nvfp4 --shared separate
 at_once "$WORK/fp4" -t megamoe-w4a8 --ep 3 --max-shard-size 9MB
 
+it "begins anew where compressed files are not as they were left"
+moepack repack "$WORK/fp4" -t megamoe-w4a8 --ep 2 --zstd -o wanted -q
+echo 'no frames' >words
+for change in rm 'truncate -s 0' 'truncate -s 5000000' 'cp words'; do
+    run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite FAIL_PATH=journal FAIL_AT=10 FAIL_WITH=SIGTERM \
+        FAIL_TIMES=1 "$MOEPACK" repack "$WORK/fp4" -t megamoe-w4a8 --ep 2 --zstd -o out -q -j1
+    assert_status 143
+    grep -q '^stage 0$' out.partial/journal
+    assert $? 'no stage is done'
+    $change out.partial/rank-001/*.zst
+    run moepack repack "$WORK/fp4" -t megamoe-w4a8 --ep 2 --zstd -o out -q --resume
+    assert_status 0
+    same wanted out
+    rm -rf out
+done
+
 it "compresses codes that shrink after all"
 at_once "$WORK/shrinking" -t megamoe-w4a8 --ep 2 --max-shard-size 12MB
 run moepack repack "$WORK/shrinking" -t megamoe-w4a8 --ep 1 --zstd --json -q -o packed

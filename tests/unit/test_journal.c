@@ -259,6 +259,37 @@ Test(journal, restarts)
     expect_done("000100000000", NO_TENSORS);
 }
 
+/* A journal that says so at its beginning, and what such a run adds. */
+Test(journal, tells_how_files_are_compressed)
+{
+    static const char *const strange[] = {"stage 7\n", "stage  0\n", "plain 24\n", "plain\n"};
+    char *text, *begin;
+    uint64_t length;
+
+    make_source(true);
+    expect_opens_journal();
+    cr_assert_not(state.at_once);
+    state.at_once = true;
+    cr_assert_eq(mp_journal_restart(&journal, &plan.work, &state, &err), 0);
+    do_some();
+    cr_assert_eq(mp_journal_stage(&journal, 0, &err), 0);
+    cr_assert_eq(mp_journal_plain(&journal, 23, &err), 0);
+    expect_opens_journal();
+    cr_assert(state.at_once && state.stage_done[0] && state.plain[23] && !state.plain[22]);
+    text = journal_text(&length);
+    begin = strstr(text, "\nbegin\nat once\n");
+    cr_assert(begin && strstr(begin, "\nstage 0\n") && strstr(begin, "\nplain 23\n"));
+    free(text);
+    /* Numbers that are too large, or not printed so. */
+    for (size_t i = 0; i < sizeof strange / sizeof strange[0]; i++) {
+        append_and_open(strange[i], strlen(strange[i]));
+        cr_assert_eq(journal.size, length, "%s", strange[i]);
+    }
+    cr_assert_eq(mp_journal_restart(&journal, &plan.work, &state, &err), 0);
+    expect_opens_journal();
+    cr_assert(state.at_once && !state.stage_done[0] && !state.plain[23]);
+}
+
 Test(journal, lossless_runs_have_no_errors)
 {
     make_source(true);
