@@ -196,8 +196,6 @@ int mp_at_once_open(mp_outputs *outputs, size_t file, const char *dir, mp_error 
     const mp_context alone = {.threads = 1};
     int rc = open_file(outputs, file, dir, err);
 
-    for (uint32_t t = f->first_tensor; t < f->first_tensor + f->num_tensors; t++)
-        outputs->at_once[t].chosen &= !outputs->state->plain[t];
     if (rc != 0 || !is_fresh(outputs))
         return rc;
     mp_frames_release(&to->frames);
@@ -466,12 +464,22 @@ int mp_at_once_look(mp_outputs *outputs, uint32_t stage, bool *plain, const mp_c
     return with_stretches(outputs, stage, true, put_shrinking_back, context, plain, err);
 }
 
+/* Where codes of one stage shrink, those behind it are not expected to be others. */
 void mp_at_once_give_up(mp_outputs *outputs, size_t output)
 {
     mp_at_once *a = &outputs->at_once[output];
 
     a->chosen = false;
     release_sums(&outputs->work->outputs[output], a);
+    for (size_t o = 0; o < outputs->work->num_outputs; o++)
+        outputs->at_once[o].chosen &= outputs->at_once[o].stage <= a->stage;
+}
+
+void mp_at_once_give_up_all(mp_outputs *outputs)
+{
+    for (size_t o = 0; outputs->at_once && o < outputs->work->num_outputs; o++)
+        if (outputs->state->plain[o])
+            mp_at_once_give_up(outputs, o);
 }
 
 /* ------------------------------------------------------------------------

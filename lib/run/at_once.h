@@ -9,7 +9,8 @@
  * frames whole and is journaled: where frames of the next one begin is known then.
  *
  * A tensor that shrinks all the same is put back into the plain file, with what stands behind it in
- * its stage, so that the file becomes what compressing the plain one makes of it.
+ * its stage, so that the file becomes what compressing the plain one makes of it. Those of later
+ * stages go to the plain file then.
  */
 #ifndef MP_RUN_AT_ONCE_H
 #define MP_RUN_AT_ONCE_H
@@ -26,6 +27,9 @@ bool mp_at_once_has_file(const mp_outputs *outputs, size_t file);
 
 /* *there: whether the compressed file of such a one holds all frames of stages that are done. */
 int mp_at_once_check(mp_outputs *outputs, size_t file, const char *dir, bool *there, mp_error *err);
+
+/* Chooses no tensor that the state says is in the plain file, and none of stages behind. */
+void mp_at_once_give_up_all(mp_outputs *outputs);
 
 /* Opens the compressed file, anew where no unit is done. */
 int mp_at_once_open(mp_outputs *outputs, size_t file, const char *dir, mp_error *err);
@@ -49,7 +53,7 @@ void mp_at_once_forget(const mp_outputs *outputs, const mp_out_tensor *out);
 bool mp_at_once_has_stage(const mp_outputs *outputs, uint32_t stage);
 
 /* Puts tensors of a stage that shrink back into plain files. plain: set for these; which is to be
- * durable, with their data, before they are given up. */
+ * durable, with their data, before they are given up, and all of stages behind with them. */
 int mp_at_once_look(mp_outputs *outputs, uint32_t stage, bool *plain, const mp_context *context,
                     mp_error *err);
 void mp_at_once_give_up(mp_outputs *outputs, size_t output);

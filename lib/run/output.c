@@ -182,6 +182,7 @@ int mp_outputs_open(mp_outputs *outputs, const char *dir, mp_error *err)
 
     if (for_each_dir(work, dir, mp_make_dir, err) != 0)
         return err->code;
+    mp_at_once_give_up_all(outputs);
     for (size_t f = 0; f < work->num_files; f++) {
         if (outputs->compressed[f])
             continue;
