@@ -66,6 +66,31 @@ Test(parts, write_about_the_same_number_of_bytes)
     expect_bounds(&plan, 1, 4, "0 1 6 8 10");
 }
 
+/* Units of two stages in turn: the second is taken to begin behind the first. */
+static size_t list_in_turn(const void *of, uint32_t stage, uint64_t *units)
+{
+    (void)of;
+    for (size_t i = 0; i < 5; i++)
+        units[i] = stage / 2 * 10 + 2 * i + stage % 2;
+    return 5;
+}
+
+Test(parts, end_where_stages_in_turn_do)
+{
+    const uint64_t first[] = {0, 0, 0, 0, 20};
+    uint64_t bytes[20], bounds[3];
+    const listed plan = {bytes, first};
+    mp_work work;
+    mp_job job = job_of(&plan, &work, 4);
+
+    /* Half would be in unit 10, which is near to the third stage's first. */
+    for (size_t i = 0; i < 20; i++)
+        bytes[i] = i == 0 ? 106 : 100;
+    job.units = list_in_turn;
+    cr_assert_eq(mp_parts_bounds(&job, 2, bounds, &err), 0);
+    cr_assert_eq(bounds[1], 10);
+}
+
 Test(parts, may_be_more_than_units)
 {
     const uint64_t bytes[] = {7, 7, 7}, one[] = {0, 3}, none[] = {0, 0};

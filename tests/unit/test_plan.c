@@ -6,6 +6,7 @@
 
 #include "model_files.h"
 #include "write/plan.h"
+#include "write/repack.h"
 
 /* H = 384, I = 128: bytes of a slot in each of the target's four tensors. */
 #define HIDDEN 384
@@ -102,6 +103,44 @@ static void expect_copies(uint64_t index, const char *want)
 }
 
 /* Physical expert p is on rank p / 2, slot p % 2. */
+/* Where codes go into compressed files at once, each side of a layer is a stage. */
+Test(plan, stages_of_sides)
+{
+    uint64_t units[2 * 5];
+
+    make_source();
+    options.ep = 5;
+    options.zstd = MP_ZSTD_AUTO;
+    expect_plan();
+    cr_assert_eq(plan.num_layers, 3);
+    cr_assert_eq(plan.work.num_stages, 6);
+    for (uint32_t stage = 0; stage < 6; stage++) {
+        bool found[5] = {false};
+
+        cr_assert_eq(mp_repack_job(&plan).units(&plan, stage, units), 5);
+        for (size_t i = 0; i < 5; i++) {
+            const mp_unit unit = mp_plan_unit(&plan, units[i]);
+
+            cr_assert_eq(unit.layer_index, stage / 2);
+            cr_assert_eq(unit.side, stage % 2 ? MP_L2 : MP_L1);
+            cr_assert_not(found[unit.id]);
+            found[unit.id] = true;
+        }
+    }
+    for (size_t o = 0; o < plan.work.num_outputs; o++) {
+        const mp_out_tensor *out = &plan.work.outputs[o];
+        unsigned layer, side;
+
+        cr_assert_eq(sscanf(strstr(out->name, "experts.l"), "experts.l%u", &side), 1);
+        layer = (unsigned)(o / 4 % 3);
+        cr_assert_eq(out->stage, 2 * layer + side - 1, "%s", out->name);
+        cr_assert_eq(out->codes, !strstr(out->name, "_sf"), "%s", out->name);
+    }
+    options.zstd = 3;
+    expect_plan();
+    cr_assert_eq(plan.work.num_stages, 3);
+}
+
 Test(plan, copies_of_the_trivial_placement)
 {
     make_source();
