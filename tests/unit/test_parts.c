@@ -83,9 +83,10 @@ Test(parts, end_where_stages_in_turn_do)
     mp_work work;
     mp_job job = job_of(&plan, &work, 4);
 
-    /* Half would be in unit 10, which is near to the third stage's first. */
+    /* Half is a little nearer to the end of unit 10 than to the beginning: to unit 11, the lowest
+     * of the fourth stage, but the third goes on behind that. */
     for (size_t i = 0; i < 20; i++)
-        bytes[i] = i == 0 ? 106 : 100;
+        bytes[i] = i == 0 ? 0 : i == 1 ? 90 : 100;
     job.units = list_in_turn;
     cr_assert_eq(mp_parts_bounds(&job, 2, bounds, &err), 0);
     cr_assert_eq(bounds[1], 10);
