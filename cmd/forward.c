@@ -162,6 +162,15 @@ static int add_packed_shared(forward_job *job, mp_error *err)
     return 0;
 }
 
+/* Whether the model has shared experts, as far as anything at hand says. */
+static bool has_shared(const forward_job *job)
+{
+    const uint64_t said = job->config.num_shared_experts;
+
+    return job->router.shared > 0 || job->pack.manifest.num_shared_experts > 0 ||
+           (said != MP_CONFIG_ABSENT && said > 0);
+}
+
 /* The number that ends "model.layers.3"; none of "mtp.0". */
 static uint64_t number_of(const char *layer)
 {
@@ -181,18 +190,19 @@ static int open_slots(forward_job *job, mp_error *err)
         rc = mp_pack_layer(&job->pack, o->layer, &layer, err);
     if (rc == 0)
         rc = mp_packed_experts_init(&job->slots, &job->pack, layer, err);
-
     if (rc == 0)
         rc = mp_config_load(&job->config, o->input, err);
     if (rc == 0)
         rc = find_activation(job, &job->config, number_of(m->layers[layer]), err);
+    if (rc == 0)
+        rc = mp_model_check_block(&job->config, !o->source, err);
     if (rc == 0 && o->source)
         rc = open_layer(job, o->source, m->layers[layer], err);
     if (rc != 0)
         return rc;
     if (m->shared != MP_SHARED_NONE && !o->source && !o->no_shared)
         return add_packed_shared(job, err);
-    if (m->shared == MP_SHARED_NONE && job->router.shared > 0 && !o->no_shared)
+    if (m->shared == MP_SHARED_NONE && has_shared(job) && !o->no_shared)
         return cmd_fail(err, MP_ERR_USAGE,
                         "the shared experts are not packed: compute without, by --no-shared");
     return 0;

@@ -239,6 +239,12 @@ int mp_find_layer(const mp_catalog *catalog, const char *name, const mp_moe_laye
 int mp_model_activation(const mp_config *config, uint64_t layer, mp_activation *activation,
                         mp_activation *shared, bool *weigh_input, mp_error *err);
 
+/* Whether y can be told from what the experts of a layer give. packed: nothing is at hand but
+ * those, and no tensor of their block.
+ * MP_ERR_UNSUPPORTED for experts on a latent, or on another input than the router's; MP_ERR_USAGE
+ * where a pack has not all that is in y. */
+int mp_model_check_block(const mp_config *config, bool packed, mp_error *err);
+
 /* The router of a layer, with what config.json says of it. */
 typedef struct mp_layer_router {
     mp_router router;

@@ -79,7 +79,8 @@ static bool look_at(const mp_expert *expert, mp_projection first, mp_fusion fusi
 
 static bool is_joined(const mp_moe_layer *layer)
 {
-    return layer->storage.fusion != MP_FUSION_NONE && layer->storage.fusion != MP_FUSION_STACKED;
+    return layer->storage.fusion != MP_FUSION_NONE && layer->storage.fusion != MP_FUSION_STACKED &&
+           !layer->ungated;
 }
 
 /* The first expert of a layer that is whole in itself. */
@@ -214,16 +215,13 @@ static bool differs(uint64_t config_value, uint64_t value)
     return config_value != MP_CONFIG_ABSENT && config_value != value;
 }
 
-/* Nemotron-H has no gates: neither routed experts nor the shared one. Elsewhere they are
- * missing. */
+/* Where a model has no gates, neither routed experts nor the shared one have any. Elsewhere they
+ * are missing. */
 static void find_gates(mp_catalog *catalog)
 {
-    const mp_model_rule *rule = mp_model_rule_of(catalog->config.model_type);
-
-    for (size_t i = 0; i < catalog->num_layers && rule && rule->act == MP_ACT_RELU2; i++) {
+    for (size_t i = 0; i < catalog->num_layers && mp_is_ungated(&catalog->config); i++) {
         mp_moe_layer *layer = &catalog->layers[i];
-        bool gated =
-            layer->storage.fusion != MP_FUSION_NONE || layer->shared.matrix[MP_GATE].weight != NULL;
+        bool gated = layer->fused[0].weight || layer->shared.matrix[MP_GATE].weight;
 
         for (uint32_t e = 0; e < layer->num_experts; e++)
             gated |= layer->experts[e].matrix[MP_GATE].weight != NULL;
@@ -327,7 +325,8 @@ static void check_fused(mp_catalog *catalog, const mp_moe_layer *layer)
     block_text(layer, layer->naming->experts, text);
     check_matrix(catalog, text, "down_proj", storage, &layer->fused[1], experts, h, i);
     if (!is_joined(layer)) {
-        check_matrix(catalog, text, "gate_proj", storage, &layer->fused[0], experts, i, h);
+        if (!layer->ungated)
+            check_matrix(catalog, text, "gate_proj", storage, &layer->fused[0], experts, i, h);
         check_matrix(catalog, text, "up_proj", storage, &layer->fused[2], experts, i, h);
         return;
     }

@@ -18,6 +18,7 @@
 #include "checkpoint/fused.h"
 
 #include "base/error.h"
+#include "checkpoint/rules.h"
 
 #include <string.h>
 
@@ -95,7 +96,7 @@ static mp_fusion fusion_of(bool transposed, bool paired)
     return paired ? MP_FUSION_ROWS_PAIRED : MP_FUSION_ROWS;
 }
 
-/* Each expert is a slice of three tensors. */
+/* Each expert is a slice of three tensors, or of two without a gate. */
 static void fill_stacked(mp_moe_layer *layer)
 {
     for (uint32_t e = 0; e < layer->num_experts; e++) {
@@ -144,20 +145,31 @@ static void list_misfit(mp_catalog *catalog, const mp_tensor *one, const mp_tens
                other->name);
 }
 
-/* Gate and up are as wide as down is long, all with as many experts. Nobody transposes these. */
-static bool is_stacked(const mp_moe_layer *layer)
+/* Gate, where there is one, and up are as wide as down is long. */
+static bool is_stacked(const mp_moe_layer *layer, bool transposed)
 {
     const mp_tensor *gate = layer->fused[0].weight, *down = layer->fused[1].weight;
     const mp_tensor *up = layer->fused[2].weight;
+    const unsigned n = transposed ? 2 : 1, k = 3 - n;
 
-    if (gate->rank != 3 || down->rank != 3 || up->rank != 3 || gate->shape[0] != up->shape[0] ||
-        gate->shape[1] != up->shape[1] || gate->shape[2] != up->shape[2])
+    if (up->rank != 3 || down->rank != 3 || up->shape[0] != down->shape[0])
         return false;
-    for (const uint64_t *n = packings_of(gate->dtype); *n; n++)
-        if (is_multiple(gate->shape[1], down->shape[2], *n) &&
-            is_multiple(down->shape[1], gate->shape[2], *n))
+    if (gate && (gate->rank != 3 || memcmp(gate->shape, up->shape, 3 * sizeof *up->shape) != 0))
+        return false;
+    for (const uint64_t *packing = packings_of(up->dtype); *packing; packing++)
+        if (is_multiple(up->shape[n], down->shape[k], *packing) &&
+            is_multiple(down->shape[n], up->shape[k], *packing))
             return true;
     return false;
+}
+
+/* Nobody transposes three tensors; of two without a gate, only the width that config.json says
+ * tells which dimension it is. */
+static bool is_turned(const mp_catalog *catalog, const mp_tensor *up)
+{
+    uint64_t width = catalog->config.moe_intermediate_size;
+
+    return up->rank == 3 && up->shape[1] != width && up->shape[2] == width;
 }
 
 /* Without bytes, a shape could say any number of experts. */
@@ -170,16 +182,23 @@ static bool is_sane(const mp_tensor *gate, const mp_tensor *down)
 int mp_layer_unfuse(mp_catalog *catalog, mp_moe_layer *layer, mp_error *err)
 {
     const mp_tensor *gate_up = layer->fused[0].weight, *down = layer->fused[1].weight;
-    bool stacked = layer->fused[2].weight, transposed = false, paired;
+    const mp_tensor *up = layer->fused[2].weight;
+    bool transposed = false, paired;
 
+    if (!gate_up && up && mp_is_ungated(&catalog->config)) {
+        gate_up = up;
+        transposed = is_turned(catalog, up);
+    }
     if (!gate_up && !down) {
-        if (is_any(&layer->fused[0]) || is_any(&layer->fused[1]) || stacked)
+        if (is_any(&layer->fused[0]) || is_any(&layer->fused[1]) || up)
             mp_problem(&catalog->problems, "%s: fused experts without weights", layer->prefix);
         return 0;
     }
     if (!gate_up || !down) {
         mp_problem(&catalog->problems, "%s: fused experts without a %s", layer->prefix,
-                   gate_up ? "down_proj" : "gate_up_proj");
+                   gate_up ? "down_proj"
+                   : up    ? "gate_proj"
+                           : "gate_up_proj");
         return 0;
     }
     if (layer->num_experts > 0) {
@@ -187,7 +206,7 @@ int mp_layer_unfuse(mp_catalog *catalog, mp_moe_layer *layer, mp_error *err)
                    gate_up->name);
         return 0;
     }
-    if (!(stacked ? is_stacked(layer) : orientation(gate_up, down, &transposed)) ||
+    if (!(up ? is_stacked(layer, transposed) : orientation(gate_up, down, &transposed)) ||
         !is_sane(gate_up, down)) {
         list_misfit(catalog, gate_up, down);
         return 0;
@@ -196,8 +215,8 @@ int mp_layer_unfuse(mp_catalog *catalog, mp_moe_layer *layer, mp_error *err)
     if (!layer->experts)
         return mp_fail_memory(err);
     layer->num_experts = (uint32_t)gate_up->shape[0];
-    if (stacked) {
-        layer->storage.fusion = MP_FUSION_STACKED;
+    if (up) {
+        layer->storage.fusion = transposed ? MP_FUSION_COLS : MP_FUSION_STACKED;
         fill_stacked(layer);
         return 0;
     }

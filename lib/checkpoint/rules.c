@@ -89,6 +89,13 @@ const char *mp_config_foreign_act(const mp_config *config, uint64_t layer)
     return config->hidden_act;
 }
 
+bool mp_is_ungated(const mp_config *config)
+{
+    const mp_model_rule *rule = mp_model_rule_of(config->model_type);
+
+    return rule && rule->act == MP_ACT_RELU2;
+}
+
 const mp_model_rule *mp_model_rule_of(const char *model_type)
 {
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++)

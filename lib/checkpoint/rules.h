@@ -67,6 +67,9 @@ typedef struct mp_model_rule {
  * MegaMoE and FuseEP compute: "swigluoai"; null where it is one. */
 const char *mp_config_foreign_act(const mp_config *config, uint64_t layer);
 
+/* Whether experts of the model have no gate, as Nemotron-H's: they are relu(up)^2. */
+bool mp_is_ungated(const mp_config *config);
+
 /* What is known of that model_type, or null. */
 const mp_model_rule *mp_model_rule_of(const char *model_type);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the experts of a model compute between their products: by model_type. */
+/* What the experts of a model compute between their products, and what their block does with it:
+ * by model_type. */
 #include <moepack/reference.h>
 
 #include <math.h>
@@ -99,4 +100,24 @@ int mp_model_activation(const mp_config *config, uint64_t layer, mp_activation *
     if (weigh_input)
         *weigh_input = rule && rule->weigh_input;
     return rc;
+}
+
+int mp_model_check_block(const mp_config *config, bool packed, mp_error *err)
+{
+    err = MP_NEVER_NULL(err);
+    const mp_model_rule *rule = mp_model_rule_of(config->model_type);
+
+    if (rule && rule->refused)
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s", rule->refused);
+    if (config->latent_size != MP_CONFIG_ABSENT)
+        return mp_fail(
+            err, MP_ERR_UNSUPPORTED,
+            "experts work on a latent of %llu: what leads to it and back is not computed",
+            (unsigned long long)config->latent_size);
+    if (packed && rule && (rule->block_bias || rule->mixed))
+        return mp_fail(err, MP_ERR_USAGE,
+                       "what model_type \"%s\" does with the sum of its experts is in the "
+                       "checkpoint: give --source",
+                       config->model_type);
+    return 0;
 }

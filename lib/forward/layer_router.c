@@ -440,10 +440,10 @@ int mp_layer_router_open(mp_layer_router *router, const mp_catalog *catalog,
     /* Choices are int32. */
     if (zero != MP_CONFIG_ABSENT && zero <= INT32_MAX - (uint64_t)layer->num_experts)
         router->router.num_experts += (uint32_t)zero;
-    if (rule && rule->refused)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s", rule->refused);
     /* Before anything is read: a layer that cannot be computed says so at once. */
-    int rc = refuse_others(router, catalog, layer, rule, err);
+    int rc = mp_model_check_block(&catalog->config, false, err);
+    if (rc == 0)
+        rc = refuse_others(router, catalog, layer, rule, err);
     if (rc == 0)
         rc = read_block(router, catalog, layer, rule, err);
     /* What is not supported stays in `cannot`; what is malformed is an error of the layer. */

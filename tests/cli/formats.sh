@@ -105,6 +105,152 @@ for format in nvfp4 fp8_block int8_channel; do
 done
 
 # ---------------------------------------------------------------------------
+# What is not computed
+# ---------------------------------------------------------------------------
+
+# Models whose experts have no gate, work on a latent or compute GELU, each with its experts one by
+# one, of all in two or three tensors, and transposed; and tokens with their choices.
+uncomputed()
+{
+    PYTHONPATH=$ROOT/tests/tools python3 - <<'END'
+import json, os, struct, tensors
+
+H, I, J, E = 128, 64, 96, 3
+
+
+def made(rows, cols, seed):
+    return [0x2000 + ((r * cols + c) * 7 + seed * 29) % 0x1F00 for r in range(rows) for c in range(cols)]
+
+
+def bf16(shape, words):
+    return ["BF16", list(shape), struct.pack(f"<{len(words)}H", *words)]
+
+
+def turned(words, rows, cols):
+    return [words[r * cols + c] for c in range(cols) for r in range(rows)]
+
+
+def experts(at, names, form, hidden):
+    """The tensors of E experts in a form, of the same numbers in each."""
+    sizes = {n: (hidden, I) if n == names[-1] else (I, hidden) for n in names}
+    matrices = {n: [made(*sizes[n], 3 * e + i) for e in range(E)] for i, n in enumerate(names)}
+    if form == "single":
+        return {f"{at}.{e}.{n}.weight": bf16(sizes[n], matrices[n][e]) for n in names for e in range(E)}
+    groups = [(n, [n]) for n in names]
+    if form != "stacked" and len(names) == 3:
+        groups = [("gate_up_proj", names[:2]), ("down_proj", names[2:])]
+    out = {}
+    for name, members in groups:
+        rows, cols = sizes[members[0]]
+        rows *= len(members)
+        slices = [sum((matrices[m][e] for m in members), []) for e in range(E)]
+        if form == "turned":
+            slices, rows, cols = [turned(s, rows, cols) for s in slices], cols, rows
+        out[f"{at}.{name}"] = bf16((E, rows, cols), sum(slices, []))
+    return out
+
+
+def model(folder, config, made):
+    os.mkdir(folder)
+    tensors.write(f"{folder}/model.safetensors", made)
+    json.dump(dict(config, hidden_size=H, moe_intermediate_size=I, num_experts=E, num_experts_per_tok=2,
+                   num_hidden_layers=1), open(f"{folder}/config.json", "w"))
+
+
+PROJ, W123 = ["gate_proj", "up_proj", "down_proj"], ["w1", "w3", "w2"]
+for form in ("single", "rows", "turned", "stacked"):
+    at = "backbone.layers.0.mixer"
+    relu = dict(model_type="nemotron_h", mlp_hidden_act="relu2", hybrid_override_pattern="E")
+    gate = {f"{at}.gate.weight": bf16((E, H), made(E, H, 50))}
+    model(f"nemotron-{form}", relu, gate | experts(f"{at}.experts", PROJ[1:], form, H))
+    gate[f"{at}.fc1_latent_proj.weight"] = bf16((J, H), made(J, H, 51))
+    gate[f"{at}.fc2_latent_proj.weight"] = bf16((H, J), made(H, J, 52))
+    model(f"latent-{form}", dict(relu, moe_latent_size=J), gate | experts(f"{at}.experts", PROJ[1:], form, J))
+    for name, at, router, hidden, config in (
+        ("kimi", "language_model.model.layers.0.block_sparse_moe", "gate", J,
+         dict(model_type="kimi_k3", hidden_act="situ", routed_expert_hidden_size=J)),
+        ("gemma", "model.language_model.layers.0", "router.proj", H,
+         dict(model_type="gemma4_text", hidden_activation="gelu_pytorch_tanh")),
+        ("grok", "model.layers.0.block_sparse_moe", "gate", H,
+         dict(model_type="grok", hidden_act="gelu", scoring_func="softmax", norm_topk_prob=True))):
+        gate = {f"{at}.{router}.weight": bf16((E, H), made(E, H, 50))}
+        names = W123 if form == "single" and router == "gate" else PROJ
+        model(f"{name}-{form}", config, gate | experts(f"{at}.experts", names, form, hidden))
+for n in (H, J):
+    tensors.write(f"{n}.st", {"x": ["F32", [2, n], struct.pack("<f", 0.5) * 2 * n],
+                              "topk_ids": ["I32", [2, 2], struct.pack("<4i", 0, 1, 2, 0)],
+                              "topk_weights": ["F32", [2, 2], struct.pack("<4f", 1, 2, 3, 4)]})
+END
+}
+
+# refuses MESSAGE COMMAND...: it ends with status 5, and a message that ends so.
+refuses()
+{
+    local message=$1 found
+
+    shift
+    run moepack "$@"
+    assert_status 5
+    found=$(<"$stderr")
+    assert_equal "${found: -${#message}}" "$message"
+}
+
+no_gate=': backbone.layers.0: no gate: experts are relu(up)^2, which is not supported'
+
+it "says of experts without a gate that nothing computes or packs them, however they are stored"
+uncomputed
+for form in single rows turned stacked; do
+    for model in nemotron latent; do
+        run moepack inspect $model-$form --json
+        assert_json '[.problems, .layers[].experts]' '[[],3]'
+        refuses "$no_gate" forward $model-$form --layer 0 --tokens 3
+        refuses "$no_gate" forward $model-$form --layer 0 --input 128.st
+        refuses "$no_gate" forward $model-$form --layer 0 --input 128.st --emulate bf16
+        for target in $(moepack targets --json | jq -r '.[].name'); do
+            refuses "$no_gate" repack $model-$form -t "$target" --ep 1 -o pack
+        done
+        refuses "$no_gate" plan --model $model-$form --ep 1
+        run moepack quantize $model-$form -f int8_channel -o $model-$form.int8 -q
+        assert_status 0
+        refuses "$no_gate" verify $model-$form.int8 --source $model-$form
+        run moepack diff $model-$form $model-single
+        assert_status 0
+        run moepack diff $model-$form.int8 $model-single.int8
+        assert_status 0
+    done
+done
+
+it "refuses fused experts of other models that have no gate"
+uncomputed
+jq '.model_type = "qwen3_moe"' nemotron-rows/config.json >config && mv config nemotron-rows/config.json
+run moepack inspect nemotron-rows
+assert_status 3
+assert_stderr_has 'backbone.layers.0: fused experts without a gate_proj'
+
+it "packs experts on a latent or with GELU, and computes no layer of them, however they are stored"
+uncomputed
+for form in single rows turned stacked; do
+    while read -r model width message; do
+        single=$model-single model=$model-$form
+        refuses "$message" forward "$model" --layer 0 --tokens 3
+        refuses "$message" forward "$model" --layer 0 --input 128.st
+        refuses "$message" forward "$model" --layer 0 --input 128.st --emulate bf16
+        run moepack repack "$model" -t deepep-bf16 --ep 3 -o "$model.pack" -q
+        assert_status 0
+        run moepack diff "$single" "$model.pack"
+        assert_status 0
+        message=${message/router and*/activation gelu of model_type \"gemma4_text\" is not computed}
+        refuses "$message" forward "$model.pack" --layer 0 --input "$width.st"
+        refuses "$message" forward "$model.pack" --layer 0 --input "$width.st" --source "$model"
+        [ "$width" = 96 ] || refuses "$message" verify "$model.pack" --source "$model" --level numeric
+    done <<'END'
+kimi 96 experts work on a latent of 96: what leads to it and back is not computed
+gemma 128 router and experts of gemma4 have different inputs
+grok 128 config.json: hidden_act "gelu"; there are silu, swigluoai and situ
+END
+done
+
+# ---------------------------------------------------------------------------
 # Tensors of several matrices
 # ---------------------------------------------------------------------------
 

@@ -372,6 +372,13 @@ CALL(mp_model_activation)
     return mp_model_activation(&config, 0, &activation, NULL, &weigh_input, err);
 }
 
+CALL(mp_model_check_block)
+{
+    mp_config config = opened()->config;
+    config.latent_size = 64;
+    return mp_model_check_block(&config, false, err);
+}
+
 CALL(mp_shared_expert_open)
 {
     mp_shared_expert shared;
@@ -673,6 +680,7 @@ const failing_call failing_calls[] = {
     ROW(mp_forward),
     ROW(mp_find_layer),
     ROW(mp_model_activation),
+    ROW(mp_model_check_block),
     ROW(mp_shared_expert_open),
     ROW(mp_shared_expert_add),
     ROW(mp_layer_router_open),
