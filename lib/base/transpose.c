@@ -11,12 +11,12 @@
 #include <string.h>
 
 #define VECTOR 16  /* bytes of a row of a tile */
-#define LINE   64  /* bytes of a row of a block: a cache line is read as a whole */
-#define ROWS   256 /* bytes of a column of a block */
+#define BLOCK  512 /* bytes of a row of a block, and of a column */
+#define LINE   64  /* bytes that are fetched at once */
 
-/* Rows of the stage are this long so that they do not fall into the same few places of the
- * cache, as rows of the output do where their distance is a power of two. */
-#define STAGE_STRIDE (ROWS + 64)
+/* Rows of the output are far apart: lines of the tiles that are this many further on are fetched
+ * meanwhile. */
+#define AHEAD 2
 
 typedef uint8_t bytes __attribute__((vector_size(VECTOR)));
 typedef uint16_t pairs __attribute__((vector_size(VECTOR)));
@@ -82,17 +82,29 @@ static void transpose_edge(const uint8_t *in, uint64_t in_stride, uint64_t rows,
             memcpy(out + c * out_stride + r * width, in + r * in_stride + c * width, width);
 }
 
+/* Fetches the lines of the output that the rows of a block go to, for `count` columns. */
+static void fetch(uint8_t *out, uint64_t out_stride, uint64_t count, uint64_t n)
+{
+    for (uint64_t c = 0; c < count; c++)
+        for (uint64_t at = 0; at < n; at += LINE)
+            __builtin_prefetch(out + c * out_stride + at, 1);
+}
+
 static void transpose_block(const uint8_t *in, uint64_t in_stride, uint64_t rows, uint64_t cols,
                             unsigned width, uint8_t *out, uint64_t out_stride)
 {
     uint64_t tile = VECTOR / width;
 
     for (uint64_t c = 0; c < cols; c += tile) {
+        uint64_t next = c + AHEAD * tile, across = cols - c < tile ? cols - c : tile;
+
+        if (next < cols)
+            fetch(out + next * out_stride, out_stride, cols - next < tile ? cols - next : tile,
+                  rows * width);
         for (uint64_t r = 0; r < rows; r += tile) {
             const uint8_t *from = in + r * in_stride + c * width;
             uint8_t *to = out + c * out_stride + r * width;
             uint64_t height = rows - r < tile ? rows - r : tile;
-            uint64_t across = cols - c < tile ? cols - c : tile;
 
             if (width > 2 || height < tile || across < tile)
                 transpose_edge(from, in_stride, height, across, width, to, out_stride);
@@ -104,34 +116,15 @@ static void transpose_block(const uint8_t *in, uint64_t in_stride, uint64_t rows
     }
 }
 
-/* The same by way of memory that is near: where rows of the output are far apart, each is
- * better written in one long piece. */
-static void transpose_staged(const uint8_t *in, uint64_t in_stride, uint64_t rows, uint64_t cols,
-                             unsigned width, uint8_t *out, uint64_t out_stride)
-{
-    uint8_t stage[LINE * STAGE_STRIDE];
-
-    transpose_block(in, in_stride, rows, cols, width, stage, STAGE_STRIDE);
-    for (uint64_t c = 0; c < cols; c++)
-        memcpy(out + c * out_stride, stage + c * STAGE_STRIDE, rows * width);
-}
-
 void mp_transpose(const void *in, uint64_t in_stride, uint64_t rows, uint64_t cols, unsigned width,
                   void *out, uint64_t out_stride)
 {
-    uint64_t block_rows = ROWS / width, block_cols = LINE / width;
+    uint64_t block = BLOCK / width;
 
-    for (uint64_t c = 0; c < cols; c += block_cols) {
-        for (uint64_t r = 0; r < rows; r += block_rows) {
-            uint64_t height = rows - r < block_rows ? rows - r : block_rows;
-            uint64_t across = cols - c < block_cols ? cols - c : block_cols;
-            const uint8_t *from = (const uint8_t *)in + r * in_stride + c * width;
-            uint8_t *to = (uint8_t *)out + c * out_stride + r * width;
-
-            if (height * width > LINE)
-                transpose_staged(from, in_stride, height, across, width, to, out_stride);
-            else
-                transpose_block(from, in_stride, height, across, width, to, out_stride);
-        }
-    }
+    for (uint64_t c = 0; c < cols; c += block)
+        for (uint64_t r = 0; r < rows; r += block)
+            transpose_block((const uint8_t *)in + r * in_stride + c * width, in_stride,
+                            rows - r < block ? rows - r : block,
+                            cols - c < block ? cols - c : block, width,
+                            (uint8_t *)out + c * out_stride + r * width, out_stride);
 }

@@ -60,8 +60,9 @@ static int read_strided(const mp_checkpoint *ckpt, const mp_tensor *tensor, cons
 }
 
 /* A transposed tensor [E, K, columns] is read in bands: a piece of each of so many stored rows that
- * they fill a cache line of every row that they are transposed to. */
-#define BAND_ROWS  32
+ * they fill several cache lines of every row that they are transposed to, which are on a page of
+ * their own, and few enough that the band stays in the cache. */
+#define BAND_ROWS  128
 #define BAND_PIECE 4096
 
 /* Reading a gap between two pieces that is shorter than this takes no longer than a system call. */

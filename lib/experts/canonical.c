@@ -193,20 +193,19 @@ static int check_powers(mp_canonical *c, mp_error *err)
     return 0;
 }
 
-static int pass_tile(const mp_canonical *c, unsigned part, const mp_tile *tile, uint8_t *out,
-                     mp_error *err)
+/* Rows first .. first + rows - 1 of a tile that was read for a part into `weight`: passing bytes
+ * through must not let a NaN through. */
+static int check_rows(const mp_canonical *c, unsigned part, const mp_tile *tile,
+                      const uint8_t *weight, uint64_t first, uint64_t rows, mp_error *err)
 {
     const mp_side_source *from = c->from;
-    const mp_scheme_form *form = mp_scheme_form_of(from->target->scheme);
-    mp_rows rows = mp_scheme_rows(from->target->scheme, tile->row0, tile->rows, tile->cols);
+    const mp_scheme scheme = from->target->scheme;
+    mp_rows in = mp_scheme_rows(scheme, tile->row0 + first, rows, tile->cols);
 
-    rows.weight = out;
-    rows.scale = form->has_scale ? scale_at(c, part, tile->row0) : NULL;
-    rows.global_scale = c->global[part];
-    if (mp_stored_read(&c->stored[part], rectangle_of(tile), out, NULL, err) != 0)
-        return err->code;
-    /* Passing bytes through must not let a NaN through. */
-    if (!from->quant->allow_nonfinite && mp_rows_check_finite(&rows, err) != 0)
+    in.weight = weight + first * mp_scheme_row_bytes(scheme, tile->cols);
+    in.scale = mp_scheme_form_of(scheme)->has_scale ? scale_at(c, part, in.row0) : NULL;
+    in.global_scale = c->global[part];
+    if (mp_rows_check_finite(&in, err) != 0)
         return mp_error_prefix(err, "%s", from->matrix[part].weight->name);
     return 0;
 }
@@ -293,17 +292,36 @@ int mp_canonical_begin(mp_canonical *c, mp_error *err)
     return c->passes ? 0 : prepare_quantization(c, err);
 }
 
-int mp_canonical_tile(mp_canonical *c, const mp_tile *tile, mp_quant_stats *stats, mp_error *err)
+int mp_canonical_read(mp_canonical *c, const mp_tile *tile, mp_quant_stats *stats, mp_error *err)
 {
     int rc = 0;
 
     for (unsigned p = 0; p < tile->parts && rc == 0; p++) {
         unsigned part = tile->part + p;
 
-        rc = c->passes ? pass_tile(c, part, tile, c->weight[p], err)
-                       : quantize_tile(c, part, tile, c->weight[p], stats, err);
+        rc = c->passes
+                 ? mp_stored_read(&c->stored[part], rectangle_of(tile), c->weight[p], NULL, err)
+                 : quantize_tile(c, part, tile, c->weight[p], stats, err);
     }
     return rc;
+}
+
+int mp_canonical_check(const mp_canonical *c, const mp_tile *tile, uint64_t first, uint64_t rows,
+                       mp_error *err)
+{
+    int rc = 0;
+
+    for (unsigned p = 0;
+         c->passes && !c->from->quant->allow_nonfinite && p < tile->parts && rc == 0; p++)
+        rc = check_rows(c, tile->part + p, tile, c->weight[p], first, rows, err);
+    return rc;
+}
+
+int mp_canonical_tile(mp_canonical *c, const mp_tile *tile, mp_quant_stats *stats, mp_error *err)
+{
+    int rc = mp_canonical_read(c, tile, stats, err);
+
+    return rc ? rc : mp_canonical_check(c, tile, 0, tile->rows, err);
 }
 
 /* ------------------------------------------------------------------------

@@ -67,6 +67,13 @@ int mp_canonical_begin(mp_canonical *c, mp_error *err);
  * stats: error of requantization, added to; may be null. */
 int mp_canonical_tile(mp_canonical *c, const mp_tile *tile, mp_quant_stats *stats, mp_error *err);
 
+/* The same in two steps: a tile that is larger than a cache is better looked at piece by piece,
+ * where it is used next. The second is for rows first .. first + rows - 1 of the tile, and says
+ * whether there is a NaN or Inf; what is requantized has none. */
+int mp_canonical_read(mp_canonical *c, const mp_tile *tile, mp_quant_stats *stats, mp_error *err);
+int mp_canonical_check(const mp_canonical *c, const mp_tile *tile, uint64_t first, uint64_t rows,
+                       mp_error *err);
+
 /* The floats of a target tensor of role ALPHA, FOLDED_ALPHA, GLOBAL_SCALE, INPUT_SCALE, ACT_SCALE
  * or OFFSET, in its order; after begin. out: tensor->slot_bytes bytes.
  * MP_ERR_UNSUPPORTED where gate and up have different input scales, or second ones to fold. */

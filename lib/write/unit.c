@@ -92,7 +92,7 @@ static int write_copies(const work_unit *w, const mp_slot_tensor *tensor, uint64
     return 0;
 }
 
-/* Lays out the tile that the canonical form holds, and writes it. */
+/* Checks the tile that the canonical form holds, lays it out and writes it, piece by piece. */
 static int write_tile(work_unit *w, const mp_slot_tensor *tensor, const mp_tile *tile,
                       mp_error *err)
 {
@@ -100,10 +100,9 @@ static int write_tile(work_unit *w, const mp_slot_tensor *tensor, const mp_tile 
     const mp_target *target = from->target;
     uint64_t row_bytes = mp_scheme_row_bytes(target->scheme, tile->cols);
     uint64_t rows = piece_rows(from, tile), packed_row = tile->bytes / tile->rows;
+    /* Where the layout is the canonical form, nothing has to move. */
+    bool unchanged = target->tiling(&from->dims, from->side).unchanged;
 
-    /* The layout is the canonical form: no need to move anything. */
-    if (target->tiling(&from->dims, from->side).unchanged)
-        return write_copies(w, tensor, tile->offset, w->canonical.weight[0], tile->bytes, err);
     for (uint64_t done = 0; done < tile->rows; done += rows) {
         const uint8_t *const in[2] = {w->canonical.weight[0] + done * row_bytes,
                                       w->canonical.weight[1] + done * row_bytes};
@@ -115,8 +114,12 @@ static int write_tile(work_unit *w, const mp_slot_tensor *tensor, const mp_tile 
             piece.offset += done * packed_row;
             piece.bytes = piece.rows * packed_row;
         }
-        target->pack_weight(&from->dims, from->side, &piece, in, w->packed);
-        if (write_copies(w, tensor, piece.offset, w->packed, piece.bytes, err) != 0)
+        if (mp_canonical_check(&w->canonical, tile, done, piece.rows, err) != 0)
+            return err->code;
+        if (!unchanged)
+            target->pack_weight(&from->dims, from->side, &piece, in, w->packed);
+        if (write_copies(w, tensor, piece.offset, unchanged ? in[0] : w->packed, piece.bytes,
+                         err) != 0)
             return err->code;
     }
     return 0;
@@ -131,7 +134,7 @@ static int write_weight(work_unit *w, const mp_slot_tensor *tensor, mp_quant_sta
     for (uint64_t i = 0; i < count; i++) {
         mp_tile tile = mp_tile_at(from->target, &from->dims, from->side, from->tile_bytes, i);
 
-        if (mp_canonical_tile(&w->canonical, &tile, stats, err) != 0 ||
+        if (mp_canonical_read(&w->canonical, &tile, stats, err) != 0 ||
             write_tile(w, tensor, &tile, err) != 0)
             return err->code;
     }

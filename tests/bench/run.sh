@@ -234,32 +234,27 @@ section_targets()
     done < <("$moepack" targets --json | jq -r '.[] | "\(.name) \(.source_schemes[0])"')
 }
 
-# Made-up weights in the form that the family has, fused as rows or transposed.
+# Made-up weights in the form that the family has, fused as rows or transposed, packed in turn.
 section_transposed()
 {
-    local name family hidden intermediate experts
+    local name family hidden intermediate experts run="$moepack repack"
+    local options="-q -j 1 --target megamoe-bf16 --ep 1 -o $work/out"
 
-    title "repack of transposed experts (Llama 4, Qwen3-VL) beside fused rows, one thread"
-    printf '   %-24s %8s\n' experts GB/s
-    while read -r name family hidden intermediate experts; do
-        local walls=() bytes
-
-        quietly "$moepack" synth --family "$family" --format bf16 --hidden "$hidden" -q \
-            --intermediate "$intermediate" --experts "$experts" --layers 1 --top-k 1 -o "$work/source"
-        for _ in 1 2 3 4 5; do
-            rm -rf "$work/out"
-            take "$moepack" repack "$work/source" -q -j 1 --target megamoe-bf16 --ep 1 \
-                -o "$work/out"
-            walls+=("$wall")
+    title "repack of transposed experts (Qwen3-VL, Llama 4) beside fused rows, one thread"
+    while read -r family hidden intermediate experts; do
+        for name in qwen3_5_moe "$family"; do
+            quietly "$moepack" synth --family "$name" --format bf16 --hidden "$hidden" -q \
+                --intermediate "$intermediate" --experts "$experts" --layers 1 --top-k 1 \
+                -o "$work/$name"
         done
-        bytes=$(du -sb "$work/out" | cut -f 1)
-        printf '   %-24s %8s\n' "$name" "$(calc %.2f "$bytes / $(median "${walls[@]}") / 1e9")"
-        rm -rf "$work/source" "$work/out"
+        versus "${hidden}x$intermediate transposed" "$(bytes_of "$work/$family")" \
+            "rm -rf $work/out; $run $work/$family $options" \
+            "rows" "rm -rf $work/out; $run $work/qwen3_5_moe $options"
+        rm -rf "${work:?}/qwen3_5_moe" "${work:?}/$family" "${work:?}/out"
     done <<END
-2048x768,rows qwen3_5_moe 2048 768 32
-2048x768,transposed qwen3_vl_moe 2048 768 32
-5120x8192,rows qwen3_5_moe 5120 8192 2
-5120x8192,transposed llama4 5120 8192 2
+qwen3_vl_moe 2048 768 32
+llama4 5120 2048 8
+llama4 5120 8192 2
 END
 }
 

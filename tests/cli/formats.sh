@@ -265,6 +265,27 @@ print(*sorted(n for n in a if a[n] != b.get(n)), sum(a[n] == b.get(n) for n in a
 END
 }
 
+it "turns transposed experts over, which end inside of bands and of pieces"
+moepack synth -o ckpt --family llama4 --hidden 264 --intermediate 2060 --experts 2 --layers 1 --top-k 1 -q
+for cpu in scalar ''; do
+    run env MOEPACK_CPU=$cpu "$MOEPACK" repack ckpt -t deepep-bf16 --ep 1 -o pack$cpu -q
+    assert_status 0
+    assert_equal "$(PYTHONPATH=$ROOT/tests/tools python3 - pack$cpu <<'END'
+import array, glob, sys, tensors
+
+whole = tensors.read(glob.glob("ckpt/*.safetensors")[0])[0]
+pack = tensors.read(glob.glob(sys.argv[1] + "/*/*.safetensors")[0])[0]
+for stored, packed in (("gate_up_proj", "w13_weight"), ("down_proj", "w2_weight")):
+    (_, (slices, rows, cols), old), = (t for n, t in whole.items() if n.endswith(stored))
+    (_, shape, new), = (t for n, t in pack.items() if n.endswith(packed))
+    old = array.array("H", bytes(old))
+    size = rows * cols
+    want = [old[e * size + c : (e + 1) * size : cols] for e in range(slices) for c in range(cols)]
+    print(shape == [slices, cols, rows] and b"".join(map(bytes, want)) == bytes(new), end=" ")
+END
+)" 'True True '
+done
+
 while read -r fixture target shared count; do
     it "gives back $fixture from $target, shared experts $shared, as it was"
     run moepack repack "$ROOT/testdata/fixtures/$fixture" -t "$target" --shared "$shared" --ep 3 -o pack -q
