@@ -1,10 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# moepack forward against what transformers computes, for checkpoints that it wrote itself.
+# moepack forward against what transformers computes, for checkpoints that it wrote itself, and
+# against each rule written down a second time, for families that it has not written.
 # shellcheck source=tests/cli/lib.sh disable=SC2119
 . "$(dirname "$0")/lib.sh"
 
 models=$ROOT/testdata/transformers
+blocks=$ROOT/testdata/blocks
 
 # numbers FILE TENSOR TYPE: its numbers, one a line; the type is od's, f4 or f8.
 numbers()
@@ -26,9 +28,9 @@ distance()
             END { e = sqrt(d / t); print (n == NR && NR > 0 && e < 1e-6 ? "right" : "wrong: " e) }'
 }
 
-for model in "$models"/*/; do
+for model in "$models"/*/ "$blocks"/*/; do
     name=$(basename "$model")
-    it "computes what transformers does: $name"
+    it "computes what the model does: $name"
     run moepack inspect "$model" --json
     assert_status 0
     assert_json .problems '[]'
@@ -99,5 +101,12 @@ assert_status 5
 assert_stderr_is <<'OUTPUT'
 moepack: forward: model.layers.1.mlp.gate.e_score_correction_bias: what it does is not computed; give topk_ids and topk_weights with --input
 OUTPUT
+
+it "has blocks that their program makes again, byte for byte"
+run python3 "$ROOT/tests/tools/blocks.py" again
+assert_status 0
+run diff -r again "$blocks"
+assert_status 0
+assert_stdout ''
 
 finish
