@@ -9,7 +9,7 @@
  * So every slot is met by itself, copies of one expert included, and the tail shows what only sums
  * show: weights, the router's factor, shared experts. A choice of an expert that is not sampled, or
  * of a slot on a rank that is not here, is -1 on both sides, so that both still compute the same
- * sum.
+ * sum. A zero expert's choice is -1 too: it is in no slot, and what it adds is no kernel's.
  *
  * Routed tokens are spread evenly over the ranks, as in a run, since a rank prefers its own slots.
  * Everything follows from the seed. Nothing here runs in parallel but the router itself. */
@@ -205,7 +205,7 @@ static int choose(draft *d, const mp_numeric_layer *layer, mp_error *err)
     /* Zero experts give back x and are computed outside of kernels. */
     for (uint64_t i = 0; rc == 0 && i < d->tokens * d->k; i++)
         if (d->ids[i] >= (int32_t)layer->source->num_experts)
-            d->ids[i] = -1; /* a zero expert, which is no weight */
+            d->ids[i] = -1;
     if (rc == 0)
         mp_layer_add_shared(router, d->x, d->tokens, d->k, router->shared, d->ids, d->weights,
                             d->all_ids, d->all_weights);
@@ -244,6 +244,9 @@ static void put_choice(mp_numeric_batch *b, const draft *d, const mp_numeric_lay
     uint64_t from = token * (d->k + layer->router.shared) + j;
     uint64_t slot_from = token * (d->k + slots->pack->shape.slots.shared) + j;
     bool shared = j >= d->k, apart = shared && slots->apart > 0;
+
+    if (d->all_ids[from] < 0)
+        return; /* a zero expert's */
     uint32_t slot = apart
                         ? mp_slots_total(&slots->pack->shape.slots) + rank * slots->apart + j - d->k
                         : (uint32_t)d->slots[slot_from];

@@ -151,6 +151,32 @@ run moepack verify out --source "$source" --level numeric --tokens 3 --sample 1 
 assert_status 0
 assert_json '.checked.slots + 3 == .numeric[0].tokens' true
 
+it "passes over choices of zero experts, which no slot holds"
+edit()
+{
+    python3 "$ROOT/tests/tools/tensors.py" ckpt/*.safetensors "$@"
+}
+moepack synth -o ckpt --family deepseek_v3 --format bf16 --hidden 128 --intermediate 64 --experts 7 \
+    --shared 1 --layers 1 --top-k 3 --vocab 32 --mtp 0 -q
+for name in {5,6}.{gate,up,down}_proj; do
+    edit drop model.layers.0.mlp.experts.$name.weight
+done
+edit rename model.layers.0.mlp.gate.weight model.layers.0.mlp.router.classifier.weight
+edit rename model.layers.0.mlp.gate.e_score_correction_bias \
+    model.layers.0.mlp.router.e_score_correction_bias
+rm ckpt/model.safetensors.index.json
+jq '.model_type = "longcat_flash" | .n_routed_experts = 5 | .zero_expert_num = 2' ckpt/config.json >config
+mv config ckpt/config.json
+for shared in none separate; do
+    run moepack repack ckpt -t megamoe-bf16 --ep 2 --redundant 1 --shared $shared -o $shared -q
+    assert_status 0
+    run moepack verify $shared --source ckpt --level numeric --json
+    assert_status 0
+    assert_json '[.ok, .numeric[].bit_identical]' '[true,true]'
+    run moepack verify $shared --source ckpt --level numeric --sample 2 -q
+    assert_status 0
+done
+
 it "refuses options of other levels"
 use_pack
 run moepack verify out --level numeric
