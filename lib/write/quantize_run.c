@@ -78,6 +78,9 @@ static origin origin_of(const mp_quantize_plan *plan, uint64_t number)
     mp_quantize_unit unit = mp_quantize_unit_of(plan, layer, index);
     const mp_matrix *matrix = &unit.expert->matrix[unit.projection];
     const mp_tensor *weight = matrix->weight;
+
+    if (!weight)
+        return (origin){0}; /* no gate: reads nothing */
     uint64_t slices = weight->rank > 2 ? weight->shape[0] : 1;
 
     /* Of a fused tensor, where the expert's slice begins. */
