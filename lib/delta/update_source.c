@@ -66,25 +66,6 @@ static int is_new(const settling *s, size_t tensor, uint8_t *scratch, bool *fits
     return mp_link_sum_fits(&links[count - 1], ckpt, &ckpt->tensors[tensor], scratch, fits, err);
 }
 
-/* The smallest tensor says which version the source is; all others then have to agree. */
-static int tell_version(settling *s, bool *new, mp_error *err)
-{
-    const mp_checkpoint *ckpt = &s->update->catalog.checkpoint;
-    uint8_t *scratch = mp_alloc(MP_PATCH_BYTES, 1);
-    size_t least = 0;
-
-    *new = true;
-    /* Any one would tell; the smallest is read fastest. */
-    for (size_t i = 1; i < s->count; i++)
-        if (ckpt->tensors[s->list[i]].bytes < ckpt->tensors[s->list[least]].bytes)
-            least = i;
-    int rc = scratch ? 0 : mp_fail_memory(err);
-    if (rc == 0 && s->count > 0)
-        rc = is_new(s, s->list[least], scratch, new, err);
-    free(scratch);
-    return rc;
-}
-
 static int check_new(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     const settling *s = user;
@@ -96,6 +77,46 @@ static int check_new(void *user, uint64_t index, void *scratch, mp_error *err)
         rc = mp_fail(err, MP_ERR_CHECK,
                      "\"%s\": tensor \"%s\" is not that of the last delta, though others are",
                      ckpt->dir, ckpt->tensors[s->list[index]].name);
+    return rc;
+}
+
+/* Whether a tensor that is new is the old version's too: deltas lead from it back to itself. It
+ * takes two of them, and one that overwrites would lead there from the new version as well. */
+static bool was_put_back(const settling *s, size_t tensor, uint8_t *scratch)
+{
+    const mp_chain *chain = &s->update->parts->chain;
+    const mp_tensor *of_base = &mp_chain_base(chain)->parts[0].ckpt.tensors[tensor];
+    const mp_patch_link *culprit;
+    size_t count;
+    mp_error why;
+
+    mp_chain_links(chain, 0, of_base, &count);
+    return count > 1 && mp_chain_patch(chain, 0, of_base, NULL, NULL, scratch, &culprit, &why) == 0;
+}
+
+/* The smallest tensor says which version the source is; all others then have to agree. One that was
+ * put back is the same in both: the source is the old version then if another tensor is not new. */
+static int tell_version(settling *s, const mp_context *context, bool *new, mp_error *err)
+{
+    const mp_checkpoint *ckpt = &s->update->catalog.checkpoint;
+    uint8_t *scratch = mp_alloc(2 * MP_PATCH_BYTES, 1);
+    size_t least = 0;
+
+    *new = true;
+    /* Any one would tell; the smallest is read fastest. */
+    for (size_t i = 1; i < s->count; i++)
+        if (ckpt->tensors[s->list[i]].bytes < ckpt->tensors[s->list[least]].bytes)
+            least = i;
+    int rc = scratch ? 0 : mp_fail_memory(err);
+    if (rc == 0 && s->count > 0)
+        rc = is_new(s, s->list[least], scratch, new, err);
+    if (rc == 0 && *new)
+        rc = mp_parallel(context, s->count, MP_PATCH_BYTES, check_new, s, err);
+    if (rc == MP_ERR_CHECK && was_put_back(s, s->list[least], scratch)) {
+        *new = false;
+        rc = 0;
+    }
+    free(scratch);
     return rc;
 }
 
@@ -155,11 +176,9 @@ int mp_update_settle_source(mp_update *update, const char *beside, const mp_cont
     int rc = list_needed(&s, err);
 
     if (rc == 0)
-        rc = tell_version(&s, &new, err);
+        rc = tell_version(&s, context, &new, err);
     update->from_base = !new;
-    if (rc == 0 && new) {
-        rc = mp_parallel(context, s.count, MP_PATCH_BYTES, check_new, &s, err);
-    } else if (rc == 0) {
+    if (rc == 0 && !new) {
         rc = mp_chain_check_base(&update->parts->chain, err);
         if (rc == 0)
             rc = mp_spool_open(s.spool, beside, err);

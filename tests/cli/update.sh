@@ -124,6 +124,46 @@ run moepack repack --update old/pack --delta d,d2 --source new/ckpt -o up/pack -
 assert_status 1
 assert_equal "$(ls up)" ''
 
+it "tells versions apart where a delta puts back what another has changed"
+scale=layers.0.ffn.experts.1.w1.scale
+for encoding in xor overwrite; do
+    prepare v4-fp4 $scale layers.0.ffn.experts.1.w2.weight -- -t megamoe-w4a8 --ep 5
+    mkdir last
+    cp -r new/ckpt last/ckpt
+    for file in last/ckpt/*.safetensors; do
+        ! grep -qaF "\"$scale\"" "$file" || python3 "$tensors" "$file" flip $scale 1 1
+    done
+    moepack delta old/ckpt new/ckpt -o d1 --version 1 -q --encoding $encoding
+    moepack delta new/ckpt last/ckpt -o d2 --version 2 -q --encoding $encoding
+    moepack repack last/ckpt -o last/pack -q -t megamoe-w4a8 --ep 5
+    mkdir up
+    for source in old/ckpt last/ckpt; do
+        run moepack repack --update old/pack --delta d1,d2 --source "$source" -o up/pack -q
+        assert_status 0
+        same up/pack last/pack
+        rm -rf up/pack
+    done
+    cp -r last/ckpt damaged
+    for file in damaged/*.safetensors; do
+        ! grep -qaF '"layers.0.ffn.experts.1.w2.weight"' "$file" ||
+            python3 "$tensors" "$file" flip layers.0.ffn.experts.1.w2.weight 9 1
+    done
+    run moepack repack --update old/pack --delta d1,d2 --source damaged -o up/pack -q
+    assert_status 1
+    assert_stderr_has 'tensor "layers.0.ffn.experts.1.w2.weight": the xxh3-128 is '
+    rm -rf d1 d2 last damaged
+done
+# A tensor that only the new version has like this.
+prepare v4-fp4 $scale layers.0.ffn.experts.1.w2.weight -- -t megamoe-w4a8 --ep 5
+for file in new/ckpt/*.safetensors; do
+    ! grep -qaF '"layers.0.ffn.experts.1.w2.weight"' "$file" ||
+        python3 "$tensors" "$file" flip layers.0.ffn.experts.1.w2.weight 9 1
+done
+run moepack repack --update old/pack --delta d --source new/ckpt -o up -q
+assert_status 1
+assert_stderr_is 'moepack: repack: "new/ckpt": tensor "layers.0.ffn.experts.1.w2.weight" is not that of'\
+' the last delta, though others are'
+
 it "reads and writes compressed packs"
 prepare v4-fp4 layers.0.ffn.experts.3.w1.weight -- -t megamoe-w4a8 --ep 5 --zstd
 updates 1
