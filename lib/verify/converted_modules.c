@@ -7,8 +7,9 @@
  *   a weight [N, K] of another type     the values, within the bound of its new scheme
  *   anything else                       a fault
  *
- * Scales are not compared for themselves: "NAME.weight_scale" is a part of "NAME.weight" and is
- * read with it. A tensor counts as a scale only where such a weight is beside it.
+ * Scales are not compared for themselves: "NAME.weight_scale" is a part of "NAME.weight", or of
+ * "NAME.weight_packed", and is read with it. A tensor counts as a scale only where such a weight is
+ * beside it.
  *
  * Tensors of the source are spread over all threads. Each thread reads through both checkpoints,
  * which are only read, and allocates for itself what it compares; faults lock for themselves. */
@@ -69,6 +70,18 @@ static int find_beside(const mp_checkpoint *ckpt, const char *name, size_t modul
     *found = mp_checkpoint_find(ckpt, other);
     free(other);
     return 0;
+}
+
+static int find_weight(const mp_checkpoint *ckpt, const char *name, size_t module,
+                       const mp_tensor **found, mp_error *err)
+{
+    int rc = 0;
+
+    *found = NULL;
+    for (size_t i = 0; rc == 0 && i < MP_SUFFIXES_OF_ONE && !*found; i++)
+        if (mp_suffixes[i].role == MP_ROLE_WEIGHT)
+            rc = find_beside(ckpt, name, module, mp_suffixes[i].text, found, err);
+    return rc;
 }
 
 /* The weight of a module with what stands beside it; *known: it is a matrix in a known form. */
@@ -246,8 +259,7 @@ static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err
     if (parts.kind != MP_NAME_OTHER)
         return 0;
     if (part && part->role != MP_ROLE_WEIGHT) {
-        if (find_beside(&m->source->checkpoint, source->name, module,
-                        mp_suffixes[MP_SUFFIX_WEIGHT].text, &weight, err) != 0)
+        if (find_weight(&m->source->checkpoint, source->name, module, &weight, err) != 0)
             return err->code;
         if (weight)
             return 0;

@@ -294,6 +294,36 @@ run moepack verify out --source a
 assert_status 1
 assert_stdout_has 'model.layers.0.self_attn.q_proj.weight: '
 
+it "takes scales for part of a weight by any of its names"
+moepack synth -o a --family qwen3_moe --format nvfp4 --style compressed-tensors --layers 1 --experts 3 \
+    --top-k 2 --hidden 96 --intermediate 64 -q
+moepack quantize a -o out -f bf16 --drop input_scale -q 2>"$stderr"
+python3 - "$ROOT/tests/tools" <<'END'
+import sys
+sys.path.insert(0, sys.argv[1])
+from tensors import read, write
+path = "model-00001-of-00001.safetensors"
+for directory, suffixes in ("a", ("weight_packed", "weight_scale", "weight_global_scale")), ("out", ("weight",)):
+    tensors, metadata = read(f"{directory}/{path}")
+    for suffix in suffixes:
+        for module, expert in ("q", 0), ("k", 1):
+            tensors[f"model.layers.0.self_attn.{module}_proj.{suffix}"] = tensors[
+                f"model.layers.0.mlp.experts.{expert}.up_proj.{suffix}"]
+    write(f"{directory}/{path}", tensors, metadata)
+END
+rm -f {a,out}/*.index.json
+run moepack verify out --source a
+assert_status 0
+damage scale model.layers.0.self_attn.k_proj.weight 1.5
+run moepack verify out --source a
+assert_status 1
+sed -n 's/ error .*//p' "$stdout" >faults
+assert_file_is faults 'model.layers.0.self_attn.k_proj.weight_packed: relative RMS'
+"$ROOT/tests/tools/tensors.py" a/*.safetensors drop model.layers.0.self_attn.q_proj.weight_packed
+run moepack verify out --source a
+assert_status 1
+assert_stdout_has 'model.layers.0.self_attn.q_proj.weight_scale: is missing'
+
 it "names experts and layers that are missing"
 use bf16
 damage drop $prefix.3.down_proj.weight
