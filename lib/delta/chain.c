@@ -51,9 +51,11 @@ static int open_versions(mp_chain *chain, const char *base, uint64_t unnumbered,
             v->terms.version = i == 0 ? unnumbered : v[-1].terms.version + 1;
             v->numbered = true;
         }
-        /* mp_chain_check_base makes up for it once it is known which version the base is. */
-        if (rc == 0 && i > 0 && (i > 1 || unnumbered != MP_BASE_UNCHECKED))
-            rc = mp_version_check_follows(v, v - 1, err);
+        /* mp_chain_check_base makes up for numbers once it is known which version the base is. */
+        if (rc == 0 && i > 0)
+            rc = i == 1 && unnumbered == MP_BASE_UNCHECKED
+                     ? mp_version_check_alike(v, v - 1, err)
+                     : mp_version_check_follows(v, v - 1, err);
     }
     return rc;
 }

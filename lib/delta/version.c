@@ -378,16 +378,23 @@ static int check_same_pack(const mp_delta_version *v, const mp_delta_version *be
     return 0;
 }
 
-int mp_version_check_follows(const mp_delta_version *v, const mp_delta_version *before,
-                             mp_error *err)
+int mp_version_check_alike(const mp_delta_version *v, const mp_delta_version *before, mp_error *err)
 {
     if ((v->manifest != NULL) != (before->manifest != NULL))
         return mp_fail(err, MP_ERR_CHECK, "%s: is of a %s, %s is a %s", v->dir,
                        v->manifest ? "pack" : "checkpoint", before->dir,
                        before->manifest ? "pack" : "checkpoint");
-    if (v->delta && before->numbered && v->terms.base != before->terms.version)
-        return mp_fail(err, MP_ERR_CHECK,
-                       "%s: changes version %06" PRIu64 ", %s is version %06" PRIu64, v->dir,
-                       v->terms.base, before->dir, before->terms.version);
     return v->manifest ? check_same_pack(v, before, err) : 0;
+}
+
+int mp_version_check_follows(const mp_delta_version *v, const mp_delta_version *before,
+                             mp_error *err)
+{
+    int rc = mp_version_check_alike(v, before, err);
+
+    if (rc == 0 && v->delta && before->numbered && v->terms.base != before->terms.version)
+        rc = mp_fail(err, MP_ERR_CHECK,
+                     "%s: changes version %06" PRIu64 ", %s is version %06" PRIu64, v->dir,
+                     v->terms.base, before->dir, before->terms.version);
+    return rc;
 }

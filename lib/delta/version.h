@@ -51,8 +51,11 @@ void mp_version_release(mp_delta_version *version);
 /* Index of the part of that name, or SIZE_MAX. name: may be null. */
 size_t mp_version_part_named(const mp_delta_version *version, const char *name);
 
-/* MP_ERR_CHECK where a delta does not follow a version, or the one is of packs and the other is
- * not, or of other ones. */
+/* MP_ERR_CHECK where one is of packs and the other is not, or of other ones. */
+int mp_version_check_alike(const mp_delta_version *delta, const mp_delta_version *before,
+                           mp_error *err);
+
+/* The same, and where a delta does not follow a version. */
 int mp_version_check_follows(const mp_delta_version *delta, const mp_delta_version *before,
                              mp_error *err);
 

@@ -209,6 +209,13 @@ assert_stderr_has 'moepack: repack: --delta and --source are for --update'
 run moepack repack --update old/pack --delta new/ckpt --source new/ckpt -o out
 assert_status 5
 assert_stderr_is 'moepack: repack: new/ckpt: a full version: pack it, and update from there'
+moepack delta old/pack new/pack -o of-packs --version 1 -q
+run moepack repack --update old/pack --delta of-packs --source new/ckpt -o out
+assert_status 1
+assert_stderr_is 'moepack: repack: of-packs: is of a pack, new/ckpt is a checkpoint'
+run moepack repack --update old/pack --delta d --source new/pack -o out
+assert_status 1
+assert_stderr_is 'moepack: repack: d: is of a checkpoint, new/pack is a pack'
 run moepack repack new/ckpt --ep 2 -o out
 assert_status 2
 assert_stderr_has 'moepack: repack: option --target is required'
