@@ -7,8 +7,9 @@
  * both products with their scales, and what comes back. All of it grows with max_tokens, rounded up
  * to a tile, which is why a cap can be looked for by bisection.
  *
- * Sizes come from a config.json that may hold any number. Sums and products here saturate at
- * UINT64_MAX instead of wrapping around, and an estimate beyond 63 bits is refused. */
+ * Sizes come from a config.json. model.c bounds each so that the bytes of a slot fit 64 bits; sums
+ * and products of many saturate here at UINT64_MAX instead of wrapping around, and an estimate
+ * beyond 63 bits is refused. */
 #include <moepack/backend.h>
 
 #include <string.h>

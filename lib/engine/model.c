@@ -264,7 +264,13 @@ static int check_sizes(const mp_backend_model *m, mp_error *err)
         check_size(m, "number of experts", m->num_experts, SIZE_MAX_SANE, err) != 0 ||
         check_size(m, "number of MoE layers", m->num_layers, LAYERS_MAX_SANE, err) != 0)
         return MP_ERR_INPUT;
-    if (m->num_shared_experts > SIZE_MAX_SANE || m->experts_per_token > m->num_experts)
+    /* Some targets take shared experts as one that is as wide as all of them. */
+    if (m->num_shared_experts > SIZE_MAX_SANE / m->moe_intermediate_size)
+        return mp_fail(
+            err, MP_ERR_INPUT, "%s: %llu shared experts of size %llu are wider than %llu",
+            m->source, (unsigned long long)m->num_shared_experts,
+            (unsigned long long)m->moe_intermediate_size, (unsigned long long)SIZE_MAX_SANE);
+    if (m->experts_per_token > m->num_experts)
         return mp_fail(err, MP_ERR_INPUT, "%s: %llu experts, %llu of them a token, %llu shared",
                        m->source, (unsigned long long)m->num_experts,
                        (unsigned long long)m->experts_per_token,

@@ -168,6 +168,9 @@ Test(backend_model, configs_that_say_too_little_or_nonsense)
         {"{\"hidden_size\":8,\"intermediate_size\":8,\"num_experts\":2,\"num_hidden_layers\":2,"
          "\"num_experts_per_tok\":3}",
          "config.json: 2 experts, 3 of them a token, 0 shared"},
+        {"{\"hidden_size\":16777216,\"intermediate_size\":16777216,\"num_experts\":2,"
+         "\"num_hidden_layers\":2,\"n_shared_experts\":65536}",
+         "config.json: 65536 shared experts of size 16777216 are wider than 16777216"},
     };
 
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
