@@ -256,7 +256,7 @@ check-memory: $(BUILD)/moepack
 	@MOEPACK=$(BUILD)/moepack bash tests/memory/check.sh
 
 # The commands' tests, without those that read sources or look at what is installed or drawn.
-COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh headers.sh includes.sh install.sh \
+COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh examples.sh headers.sh includes.sh install.sh \
 	lib.sh libmoepack.sh loaders.sh man.sh pairs.sh pictures.sh progress.sh symbols.sh),$(call files,tests/cli/*.sh))
 commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)

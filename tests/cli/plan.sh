@@ -60,55 +60,12 @@ total                       20116667680   20.1 GB
 largest token cap that fits: 344064
 END
 
-# Lines of the output that the manual page does not show.
-not_in_manual()
-{
-    grep -vxF -f "$ROOT/man/moepack-plan.1" "$stdout"
-}
-
 # Its `architectures` too, which rules of sglang-2026-09 go by.
 put_flash_class()
 {
     put_flash
     sed -i '1s/{/{"architectures": ["DeepseekV4ForCausalLM"], "hidden_act": "silu", /' config.json
 }
-
-it "prints what its manual page shows"
-put_flash_class
-run moepack plan --model config.json --backend megamoe --tp 8 --dp 8 \
-    --graph-bs 256 --draft-tokens 4 --chunked-prefill 8192
-assert_status 0
-assert_equal "$(not_in_manual)" ''
-run moepack plan --engine vllm --model config.json --backend megamoe --tp 8
-assert_status 0
-assert_equal "$(not_in_manual)" ''
-run moepack plan --model config.json --backend megamoe --tp 8 --dp 8 \
-    --graph-bs 256 --draft-tokens 6 --chunked-prefill 16384 --format env
-assert_status 1
-assert_stdout ''
-assert_equal "$(grep -vxF -f "$ROOT/man/moepack-plan.1" "$stderr")" ''
-cat >w4a4.env <<'END'
-SGLANG_OPT_DEEPGEMM_MEGA_MOE_USE_FP4_ACTS=1
-SGLANG_OPT_DEEPGEMM_MEGA_MOE_USE_MXF4_KIND=1
-SGLANG_OPT_DEEPGEMM_MEGA_MOE_NUM_MAX_TOKENS_PER_RANK=8192
-END
-plan15 --model config.json --backend megamoe --tp 8 --tokens 8192 \
-    --env-file w4a4.env --gpu-memory 180GiB
-assert_status 0
-assert_equal "$(not_in_manual)" ''
-sed -i 's/"quant_method"/"quant_algo": "MIXED_PRECISION", "moe_quant_algo": "NVFP4", &/' config.json
-run moepack plan --model . --backend megamoe --tp 8 --role decode --graph-bs 512
-assert_status 0
-assert_equal "$(not_in_manual)" ''
-assert_equal "$(grep -vxF -f "$ROOT/man/moepack-plan.1" "$stderr")" ''
-jq -n '{model_type: "deepseek_v3", hidden_size: 7168, moe_intermediate_size: 2048,
-    num_experts_per_tok: 8, num_hidden_layers: 61, n_routed_experts: 256, n_shared_experts: 1,
-    first_k_dense_replace: 3, num_nextn_predict_layers: 1,
-    quantization_config: {quant_method: "fp8", weight_block_size: [128, 128]}}' >config.json
-run moepack plan --model config.json --backend ascend_fuseep --platform npu --tp 32 \
-    --quantize int8_channel --tokens 96 --gpu-memory 64GiB
-assert_status 0
-assert_equal "$(not_in_manual)" ''
 
 # ---------------------------------------------------------------------------
 # Engines
