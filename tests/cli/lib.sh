@@ -42,6 +42,9 @@ finished=
 export LC_ALL=C
 unset NO_COLOR MOEPACK_CPU POSIXLY_CORRECT MAKEFLAGS MFLAGS MAKELEVEL
 
+# Tests run beside each other, so threads that wait are not to spin.
+export OMP_WAIT_POLICY=passive
+
 cleanup()
 {
     local status=$?
