@@ -4,13 +4,10 @@
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
 
-#include <ctype.h>
-#include <glob.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "null_error_calls.h"
+#include "public_functions.h"
 
 static size_t num_calls(void)
 {
@@ -44,26 +41,6 @@ ParameterizedTest(const size_t *number, null_error, fails_as_with_one)
     cr_assert_eq(c->call(NULL), rc, "%s", c->function);
 }
 
-/* Cuts comments out of a text. */
-static void cut_comments(char *text)
-{
-    for (char *begin, *end; (begin = strstr(text, "/*")) && (end = strstr(begin, "*/"));)
-        memmove(begin, end + 2, strlen(end + 2) + 1);
-}
-
-/* The name of the function, or of the pointer to one, whose parameters hold `at`; into name. */
-static void function_around(const char *text, const char *at, char name[64])
-{
-    while (*at != '(')
-        at--;
-    while (at > text && !isalnum((unsigned char)at[-1]))
-        at--;
-    const char *begin = at;
-    while (begin > text && (isalnum((unsigned char)begin[-1]) || begin[-1] == '_'))
-        begin--;
-    snprintf(name, 64, "%.*s", (int)(at - begin), begin);
-}
-
 static bool is_called(const char *function)
 {
     for (size_t i = 0; i < num_calls(); i++) {
@@ -73,22 +50,12 @@ static bool is_called(const char *function)
     return false;
 }
 
+static void expect_called(const char *header, const char *function)
+{
+    cr_expect(is_called(function), "%s: no call of %s fails here", header, function);
+}
+
 Test(null_error, every_function_of_the_headers_is_called)
 {
-    size_t found = 0;
-    glob_t headers;
-
-    cr_assert_eq(glob("include/moepack/*.h", 0, NULL, &headers), 0);
-    for (size_t i = 0; i < headers.gl_pathc; i++) {
-        char *text, name[64];
-        cr_assert_eq(mp_read_text(headers.gl_pathv[i], 1 << 20, &text, NULL, NULL), 0);
-        cut_comments(text);
-        for (char *at = text; (at = strstr(at, "mp_error *")); at++, found++) {
-            function_around(text, at, name);
-            cr_expect(is_called(name), "%s: no call of %s fails here", headers.gl_pathv[i], name);
-        }
-        free(text);
-    }
-    cr_assert_eq(found, num_calls());
-    globfree(&headers);
+    cr_assert_eq(each_public_function(expect_called), num_calls());
 }
