@@ -61,7 +61,7 @@ break_it()
 
 read_only()
 {
-    [ "$resumable" = yes ] || return 0
+    [ "$goes_on" = yes ] || return 0
     it "says so when $name may not write where OUT is to be"
     failing FAIL_WITH=EROFS FAIL_CALL=mkdir
     assert_status 4
@@ -71,7 +71,7 @@ read_only()
 
 second_run()
 {
-    [ "$resumable" = yes ] || return 0
+    [ "$goes_on" = yes ] || return 0
     it "keeps a second run of $name off the OUT of a first"
     whole
     {
