@@ -234,10 +234,10 @@ test: all unit $(BUILD)/fail_io.so
 unit: $(BUILD)/unit
 	$(BUILD)/unit
 
-# What takes long: every moment at which a command that writes can be killed or refused.
+# What takes long: every moment at which a command can be killed, refused or out of memory.
 .PHONY: check-long
 check-long: all $(BUILD)/fail_io.so
-	LONG=1 MOEPACK=$(BUILD)/moepack bash tests/cli/run tests/cli/writers.sh
+	LONG=1 MOEPACK=$(BUILD)/moepack bash tests/cli/run tests/cli/writers.sh tests/cli/scarce.sh
 
 # Loading into torch, beside a load as engines do it. Says so and fails where torch is not here.
 .PHONY: check-torch
@@ -255,9 +255,10 @@ check-cluster: $(BUILD)/moepack
 check-memory: $(BUILD)/moepack
 	@MOEPACK=$(BUILD)/moepack bash tests/memory/check.sh
 
-# The commands' tests, without those that read sources or look at what is installed or drawn.
+# The commands' tests, without those that read sources, look at what is installed or drawn, or take
+# the place of what allocates.
 COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh examples.sh headers.sh includes.sh install.sh \
-	lib.sh libmoepack.sh loaders.sh man.sh pairs.sh pictures.sh progress.sh symbols.sh),$(call files,tests/cli/*.sh))
+	lib.sh libmoepack.sh loaders.sh man.sh pairs.sh pictures.sh progress.sh scarce.sh symbols.sh),$(call files,tests/cli/*.sh))
 commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)
 
@@ -415,7 +416,7 @@ help:
 		'make demo       install what is needed, build, and show a small run' \
 		'make check      install what is needed, build, and run all tests' \
 		'make test       the same without looking at what is installed' \
-		'make check-long  every command that writes, killed and refused at every call' \
+		'make check-long  every command, killed, refused and without memory at every call' \
 		'make check-torch  loading packs into torch, where it is installed' \
 		'make check-cluster  runs in parts under Slurm and GNU parallel, as root' \
 		'make check-memory  the memory that runs take, also in a cgroup' \

@@ -153,3 +153,14 @@ void *mp_alloc_zeroed(uint64_t count, uint64_t size)
         return NULL;
     return calloc(bytes ? (size_t)bytes : 1, 1);
 }
+
+int mp_text_finish(FILE *stream, char **text, mp_error *err)
+{
+    bool failed = ferror(stream) != 0;
+
+    if (fclose(stream) == 0 && !failed && *text)
+        return 0;
+    free(*text);
+    *text = NULL;
+    return mp_fail_memory(err);
+}

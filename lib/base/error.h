@@ -5,6 +5,8 @@
 
 #include <moepack/base.h>
 
+#include <stdio.h>
+
 /* Fills err (may be null) and returns code, so that a function can end with
  * `return mp_fail(err, MP_ERR_INPUT, "...", ...)`. */
 int mp_fail(mp_error *err, mp_code code, const char *format, ...)
@@ -65,5 +67,9 @@ void *mp_alloc_zeroed(uint64_t count, uint64_t size);
 
 /* malloc'ed printf; null without memory. */
 char *mp_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Closes a stream of open_memstream and leaves its text; MP_ERR_IO, and no text, where anything
+ * written to it was lost. fclose alone does not say that the text itself could not be kept. */
+int mp_text_finish(FILE *stream, char **text, mp_error *err);
 
 #endif

@@ -15,6 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
+
 static void put_string(FILE *out, const char *text)
 {
     const unsigned char *p = (const unsigned char *)text;
@@ -137,9 +139,8 @@ char *mp_json_text_python(const json_t *json)
     if (!out)
         return NULL;
     bool put = put_value(out, json);
-    if (fclose(out) != 0 || !put) {
-        free(text);
-        return NULL;
-    }
-    return text;
+    if (mp_text_finish(out, &text, NULL) == 0 && put)
+        return text;
+    free(text);
+    return NULL;
 }

@@ -295,6 +295,8 @@ static int decode(const mp_frame *frame, bool checksums, const unsigned char *st
         return mp_fail(err, MP_ERR_INPUT, "declares %llu bytes of content, the seek table %zu",
                        (unsigned long long)(head.skippable ? 0 : head.content), n);
     size_t got = ZSTD_decompress(content, n, stored, bytes);
+    if (ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
+        return mp_fail_memory(err);
     if (ZSTD_isError(got))
         return mp_fail(
             err, MP_ERR_INPUT, "%s",

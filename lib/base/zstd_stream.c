@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -103,7 +104,9 @@ int mp_zstd_stream_read(mp_zstd_stream *s, void *buffer, size_t n, size_t *got, 
             break;
         if (rc == 0)
             s->hint = ZSTD_decompressStream(s->context, &out, &s->in);
-        if (rc == 0 && ZSTD_isError(s->hint))
+        if (rc == 0 && ZSTD_getErrorCode(s->hint) == ZSTD_error_memory_allocation)
+            rc = mp_fail_memory(err);
+        else if (rc == 0 && ZSTD_isError(s->hint))
             rc = mp_fail(err, MP_ERR_INPUT, "damaged before byte %llu of the %s",
                          (unsigned long long)s->at, s->whole);
         else if (rc == 0 && ended && out.pos == before && s->hint != 0)

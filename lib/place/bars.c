@@ -33,16 +33,6 @@ double mp_balance(const double *load, uint32_t ep)
     return largest > 0 ? mp_mean(load, ep) / largest : 1;
 }
 
-int mp_text_finish(FILE *out, char **text, mp_error *err)
-{
-    bool failed = ferror(out) != 0;
-    if (fclose(out) == 0 && !failed)
-        return 0;
-    free(*text);
-    *text = NULL;
-    return mp_fail_memory(err);
-}
-
 /* A bar for a fraction of 1, padded to `columns`. */
 static void write_bar(FILE *out, double fraction, uint32_t columns)
 {

@@ -15,8 +15,4 @@ double mp_mean(const double *values, uint32_t count);
 /* Mean over largest load; 1 when nothing is loaded. */
 double mp_balance(const double *load, uint32_t ep);
 
-/* Closes a stream of open_memstream and leaves its text; MP_ERR_IO, and no text,
- * when anything written to it was lost. */
-int mp_text_finish(FILE *out, char **text, mp_error *err);
-
 #endif

@@ -462,7 +462,9 @@ int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const 
         print_unit(line, units[i], state->stats ? &state->stats[units[i]] : NULL);
         fprintf(f, "%s\n", line);
     }
-    rc = fclose(f) == 0 ? append(journal, text, length, err) : mp_fail_memory(err);
+    rc = mp_text_finish(f, &text, err);
+    if (rc == 0)
+        rc = append(journal, text, length, err);
     free(text);
     return rc ? rc : mp_file_sync(journal->fd, journal->path, err);
 }
@@ -528,8 +530,7 @@ int mp_journal_write(const char *dir, const mp_work *work, const char *terms, co
     if (f) {
         fputs(head, f);
         print_state(work, state, f);
-        if (fclose(f) != 0)
-            rc = mp_fail_memory(err);
+        rc = mp_text_finish(f, &text, err);
     }
     if (rc == 0)
         rc = mp_write_file(new, text, length, err);

@@ -308,13 +308,12 @@ static int check_done(const char *dir, const found_part *found, uint32_t count, 
         else
             fprintf(f, " has done %" PRIu64 " of %" PRIu64 " units", part->done, part->units);
     }
-    if (fclose(f) != 0)
-        mp_fail_memory(err);
-    else if (missing > 0)
-        mp_fail(err, MP_ERR_CHECK, "%s: %zu of %" PRIu32 " parts missing: %.800s", dir, missing,
-                count, text);
+    int rc = mp_text_finish(f, &text, err);
+    if (rc == 0 && missing > 0)
+        rc = mp_fail(err, MP_ERR_CHECK, "%s: %zu of %" PRIu32 " parts missing: %.800s", dir,
+                     missing, count, text);
     free(text);
-    return missing > 0 || !text ? err->code : 0;
+    return rc;
 }
 
 static int remove_parts(const char *dir, const mp_parts *parts, mp_error *err)

@@ -279,8 +279,9 @@ static int put_lines(const lines *all, mp_error *err)
         return mp_fail_memory(err);
     for (size_t i = 0; i < all->count; i++)
         fprintf(f, "%s  %s\n", all->list[i].hex, all->list[i].path);
-    rc = fclose(f) == 0 ? mp_put_text(all->dir, MP_SUMS_NAME, text, length, NULL, err)
-                        : mp_fail_memory(err);
+    rc = mp_text_finish(f, &text, err);
+    if (rc == 0)
+        rc = mp_put_text(all->dir, MP_SUMS_NAME, text, length, NULL, err);
     free(text);
     return rc ? rc : mp_dir_sync(all->dir, err);
 }

@@ -47,13 +47,12 @@ int mp_terms_text(const mp_job *job, char **text, mp_error *err)
         return mp_fail_memory(err);
     fprintf(f, "tool %s\n", mp_version());
     rc = job->terms(job->plan, f, err);
-    if (fclose(f) != 0 && rc == 0)
-        rc = mp_fail_memory(err);
+    int finished = mp_text_finish(f, text, rc ? NULL : err);
     if (rc != 0) {
         free(*text);
         *text = NULL;
     }
-    return rc;
+    return rc ? rc : finished;
 }
 
 void mp_terms_selection(FILE *f, const char *key, const bool *flags, size_t count)
@@ -228,8 +227,7 @@ int mp_terms_reported(const json_t *json, const char *what, char **terms, mp_err
 
         fprintf(f, "%s\n", line ? line : "");
     }
-    if (fclose(f) != 0)
-        rc = mp_fail_memory(err);
+    rc = mp_text_finish(f, terms, err);
     if (rc == 0) {
         /* The list may have been edited by hand, and must not then pass for what was really
          * made. */

@@ -258,7 +258,7 @@ static int text_of(const mp_manifest *m, bool sized, bool ruled, bool sourced, c
     /* Another version may have written other bytes. */
     fprintf(f, "tool %s\n", m->tool_version);
     print_manifest(m, sized, ruled, sourced, f);
-    return fclose(f) == 0 ? 0 : mp_fail_memory(err);
+    return mp_text_finish(f, text, err);
 }
 
 /* Holds what the manifest of a pack says against what the plan would have it say. */
