@@ -82,6 +82,7 @@ static int balance(eplb_job *job, mp_error *err)
 
     cmd_context(&o->common, &context);
     int rc = mp_eplb_balance(&job->e, &job->counts, &options, &context, err);
+    progress_clear();
     if (rc == 0) {
         job->e.placement.layer_ids = job->layers.ids;
         /* The placement owns them now. */

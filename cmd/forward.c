@@ -492,6 +492,7 @@ static int run_forward(const void *values, mp_error *err)
         rc = place_choices(&job, err);
     if (rc == 0)
         rc = compute(&job, err);
+    progress_clear();
     if (rc == 0)
         rc = write_output(&job, err);
     if (rc == 0)

@@ -46,7 +46,7 @@ static void duration_text(double seconds, char text[32])
         snprintf(text, 32, "%" PRIu64 ":%02" PRIu64 ":%02" PRIu64, s / 3600, s / 60 % 60, s % 60);
 }
 
-int progress_text(uint64_t done, uint64_t total, uint64_t moved, double seconds,
+int progress_text(uint64_t done, uint64_t total, uint64_t moved, double seconds, bool bytes,
                   char text[PROGRESS_TEXT])
 {
     double rate = seconds > 0 ? (double)moved / seconds : 0;
@@ -57,14 +57,23 @@ int progress_text(uint64_t done, uint64_t total, uint64_t moved, double seconds,
     if (rate <= 0)
         return snprintf(text, PROGRESS_TEXT, "%3d%%", percent);
     duration_text((double)(total - done) / rate, left);
+    if (!bytes)
+        return snprintf(text, PROGRESS_TEXT, "%3d%%  %s left", percent, left);
     return snprintf(text, PROGRESS_TEXT, "%3d%%  %.2f GB/s  %s left", percent, rate * 1e-9, left);
+}
+
+/* Phases that are counted in layers or tokens. */
+static bool counts_bytes(const char *phase)
+{
+    return strcmp(phase, "balancing") != 0 && strcmp(phase, "multiplying") != 0;
 }
 
 static void draw(uint64_t done, uint64_t total, double time)
 {
     const char *phase = bar.phase ? bar.phase : "working";
     char text[PROGRESS_TEXT];
-    int width = progress_text(done, total, done - bar.first, time - bar.began, text);
+    int width =
+        progress_text(done, total, done - bar.first, time - bar.began, counts_bytes(phase), text);
 
     bar.drawn = time;
     if (bar.lines) {

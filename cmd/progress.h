@@ -17,9 +17,10 @@ void progress_clear(void);
 int cancel_signal(void);
 
 /* "45%  1.21 GB/s  0:32 left": what the bar says after `seconds`, in which `moved`
- * bytes went by, with `done` of `total` done. Returns its length. */
+ * bytes went by, with `done` of `total` done; without the speed where these are no
+ * bytes. Returns its length. */
 #define PROGRESS_TEXT 96
-int progress_text(uint64_t done, uint64_t total, uint64_t moved, double seconds,
+int progress_text(uint64_t done, uint64_t total, uint64_t moved, double seconds, bool bytes,
                   char text[PROGRESS_TEXT]);
 
 #endif

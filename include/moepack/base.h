@@ -285,7 +285,8 @@ typedef struct mp_context {
      * the units at hand and returns MP_ERR_CANCELLED. May be null. */
     const int *cancel;
 
-    /* Called with the bytes done and to do; never from two threads at once.
+    /* Called with the bytes done and to do (layers of mp_eplb_balance, tokens of mp_forward);
+     * never from two threads at once.
      * May be null. */
     void (*progress)(void *user, uint64_t done, uint64_t total);
     void *progress_user;

@@ -66,6 +66,15 @@ mp_context mp_alone(const mp_context *context)
     return alone;
 }
 
+mp_context mp_quiet(const mp_context *context)
+{
+    mp_context quiet = context ? *context : (mp_context){0};
+
+    quiet.progress = NULL;
+    quiet.phase = NULL;
+    return quiet;
+}
+
 void mp_begin_phase(const mp_context *context, const char *name)
 {
     if (context && context->phase)

@@ -11,6 +11,9 @@ bool mp_cancelled(const mp_context *context);
 /* The same context with one thread, for work that has to go in order. */
 mp_context mp_alone(const mp_context *context);
 
+/* The same context, which is told nothing of: for work that is a step of other work. */
+mp_context mp_quiet(const mp_context *context);
+
 /* Tells the context that a phase begins; context may be null. name: static. */
 void mp_begin_phase(const mp_context *context, const char *name);
 

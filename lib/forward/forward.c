@@ -256,6 +256,8 @@ int mp_forward(const mp_expert_source *experts, const mp_forward_options *option
     uint64_t most = memory / token_bytes(&start);
     int rc = check_batch(experts, batch, err);
 
+    if (rc == 0)
+        mp_begin_phase(context, "multiplying");
     for (uint64_t t = 0, n; rc == 0 && t < batch->tokens; t += n) {
         pass p = start;
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "base/parallel.h"
 
 int mp_shared_expert_open(mp_shared_expert *shared, const mp_catalog *catalog,
                           const mp_moe_layer *layer, const mp_context *context, mp_error *err)
@@ -47,11 +48,12 @@ int mp_shared_expert_add(const mp_shared_expert *shared, const mp_layer_router *
     float *weights = mp_alloc(tokens + 1, sizeof *weights);
     double *z = mp_alloc(n + 1, sizeof *z);
     const mp_batch one = {tokens, 1, batch->x, ids, weights};
+    const mp_context quiet = mp_quiet(context);
     int rc = ids && weights && z ? 0 : mp_fail_memory(err);
 
     if (rc == 0) {
         mp_layer_weigh_shared(router, batch->x, tokens, weights);
-        rc = mp_forward(&shared->experts.source, &how, &one, context, z, err);
+        rc = mp_forward(&shared->experts.source, &how, &one, &quiet, z, err);
     }
     for (uint64_t i = 0; rc == 0 && i < n; i++)
         y[i] += z[i];

@@ -34,6 +34,7 @@ typedef struct side_job {
     uint64_t fill_cols; /* with zeros behind them */
     uint64_t tiles;     /* of an expert */
     uint64_t tile_rows;
+    uint64_t done; /* tiles of all experts, for progress */
 } side_job;
 
 /* What a thread works with. */
@@ -324,9 +325,27 @@ static int read_tile(const side_job *job, desk *d, uint32_t id, uint64_t row0, u
     return rc == 0 ? check_scheme(job, d, err) : rc;
 }
 
+/* A tile is done; progress is told in tokens, of a pass half for each side. */
+static void tell(side_job *job)
+{
+    const pass *p = job->p;
+    const mp_context *context = p->context;
+    uint64_t all = p->num_groups * job->tiles;
+
+    if (!context || !context->progress)
+        return;
+#pragma omp critical(mp_forward_progress)
+    {
+        job->done++;
+        double part = (double)job->done / (double)all / 2 + (job->side == MP_L2 ? 0.5 : 0);
+        context->progress(context->progress_user,
+                          p->first_token + (uint64_t)((double)p->tokens * part), p->batch->tokens);
+    }
+}
+
 static int work_tile(void *user, uint64_t index, void *scratch, mp_error *err)
 {
-    const side_job *job = user;
+    side_job *job = user;
     const group *g = &job->p->groups[index / job->tiles];
     uint64_t row0 = index % job->tiles * job->tile_rows, step = BLOCK_ROWS / job->parts;
     uint64_t rows = job->rows - row0 < job->tile_rows ? job->rows - row0 : job->tile_rows;
@@ -345,6 +364,8 @@ static int work_tile(void *user, uint64_t index, void *scratch, mp_error *err)
         if (rc == 0)
             multiply_block(job, &d, g, row0 + r, (unsigned)count);
     }
+    if (rc == 0)
+        tell(job);
     return rc == 0 ? 0 : mp_error_prefix(err, "expert %u", g->id);
 }
 

@@ -108,8 +108,10 @@ typedef struct balancing {
     mp_eplb *e;
     const mp_counts *counts;
     const mp_eplb_options *options;
+    const mp_context *context;
     mp_eplb_work sizes;
     uint32_t windows;
+    uint32_t done; /* layers, for progress */
 } balancing;
 
 /* One layer at work. */
@@ -331,6 +333,16 @@ static int balance_layer(layer_job *job, mp_error *err)
     return rc;
 }
 
+static void tell(balancing *all)
+{
+    const mp_context *context = all->context;
+
+    if (!context || !context->progress)
+        return;
+#pragma omp critical(mp_eplb_progress)
+    context->progress(context->progress_user, ++all->done, all->counts->layers);
+}
+
 /* Runs in parallel over layers. */
 static int balance_task(void *user, uint64_t index, void *scratch, mp_error *err)
 {
@@ -339,6 +351,8 @@ static int balance_task(void *user, uint64_t index, void *scratch, mp_error *err
     int rc = begin_layer(&job, user, (uint32_t)index, err);
     if (rc == 0)
         rc = balance_layer(&job, err);
+    if (rc == 0)
+        tell(user);
     mp_arena_release(&job.work.arena);
     return rc;
 }
@@ -412,7 +426,7 @@ int mp_eplb_balance(mp_eplb *e, const mp_counts *counts, const mp_eplb_options *
                     const mp_context *context, mp_error *err)
 {
     *e = (mp_eplb){0};
-    balancing all = {.e = e, .counts = counts, .options = options};
+    balancing all = {.e = e, .counts = counts, .options = options, .context = context};
     all.windows = counts->window ? counts->windows : 1;
     int rc = check_counts(counts, err);
     if (rc == 0)
@@ -422,6 +436,8 @@ int mp_eplb_balance(mp_eplb *e, const mp_counts *counts, const mp_eplb_options *
     if (rc == 0)
         rc = alloc_result(e, counts->layers, all.sizes.num_logical, all.sizes.num_physical,
                           all.sizes.ep, err);
+    if (rc == 0)
+        mp_begin_phase(context, "balancing");
     if (rc == 0)
         rc = mp_parallel(context, counts->layers, 0, balance_task, &all, err);
     if (rc == 0) {

@@ -264,7 +264,9 @@ static int forward_some(const desk *d, mp_emulation emulation, uint64_t first, u
     const mp_batch batch = {tokens, b->columns, b->x + first * layer->slots.source.hidden_size,
                             b->slots + first * b->columns, b->slot_weights + first * b->columns};
 
-    return mp_forward(&layer->slots.source, &how, &batch, layer->check->context, y, err);
+    const mp_context quiet = mp_quiet(layer->check->context);
+
+    return mp_forward(&layer->slots.source, &how, &batch, &quiet, y, err);
 }
 
 static int forward_slots(const desk *d, mp_emulation emulation, double *y, mp_error *err)
@@ -301,7 +303,8 @@ static int forward_source(const desk *d, weights of, mp_emulation emulation, dou
     if (rc != 0)
         return rc;
     experts.source.bias = NULL;
-    rc = mp_forward(&experts.source, &how, &batch, check->context, y, err);
+    const mp_context quiet = mp_quiet(check->context);
+    rc = mp_forward(&experts.source, &how, &batch, &quiet, y, err);
     if (rc == 0)
         multiply_routed(d, model->factor, y);
     mp_catalog_experts_release(&experts);

@@ -8,6 +8,7 @@
 . "$(dirname "$0")/interrupted.bash"
 
 moepack verify "$wanted" --source "$source" -q >/dev/null || exit 1
+echo '{"logical_count": [[50, 3, 7, 10, 2, 8], [9, 40, 3, 6, 11, 5]]}' >"$WORK/counts.json"
 moepack quantize "$source" -o "$WORK/quantized" --format mxfp4 -q || exit 1
 moepack compress "$wanted" -o "$WORK/compressed" -q || exit 1
 
@@ -22,6 +23,8 @@ long_commands=(
     "checking verify $wanted"
     "comparing verify $WORK/quantized --source $source"
     "comparing diff $wanted $wanted"
+    "balancing eplb $WORK/counts.json --ep 3 --redundant 3"
+    "multiplying forward $source --layer 1 --tokens 3"
 )
 
 for line in "${long_commands[@]}"; do

@@ -469,14 +469,18 @@ Test(progress, says_part_speed_and_time_left)
 {
     char text[PROGRESS_TEXT];
 
-    progress_text(0, 1000, 0, 0, text);
+    progress_text(0, 1000, 0, 0, true, text);
     cr_expect_str_eq(text, "  0%");
-    progress_text(UINT64_C(999999999999), UINT64_C(1000000000000), UINT64_C(3000000000), 2, text);
+    progress_text(UINT64_C(999999999999), UINT64_C(1000000000000), UINT64_C(3000000000), 2, true,
+                  text);
     cr_expect_str_eq(text, " 99%  1.50 GB/s  0:00 left");
-    progress_text(UINT64_C(1000000000), UINT64_C(4000000000), UINT64_C(500000000), 20.5, text);
+    progress_text(UINT64_C(1000000000), UINT64_C(4000000000), UINT64_C(500000000), 20.5, true,
+                  text);
     cr_expect_str_eq(text, " 25%  0.02 GB/s  2:03 left");
-    progress_text(1, UINT64_C(4000000000001), 1000000, 1, text);
+    progress_text(1, UINT64_C(4000000000001), 1000000, 1, true, text);
     cr_expect_str_eq(text, "  0%  0.00 GB/s  100:00:00 left");
-    progress_text(0, 0, 0, 1, text);
+    progress_text(0, 0, 0, 1, true, text);
     cr_expect_str_eq(text, "100%");
+    progress_text(6, 58, 5, 10, false, text);
+    cr_expect_str_eq(text, " 10%  1:44 left");
 }
