@@ -112,7 +112,7 @@ static int read_meta(statistics *s, mp_error *err)
         json_integer_value(experts) <= INT32_MAX)
         s->experts = (uint64_t)json_integer_value(experts);
     else
-        rc = cmd_fail(err, MP_ERR_INPUT, "meta_info.json: num_experts is no number of experts");
+        rc = cmd_fail(err, MP_ERR_INPUT, "meta_info.json: num_experts is not a number of experts");
     json_decref(meta);
     free(text);
     return rc;

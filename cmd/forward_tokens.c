@@ -84,7 +84,7 @@ static int narrow_ids(forward_tokens *t, const int64_t *wide, mp_error *err)
         if (t->ids[i] != wide[i])
             return cmd_fail(err, MP_ERR_INPUT,
                             "topk_ids: token %" PRIu64 ", choice %" PRIu64 ": %" PRId64
-                            " is no expert",
+                            " is not an expert",
                             i / t->k, i % t->k, wide[i]);
     }
     return 0;

@@ -97,7 +97,7 @@ static int read_wide_ids(route_job *job, const mp_checkpoint *in, const mp_tenso
         if (job->ids[i] != wide[i])
             rc = cmd_fail(err, MP_ERR_INPUT,
                           "topk_ids: token %" PRIu64 ", choice %" PRIu64 ": %" PRId64
-                          " is no expert",
+                          " is not an expert",
                           i / job->k, i % job->k, wide[i]);
     }
     free(data);

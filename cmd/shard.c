@@ -23,7 +23,7 @@ static int read_variable(const char *name, bool required, uint64_t *number, mp_e
     if (!text)
         return cmd_fail(err, MP_ERR_USAGE, "--shard auto: %s is not set", name);
     if (!value_u64(text, number) || *number > UINT32_MAX)
-        return cmd_fail(err, MP_ERR_USAGE, "--shard auto: %s is '%s', which is no number", name,
+        return cmd_fail(err, MP_ERR_USAGE, "--shard auto: %s is '%s', which is not a number", name,
                         text);
     return 0;
 }

@@ -354,7 +354,7 @@ static int read_limits(const mp_config_scope *scope, mp_config *config, mp_error
 
         if (!json_is_null(limit) && !json_is_number(limit))
             return mp_fail(err, MP_ERR_INPUT,
-                           "config.json: \"swiglu_limits\": entry %zu is no number", i);
+                           "config.json: \"swiglu_limits\": entry %zu is not a number", i);
         config->swiglu_limits[i] = json_number_value(limit);
     }
     return 0;

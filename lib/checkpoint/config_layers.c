@@ -62,7 +62,8 @@ static int read_entry(const json_t *value, entry kind, const char *key, size_t i
     case WORD_DENSE:
     case WORD_MOE:
         if (!word)
-            return mp_fail(err, MP_ERR_INPUT, "config.json: \"%s\": entry %zu is no text", key, i);
+            return mp_fail(err, MP_ERR_INPUT, "config.json: \"%s\": entry %zu is not a string", key,
+                           i);
         *dense = kind == WORD_DENSE ? strcmp(word, "dense") == 0 : strcmp(word, "moe") != 0;
         return 0;
     case FLAG_TRUE:
@@ -167,7 +168,7 @@ static int read_moe_text(const char *text, const char *key, mp_config *config, m
         unsigned long long layer = strtoull(p, &end, 10);
 
         if (end == p || layer > MP_CONFIG_LIMIT)
-            rc = mp_fail(err, MP_ERR_INPUT, "config.json: \"%s\" is no list of layers", key);
+            rc = mp_fail(err, MP_ERR_INPUT, "config.json: \"%s\" is not a list of layers", key);
         else if (json_array_append_new(list, json_integer((json_int_t)layer)) != 0)
             rc = mp_fail_memory(err);
         p = end;

@@ -132,7 +132,7 @@ static int add_tensor(blob *b, const char *name, json_t *entry, mp_error *err)
                           mp_plural(tensor.bytes), tensor.offset, size);
     else if (tensor.offset % ALIGN != 0)
         mp_snapshot_found(b->s, false, b->rank->rank, name,
-                          "begins at byte %" PRIu64 ", no multiple of %d", tensor.offset, ALIGN);
+                          "begins at byte %" PRIu64 ", not a multiple of %d", tensor.offset, ALIGN);
     else
         return mp_snapshot_add(b->s, b->rank, &b->room, name, &tensor, err);
     return 0;
@@ -157,7 +157,7 @@ static int check_gap(const blob *b, uint64_t from, uint64_t to, const char *name
     }
     if (to - from >= ALIGN) {
         mp_snapshot_found(b->s, false, b->rank->rank, name,
-                          "%" PRIu64 " bytes before it are no one's", to - from);
+                          "%" PRIu64 " bytes before it belong to no tensor", to - from);
         return 0;
     }
     if (mp_pread_all(shard->fd, gap, to - from, from, shard->name, err) != 0)
@@ -188,7 +188,8 @@ static int check_order(const blob *b, mp_error *err)
     }
     if (rc == 0 && size > at && size - at >= ALIGN)
         mp_snapshot_found(b->s, false, b->rank->rank, NULL,
-                          "%" PRIu64 " bytes at the end of the blob are no one's", size - at);
+                          "%" PRIu64 " bytes at the end of the blob belong to no tensor",
+                          size - at);
     free(sorted);
     return rc;
 }

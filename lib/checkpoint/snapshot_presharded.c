@@ -266,7 +266,7 @@ static int check_file(const plan *p, size_t number, mp_error *err)
             mp_snapshot_found(p->s, false, -1, NULL, "%s: %s is not in %s", p->names[number],
                               held->tensors[i].name, MP_PRESHARDED_PLAN);
         else if (!is_key(held->tensors[i].name))
-            mp_snapshot_found(p->s, false, -1, NULL, "%s: \"%s\" is no hash of content",
+            mp_snapshot_found(p->s, false, -1, NULL, "%s: \"%s\" is not a hash of content",
                               p->names[number], held->tensors[i].name);
     json_decref(listed);
     return rc;
@@ -338,8 +338,9 @@ static int add_read(const plan *p, mp_snapshot_rank *rank, size_t *room, const j
         return err->code;
     const json_t *number = json_object_get(p->file_numbers, filename);
     if (!number) {
-        mp_snapshot_found(p->s, false, rank->rank, name, "is read from %s, which is no file of %s",
-                          filename, MP_PRESHARDED_PLAN);
+        mp_snapshot_found(p->s, false, rank->rank, name,
+                          "is read from %s, which is not a file of %s", filename,
+                          MP_PRESHARDED_PLAN);
         return 0;
     }
     size_t i = (size_t)json_integer_value(number);

@@ -72,7 +72,7 @@ static bool get_number(const json_t *metadata, const char *key, uint64_t *number
 static int get_word(const json_t *metadata, const char *key, const char **word, mp_error *err)
 {
     *word = json_string_value(json_object_get(metadata, key));
-    return *word ? 0 : mp_fail(err, MP_ERR_INPUT, "\"%s\" is missing or no text", key);
+    return *word ? 0 : mp_fail(err, MP_ERR_INPUT, "\"%s\" is missing or not a string", key);
 }
 
 static int get_terms(const json_t *metadata, mp_delta_terms *terms, mp_error *err)
@@ -80,9 +80,9 @@ static int get_terms(const json_t *metadata, mp_delta_terms *terms, mp_error *er
     const char *encoding, *compression, *checksum;
 
     if (!get_number(metadata, "version", &terms->version))
-        return mp_fail(err, MP_ERR_INPUT, "\"version\" is missing or no number");
+        return mp_fail(err, MP_ERR_INPUT, "\"version\" is missing or not a number");
     if (!get_number(metadata, "base_version", &terms->base))
-        return mp_fail(err, MP_ERR_INPUT, "\"base_version\" is missing or no number");
+        return mp_fail(err, MP_ERR_INPUT, "\"base_version\" is missing or not a number");
     if (get_word(metadata, "delta_encoding", &encoding, err) != 0 ||
         get_word(metadata, "compression_format", &compression, err) != 0 ||
         get_word(metadata, "checksum_format", &checksum, err) != 0)
@@ -122,7 +122,7 @@ static int read_index(const char *path, index_facts *facts, mp_error *err)
     if (facts->delta)
         rc = get_terms(metadata, &facts->terms, err);
     if (rc == 0 && facts->delta && !json_is_object(map))
-        rc = mp_fail(err, MP_ERR_INPUT, "\"weight_map\" is missing or no object");
+        rc = mp_fail(err, MP_ERR_INPUT, "\"weight_map\" is missing or not an object");
     json_decref(json);
     return rc ? mp_error_prefix(err, "%s", MP_INDEX_NAME) : 0;
 }

@@ -117,7 +117,7 @@ static int parse_prefix(diff_layer *layer, mp_error *err)
     mp_expert_name_parse(name, &parts);
     free(name);
     if (parts.kind != MP_NAME_ROUTED)
-        return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is no layer", MP_MANIFEST_NAME,
+        return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is not a layer", MP_MANIFEST_NAME,
                        layer->prefix);
     layer->number = parts.layer;
     layer->mtp = parts.mtp;

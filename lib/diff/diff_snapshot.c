@@ -85,7 +85,7 @@ int mp_diff_snapshot_open(diff_side *side, mp_snapshot_kind kind, const mp_conte
     side->catalog.checkpoint = d->s.ranks[0].tensors;
     for (size_t i = 0; i < d->num_layers; i++)
         if (!d->layers[i].known)
-            return mp_fail(err, MP_ERR_UNSUPPORTED, "\"%s\" is no layer", d->layers[i].prefix);
+            return mp_fail(err, MP_ERR_UNSUPPORTED, "\"%s\" is not a layer", d->layers[i].prefix);
     return 0;
 }
 

@@ -232,7 +232,7 @@ static int check_deepep_v2(mp_resolution *r, mp_error *err)
     if (flags->graph_bs_given && flags->serving != MP_SERVING_PREFILL)
         check_chunk(r, "decode", (int64_t)tokens, room);
     if (flags->draft_tokens > 1)
-        mp_warn(r, "deepep_v2 is no backend of a draft model; of n-grams it is");
+        mp_warn(r, "deepep_v2 is not a backend for a draft model, except n-grams");
     mp_warn(r, "whether deepep_v2 knows architecture %s is not known",
             r->model->architecture[0] ? r->model->architecture : "of this model");
     r->fusion_off_by = "--backend";

@@ -133,7 +133,7 @@ static void check_multiple(mp_resolution *r, uint64_t size, uint64_t of)
     if (size % of == 0)
         return;
     r->backend->sizes_refused = true;
-    mp_refuse(r, "%" PRIu64 " is no multiple of %" PRIu64 " (%s)", size, of, r->mma);
+    mp_refuse(r, "%" PRIu64 " is not a multiple of %" PRIu64 " (%s)", size, of, r->mma);
 }
 
 int mp_sglang_shapes(mp_resolution *r, mp_error *err)

@@ -77,7 +77,7 @@ static bool check_sizes(mp_resolution *r)
     for (size_t i = 0; i < 2; i++) {
         if (sizes[i] % MULTIPLE == 0 || (i == 1 && sizes[0] == sizes[1]))
             continue;
-        decline(r, "%" PRIu64 " is no multiple of %d", sizes[i], MULTIPLE);
+        decline(r, "%" PRIu64 " is not a multiple of %d", sizes[i], MULTIPLE);
         fits = false;
     }
     return fits;

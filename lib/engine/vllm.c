@@ -47,7 +47,7 @@ static void check_sizes(mp_resolution *r)
         if (sizes[i] % MULTIPLE == 0 || (i == 1 && sizes[0] == sizes[1]))
             continue;
         b->sizes_refused = true;
-        mp_refuse(r, "%" PRIu64 " is no multiple of %d", sizes[i], MULTIPLE);
+        mp_refuse(r, "%" PRIu64 " is not a multiple of %d", sizes[i], MULTIPLE);
     }
     mp_decide(r, "shapes", b->sizes_refused ? "refused" : "ok", r->model->source,
               "%" PRIu64 " and %" PRIu64 ", the kernel takes multiples of %d", sizes[0], sizes[1],

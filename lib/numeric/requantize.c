@@ -67,7 +67,7 @@ static int check_target(const mp_rows *in, mp_scheme to, mp_error *err)
                        "%s needs columns in multiples of %" PRIu32 ", not %" PRIu64,
                        mp_scheme_name(to), form->cols_of, in->cols);
     if (to == MP_SCHEME_FP8_BLOCK && in->row0 % MP_FP8_BLOCK != 0)
-        return mp_fail(err, MP_ERR_USAGE, "fp8_block from row %" PRIu64 ", no multiple of %d",
+        return mp_fail(err, MP_ERR_USAGE, "fp8_block from row %" PRIu64 ", not a multiple of %d",
                        in->row0, MP_FP8_BLOCK);
     return 0;
 }

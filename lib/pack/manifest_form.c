@@ -141,8 +141,8 @@ static int read_shape(const json_t *json, mp_form_tensor *tensor, mp_error *err)
         const json_t *size = json_array_get(shape, d);
 
         if (!json_is_integer(size) || json_integer_value(size) < 0)
-            return mp_fail(err, MP_ERR_INPUT, "%s: %s: dimension %u is no size", MP_MANIFEST_NAME,
-                           tensor->name, d);
+            return mp_fail(err, MP_ERR_INPUT, "%s: %s: dimension %u is not a size",
+                           MP_MANIFEST_NAME, tensor->name, d);
         tensor->shape[d] = (uint64_t)json_integer_value(size);
     }
     return 0;

@@ -268,7 +268,7 @@ static int read_file(const json_t *json, mp_packed_file *file, mp_error *err)
     file->tensors = list;
     /* Files are opened by this name in the rank's directory, and nowhere else. */
     if (strchr(file->name, '/') || file->name[0] == '.' || !file->name[0])
-        return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is no file name", MP_MANIFEST_NAME,
+        return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is not a file name", MP_MANIFEST_NAME,
                        file->name);
     for (size_t i = 0; i < file->num_tensors; i++) {
         const json_t *tensor = json_array_get(array, i);

@@ -89,10 +89,10 @@ static int read_line(table *t, const char *line, size_t bytes, uint64_t number, 
         return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": expected three columns, " HEADER,
                        number);
     if (!read_id(line, (size_t)(comma - line), &e.layer))
-        return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": layer_id is no number of a layer",
+        return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": layer_id is not a layer number",
                        number);
     if (!read_id(comma + 1, (size_t)(second - comma - 1), &e.expert))
-        return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": expert_id is no number of an expert",
+        return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": expert_id is not an expert number",
                        number);
     if (t->num_logical != 0 && e.expert >= t->num_logical)
         return mp_fail(err, MP_ERR_INPUT, "line %" PRIu64 ": expert %u, expected 0 to %u", number,

@@ -64,8 +64,9 @@ static int find_pickle(torch_file *f, const mp_zip_entry **found, mp_error *err)
         f->prefix = e->name;
         f->prefix_length = prefix;
     }
-    return *found ? 0
-                  : mp_fail(err, MP_ERR_INPUT, "zip: no data.pkl, this is no file of torch.save");
+    return *found
+               ? 0
+               : mp_fail(err, MP_ERR_INPUT, "zip: no data.pkl, this is not a file of torch.save");
 }
 
 /* The entry PREFIX/name, or null. */
@@ -189,7 +190,7 @@ static int find_tensor(const torch_file *f, const char *what, mp_pickle_value va
         !mp_pickle_integers(p, object->args[2], t->size, 3, &t->rank) ||
         !mp_pickle_integers(p, object->args[3], t->stride, 3, &strides) || strides != t->rank)
         return mp_fail(err, MP_ERR_INPUT,
-                       "%s: offset, shape or strides are no integers of 0 or more, in up to 3 "
+                       "%s: offset, shape or strides are not integers of 0 or more, in up to 3 "
                        "dimensions",
                        what);
     t->offset = (uint64_t)object->args[1].u.integer;
@@ -302,7 +303,7 @@ static int read_record(const torch_file *f, mp_pickle_value record, const tensor
     tensor t;
     if (!mp_pickle_get(&f->pickle, record, "forward_pass_id", &pass) ||
         pass.kind != MP_PICKLE_INTEGER || pass.u.integer < 0)
-        return mp_fail(err, MP_ERR_INPUT, "forward_pass_id is no integer of 0 or more");
+        return mp_fail(err, MP_ERR_INPUT, "forward_pass_id is not an integer of 0 or more");
     if (!mp_pickle_get(&f->pickle, record, "global_physical_count", &counts))
         return mp_fail(err, MP_ERR_INPUT, "global_physical_count is missing");
     int rc = find_tensor(f, "global_physical_count", counts, 2, 2, &t, err);

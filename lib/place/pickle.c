@@ -316,7 +316,7 @@ static int push_storage(mp_pickle *p, mp_error *err)
     if (!tuple_items(p, id, part, 5) || part[1].kind != MP_PICKLE_GLOBAL ||
         part[1].u.index < FIRST_STORAGE || part[2].kind != MP_PICKLE_TEXT ||
         part[4].kind != MP_PICKLE_INTEGER || part[4].u.integer < 0)
-        return malformed(p, "a persistent id that is no storage", err);
+        return malformed(p, "a persistent id that is not a storage", err);
     return push_object(p, MP_PICKLE_STORAGE,
                        (mp_pickle_object){.dtype = globals[part[1].u.index].dtype,
                                           .key = part[2],

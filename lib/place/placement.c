@@ -230,7 +230,7 @@ int mp_rows_layer(mp_rows_read *rows, int64_t layer, mp_error *err)
 {
     uint64_t row = rows->rows;
     if (layer < 0 || layer >= INT32_MAX)
-        return mp_fail(err, MP_ERR_INPUT, "placement: row %" PRIu64 ": %" PRId64 " is no layer",
+        return mp_fail(err, MP_ERR_INPUT, "placement: row %" PRIu64 ": %" PRId64 " is not a layer",
                        row, layer);
     /* Ascending order rules out duplicates. */
     if (row > 0 && layer <= rows->layers[row - 1])

@@ -325,7 +325,7 @@ static int read_lines(lines *said, mp_error *err)
                     (at[HEX + 1] == ' ' || at[HEX + 1] == '*');
 
         if (!ours)
-            rc = mp_fail(err, MP_ERR_INPUT, "%s: line %zu is no sum and name: \"%.*s\"",
+            rc = mp_fail(err, MP_ERR_INPUT, "%s: line %zu is not a sum and a name: \"%.*s\"",
                          MP_SUMS_NAME, said->count + 1, (int)(length < 100 ? length : 100), at);
         else
             rc = add_line(said, at + HEX + 2, length - HEX - 2, err);

@@ -256,11 +256,11 @@ static int report_matrix(const mp_side_check *s, unsigned p, const mp_likeness *
                      mp_projection_name(should), name, likeness->row, likeness->col,
                      likeness->relative);
     else
-        mp_fault_add(s->faults, &spot,
-                     "%s of %s: relative RMS error %.3g, %s may have %g; it is no matrix of this "
-                     "layer",
-                     mp_projection_name(should), name, likeness->relative,
-                     mp_scheme_name(have.storage.scheme), bound_of(s));
+        mp_fault_add(
+            s->faults, &spot,
+            "%s of %s: relative RMS error %.3g, %s may have %g; it is not a matrix of this layer",
+            mp_projection_name(should), name, likeness->relative,
+            mp_scheme_name(have.storage.scheme), bound_of(s));
     return 0;
 }
 

@@ -211,7 +211,7 @@ int mp_verify(const char *out, const mp_verify_options *options, const mp_contex
                        mp_verify_level_name(options->level));
     rc = find_kind(out, &packed, &kind, &why);
     if (rc == 0 && kind == MP_SNAPSHOT_NONE && options->placement)
-        rc = mp_fail(&why, MP_ERR_USAGE, "\"%s\" is no snapshot: a placement is for these", out);
+        rc = mp_fail(&why, MP_ERR_USAGE, "\"%s\" is not a snapshot: a placement is for these", out);
     if (rc == 0 && kind != MP_SNAPSHOT_NONE)
         rc = mp_verify_snapshot(out, kind, options, context, report, &why);
     else if (rc == 0 && !packed && options->source)

@@ -188,7 +188,7 @@ static int write_scales(const job *j, uint64_t row, uint64_t rows, mp_error *err
         row_bytes /= sizeof(float);
         scales = j->exponents;
         if (!mp_scales_convert(MP_F32, j->scales, rows * row_bytes, MP_F8_E8M0, j->exponents))
-            return mp_fail(err, MP_ERR_INPUT, "%s: a scale that is no power of two",
+            return mp_fail(err, MP_ERR_INPUT, "%s: a scale that is not a power of two",
                            matrix_of(j)->weight->name);
     }
     return write_to(j, MP_WRITTEN_SCALE, row * row_bytes, scales, rows * row_bytes, err);

@@ -439,10 +439,10 @@ done <<'END'
 3 .metadata.compression_format="gzip" compression_format "gzip" is unknown
 5 .metadata.checksum_format="blake3" checksum_format "blake3" is not supported: publish with xxh3-128
 3 .metadata.checksum_format="crc" checksum_format "crc" is unknown
-3 del(.metadata.version) "version" is missing or no number
-3 .metadata.base_version="7a" "base_version" is missing or no number
-3 del(.metadata.checksum_format) "checksum_format" is missing or no text
-3 .weight_map=3 "weight_map" is missing or no object
+3 del(.metadata.version) "version" is missing or not a number
+3 .metadata.base_version="7a" "base_version" is missing or not a number
+3 del(.metadata.checksum_format) "checksum_format" is missing or not a string
+3 .weight_map=3 "weight_map" is missing or not an object
 END
 fresh xor
 python3 "$ROOT/tests/tools/tensors.py" v0/model.safetensors rename x z

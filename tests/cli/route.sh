@@ -129,7 +129,7 @@ assert_stderr_is 'moepack: route: token 1, choice 0: logical expert 4, expected 
 put_choices I64 8 2 2 0 1 4294967296 -1
 run moepack route in.safetensors --experts 4 --ep 2
 assert_status 3
-assert_stderr_is 'moepack: route: in.safetensors: topk_ids: token 1, choice 0: 4294967296 is no expert'
+assert_stderr_is 'moepack: route: in.safetensors: topk_ids: token 1, choice 0: 4294967296 is not an expert'
 
 it "refuses tensors of another kind"
 put_choices F32 4 1 2 0 1

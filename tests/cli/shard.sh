@@ -346,7 +346,7 @@ while IFS='|' read -r variables message; do
 done <<'END'
 A=1| auto: neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set
 SLURM_ARRAY_TASK_ID=1| auto: SLURM_ARRAY_TASK_COUNT is not set
-SLURM_ARRAY_TASK_ID=x SLURM_ARRAY_TASK_COUNT=3| auto: SLURM_ARRAY_TASK_ID is 'x', which is no number
+SLURM_ARRAY_TASK_ID=x SLURM_ARRAY_TASK_COUNT=3| auto: SLURM_ARRAY_TASK_ID is 'x', which is not a number
 SLURM_ARRAY_TASK_ID=7 SLURM_ARRAY_TASK_COUNT=3 SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_MAX=7| auto: task 7 of 3 from 1 to 7, which are not in a row: use --array=1-3, or --shard I/N
 SLURM_ARRAY_TASK_ID=5 SLURM_ARRAY_TASK_COUNT=3 SLURM_ARRAY_TASK_MIN=1|: there is no part 5 of 3
 JOB_COMPLETION_INDEX=2| auto: JOB_COMPLETIONS is not set
@@ -452,7 +452,7 @@ assert_json '.ok, .count' 'false
 echo 'nonsense' >>out/SHA256SUMS
 run moepack checksums out -c
 assert_status 3
-assert_stderr_is 'moepack: checksums: SHA256SUMS: line 16 is no sum and name: "nonsense"'
+assert_stderr_is 'moepack: checksums: SHA256SUMS: line 16 is not a sum and a name: "nonsense"'
 rm out/SHA256SUMS
 run moepack checksums out -c
 assert_status 4

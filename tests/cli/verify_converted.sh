@@ -112,7 +112,7 @@ run moepack verify out --source "$source" --json
 assert_status 1
 assert_json '[.faults[] | [.level, .layer, .tensor]]' \
     '[["exact","model.layers.0","model.layers.0.mlp.experts.2.up_proj.weight"]]'
-assert_json '.faults[0].detail | test("^up of expert 2: relative RMS error [0-9.e+]+, nvfp4 may have 0.15; it is no matrix of this layer$")' true
+assert_json '.faults[0].detail | test("^up of expert 2: relative RMS error [0-9.e+]+, nvfp4 may have 0.15; it is not a matrix of this layer$")' true
 
 it "finds one byte of what was not quantized"
 use bf16

@@ -132,7 +132,7 @@ for kind in presharded sharded_state bigtensor; do
     assert_status 1
     assert_json '[.faults[].layer] | unique' '["model.layers.1"]'
     assert_json .total_faults 18
-    assert_json '[.faults[].detail | endswith("; it is no matrix of this layer")] | all' true
+    assert_json '[.faults[].detail | endswith("; it is not a matrix of this layer")] | all' true
     run moepack verify "$out" --source "$WORK/fp8-1" --layers 0
     assert_status 0
 done
@@ -307,7 +307,7 @@ run moepack verify here --source "$WORK/six"
 assert_status 0
 run moepack verify "$WORK/six" --source "$WORK/six" --placement other.json
 assert_status 2
-assert_stderr_has 'is no snapshot: a placement is for these'
+assert_stderr_has 'is not a snapshot: a placement is for these'
 dump sharded_state "$WORK/six" eight --ep 4 --redundant 2 >path
 run moepack verify eight --source "$WORK/six" --placement "$WORK/placement.json"
 assert_status 1
@@ -349,7 +349,7 @@ for order in plain swapped 8 16; do
     run moepack verify "$out" --source ckpt
     assert_status 0
     assert_faults "$out" --source "$WORK/nvfp4" <<'END'
-rank 0, model.layers.0, slot 2, mlp.experts.w13_weight: up of expert 2: relative RMS error 1, nvfp4 may have 0.15; it is no matrix of this layer
+rank 0, model.layers.0, slot 2, mlp.experts.w13_weight: up of expert 2: relative RMS error 1, nvfp4 may have 0.15; it is not a matrix of this layer
 FAILED: 1 fault
 END
 done

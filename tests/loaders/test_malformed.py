@@ -186,7 +186,7 @@ CASES = {
     "no rank": (root(ranks=[]), "moepack.json: no rank", SAME),
     "a rank too many": (manifest(lambda m: m["ranks"][1].update(rank=2)), "moepack.json: rank 2, but ep_size is 2", SAME),
     "ranks out of order": (manifest(lambda m: m["ranks"].reverse()), "moepack.json: rank 0 behind rank 1", SAME),
-    "a file that leads out": (manifest(lambda m: m["ranks"][0]["files"][0].update(name="../x")), 'moepack.json: "../x" is no file name', SAME),
+    "a file that leads out": (manifest(lambda m: m["ranks"][0]["files"][0].update(name="../x")), 'moepack.json: "../x" is not a file name', SAME),
     "a digest too short": (root(placement_xxh3="12"), 'moepack.json: "placement_xxh3" is not an XXH3-128 in hex', SAME),
     # the placement
     "no placement": (remove("placement.json"), "placement.json: missing", SAME),

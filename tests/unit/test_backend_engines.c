@@ -170,7 +170,7 @@ Test(backend_engines, deepep_v2_needs_a_variable_that_may_be_set)
     flags.graph_bs = 64;
     flags.draft_tokens = 2;
     expect_no_refusal();
-    cr_assert(has_text(&backend.warnings, "no backend of a draft model"));
+    cr_assert(has_text(&backend.warnings, "not a backend for a draft model"));
     flags.draft_tokens = 3;
     expect_refusal(
         "decode 192 is more than SGLANG_DEEPEP_V2_NUM_MAX_DISPATCH_TOKENS_PER_RANK, 128");
@@ -287,7 +287,7 @@ Test(backend_engines, sizes_that_are_refused_are_not_estimated)
     mp_backend_memory memory;
 
     model.moe_intermediate_size = 2240;
-    expect_refusal("2240 is no multiple of 512 (fp8xfp4)");
+    expect_refusal("2240 is not a multiple of 512 (fp8xfp4)");
     cr_assert_eq(mp_backend_estimate(&memory, &backend, &model, 1, &err), 0);
     cr_assert_not(memory.known);
     model.moe_intermediate_size = 2048;

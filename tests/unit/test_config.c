@@ -464,7 +464,7 @@ Test(config, other_words_for_dense_layers)
     expect_loads("{\"num_layers\": 3, \"num_hidden_layers\": 6, \"zero_expert_num\": 2}");
     cr_assert_eq(config.num_hidden_layers, 3, "LongCat counts its layers twice");
     expect_fails("{\"mlp_layer_types\": [1]}",
-                 "config.json: \"mlp_layer_types\": entry 0 is no text");
+                 "config.json: \"mlp_layer_types\": entry 0 is not a string");
     expect_fails("{\"is_moe_layer\": [1]}",
                  "config.json: \"is_moe_layer\": entry 0 is neither true nor false");
     expect_fails("{\"moe_layers\": [4], \"num_hidden_layers\": 4}",

@@ -271,7 +271,7 @@ Test(counts, bad_pickles)
     REFUSE("X\x05\0\0\0abc", "5: the pickle ends early");
     REFUSE("ctorch", "1: the pickle ends early");
     REFUSE("NN\x93", "3: a global that is not named by texts");
-    REFUSE("NQ", "2: a persistent id that is no storage");
+    REFUSE("NQ", "2: a persistent id that is not a storage");
     REFUSE("N)R", "3: a call of what cannot be called");
     REFUSE("ctorch._utils\n_rebuild_tensor_v2\n)R",
            "35: a tensor without storage, offset, sizes and strides");
@@ -412,8 +412,8 @@ Test(counts, csv_files_of_ranks)
     refuse_counts(CSV "1,2,3,4\n", "line 2: expected three columns, layer_id,expert_id,count");
     refuse_counts(CSV "1,2,3\n\n1,2,3\n",
                   "line 3: expected three columns, layer_id,expert_id,count");
-    refuse_counts(CSV "x,2,3\n", "line 2: layer_id is no number of a layer");
-    refuse_counts(CSV "1,-2,3\n", "line 2: expert_id is no number of an expert");
+    refuse_counts(CSV "x,2,3\n", "line 2: layer_id is not a layer number");
+    refuse_counts(CSV "1,-2,3\n", "line 2: expert_id is not an expert number");
     refuse_counts(CSV "1,2,\n", "line 2: count is not a number");
     refuse_counts(CSV "1,2,nan\n", "line 2: count is not a number");
     refuse_counts(CSV "1,2147483646,1\n",

@@ -658,7 +658,7 @@ Test(manifest, forms_that_are_none)
     fill(&manifest);
     make_text();
     expect_input_error("        2048,", "        -1,",
-                       "moepack.json: ffn.experts.{}.a1.weight: dimension 0 is no size");
+                       "moepack.json: ffn.experts.{}.a1.weight: dimension 0 is not a size");
     expect_input_error("        2048,", "        1, 2, 3, 4,",
                        "moepack.json: ffn.experts.{}.a1.weight: 5 dimensions, at most 4");
     expect_input_error("\"block_rows\": 1", "\"block_rows\": 0",
@@ -697,13 +697,13 @@ Test(manifest, files_outside_of_their_directory)
     fill(&manifest);
     make_text();
     expect_input_error("\"model-00001-of-00002.safetensors\"", "\"../a\"",
-                       "moepack.json: \"../a\" is no file name");
+                       "moepack.json: \"../a\" is not a file name");
     expect_input_error("\"model-00001-of-00002.safetensors\"", "\"/a\"",
-                       "moepack.json: \"/a\" is no file name");
+                       "moepack.json: \"/a\" is not a file name");
     expect_input_error("\"model-00001-of-00002.safetensors\"", "\".\"",
-                       "moepack.json: \".\" is no file name");
+                       "moepack.json: \".\" is not a file name");
     expect_input_error("\"model-00001-of-00002.safetensors\"", "\"\"",
-                       "moepack.json: \"\" is no file name");
+                       "moepack.json: \"\" is not a file name");
 }
 
 Test(manifest, numbers_that_do_not_go_together)

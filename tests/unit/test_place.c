@@ -572,9 +572,9 @@ Test(place, bad_yaml_files)
     refuse("num_slots: 2\ninitial_global_assignments:\n  5: [0, 1]\n  3: [0, 1]\n",
            "placement: row 1: layer 3, expected one above 5: layers stand in order, each once");
     refuse("num_slots: 2\ninitial_global_assignments:\n  -1: [0, 1]\n",
-           "placement: row 0: -1 is no layer");
+           "placement: row 0: -1 is not a layer");
     refuse("num_slots: 2\ninitial_global_assignments:\n  2147483647: [0, 1]\n",
-           "placement: row 0: 2147483647 is no layer");
+           "placement: row 0: 2147483647 is not a layer");
     refuse("num_slots: 2\ninitial_global_assignments:\n  0: [0, 1]\n  1: [0]\n",
            "placement: row 1 has 1 columns, row 0 has 2");
     refuse("num_slots: 2\ninitial_global_assignments:\n  0: [0, x]\n",

@@ -586,7 +586,7 @@ Test(requantize_loss, refuses_targets)
                    "cannot requantize f32 to f32");
     in.row0 = 100;
     assert_refused(&in, MP_SCHEME_FP8_BLOCK, &defaults, NULL, MP_ERR_USAGE,
-                   "fp8_block from row 100, no multiple of 128");
+                   "fp8_block from row 100, not a multiple of 128");
 }
 
 Test(requantize_loss, refuses_options)

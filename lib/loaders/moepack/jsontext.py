@@ -12,7 +12,7 @@ LIMIT = 1 << 30  # bytes of a text
 
 
 def _refuse_constant(word):
-    raise ValueError(f"{word} is no number")
+    raise ValueError(f"{word} is not a number")
 
 
 def _integer(digits):

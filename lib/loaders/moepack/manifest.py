@@ -49,7 +49,7 @@ def _file(value):
     name = jsontext.member(value, "name", str, NAME)
     size = jsontext.member(value, "size", int, NAME)
     if not name or "/" in name or "\0" in name or name.startswith("."):
-        raise PackError(f'{NAME}: "{name}" is no file name')
+        raise PackError(f'{NAME}: "{name}" is not a file name')
     tensors = [
         (jsontext.member(t, "name", str, NAME), _digest(t, "xxh3"))
         for t in jsontext.member(value, "tensors", list, NAME)
