@@ -230,7 +230,7 @@ static int choose(forward_job *job, mp_error *err)
         return 0;
     if (!job->layer)
         return cmd_fail(err, MP_ERR_USAGE,
-                        "a packed directory has no router: give --source, or topk_ids and "
+                        "a pack has no router: give --source, or topk_ids and "
                         "topk_weights in --input");
     if (job->router.scale_taken && !job->o->common.quiet)
         fprintf(stderr,
@@ -448,12 +448,11 @@ static int check_options(const forward_job *job, mp_error *err)
     if (!o->tokens_file == !o->tokens)
         return cmd_fail(err, MP_ERR_USAGE, "give either --input or --tokens");
     if (!job->packed && o->source)
-        return cmd_fail(err, MP_ERR_USAGE, "--source is for packed directories only");
+        return cmd_fail(err, MP_ERR_USAGE, "--source is for packs only");
     if (job->packed && o->requantize_shared)
         return cmd_fail(err, MP_ERR_USAGE, "--requantize-shared is for checkpoints only");
     if (!job->packed && (o->dispatch != MP_DISPATCH_NEAREST || o->waterfill != MP_WATERFILL_OFF))
-        return cmd_fail(err, MP_ERR_USAGE,
-                        "--dispatch and --waterfill are for packed directories only");
+        return cmd_fail(err, MP_ERR_USAGE, "--dispatch and --waterfill are for packs only");
     return 0;
 }
 

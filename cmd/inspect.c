@@ -349,7 +349,7 @@ static int run_inspect(const void *values, mp_error *err)
 
     cmd_context(&o->common, &context);
     if ((o->ranges || o->svg) && !mp_is_packed(o->path))
-        return cmd_fail(err, MP_ERR_USAGE, "%s is for packed directories, \"%s\" is none",
+        return cmd_fail(err, MP_ERR_USAGE, "%s is for packs, \"%s\" is not one",
                         o->ranges ? "--ranges" : "--svg", o->path);
     if (mp_is_packed(o->path))
         return inspect_pack(o, &context, err);

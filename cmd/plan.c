@@ -106,7 +106,7 @@ static const cmd_option options[] = {
     OPT_STRING(0, "placement", "FILE", plan_options, placement,
                "placement that the engine is given, - for standard input"),
     OPT_STRING(0, "pack", "OUT", plan_options, pack,
-               "check that the pack OUT is what the engine needs"),
+               "check that the pack OUT is what the engine expects"),
     OPT_FLAG(0, "env", plan_options, env, "read variables from the environment"),
     OPT_STRING(0, "env-file", "FILE", plan_options, env_file,
                "read variables from NAME=VALUE lines, - for standard input"),
@@ -395,9 +395,9 @@ static int judge(const plan_job *job, mp_error *err)
     if (refusals->count > 0)
         return cmd_fail(err, MP_ERR_CHECK, "%s would not start%s%s",
                         mp_engine_name(r->backend.engine),
-                        wrong ? ", and the packed directory is not what it wants" : "", and);
+                        wrong ? ", and the pack is not what it expects" : "", and);
     if (wrong)
-        return cmd_fail(err, MP_ERR_CHECK, "%s: not what the engine wants%s", r->pack, and);
+        return cmd_fail(err, MP_ERR_CHECK, "%s: not what the engine expects%s", r->pack, and);
     if (large)
         return cmd_fail(err, MP_ERR_CHECK, "%s a rank do not fit %s",
                         size_text(r->memory.total, needed), size_text(job->o->gpu_memory, there));

@@ -104,7 +104,7 @@ static void print_checks(const plan_result *r, const output_ink *ink)
         const mp_pack_check *c = &r->checks.items[i];
 
         printf("%-22s %s%s%s%s%s\n", c->what, c->ok ? ink->good : ink->bad, c->pack,
-               c->ok ? "" : ", the engine wants ", c->ok ? "" : c->engine, ink->plain);
+               c->ok ? "" : ", the engine expects ", c->ok ? "" : c->engine, ink->plain);
     }
 }
 
@@ -115,9 +115,9 @@ static void print_pack(const plan_result *r, const output_ink *ink)
     printf("\na loader checks\n");
     print_checks(r, ink);
     if (r->mismatches.count == 0)
-        printf("%s: %swhat the engine wants%s\n", r->pack, ink->good, ink->plain);
+        printf("%s: %swhat the engine expects%s\n", r->pack, ink->good, ink->plain);
     else
-        printf("%s: %snot what the engine wants%s\n", r->pack, ink->bad, ink->plain);
+        printf("%s: %snot what the engine expects%s\n", r->pack, ink->bad, ink->plain);
     print_problems(stdout, "mismatch", &r->mismatches);
 }
 

@@ -24,7 +24,7 @@ static void expect_text(comparison *c, const char *what, const char *pack, const
     snprintf(check->pack, sizeof check->pack, "%s", pack);
     snprintf(check->engine, sizeof check->engine, "%s", engine);
     if (!check->ok)
-        mp_problem(c->mismatches, "%s: the pack has %s, the engine wants %s", what, pack, engine);
+        mp_problem(c->mismatches, "%s: the pack has %s, the engine expects %s", what, pack, engine);
 }
 
 static void expect_number(comparison *c, const char *what, uint64_t pack, uint64_t engine)

@@ -482,8 +482,8 @@ int mp_manifest_read(const char *dir, char **text, uint64_t *length, mp_error *e
         rc = mp_read_file(path, MANIFEST_LIMIT, text, length, err);
     } else if ((rc = mp_open_read(dir, &fd, err)) == 0) {
         mp_file_close(fd, dir, NULL);
-        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is not a packed directory: it has no %s", dir,
-                     MP_MANIFEST_NAME);
+        rc =
+            mp_fail(err, MP_ERR_INPUT, "\"%s\" is not a pack: it has no %s", dir, MP_MANIFEST_NAME);
     }
     free(path);
     return rc;

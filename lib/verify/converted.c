@@ -355,8 +355,8 @@ int mp_verify_converted(const char *path, const mp_verify_options *options,
     int rc;
 
     if (options->level > MP_VERIFY_EXACT || options->ranks)
-        return mp_fail(err, MP_ERR_USAGE, "\"%s\" is a checkpoint: %s is for packed directories",
-                       path, options->ranks ? "a list of ranks" : "level numeric");
+        return mp_fail(err, MP_ERR_USAGE, "\"%s\" is a checkpoint: %s is for packs", path,
+                       options->ranks ? "a list of ranks" : "level numeric");
     report->subject = "checkpoint";
     rc = check_all(&c, path, err);
     if (rc == 0)

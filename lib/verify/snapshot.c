@@ -125,8 +125,7 @@ int mp_verify_snapshot(const char *dir, mp_snapshot_kind kind, const mp_verify_o
     check c = {.options = options};
 
     if (options->level > MP_VERIFY_EXACT)
-        return mp_fail(err, MP_ERR_USAGE,
-                       "\"%s\" is a snapshot: level numeric is for packed directories", dir);
+        return mp_fail(err, MP_ERR_USAGE, "\"%s\" is a snapshot: level numeric is for packs", dir);
     report->subject = "snapshot";
     if (mp_snapshot_open(&c.s, kind, dir, options->ranks, context, err) != 0)
         return mp_error_prefix(err, "%s", dir);

@@ -88,7 +88,7 @@ mp_job mp_repack_job(const mp_plan *plan)
         .finish = mp_repack_finish,
         .check_done = mp_repack_check_done,
         .is_whole = mp_is_packed,
-        .kind = "a packed directory",
+        .kind = "a pack",
         .owns = owns,
     };
 }

@@ -97,7 +97,7 @@ assert_stderr_is 'moepack: extract: cannot write "no/such/directory": No such fi
 it "has no ranges of a checkpoint, nor of a broken pack"
 run moepack inspect "$source" --ranges
 assert_status 2
-assert_stderr_has '--ranges is for packed directories'
+assert_stderr_has '--ranges is for packs'
 cp -r "$pack" out
 truncate -s -1 out/rank-001/model-00001-of-00001.safetensors
 run moepack inspect out --ranges --json

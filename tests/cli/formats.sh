@@ -490,7 +490,7 @@ assert_equal "$(sha256sum <sgl/rank-000/model.safetensors.index.json)" \
     "$(sha256sum <plain/rank-000/model.safetensors.index.json)"
 run moepack plan --model ckpt --backend megamoe --tp 1 --pack pack
 assert_status 1
-assert_stdout_has 'alphas: the pack has fp4xfp4, the engine wants sgl'
+assert_stdout_has 'alphas: the pack has fp4xfp4, the engine expects sgl'
 
 it "inverts what divides before it folds"
 nvfp4 compressed-tensors

@@ -274,7 +274,7 @@ for command in 'verify empty' 'unpack empty -o out' 'unpack empty --layers 0 -o 
     # shellcheck disable=SC2086
     run moepack $command
     assert_status 3
-    assert_stderr_is "moepack: ${command%% *}: \"empty\" is not a packed directory: it has no moepack.json"
+    assert_stderr_is "moepack: ${command%% *}: \"empty\" is not a pack: it has no moepack.json"
 done
 
 it "dies quietly of SIGPIPE"

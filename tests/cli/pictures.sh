@@ -73,7 +73,7 @@ assert_equal "$(parsed wide.svg "$(printf "sum(int(h) for e in of('path') if e.g
 it "draws no checkpoint, and no broken pack"
 run moepack inspect "$source" --svg x.svg
 assert_status 2
-assert_stderr_has '--svg is for packed directories'
+assert_stderr_has '--svg is for packs'
 cp -r "$pack" out
 truncate -s -1 out/rank-001/model-00001-of-00001.safetensors
 run moepack inspect out --svg x.svg

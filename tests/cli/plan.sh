@@ -346,7 +346,7 @@ run moepack plan --model ckpt --pack pack --backend megamoe --tp 2 --redundant 2
 assert_stdout_has 'num_physical           6'
 run moepack plan --model ckpt --pack pack --backend megamoe --tp 2 --redundant 4
 assert_status 1
-assert_stdout_has 'num_physical           6, the engine wants 8'
+assert_stdout_has 'num_physical           6, the engine expects 8'
 
 it "says that it does not fit, and which token cap would"
 put_flash
@@ -413,12 +413,12 @@ make_pack()
 }
 megamoe=(--backend megamoe --tp 2 -q)
 
-it "says that a packed directory is what the engine wants"
+it "says that a packed directory is what the engine expects"
 make_pack
 plan15 --model "$v4" "${megamoe[@]}" --placement "$v4/placement.json" --pack packed
 assert_status 0
 assert_stderr_is ''
-assert_stdout_has 'packed: what the engine wants'
+assert_stdout_has 'packed: what the engine expects'
 plan15 --model "$v4" "${megamoe[@]}" --redundant 1 --pack packed --json
 assert_status 0
 assert_json '.pack | del(.checks)' '{"path":"packed","ok":true,"mismatches":[]}'
@@ -453,23 +453,23 @@ assert_json '[.model.source, .model.scheme, .model.num_layers, .num_physical, .p
     '["moepack.json","mxfp4",2,6,true]'
 plan15 --model packed "${megamoe[@]}" --placement "$v4/placement.json"
 assert_status 0
-assert_stdout_has 'packed: what the engine wants'
+assert_stdout_has 'packed: what the engine expects'
 
 it "names what of a packed directory differs"
 make_pack
 plan15 --model "$v4" --backend megamoe --tp 3 --redundant 1 -q --pack packed
 assert_status 1
-assert_stdout_has 'packed: not what the engine wants'
+assert_stdout_has 'packed: not what the engine expects'
 assert_stderr_is <<'END'
-moepack: plan: ep_size: the pack has 2, the engine wants 3
-moepack: plan: packed: not what the engine wants
+moepack: plan: ep_size: the pack has 2, the engine expects 3
+moepack: plan: packed: not what the engine expects
 END
 plan15 --model packed --backend deepep --tp 2 --json -q
 assert_status 1
-assert_json .pack.mismatches '["target: the pack has megamoe-w4a8, the engine wants no packed experts"]'
+assert_json .pack.mismatches '["target: the pack has megamoe-w4a8, the engine expects no packed experts"]'
 plan15 --model packed "${megamoe[@]}" --shared separate
 assert_status 1
-assert_stdout_has 'mismatch: shared: the pack has none, the engine wants separate'
+assert_stdout_has 'mismatch: shared: the pack has none, the engine expects separate'
 jq '.physical_to_logical_map |= map(reverse)' "$v4/placement.json" >other.json
 plan15 --model packed "${megamoe[@]}" --placement other.json
 assert_status 1
@@ -479,7 +479,7 @@ assert_status 1
 assert_stderr_is 'moepack: plan: 8.56 MB a rank do not fit 1 byte'
 plan15 --model packed --backend megamoe --tp 1 -q --gpu-memory 1
 assert_status 1
-assert_stderr_has 'packed: not what the engine wants, and it does not fit'
+assert_stderr_has 'packed: not what the engine expects, and it does not fit'
 
 it "refuses a packed directory whose manifest was changed"
 make_pack

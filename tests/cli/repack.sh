@@ -353,7 +353,7 @@ mkdir out
 echo thesis >out/thesis
 run moepack repack "$v4" -o out "${v4_flags[@]}" --force -q
 assert_status 2
-assert_stderr_has '"out" exists and is not a packed directory: not replaced'
+assert_stderr_has '"out" exists and is not a pack: not replaced'
 assert_equal "$(find . | sort)" "$(printf '.\n./out\n./out/thesis')"
 rm -r out
 echo thesis >out

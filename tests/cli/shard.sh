@@ -285,7 +285,7 @@ it "refuses an OUT that is there"
 mkdir out
 part 1/2
 assert_status 2
-assert_stderr_has '"out" exists and is not a packed directory'
+assert_stderr_has '"out" exists and is not a pack'
 rm -r out
 parts 2
 mv out.partial kept

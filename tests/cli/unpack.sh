@@ -139,7 +139,7 @@ it "refuses what is no pack"
 mkdir empty
 run moepack unpack empty -o back
 assert_status 3
-assert_stderr_is 'moepack: unpack: "empty" is not a packed directory: it has no moepack.json'
+assert_stderr_is 'moepack: unpack: "empty" is not a pack: it has no moepack.json'
 run moepack unpack empty -o back --layers 0
 assert_status 3
 run moepack unpack

@@ -514,7 +514,7 @@ assert_status 2
 it "refuses what is not a packed directory"
 run moepack verify .
 assert_status 3
-assert_stderr_is 'moepack: verify: "." is not a packed directory: it has no moepack.json'
+assert_stderr_is 'moepack: verify: "." is not a pack: it has no moepack.json'
 
 it "refuses another source"
 use_pack

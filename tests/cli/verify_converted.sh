@@ -392,10 +392,10 @@ run moepack verify "$WORK/bf16" --source empty
 assert_status 3
 run moepack verify "$WORK/bf16" --source "$source" --level numeric
 assert_status 2
-assert_stderr_has 'level numeric is for packed directories'
+assert_stderr_has 'level numeric is for packs'
 run moepack verify "$WORK/bf16" --source "$source" --ranks 0
 assert_status 2
-assert_stderr_has 'a list of ranks is for packed directories'
+assert_stderr_has 'a list of ranks is for packs'
 run moepack verify "$WORK/bf16" --source "$source" --layers 9
 assert_status 2
 

@@ -145,7 +145,7 @@ SAME, ALONE = True, False
 # What is done to the pack, the message, and whether the C library says the same.
 CASES = {
     # the manifest
-    "no manifest": (remove("moepack.json"), '"PACK" is not a packed directory: it has no moepack.json', SAME),
+    "no manifest": (remove("moepack.json"), '"PACK" is not a pack: it has no moepack.json', SAME),
     "a pipe for a manifest": (pipe("moepack.json"), "moepack.json: not a regular file", ALONE),
     "a manifest without a digest": (lambda p: write(at(p, "moepack.json"), "{}\n"), "moepack.json: does not end in its digest", SAME),
     "an empty manifest": (cut("moepack.json", 0), "moepack.json: does not end in its digest", SAME),

@@ -316,29 +316,30 @@ Test(backend_memory, a_pack_differs_by_name)
 {
     start_pack();
     pack.target = "megamoe-w4a4";
-    expect_mismatch(NULL, "target: the pack has megamoe-w4a4, the engine wants megamoe-w4a8");
+    expect_mismatch(NULL, "target: the pack has megamoe-w4a4, the engine expects megamoe-w4a8");
     start_pack();
     pack.ep_size = 4;
-    expect_mismatch(NULL, "ep_size: the pack has 4, the engine wants 8");
+    expect_mismatch(NULL, "ep_size: the pack has 4, the engine expects 8");
     start_pack();
     pack.num_physical = 288;
-    expect_mismatch(NULL, "num_physical: the pack has 288, the engine wants 256");
+    expect_mismatch(NULL, "num_physical: the pack has 288, the engine expects 256");
     start_pack();
     pack.shared = MP_SHARED_SEPARATE;
-    expect_mismatch(NULL, "shared: the pack has separate, the engine wants none");
+    expect_mismatch(NULL, "shared: the pack has separate, the engine expects none");
     start_pack();
     pack.hidden_size = 7168;
-    expect_mismatch(NULL, "hidden_size: the pack has 7168, the engine wants 4096");
+    expect_mismatch(NULL, "hidden_size: the pack has 7168, the engine expects 4096");
     start_pack();
     pack.moe_intermediate_size = 1024;
-    expect_mismatch(NULL, "moe_intermediate_size: the pack has 1024, the engine wants 2048");
+    expect_mismatch(NULL, "moe_intermediate_size: the pack has 1024, the engine expects 2048");
     start_pack();
     pack.num_experts = 255;
-    expect_mismatch(NULL, "num_experts: the pack has 255, the engine wants 256");
+    expect_mismatch(NULL, "num_experts: the pack has 255, the engine expects 256");
     start_pack();
     set_scheme(MP_SCHEME_FP8_BLOCK);
     resolve_well();
-    expect_mismatch(NULL, "target: the pack has megamoe-w4a8, the engine wants no packed experts");
+    expect_mismatch(NULL,
+                    "target: the pack has megamoe-w4a8, the engine expects no packed experts");
 }
 
 Test(backend_memory, several_differences_are_all_named)
@@ -382,7 +383,7 @@ Test(backend_memory, a_placement_is_held_against_the_packs_digest)
     placement.map[1] = 0;
     cr_assert_eq(
         mp_backend_check_pack(&backend, &model, &pack, &placement, NULL, &mismatches, &err), 0);
-    snprintf(message, sizeof message, "placement: the pack has %s, the engine wants ", digest);
+    snprintf(message, sizeof message, "placement: the pack has %s, the engine expects ", digest);
     cr_assert_eq(mismatches.count, 1);
     cr_assert_eq(strncmp(mismatches.text[0], message, strlen(message)), 0);
     mp_problems_release(&mismatches);

@@ -66,7 +66,7 @@ Test(unpack_run, what_is_no_pack)
     cr_assert_not_null(strstr(err.message, "No such file or directory"), "%s", err.message);
     cr_assert_eq(mp_make_dir(in_dir("packed"), &err), 0);
     cr_assert_eq(plan_unpack((mp_unpack_options){0}), MP_ERR_INPUT);
-    snprintf(message, sizeof message, "\"%s\" is not a packed directory: it has no moepack.json",
+    snprintf(message, sizeof message, "\"%s\" is not a pack: it has no moepack.json",
              in_dir("packed"));
     cr_assert_str_eq(err.message, message);
 }

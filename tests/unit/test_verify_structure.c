@@ -32,8 +32,7 @@ Test(verify_structure, wants_a_manifest)
 
     cr_assert_eq(unlink(at(MP_MANIFEST_NAME)), 0);
     cr_assert_eq(verify_with(options, 1), MP_ERR_INPUT);
-    snprintf(message, sizeof message, "\"%s\" is not a packed directory: it has no moepack.json",
-             out);
+    snprintf(message, sizeof message, "\"%s\" is not a pack: it has no moepack.json", out);
     cr_expect_str_eq(err.message, message);
 }
 

@@ -178,7 +178,7 @@ def load(directory):
     if not os.path.lexists(path):
         if not os.path.isdir(directory):
             raise PackError(f'"{directory}" is not a directory')
-        raise PackError(f'"{directory}" is not a packed directory: it has no {NAME}')
+        raise PackError(f'"{directory}" is not a pack: it has no {NAME}')
     manifest = Manifest(read_text(path, NAME))
     target = layouts.find(manifest.target, manifest.target_version, manifest.nz, manifest.alphas)
     try:
