@@ -35,7 +35,7 @@ static int run_apply(const void *values, mp_error *err)
                         &options, mode, &context, err);
     progress_clear();
     if (rc == MP_ERR_CANCELLED)
-        return cmd_fail(err, rc, "interrupted: --resume goes on with %s.partial", o->work.out);
+        return cmd_fail(err, rc, "interrupted: --resume continues %s.partial", o->work.out);
     if (rc != 0 || (o->common.quiet && !o->common.json))
         return rc;
     rc = mp_compress_measure(o->work.out, &context, &report, err);

@@ -50,7 +50,7 @@ static int run_checksums(const void *values, mp_error *err)
 
     cmd_context(&o->common, &context);
     if (o->common.json && !o->check)
-        return cmd_fail(err, MP_ERR_USAGE, "--json goes with --check");
+        return cmd_fail(err, MP_ERR_USAGE, "--json needs --check");
     return o->check ? check(o, &context, err) : mp_checksums_write(o->dir, &context, err);
 }
 

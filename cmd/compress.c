@@ -30,7 +30,7 @@ static int run(const compress_options *o, bool decompress, mp_error *err)
     cmd_context(&o->common, &context);
     rc = mp_compress(o->from, o->work.out, &options, mode, &context, &report, err);
     if (rc == MP_ERR_CANCELLED)
-        return cmd_fail(err, rc, "interrupted: --resume goes on with %s.partial", o->work.out);
+        return cmd_fail(err, rc, "interrupted: --resume continues %s.partial", o->work.out);
     if (rc != 0)
         return rc;
     progress_clear();

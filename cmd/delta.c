@@ -82,7 +82,7 @@ static int run(const delta_options *o, bool fold, mp_error *err)
         rc = mp_delta_write(o->from, o->to, o->work.out, &options, mode, &context, &report, err);
     progress_clear();
     if (rc == MP_ERR_CANCELLED)
-        rc = cmd_fail(err, rc, "interrupted: nothing is there under the name %s", o->work.out);
+        rc = cmd_fail(err, rc, "interrupted: %s was not written", o->work.out);
     /* What was kept of the list; the message names only the first. */
     print_problems(stderr, "moepack: delta", &report.unlike);
     mp_problems_release(&report.unlike);

@@ -28,11 +28,11 @@ static int check_usage(const eplb_options *o, mp_error *err)
     bool best = o->algorithm == MP_EPLB_BEST;
 
     if (o->physical && o->redundant)
-        return cmd_fail(err, MP_ERR_USAGE, "--physical and --redundant contradict each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--physical and --redundant cannot be used together");
     if (o->bars && o->common.json)
-        return cmd_fail(err, MP_ERR_USAGE, "--bars and --json contradict each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--bars and --json cannot be used together");
     if (best && o->refine)
-        return cmd_fail(err, MP_ERR_USAGE, "--algorithm best and --refine contradict each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--algorithm best and --refine cannot be used together");
     if (!best && (o->window_given || o->objective_given || o->max_moves_given))
         return cmd_fail(err, MP_ERR_USAGE, "--%s needs --algorithm best",
                         o->window_given      ? "window"

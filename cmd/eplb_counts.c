@@ -408,9 +408,9 @@ int eplb_name_layers(const eplb_options *o, const mp_recording *r, eplb_layers *
     int rc = 0;
 
     if (listed && o->first_layer_given)
-        return cmd_fail(err, MP_ERR_USAGE, "--layers and --first-layer contradict each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--layers and --first-layer cannot be used together");
     if (o->model && o->expert_bytes)
-        return cmd_fail(err, MP_ERR_USAGE, "--model and --expert-bytes contradict each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--model and --expert-bytes cannot be used together");
     if (listed && o->layers.count != rows)
         return cmd_fail(err, MP_ERR_INPUT, "--layers names %zu layer%s, the counts have %u",
                         o->layers.count, mp_plural(o->layers.count), rows);

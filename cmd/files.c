@@ -26,7 +26,7 @@ int load_placement(const char *path, uint64_t experts, uint64_t redundant, mp_pl
     if (!path)
         return mp_placement_trivial(placement, 1, (uint32_t)experts, (uint32_t)redundant, err);
     if (redundant > 0)
-        return cmd_fail(err, MP_ERR_USAGE, "--redundant and --placement contradict each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--redundant and --placement cannot be used together");
     int rc = mp_read_text(path, TEXT_FILE_LIMIT, &text, &length, err);
     if (rc != 0)
         return rc;

@@ -28,8 +28,8 @@ typedef struct given {
 static int fail_unsaid(mp_error *err)
 {
     return cmd_fail(err, MP_ERR_INPUT,
-                    "the parts' journals do not say how they were started: give the command again, "
-                    "with --shard finish");
+                    "the parts' journals do not say how they were started: repeat the command with "
+                    "--shard finish");
 }
 
 static int read_given(const char *how, given *g, mp_error *err)
@@ -78,8 +78,8 @@ static int run_given(const given *g, const common_options *common, const char *o
     rc = options_parse(g->command, g->count, g->words, values, &help, err);
     if (rc == 0 && (help || chdir(g->directory) != 0))
         rc = cmd_fail(err, MP_ERR_IO,
-                      "the parts were started in \"%s\", which is not here: give their command "
-                      "again, with --shard finish",
+                      "the parts were started in \"%s\", which does not exist here: repeat their "
+                      "command with --shard finish",
                       g->directory);
     if (rc == 0)
         rc = set_option(g->command, values, "output", out, err);

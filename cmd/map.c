@@ -221,7 +221,7 @@ static int select_layers(map_job *job, mp_error *err)
     if (job->first == UINT32_MAX)
         return cmd_fail(
             err, MP_ERR_INPUT, "layer %llu: %s %u rows", (unsigned long long)job->o->layer,
-            p->layer_ids ? "it is none of the placement's" : "the placement has", p->layers);
+            p->layer_ids ? "it is not one of the placement's" : "the placement has", p->layers);
     return 0;
 }
 
@@ -230,7 +230,7 @@ static int prepare(map_job *job, mp_error *err)
     const map_options *o = job->o;
 
     if (o->check && o->checkpoint_id != UNSET)
-        return cmd_fail(err, MP_ERR_USAGE, "--check and --checkpoint-id contradict each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--check and --checkpoint-id cannot be used together");
     int rc = load_placement(o->placement, o->experts, o->redundant, &job->placement, err);
     if (rc == 0)
         rc = mp_slots_init(&job->slots, job->placement.num_logical, job->placement.num_physical,

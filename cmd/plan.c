@@ -421,7 +421,7 @@ static int run_plan(const void *values, mp_error *err)
     int rc;
 
     if (o->common.json && o->format == PLAN_ENV)
-        return cmd_fail(err, MP_ERR_USAGE, "--json and --format env contradict each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--json and --format env cannot be used together");
     cmd_context(&o->common, &context);
     rc = work_out(&job, &context, err);
     if (rc == 0 && !o->common.quiet)

@@ -128,8 +128,8 @@ static int prepare(quantize_job *job, mp_error *err)
      * user has to say which. */
     if (rc == 0 && job->catalog.promises.count > 0 && !o->layers) {
         print_problems(stderr, "moepack: quantize", &job->catalog.promises);
-        rc = cmd_fail(err, MP_ERR_INPUT,
-                      "%s: not all there: name the layers to be written by --layers", o->source);
+        rc = cmd_fail(err, MP_ERR_INPUT, "%s: incomplete: name the layers to write with --layers",
+                      o->source);
     }
     if (rc == 0)
         rc = mp_catalog_choose(&job->catalog, o->layers, err);

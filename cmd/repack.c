@@ -240,7 +240,8 @@ static int run_update(const repack_options *o, mp_error *err)
                                     o->deltas,  o->new_source, o->allow_nonfinite};
 
     if (o->source)
-        return cmd_fail(err, MP_ERR_USAGE, "--update takes its checkpoint by --source, not '%s'",
+        return cmd_fail(err, MP_ERR_USAGE,
+                        "with --update, the checkpoint is given with --source, not as '%s'",
                         o->source);
     if (!o->deltas || !o->new_source)
         return cmd_fail(err, MP_ERR_USAGE, "--update needs --delta and --source");
@@ -250,7 +251,7 @@ static int run_update(const repack_options *o, mp_error *err)
         o->amax_floor > 0 || o->max_shard_size || o->fail_above > 0 || o->alphas != MP_ALPHAS_SGL ||
         o->work.shard || o->work.sha256)
         return cmd_fail(err, MP_ERR_USAGE,
-                        "--update packs as \"%s\" was packed: say nothing else of how", o->update);
+                        "--update packs as \"%s\" was packed: give no packing options", o->update);
     return update_pack(&request, err);
 }
 

@@ -189,7 +189,7 @@ static int prepare(route_job *job, mp_error *err)
     uint32_t row = mp_placement_row_of(p, o->layer);
     if (row == UINT32_MAX)
         return cmd_fail(err, MP_ERR_INPUT, "layer %" PRIu64 ": %s %u rows", o->layer,
-                        p->layer_ids ? "it is none of the placement's" : "the placement has",
+                        p->layer_ids ? "it is not one of the placement's" : "the placement has",
                         p->layers);
     job->row = mp_placement_row(p, row);
     job->how = (mp_route_options){

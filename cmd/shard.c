@@ -32,7 +32,7 @@ static int read_variable(const char *name, bool required, uint64_t *number, mp_e
 static int set_part(uint64_t index, uint64_t count, mp_part *part, mp_error *err)
 {
     if (count < 1 || count > PARTS_MAX)
-        return cmd_fail(err, MP_ERR_USAGE, "--shard: %llu parts: from 1 to %u can be made",
+        return cmd_fail(err, MP_ERR_USAGE, "--shard: %llu parts, expected 1 to %u",
                         (unsigned long long)count, PARTS_MAX);
     if (index >= count)
         return cmd_fail(err, MP_ERR_USAGE, "--shard: there is no part %llu of %llu",
@@ -58,12 +58,11 @@ static int read_slurm(mp_part *part, mp_error *err)
     if (read_variable("SLURM_ARRAY_TASK_MAX", false, &max, err) != 0)
         return err->code;
     if (count < 1 || id < min || (id - min) % step != 0 || max != min + (count - 1) * step)
-        return cmd_fail(
-            err, MP_ERR_USAGE,
-            "--shard auto: task %llu of %llu from %llu to %llu, which are not in a row: "
-            "use --array=1-%llu, or --shard I/N",
-            (unsigned long long)id, (unsigned long long)count, (unsigned long long)min,
-            (unsigned long long)max, (unsigned long long)count);
+        return cmd_fail(err, MP_ERR_USAGE,
+                        "--shard auto: task %llu of %llu from %llu to %llu, which are not "
+                        "consecutive: use --array=1-%llu, or --shard I/N",
+                        (unsigned long long)id, (unsigned long long)count, (unsigned long long)min,
+                        (unsigned long long)max, (unsigned long long)count);
     return set_part((id - min) / step, count, part, err);
 }
 
@@ -104,8 +103,7 @@ int shard_parse(const char *text, shard_choice *choice, mp_error *err)
     if (slash)
         snprintf(first, sizeof first, "%.*s", (int)(slash - text), text);
     if (!slash || !value_u64(first, &number) || !value_u64(slash + 1, &count))
-        return cmd_fail(err, MP_ERR_USAGE, "option --shard: '%s' is none of I/N, auto and finish",
-                        text);
+        return cmd_fail(err, MP_ERR_USAGE, "option --shard: '%s' is not I/N, auto or finish", text);
     if (number == 0)
         return cmd_fail(err, MP_ERR_USAGE,
                         "--shard: parts are numbered from 1: there is no part 0");

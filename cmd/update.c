@@ -48,7 +48,7 @@ static int do_work(const update_request *r, const work_terms *terms, const mp_up
     };
 
     if (!r->common->quiet)
-        fprintf(stderr, "moepack: repack: %llu of %llu sides of experts are packed anew\n",
+        fprintf(stderr, "moepack: repack: %llu of %llu sides of experts are packed again\n",
                 (unsigned long long)update->touched_units, (unsigned long long)update->units);
     int rc = work_do(&work, err);
     if (rc == 0 && r->common->json && !r->work->dry_run)

@@ -382,7 +382,7 @@ static int check_options(const verify_options *o, mp_verify_level level, mp_erro
     if (o->tolerance > 0 && level < MP_VERIFY_NUMERIC && mp_is_packed(o->out))
         return cmd_fail(err, MP_ERR_USAGE, "--tolerance is for level numeric, not %s", name);
     if (o->tap && o->common.json)
-        return cmd_fail(err, MP_ERR_USAGE, "--tap and --json exclude each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--tap and --json cannot be used together");
     return 0;
 }
 
@@ -394,10 +394,11 @@ static int verify_delta(const verify_options *o, mp_error *err)
 
     if (o->level != LEVEL_FROM_SOURCE || o->layers || o->ranks || o->sample || o->tokens ||
         o->tolerance > 0)
-        return cmd_fail(err, MP_ERR_USAGE, "\"%s\" is a delta: of what to check there is --source",
+        return cmd_fail(err, MP_ERR_USAGE,
+                        "\"%s\" is a delta: no other option selects what to check, only --source",
                         o->out);
     if (o->tap && o->common.json)
-        return cmd_fail(err, MP_ERR_USAGE, "--tap and --json exclude each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--tap and --json cannot be used together");
     cmd_context(&o->common, &context);
     int rc = mp_delta_verify(o->out, o->source, &context, &report, err);
     progress_clear();

@@ -141,7 +141,7 @@ static void print_done(const work_job *job, double seconds)
 int work_check(const work_options *o, mp_error *err)
 {
     if (o->resume && o->force)
-        return cmd_fail(err, MP_ERR_USAGE, "--resume and --force contradict each other");
+        return cmd_fail(err, MP_ERR_USAGE, "--resume and --force cannot be used together");
     if (!o->out && !o->dry_run)
         return cmd_fail(err, MP_ERR_USAGE, "option --output is required");
     return 0;
@@ -156,7 +156,7 @@ int work_settle(const work_options *o, const common_options *common, work_terms 
         return err->code;
     if (o->shard && o->force)
         return cmd_fail(err, MP_ERR_USAGE,
-                        "--shard and --force contradict each other: other parts may be at work");
+                        "--shard and --force cannot be used together: other parts may be at work");
     if (terms->shard.part.count > 0)
         terms->shard.part.how = terms->how = shard_how(&common->words);
     return 0;
@@ -183,9 +183,9 @@ static int run(const work_job *job, mp_error *err)
     int rc = job->run(job->plan, o->out, mode, job->context, err);
 
     if (rc == MP_ERR_CANCELLED && job->terms->shard.part.count > 0)
-        return cmd_fail(err, rc, "interrupted: the same command goes on with %s.partial", o->out);
+        return cmd_fail(err, rc, "interrupted: the same command continues %s.partial", o->out);
     if (rc == MP_ERR_CANCELLED)
-        return cmd_fail(err, rc, "interrupted: --resume goes on with %s.partial", o->out);
+        return cmd_fail(err, rc, "interrupted: --resume continues %s.partial", o->out);
     if (rc != 0)
         return rc;
     progress_clear();

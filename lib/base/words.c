@@ -126,7 +126,7 @@ int mp_role_set_parse(const char *list, mp_role_set allowed, mp_role_set *set, m
         if (length < sizeof item)
             memcpy(item, p, length);
         if (!mp_role_parse(item, &role) || !(allowed & MP_ROLE_BIT(role)))
-            return mp_fail(err, MP_ERR_USAGE, "\"%.*s\" is none of %s", (int)length, p,
+            return mp_fail(err, MP_ERR_USAGE, "\"%.*s\" is not one of %s", (int)length, p,
                            mp_role_set_text(allowed, known));
         *set |= MP_ROLE_BIT(role);
     }

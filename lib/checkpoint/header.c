@@ -126,7 +126,7 @@ static int add_metadata(json_t *root, const char *const *metadata, size_t pairs,
         if (!is_utf8(key) || !is_utf8(value))
             rc = mp_fail(err, MP_ERR_USAGE, "metadata \"%s\" is not UTF-8", key);
         else if (json_object_get(object, key))
-            rc = mp_fail(err, MP_ERR_USAGE, "metadata \"%s\" is there twice", key);
+            rc = mp_fail(err, MP_ERR_USAGE, "metadata \"%s\" appears twice", key);
         else
             rc = add(object, key, json_string_nocheck(value), err);
     }
@@ -142,7 +142,7 @@ static int add_tensor(json_t *root, const mp_tensor_spec *spec, uint64_t begin, 
     if (!is_utf8(spec->name))
         return mp_fail(err, MP_ERR_USAGE, "the name is not UTF-8");
     if (json_object_get(root, spec->name))
-        return mp_fail(err, MP_ERR_USAGE, "the name is there twice");
+        return mp_fail(err, MP_ERR_USAGE, "the name appears twice");
     json_t *entry = json_object();
     int rc = add(root, spec->name, entry, err);
     if (rc == 0)

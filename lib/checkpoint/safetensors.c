@@ -195,7 +195,7 @@ static int add_metadata(mp_header *header, const mp_members *members, mp_span va
 {
     json_t *object;
     if (header->has_metadata)
-        return mp_fail(err, MP_ERR_INPUT, METADATA " is there twice");
+        return mp_fail(err, MP_ERR_INPUT, METADATA " appears twice");
     header->has_metadata = true;
     int rc = mp_members_parse(members, value, 0, &object, err);
     if (rc != 0)
@@ -248,7 +248,7 @@ static int sort_by_name(mp_header *header, mp_error *err)
         qsort(header->tensors, header->num_tensors, sizeof(mp_tensor), mp_tensor_order);
     for (size_t i = 1; i < header->num_tensors; i++)
         if (strcmp(header->tensors[i - 1].name, header->tensors[i].name) == 0)
-            return mp_fail(err, MP_ERR_INPUT, "tensor \"%s\" is there twice",
+            return mp_fail(err, MP_ERR_INPUT, "tensor \"%s\" appears twice",
                            header->tensors[i].name);
     return 0;
 }

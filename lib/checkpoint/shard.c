@@ -46,7 +46,7 @@ static int choose_file(mp_shard *shard, const char *dir, mp_error *err)
 
     if (rc == 0 && stat(compressed, &st) == 0) {
         if (stat(plain, &st) == 0) {
-            rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" is there too: remove one of them", file);
+            rc = mp_fail(err, MP_ERR_INPUT, "\"%s\" also exists: remove one of them", file);
         } else {
             free(shard->file);
             shard->file = file;

@@ -349,7 +349,7 @@ void mp_snapshot_sort(mp_snapshot *s, mp_snapshot_rank *rank)
 
     for (size_t i = 0; i < view->num_tensors; i++)
         if (i > 0 && strcmp(view->tensors[kept - 1].name, view->tensors[i].name) == 0)
-            mp_snapshot_found(s, false, rank->rank, view->tensors[i].name, "is there twice");
+            mp_snapshot_found(s, false, rank->rank, view->tensors[i].name, "appears twice");
         else
             view->tensors[kept++] = view->tensors[i];
     view->num_tensors = kept;

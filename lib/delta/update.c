@@ -114,13 +114,13 @@ static int list_digests(mp_update *update, mp_error *err)
                 if (o == work->num_outputs || strcmp(work->outputs[o].name, tensor->name) != 0)
                     return mp_fail(err, MP_ERR_INPUT,
                                    "%s: tensor \"%s\" is not where repacking would put it: pack "
-                                   "the new version anew",
+                                   "the new version again",
                                    update->pack.dir, tensor->name);
                 update->parts->known[o] = tensor->xxh3;
             }
     return o == work->num_outputs
                ? 0
-               : mp_fail(err, MP_ERR_INPUT, "%s: lacks tensor \"%s\": pack the new version anew",
+               : mp_fail(err, MP_ERR_INPUT, "%s: lacks tensor \"%s\": pack the new version again",
                          update->pack.dir, work->outputs[o].name);
 }
 

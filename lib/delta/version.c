@@ -370,11 +370,11 @@ static int check_same_pack(const mp_delta_version *v, const mp_delta_version *be
         a->nz != b->nz || a->ep_size != b->ep_size || a->shared != b->shared)
         return mp_fail(err, MP_ERR_CHECK,
                        "%s: a pack for %s on %" PRIu64 " ranks, %s is one for %s on %" PRIu64
-                       ": pack it anew",
+                       ": pack it again",
                        v->dir, a->target, a->ep_size, before->dir, b->target, b->ep_size);
     if (strcmp(a->placement_xxh3, b->placement_xxh3) != 0)
-        return mp_fail(err, MP_ERR_CHECK, "%s: has another placement than %s: pack it anew", v->dir,
-                       before->dir);
+        return mp_fail(err, MP_ERR_CHECK, "%s: has another placement than %s: pack it again",
+                       v->dir, before->dir);
     return 0;
 }
 

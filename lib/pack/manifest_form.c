@@ -228,7 +228,7 @@ static int read_numbers(const json_t *root, const char *key, const mp_manifest *
 
         if (!json_is_integer(number) || json_integer_value(number) < 0 ||
             (uint64_t)json_integer_value(number) >= m->num_forms)
-            return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\": entry %zu is none of %zu forms",
+            return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\": entry %zu is not one of %zu forms",
                            MP_MANIFEST_NAME, key, i, m->num_forms);
         (*numbers)[i] = (uint32_t)json_integer_value(number);
     }

@@ -129,11 +129,11 @@ static int report_difference(char *had, const char *want, const mp_part *part, c
     if (part)
         return mp_fail(err, MP_ERR_INPUT,
                        "%s: part %" PRIu32 " of %" PRIu32 " is of a run on other terms: it has "
-                       "\"%.*s\", this one has \"%.*s\"; remove it to start anew",
+                       "\"%.*s\", this one has \"%.*s\"; remove it to start over",
                        dir, part->number, part->count, a.length, a.text, b.length, b.text);
     return mp_fail(err, MP_ERR_INPUT,
                    "cannot resume: the interrupted run had \"%.*s\", this one has \"%.*s\"; start "
-                   "anew with --force",
+                   "over with --force",
                    a.length, a.text, b.length, b.text);
 }
 

@@ -51,16 +51,16 @@ static int take_partial(const char *out, const char *partial, mp_run_mode mode, 
     int rc = mode == MP_RUN_FRESH ? 0 : mp_parts_list(partial, &parts, err);
 
     if (mode == MP_RUN_FRESH)
-        return mp_fail(err, MP_ERR_USAGE,
-                       "\"%s\" is there from an interrupted run: --resume continues it, --force "
-                       "starts anew",
-                       partial);
+        return mp_fail(
+            err, MP_ERR_USAGE,
+            "\"%s\" exists from an interrupted run: --resume continues it, --force starts over",
+            partial);
     if (rc != 0)
         return rc;
     if (mode == MP_RUN_RESUME && parts.num > 0)
         rc = mp_fail(err, MP_ERR_USAGE,
-                     "\"%s\" is there from a run in %u parts: go on with them by --shard, and then "
-                     "with 'moepack finish %s'",
+                     "\"%s\" exists from a run in %u parts: continue them with --shard, then run "
+                     "'moepack finish %s'",
                      partial, parts.count, out);
     if (mode == MP_RUN_FORCE)
         rc = check_free(partial, &parts, err);
@@ -100,9 +100,9 @@ int mp_partial_join(const mp_job *job, const char *out, const char *partial, mp_
         return mp_fail(err, MP_ERR_USAGE, "\"%s\" exists and is not %s: choose another name", out,
                        job->kind);
     if (alone)
-        return mp_fail(err, MP_ERR_USAGE,
-                       "\"%s\" is there from a run that is not in parts, or is being finished",
-                       partial);
+        return mp_fail(
+            err, MP_ERR_USAGE,
+            "\"%s\" exists from a run that is not split into parts, or is being finished", partial);
     return mp_make_dir(partial, err);
 }
 

@@ -147,8 +147,8 @@ static int add_part(mp_parts *parts, uint32_t number, uint32_t count, const char
 
     if (parts->count != 0 && parts->count != count)
         return mp_fail(err, MP_ERR_USAGE,
-                       "%s: a run in %" PRIu32 " parts and one in %" PRIu32
-                       " are there: remove it to start anew",
+                       "%s: holds a run in %" PRIu32 " parts and one in %" PRIu32
+                       ": remove it to start over",
                        dir, parts->count < count ? parts->count : count,
                        parts->count < count ? count : parts->count);
     more = realloc(parts->numbers, (parts->num + 1) * sizeof *more);

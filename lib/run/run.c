@@ -315,7 +315,7 @@ static int open_files(run *r, mp_error *err)
     if (missing && r->others_wrote)
         return mp_fail(err, MP_ERR_INPUT,
                        "%s: \"%s\" is missing or cut off, and parts have written to it: remove the "
-                       "directory to start anew",
+                       "directory to start over",
                        r->partial, missing->path);
     if (missing) {
         /* All units will be redone, so a file that was compressed is written again as a plain
@@ -475,8 +475,8 @@ static int check_all_done(run *r, mp_error *err)
     for (uint32_t stage = 0; stage < r->work->num_stages; stage++)
         if (list_units(r, stage) > 0)
             return mp_fail(err, MP_ERR_USAGE,
-                           "\"%s\" is there from an interrupted run that is not in parts: --resume "
-                           "continues it",
+                           "\"%s\" exists from an interrupted run that is not split into parts: "
+                           "--resume continues it",
                            r->partial);
     return 0;
 }
@@ -530,7 +530,8 @@ static int check_part(const run *r, mp_error *err)
         return mp_fail(err, MP_ERR_USAGE, "there is no part %u of %u", part->number, part->count);
     if (part->count > 0 && r->mode == MP_RUN_FORCE)
         return mp_fail(err, MP_ERR_USAGE,
-                       "a part cannot start anew what others may be at: remove \"%s\"", r->partial);
+                       "a part cannot start over what others may be working on: remove \"%s\"",
+                       r->partial);
     if (r->mode == MP_RUN_FINISH && !mp_path_exists(r->out) && !mp_path_exists(r->partial))
         return mp_fail(err, MP_ERR_CHECK, "no part has begun: there is no \"%s\"", r->partial);
     return 0;

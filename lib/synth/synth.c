@@ -43,7 +43,7 @@ static int check_free(const char *path, mp_error *err)
     if (lstat(path, &st) != 0)
         return errno == ENOENT ? 0 : mp_fail_errno(err, errno, "cannot stat \"%s\"", path);
     if (!S_ISDIR(st.st_mode))
-        return mp_fail(err, MP_ERR_IO, "\"%s\" is there already, and no directory", path);
+        return mp_fail(err, MP_ERR_IO, "\"%s\" already exists and is not a directory", path);
 
     DIR *dir = opendir(path);
     if (!dir)
@@ -51,7 +51,7 @@ static int check_free(const char *path, mp_error *err)
     bool taken = has_entries(dir);
     closedir(dir);
     if (taken)
-        return mp_fail(err, MP_ERR_IO, "\"%s\" is there already, and not empty", path);
+        return mp_fail(err, MP_ERR_IO, "\"%s\" already exists and is not empty", path);
     return 0;
 }
 
@@ -69,7 +69,7 @@ static char *partial_path(const char *dir, mp_error *err)
     /* The last part; none, "." and ".." cannot be given to a new directory. */
     size_t length = (size_t)(dir + n - base);
     if (length == 0 || strncmp(base, ".", length) == 0 || strncmp(base, "..", length) == 0) {
-        mp_fail(err, MP_ERR_USAGE, "\"%s\" does not name a directory to be made", dir);
+        mp_fail(err, MP_ERR_USAGE, "\"%s\" is not a name for a new directory", dir);
         return NULL;
     }
     char *path = mp_format("%.*s.partial", (int)n, dir);
@@ -160,7 +160,7 @@ static int write_whole(const mp_synth_plan *plan, const char *partial, const cha
     if (mkdir(partial, 0777) != 0) {
         if (errno == EEXIST)
             return mp_fail(err, MP_ERR_IO,
-                           "\"%s\" is there already: another run writes it, or it can be removed",
+                           "\"%s\" already exists: another run is writing it, or it can be removed",
                            partial);
         return mp_fail_errno(err, errno, "cannot create \"%s\"", partial);
     }

@@ -106,7 +106,7 @@ int mp_entries_all(mp_entries *entries, const char *dir, bool decompress, mp_err
         const mp_entry *entry = &entries->list[i];
 
         if (i > 0 && strcmp(entry->out, entry[-1].out) == 0)
-            return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" is there too: remove one of them",
+            return mp_fail(err, MP_ERR_INPUT, "%s: \"%s\" also exists: remove one of them",
                            entry->path, entry[-1].path);
     }
     return 0;

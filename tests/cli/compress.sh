@@ -159,10 +159,10 @@ cp "$fixtures"/qwen3-bf16/*.safetensors small/
 run moepack inspect small
 assert_status 3
 assert_stderr_is \
-    "moepack: inspect: ${file%.zst}: \"$file\" is there too: remove one of them"
+    "moepack: inspect: ${file%.zst}: \"$file\" also exists: remove one of them"
 run moepack compress small -o out
 assert_status 3
-assert_stderr_has 'is there too: remove one of them'
+assert_stderr_has 'also exists: remove one of them'
 
 it "refuses frames of more than the header says, and dictionaries"
 plain=$(echo "$fixtures"/qwen3-bf16/*.safetensors)
@@ -273,7 +273,7 @@ it "goes on after SIGTERM, and not with another level or source"
 run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite FAIL_AT=5 FAIL_TIMES=1 FAIL_WITH=SIGTERM \
     "$MOEPACK" compress "$fixtures/v4-fp4" -o small -q -j1
 assert_status 143
-assert_stderr_is 'moepack: compress: interrupted: --resume goes on with small.partial'
+assert_stderr_is 'moepack: compress: interrupted: --resume continues small.partial'
 run moepack compress "$fixtures/v4-fp4" -o small -q
 assert_status 2
 run moepack compress "$fixtures/v4-fp4" -o small -q --resume --level 3

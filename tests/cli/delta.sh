@@ -459,7 +459,7 @@ it "takes only --source to check a delta by"
 fresh xor
 run moepack verify d --source v0 --level digest
 assert_status 2
-assert_stderr_has '"d" is a delta: of what to check there is --source'
+assert_stderr_has '"d" is a delta: no other option selects what to check, only --source'
 run moepack verify d --source v1
 assert_status 1
 assert_stdout_has 'x: the xxh3-128 is '
@@ -613,7 +613,7 @@ moepack repack v1 -o p1 -t megamoe-w4a8 --ep 3 --redundant 4 -q
 moepack repack v1 -o p2 -t megamoe-w4a8 --ep 2 --redundant 1 -q
 run moepack delta p0 p1 -o d --version 1 -q
 assert_status 1
-assert_stderr_is 'moepack: delta: p1: has another placement than p0: pack it anew'
+assert_stderr_is 'moepack: delta: p1: has another placement than p0: pack it again'
 run moepack delta p0 p2 -o d --version 1 -q
 assert_status 1
 assert_stderr_has 'p2: a pack for megamoe-w4a8 on 2 ranks, p0 is one for megamoe-w4a8 on 3'

@@ -165,10 +165,10 @@ it "refuses contradictions"
 put_counts
 run moepack eplb counts.json --physical 8 --redundant 2 --ep 4
 assert_status 2
-assert_stderr_has '--physical and --redundant contradict each other'
+assert_stderr_has '--physical and --redundant cannot be used together'
 run moepack eplb counts.json --ep 3 --bars --json
 assert_status 2
-assert_stderr_has '--bars and --json contradict each other'
+assert_stderr_has '--bars and --json cannot be used together'
 run moepack eplb counts.json
 assert_status 2
 
@@ -297,7 +297,7 @@ run moepack eplb counts.json --ep 2 --layers 1,5,3
 assert_status 2
 run moepack eplb counts.json --ep 2 --layers 1,3,5 --first-layer 1
 assert_status 2
-assert_stderr_has '--layers and --first-layer contradict each other'
+assert_stderr_has '--layers and --first-layer cannot be used together'
 
 it "asks the checkpoint for layers and for the size of an expert"
 moepack synth -o ckpt --family deepseek_v3 --format bf16 --hidden 64 --intermediate 32 --experts 4 \
@@ -359,7 +359,7 @@ assert_status 2
 assert_stderr_has -- '--max-moves needs --from'
 run moepack eplb counts.json --ep 3 --refine 2 --algorithm best
 assert_status 2
-assert_stderr_has '--refine contradict each other'
+assert_stderr_has '--refine cannot be used together'
 
 it "says where it cannot write"
 put_counts

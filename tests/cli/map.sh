@@ -141,10 +141,10 @@ assert_status 2
 assert_stderr_has 'one of --placement and --experts is required'
 run moepack map --placement placement.json --redundant 2
 assert_status 2
-assert_stderr_has '--redundant and --placement contradict each other'
+assert_stderr_has '--redundant and --placement cannot be used together'
 run moepack map --placement placement.json --check --checkpoint-id 1
 assert_status 2
-assert_stderr_has '--check and --checkpoint-id contradict each other'
+assert_stderr_has '--check and --checkpoint-id cannot be used together'
 
 it "takes the layers that a file states, with gaps"
 printf 'num_slots: 4\ninitial_global_assignments:\n  1: [0, 1, 2, 3]\n  3: [3, 2, 1, 0]\n  5: [1, 0, 3, 2]\n' >eplb.yaml
@@ -159,7 +159,7 @@ run moepack map --placement eplb.yaml --ep 2 --checkpoint-id 0 --json
 assert_json '[.layers[].layer]' '[1,3,5]'
 run moepack map --placement eplb.yaml --ep 2 --layer 2
 assert_status 3
-assert_stderr_is "moepack: map: layer 2: it is none of the placement's 3 rows"
+assert_stderr_is "moepack: map: layer 2: it is not one of the placement's 3 rows"
 
 it "refuses a file that is for another number of ranks"
 echo '{"moe_layer_count": 1, "layer_list": [{"layer_id": 0, "device_count": 2, "device_list": [

@@ -310,7 +310,7 @@ assert_status 0
 assert_stdout ''
 plan15 --model . --format env --json
 assert_status 2
-assert_stderr_has '--json and --format env contradict each other'
+assert_stderr_has '--json and --format env cannot be used together'
 
 it "prints where pack and placement lie, for a start that would work"
 mkdir here && put_flash_class && mv config.json here

@@ -346,7 +346,7 @@ assert_equal "$(diff -r out "$WORK/wanted")" ''
 it "does not go on with something else"
 quantize_failing FAIL_CALL=pwrite FAIL_AT=90 FAIL_TIMES=1 FAIL_WITH=SIGTERM
 assert_status 143
-assert_stderr_is 'moepack: quantize: interrupted: --resume goes on with out.partial'
+assert_stderr_is 'moepack: quantize: interrupted: --resume continues out.partial'
 quantize "${flags[@]}" -o out --resume --style compressed-tensors
 assert_status 3
 assert_stderr_has 'cannot resume: '

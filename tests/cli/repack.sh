@@ -366,7 +366,7 @@ mkdir out.partial
 echo old >out.partial/old
 run moepack repack "$v4" -o out "${v4_flags[@]}" -q
 assert_status 2
-assert_stderr_has '"out.partial" is there from an interrupted run: --resume continues it, --force'
+assert_stderr_has '"out.partial" exists from an interrupted run: --resume continues it, --force'
 assert_equal "$(find . | sort)" "$(printf '.\n./out.partial\n./out.partial/old')"
 run moepack repack "$v4" -o out "${v4_flags[@]}" --force -q
 assert_status 0
@@ -417,7 +417,7 @@ refuses 2 "option --output is required" "${v4_flags[@]}"
 refuses 2 "option '--ep': '0' is not a number from 1 to 65536" -o out -t megamoe-w4a8 --ep 0
 refuses 2 "option '--target': 'megamoe-w4a9' is unknown; did you mean 'megamoe-w4a8'?" -o out \
     --target megamoe-w4a9 --ep 1
-refuses 2 "--resume and --force contradict each other" -o out "${v4_flags[@]}" --resume --force
+refuses 2 "--resume and --force cannot be used together" -o out "${v4_flags[@]}" --resume --force
 refuses 2 "a placement file says itself how many redundant experts there are" -o out \
     "${v4_flags[@]}" --redundant 1
 refuses 2 'list "0,7": "7" names no layer' -o out "${v4_flags[@]}" --layers 0,7

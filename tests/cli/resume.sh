@@ -78,7 +78,7 @@ for signal in SIGINT:130 SIGTERM:143; do
     for n in 1 20 140; do
         repack_failing FAIL_CALL=pwrite FAIL_AT=$n FAIL_TIMES=1 FAIL_WITH=${signal%:*} --
         assert_status ${signal#*:}
-        assert_stderr_is 'moepack: repack: interrupted: --resume goes on with out.partial'
+        assert_stderr_is 'moepack: repack: interrupted: --resume continues out.partial'
         assert_resumable "$signal at pwrite $n"
         rm -rf out
     done
@@ -267,7 +267,7 @@ refuses_to_go_on()
     run moepack repack "$@" -o out -q --resume
     assert_status 3
     assert_stderr_has "moepack: repack: cannot resume: the interrupted run had \"$message"
-    assert_stderr_has '"; start anew with --force'
+    assert_stderr_has '"; start over with --force'
     diff -r out.partial "$WORK/kept"
     assert $? "the partial directory has changed"
 }
@@ -349,7 +349,7 @@ it "refuses a second process on the same output"
 stop_in_the_middle
 repack
 assert_status 2
-assert_stderr_has '"out.partial" is there from an interrupted run'
+assert_stderr_has '"out.partial" exists from an interrupted run'
 repack --resume
 assert_status 4
 assert_stderr_is 'moepack: repack: out.partial: another process is at work there'

@@ -189,7 +189,7 @@ assert_status 0
 assert_equal "$(jq -c .rank_load of_1 "$stdout" | sort -u | wc -l)" 2
 run moepack route in.safetensors --placement map.json --ep 2 --layer 0
 assert_status 3
-assert_stderr_is "moepack: route: layer 0: it is none of the placement's 2 rows"
+assert_stderr_is "moepack: route: layer 0: it is not one of the placement's 2 rows"
 run moepack route in.safetensors --placement map.json --ep 4 --layer 1
 assert_status 3
 assert_stderr_is 'moepack: route: placement: device_count is 2, the number of ranks is 4'

@@ -138,7 +138,7 @@ it "goes on with a part after SIGTERM, and does nothing twice"
 run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite FAIL_AT=60 FAIL_TIMES=1 FAIL_WITH=SIGTERM \
     "$MOEPACK" repack "$source" -o out "${flags[@]}" -q -j1 --shard 2/2
 assert_status 143
-assert_stderr_is 'moepack: repack: interrupted: the same command goes on with out.partial'
+assert_stderr_is 'moepack: repack: interrupted: the same command continues out.partial'
 before=$(grep -c ^unit out.partial/journal-2-of-2)
 [ "$before" -gt 2 ]
 assert $? "$before units are done"
@@ -246,22 +246,22 @@ part 2/3
 cp -r out.partial kept
 part 1/3 --ep 4
 assert_status 3
-assert_stderr_is 'moepack: repack: out.partial: part 2 of 3 is of a run on other terms: it has "ep 3", this one has "ep 4"; remove it to start anew'
+assert_stderr_is 'moepack: repack: out.partial: part 2 of 3 is of a run on other terms: it has "ep 3", this one has "ep 4"; remove it to start over'
 part 2/3 --layers 1
 assert_status 3
 assert_stderr_has 'part 2 of 3 is of a run on other terms: it has "layers 3", this one has "layers 1"'
 part 1/4
 assert_status 2
-assert_stderr_has 'moepack: repack: out.partial: a run in 3 parts and one in 4 are there: remove it to start anew'
+assert_stderr_has 'moepack: repack: out.partial: holds a run in 3 parts and one in 4: remove it to start over'
 repack
 assert_status 2
-assert_stderr_has '"out.partial" is there from an interrupted run'
+assert_stderr_has '"out.partial" exists from an interrupted run'
 repack --resume
 assert_status 2
-assert_stderr_has "\"out.partial\" is there from a run in 3 parts: go on with them by --shard, and then with 'moepack finish out'"
+assert_stderr_has "\"out.partial\" exists from a run in 3 parts: continue them with --shard, then run 'moepack finish out'"
 part 1/3 --force
 assert_status 2
-assert_stderr_has '--shard and --force contradict each other: other parts may be at work'
+assert_stderr_has '--shard and --force cannot be used together: other parts may be at work'
 assert_equal "$(diff -r kept out.partial)" ''
 rm -r kept
 repack --force
@@ -272,13 +272,13 @@ it "refuses a part of a run that is not in parts"
 repack_failing FAIL_CALL=pwrite FAIL_AT=60 FAIL_TIMES=1 FAIL_WITH=SIGTERM -- -j1
 part 1/2
 assert_status 2
-assert_stderr_has '"out.partial" is there from a run that is not in parts, or is being finished'
+assert_stderr_has '"out.partial" exists from a run that is not split into parts, or is being finished'
 run moepack finish out -q
 assert_status 3
 assert_stderr_has 'with --shard finish'
 repack --shard finish
 assert_status 2
-assert_stderr_has '"out.partial" is there from an interrupted run that is not in parts: --resume continues it'
+assert_stderr_has '"out.partial" exists from an interrupted run that is not split into parts: --resume continues it'
 assert_resumable 'all the same'
 
 it "refuses an OUT that is there"
@@ -302,7 +302,7 @@ for damage in "rm $file" "truncate -s -1 $file"; do
     $damage
     part 2/2
     assert_status 3
-    assert_stderr_is 'moepack: repack: out.partial: "rank-001/model-00002-of-00003.safetensors" is missing or cut off, and parts have written to it: remove the directory to start anew'
+    assert_stderr_is 'moepack: repack: out.partial: "rank-001/model-00002-of-00003.safetensors" is missing or cut off, and parts have written to it: remove the directory to start over'
     rm -r out.partial
     parts 2
     $damage
@@ -347,11 +347,11 @@ done <<'END'
 A=1| auto: neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set
 SLURM_ARRAY_TASK_ID=1| auto: SLURM_ARRAY_TASK_COUNT is not set
 SLURM_ARRAY_TASK_ID=x SLURM_ARRAY_TASK_COUNT=3| auto: SLURM_ARRAY_TASK_ID is 'x', which is not a number
-SLURM_ARRAY_TASK_ID=7 SLURM_ARRAY_TASK_COUNT=3 SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_MAX=7| auto: task 7 of 3 from 1 to 7, which are not in a row: use --array=1-3, or --shard I/N
+SLURM_ARRAY_TASK_ID=7 SLURM_ARRAY_TASK_COUNT=3 SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_MAX=7| auto: task 7 of 3 from 1 to 7, which are not consecutive: use --array=1-3, or --shard I/N
 SLURM_ARRAY_TASK_ID=5 SLURM_ARRAY_TASK_COUNT=3 SLURM_ARRAY_TASK_MIN=1|: there is no part 5 of 3
 JOB_COMPLETION_INDEX=2| auto: JOB_COMPLETIONS is not set
 JOB_COMPLETION_INDEX=5 JOB_COMPLETIONS=5|: there is no part 6 of 5
-JOB_COMPLETION_INDEX=0 JOB_COMPLETIONS=0|: 0 parts: from 1 to 4096 can be made
+JOB_COMPLETION_INDEX=0 JOB_COMPLETIONS=0|: 0 parts, expected 1 to 4096
 END
 for text in 0/3 4/3 1/0 1/5000 1 1/ /3 1/3x a/b -1/3 ' 1/3' 1/3/3 ''; do
     run moepack repack "$source" -o out "${flags[@]}" -q --shard "$text"
@@ -360,7 +360,7 @@ done
 part 0/3
 assert_stderr_has 'moepack: repack: --shard: parts are numbered from 1: there is no part 0'
 part thirds
-assert_stderr_has "moepack: repack: option --shard: 'thirds' is none of I/N, auto and finish"
+assert_stderr_has "moepack: repack: option --shard: 'thirds' is not I/N, auto or finish"
 assert_equal "$(ls -A)" ''
 
 # ---------------------------------------------------------------------------

@@ -183,7 +183,7 @@ mkdir out && touch out/file
 run moepack synth -o out --preset deepseek-v3 "${small[@]}"
 assert_status 4
 assert_stderr_is <<'END'
-moepack: synth: "out" is there already, and not empty
+moepack: synth: "out" already exists and is not empty
 END
 assert_equal "$(ls out)" file
 

@@ -167,7 +167,7 @@ moepack repack "$fixtures/v4-fp4" -o packed -q --target megamoe-w4a8 --ep 1
 run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite FAIL_AT=20 FAIL_TIMES=1 FAIL_WITH=SIGTERM \
     "$MOEPACK" unpack packed -o back -q -j1
 assert_status 143
-assert_stderr_is 'moepack: unpack: interrupted: --resume goes on with back.partial'
+assert_stderr_is 'moepack: unpack: interrupted: --resume continues back.partial'
 run moepack unpack packed -o back -q
 assert_status 2
 run moepack unpack packed -o back -q --resume --layers 0

@@ -505,7 +505,7 @@ try 'moepack verify --help'
 END
 run moepack verify out --tap --json
 assert_status 2
-assert_stderr_has '--tap and --json exclude each other'
+assert_stderr_has '--tap and --json cannot be used together'
 run moepack verify out --layers 7
 assert_status 2
 run moepack verify out --ranks 2

@@ -73,7 +73,7 @@ model.layers.0, mlp.experts.3.gate_proj.weight: expert 3 is expert 1
 FAILED: 4 faults
 END
 
-it "names a matrix that is there twice"
+it "names a matrix that appears twice"
 use bf16
 damage copy $prefix.0.gate_proj.weight $prefix.3.up_proj.weight
 assert_faults <<'END'

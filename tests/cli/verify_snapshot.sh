@@ -245,7 +245,7 @@ part=$(cd out && grep -l "$name" model-rank-0-*)
 cp "out/$part" out/model-rank-0-part-2.safetensors
 run moepack verify out
 assert_status 1
-assert_stdout_has 'is there twice'
+assert_stdout_has 'appears twice'
 
 it "holds the description of a blob against the blob"
 out=$(dump bigtensor "$source" out --ep 2)

@@ -130,7 +130,7 @@ for task in 4 6 8; do
     until_true 30 is_in_state "${id}_$task" FAILED
     assert $? "task $task: $(state_of "${id}_$task")"
     assert_equal "$(scontrol show job "${id}_$task" | sed -n 's/.* ExitCode=\([0-9:]*\)$/\1/p')" 143:0
-    assert_equal "$(cat limited-$task)" 'moepack: repack: interrupted: the same command goes on with out.partial'
+    assert_equal "$(cat limited-$task)" 'moepack: repack: interrupted: the same command continues out.partial'
 done
 for i in 1 2 3; do
     run moepack repack "$source" -o out "${flags[@]}" -q --shard $i/3

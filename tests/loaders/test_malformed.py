@@ -220,7 +220,7 @@ CASES = {
     "a header that is no object": (lambda p: edit_header(shard(p), lambda h: "[]"), f"rank-000: {FILE}: header is not an object", ALONE),
     "a header behind a blank": (lambda p: edit_header(shard(p), lambda h: " " + h), f"rank-000: {FILE}: header is not an object", ALONE),
     "a header that is cut off": (lambda p: edit_header(shard(p), lambda h: h[:9]), f"rank-000: {FILE}: header: not JSON: Unterminated string starting at: line 1 column 2 (char 1)", ALONE),
-    "a tensor twice": (header('"layers.0.experts.l1_weight_sf"', f'"{L1}"'), f'rank-000: {FILE}: tensor "{L1}" is there twice', SAME),
+    "a tensor twice": (header('"layers.0.experts.l1_weight_sf"', f'"{L1}"'), f'rank-000: {FILE}: tensor "{L1}" appears twice', SAME),
     "a type that is unknown": (header('"I8"', '"I9"'), f'rank-000: {FILE}: tensor "{L1}": dtype "I9" is unknown', SAME),
     "a type that is a number": (header('"I8"', "8"), f'rank-000: {FILE}: tensor "{L1}": "dtype" is not a string', SAME),
     "a type with control characters": (header('"I8"', '"\\u001b[31m\\n"'), f'rank-000: {FILE}: tensor "{L1}": dtype "?[31m?" is unknown', SAME),

@@ -441,7 +441,7 @@ static void expect_other_terms(const char *had, const char *has)
     cr_assert_eq(open_journal(), MP_ERR_INPUT);
     cr_assert_eq(err.code, MP_ERR_INPUT);
     snprintf(message, sizeof message,
-             "cannot resume: the interrupted run had \"%s\", this one has \"%s\"; start anew with "
+             "cannot resume: the interrupted run had \"%s\", this one has \"%s\"; start over with "
              "--force",
              had, has);
     cr_assert_str_eq(err.message, message);
@@ -483,7 +483,7 @@ Test(journal, of_another_number_of_ranks)
     cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
     cr_assert_eq(open_journal(), MP_ERR_INPUT);
     cr_assert_str_eq(err.message, "cannot resume: the interrupted run had \"ep 3\", this one has "
-                                  "\"ep 1\"; start anew with --force");
+                                  "\"ep 1\"; start over with --force");
 }
 
 Test(journal, of_another_placement)

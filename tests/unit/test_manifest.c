@@ -672,7 +672,7 @@ Test(manifest, forms_that_are_none)
     expect_input_error("\"shared_forms\": [", "\"shared_forms\": [0, ",
                        "moepack.json: \"shared_forms\" of 3 layers, expected 2");
     expect_input_error("\"layer_forms\": [\n    0,", "\"layer_forms\": [\n    2,",
-                       "moepack.json: \"layer_forms\": entry 0 is none of 2 forms");
+                       "moepack.json: \"layer_forms\": entry 0 is not one of 2 forms");
 }
 
 Test(manifest, digests_that_are_none)

@@ -731,7 +731,7 @@ Test(plan, what_the_target_cannot_carry)
     options.drop = "input_scale,bias";
     expect_plan();
     options.drop = "bias,scale";
-    expect_no_plan(MP_ERR_USAGE, "drop: \"scale\" is none of bias,input_scale,offset");
+    expect_no_plan(MP_ERR_USAGE, "drop: \"scale\" is not one of bias,input_scale,offset");
 }
 
 Test(plan, warns_of_what_the_engine_does_not_take)

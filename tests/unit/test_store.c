@@ -131,14 +131,14 @@ REFUSED(data_without_tensors, "{}", 1, "tensors end at data byte 0, the file hol
 
 REFUSED(duplicate_name,
         "{\"a\":" ENTRY("U8", "[4]", "[0,4]") ",\"a\":" ENTRY("U8", "[4]", "[4,8]") "}", 8,
-        "tensor \"a\" is there twice")
+        "tensor \"a\" appears twice")
 REFUSED(duplicate_name_with_escape,
         "{\"a\":" ENTRY("U8", "[4]", "[0,4]") ",\"\\u0061\":" ENTRY("U8", "[4]", "[4,8]") "}", 8,
-        "tensor \"a\" is there twice")
+        "tensor \"a\" appears twice")
 REFUSED(duplicate_metadata, "{\"__metadata__\":{},\"__metadata__\":{}}", 0,
-        "__metadata__ is there twice")
+        "__metadata__ appears twice")
 REFUSED(duplicate_metadata_with_escape, "{\"__metadata__\":null,\"\\u005f_metadata__\":{}}", 0,
-        "__metadata__ is there twice")
+        "__metadata__ appears twice")
 REFUSED(number_in_metadata, "{\"__metadata__\":{\"k\":1}}", 0, "__metadata__ \"k\" is not a string")
 REFUSED(null_in_metadata, "{\"__metadata__\":{\"k\":null}}", 0,
         "__metadata__ \"k\" is not a string")

@@ -46,7 +46,7 @@ Test(store_write, does_not_write_what_cannot_be_read)
 {
     const uint64_t two[] = {2}, three[] = {3}, huge[] = {UINT64_MAX}, big[] = {1ull << 60};
     const mp_tensor_spec twice[] = {{"a", MP_U8, 1, two}, {"a", MP_U8, 1, two}};
-    expect_unwritable(twice, 2, NULL, 0, MP_ERR_USAGE, "tensor \"a\": the name is there twice");
+    expect_unwritable(twice, 2, NULL, 0, MP_ERR_USAGE, "tensor \"a\": the name appears twice");
     const mp_tensor_spec odd[] = {{"a", MP_U8, 1, three}, {"b", MP_BF16, 1, two}};
     expect_unwritable(odd, 2, NULL, 0, MP_ERR_USAGE,
                       "tensor \"b\": offset 123 is not a multiple of its element's 2 bytes");
@@ -65,7 +65,7 @@ Test(store_write, does_not_write_what_cannot_be_read)
     };
     expect_unwritable(sum, 5, NULL, 0, MP_ERR_USAGE, "tensor \"d\": the file is too large");
     const char *const keys[] = {"k", "1", "k", "2"};
-    expect_unwritable(NULL, 0, keys, 2, MP_ERR_USAGE, "metadata \"k\" is there twice");
+    expect_unwritable(NULL, 0, keys, 2, MP_ERR_USAGE, "metadata \"k\" appears twice");
 
     char *header;
     uint64_t bytes, offsets[2];

@@ -152,14 +152,14 @@ Test(synth_run, refuses_what_is_there)
     char message[1024];
     cr_assert_eq(mp_make_dir(in_dir("full"), &err), 0);
     cr_assert_eq(mp_write_file(in_dir("full/file"), "x", 1, &err), 0);
-    snprintf(message, sizeof(message), "\"%s\" is there already, and not empty", in_dir("full"));
+    snprintf(message, sizeof(message), "\"%s\" already exists and is not empty", in_dir("full"));
     expect_refused(&options, in_dir("full"), MP_ERR_IO, message);
-    snprintf(message, sizeof(message), "\"%s\" is there already, and no directory",
+    snprintf(message, sizeof(message), "\"%s\" already exists and is not a directory",
              in_dir("full/file"));
     expect_refused(&options, in_dir("full/file"), MP_ERR_IO, message);
     cr_assert_eq(mp_make_dir(in_dir("new.partial"), &err), 0);
     snprintf(message, sizeof(message),
-             "\"%s\" is there already: another run writes it, or it can be removed",
+             "\"%s\" already exists: another run is writing it, or it can be removed",
              in_dir("new.partial"));
     expect_refused(&options, in_dir("new"), MP_ERR_IO, message);
     cr_assert(mp_path_exists(in_dir("new.partial")));
@@ -174,9 +174,9 @@ Test(synth_run, refuses_a_name_that_is_none)
     mp_synth_options options = small_qwen3();
     cr_assert_eq(mp_make_dir(in_dir("empty"), &err), 0);
     cr_assert_eq(chdir(in_dir("empty")), 0);
-    expect_refused(&options, ".", MP_ERR_USAGE, "\".\" does not name a directory to be made");
-    expect_refused(&options, "", MP_ERR_USAGE, "\"\" does not name a directory to be made");
-    expect_refused(&options, "./", MP_ERR_USAGE, "\"./\" does not name a directory to be made");
+    expect_refused(&options, ".", MP_ERR_USAGE, "\".\" is not a name for a new directory");
+    expect_refused(&options, "", MP_ERR_USAGE, "\"\" is not a name for a new directory");
+    expect_refused(&options, "./", MP_ERR_USAGE, "\"./\" is not a name for a new directory");
 }
 
 typedef struct watch {

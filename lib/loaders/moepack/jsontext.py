@@ -26,7 +26,7 @@ def _whole(pairs):
     if len(members) != len(pairs):
         seen = set()
         name = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f'"{name}" is there twice')
+        raise ValueError(f'"{name}" appears twice')
     return members
 
 

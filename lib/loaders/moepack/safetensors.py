@@ -49,7 +49,7 @@ def _entry(name, pairs, data_bytes):
         raise PackError("entry is not an object")
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise PackError("a field is there twice")
+        raise PackError("a field appears twice")
     dtype, shape, extent = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if type(dtype) is not str:
         raise PackError('"dtype" is not a string')
@@ -130,7 +130,7 @@ def parse_header(text, data_bytes):
         except PackError as error:
             raise PackError(f'tensor "{name}": {error}') from None
         if name in names:
-            raise PackError(f'tensor "{name}" is there twice')
+            raise PackError(f'tensor "{name}" appears twice')
         names.add(name)
     _check_tiling(entries, data_bytes)
     return sorted(entries, key=lambda e: (e.begin, e.end))
