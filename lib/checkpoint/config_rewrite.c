@@ -1,6 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* config.json after requantizing experts: which members engines take it from, and how they
- * spell it. */
+/* config.json after requantizing experts: which members engines take it from, and how they spell
+ * it.
+ *
+ * The text is edited in place, not written anew from a tree: what moepack does not know has to stay
+ * byte for byte, with Python's spellings (Infinity, 1e-06). So there are two states: `root`, the
+ * tree of the text as it was, which is only asked, and `text`, which base/json_edit.c changes
+ * member by member. After the quantization_configs have changed, the text is parsed again:
+ * expert_dtype may have stood in one of them, and `root` would still show it.
+ *
+ * A quantization_config has one of two fates. Where the experts were all that it spoke of, it is
+ * replaced by the convention's own words, or removed for bf16. Where other tensors stay quantized
+ * (`keeps`), it stays too: the experts leave or enter its list of exceptions, and are added as far
+ * as its method has words; where it has none, a warning says so. What would make an engine read the
+ * tensors wrongly is refused.
+ *
+ * Entries that an earlier run added are spelled as this one spells them, so they are found by being
+ * equal, and replaced: requantizing twice leaves no second entry behind. It runs on one thread. */
 #include "checkpoint/config_rewrite.h"
 
 #include "base/error.h"
@@ -57,8 +72,11 @@ static void warn(const rewrite *r, const char *method)
  * Lists of modules
  */
 
-/* A module as a method's list of exceptions spells it, malloc'ed: all experts of a layer
- * are a pattern. */
+/* A module as a method's list of exceptions spells it, malloc'ed. All experts of a layer are a
+ * pattern:
+ *
+ *     ModelOpt             model.layers.3.mlp.experts*
+ *     compressed-tensors   re:^model\.layers\.3\.mlp\.experts\..* */
 static char *exception(mp_method method, const char *module)
 {
     size_t n = strlen(module);
@@ -69,6 +87,7 @@ static char *exception(mp_method method, const char *module)
         return mp_format("%s*", module);
     if (!experts || method != MP_METHOD_COMPRESSED_TENSORS)
         return strdup(module);
+    /* Each byte of the name becomes two at most. */
     text = to = malloc(2 * n + sizeof "re:^\\..*");
     if (!text)
         return NULL;
@@ -179,8 +198,9 @@ static int set_new(rewrite *r, mp_json_path path, const char *key, json_t *value
     return rc;
 }
 
-/* The groups of compressed-tensors, each with its own format, and one more for the experts.
- * Null without memory. */
+/* The groups of compressed-tensors, each with its own format, and one more for the experts. The
+ * format of all becomes "mixed-precision" (add_ct_group), so a group that relied on it has to say
+ * its own from now on. Null without memory. */
 static json_t *ct_groups(const mp_config_change *change, const json_t *old)
 {
     const mp_said said = said_of(change);

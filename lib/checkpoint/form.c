@@ -1,5 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Forms of experts: read off a checkpoint, or made by a row of the table of conventions. */
+/* Forms of experts: read off a checkpoint, or made by a row of the table of conventions.
+ *
+ * A name in a form is a template below the layer's prefix:
+ *
+ *     model.layers.3.ffn.experts.0.w1.weight    ->    ffn.experts.{}.w1.weight
+ *
+ * What expert 0 has stands for all: the catalog has no problems when a form is read off it, so all
+ * experts of a layer are stored alike. "{}" occurs in no other way, since every word of a name
+ * comes from the tables of names.c and families.c; a fused tensor has no "{}" and keeps its name
+ * for any expert.
+ *
+ * The array is allocated once for each role of three matrices. Both ways of filling a form add at
+ * most one tensor for each, so add_tensor() needs no bound. Errors are read from err->code here:
+ * err is never null. A form that failed is released and zeroed. */
 #include "checkpoint/form.h"
 
 #include "base/error.h"

@@ -1,5 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tensor names: layer, expert, projection and role out of the text. */
+/* Tensor names: layer, expert, projection and role out of the text.
+ *
+ *     model.layers.3   .mlp    .experts. 7        .gate_proj   .weight_scale_inv
+ *     prefix, layer 3  naming            expert   projection   role, from the table of suffixes
+ *
+ * A name is read outwards from ".experts.", not from its beginning, since what wraps a model (a
+ * vision tower's "language_model.", "mtp.") varies without end and the end does not. What looks
+ * like an expert and is in no known form is never passed over: it comes out foreign, with a name
+ * for the message, or unknown, which is a problem of the catalog. "Other" are names without any
+ * word of experts, and the few that have one and are known not to be an expert's.
+ *
+ * Only text is looked at. Where a name could mean two things (unnamed stacks and dense MLPs),
+ * `unnamed` asks the caller to look at the dimensions too.
+ *
+ * Everything here reads constant tables and writes *parts, so any thread may call it. */
 #include "checkpoint/names.h"
 
 #include "base/error.h"
@@ -9,7 +23,8 @@
 #include <ctype.h>
 #include <string.h>
 
-/* What only forms have that nothing here reads. */
+/* Suffixes of formats that are not read. Each stands for its whole format, so that the error can
+ * name it: AWQ's ".qweight" alone would look like a weight with an odd name. */
 static const struct {
     const char *suffix;
     const char *form;
@@ -44,7 +59,9 @@ static const struct {
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
-/* A decimal number without leading zeros, up to the dot or the end. */
+/* A decimal number, up to the dot or the end. Leading zeros are refused: "experts.07" beside
+ * "experts.7" would be two names for one expert, and a name that is put together from the number
+ * again (form.c) would not be the one that was read. */
 static bool read_number(const char **text, const char *end, uint64_t *number)
 {
     const char *p = *text;
@@ -122,7 +139,8 @@ static bool parse_block(const char *name, size_t length, mp_expert_name *parts)
     return parts->naming && parse_prefix(name, dot - 1, parts);
 }
 
-/* The form that has tensors of that suffix, or null. */
+/* The form that has tensors of that suffix, or null. A dot may follow, as in bitsandbytes'
+ * ".weight.quant_state.bitsandbytes__nf4". */
 static const char *foreign_form(const char *suffix)
 {
     for (size_t i = 0; i < COUNT(foreign_suffixes); i++) {
@@ -343,7 +361,10 @@ const char *const mp_other_kind_names[MP_KINDS] = {
     "norm", "router", "attention", "embedding", "dense", "mtp", "other",
 };
 
-/* Parts of names, and the kind they stand for; the first that occurs decides. */
+/* Parts of names, and the kind they stand for; the first that occurs decides. The order is from
+ * what says most to what says least: "norm" goes before "attn" (self_attn.q_norm), ".gate." before
+ * "mlp." (mlp.gate.weight), and "mtp." comes nearly last, so that an MTP layer's attention counts
+ * as attention. */
 static const struct {
     const char *part;
     unsigned kind;

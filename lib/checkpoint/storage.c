@@ -7,7 +7,12 @@
  * that is not told by shape, so that the message says what a scale should be like. Types are taken
  * wider than tools write them, and suffixes decide only where types and shapes cannot. Nothing here
  * reads a tensor's data.
- */
+ *
+ * Recognizing looks at one matrix and settles what the layer is; checking holds every other matrix
+ * of the layer against that. The two share scale_fits(), so what was recognized by its scale's
+ * shape passes its own check. Blocks out of config.json are positive and below 2^32 (config.c), so
+ * nothing divides by 0. A tensor's bytes agree with its shape and type (safetensors.c), which is
+ * what elements() counts from. Nothing is kept between calls; any thread may call. */
 #include "checkpoint/storage.h"
 
 #include "base/error.h"
