@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A convention in the words of its method. Members stand in the order in which its tools write
- * them. */
+ * them.
+ *
+ * Nothing here decides how anything is stored: scheme, blocks and types come from the table, and
+ * this file knows only how compressed-tensors, ModelOpt and the models' own methods put them. A
+ * method that engines read as a pair of files (ModelOpt) says the same in both, out of the same
+ * numbers.
+ *
+ * A tree is built without a check at each step. A value that could not be made is null; json_pack's
+ * "o" and put() fail for it, so one failure anywhere makes the whole null. Callers pass lists on
+ * for the same reason without looking at them. It keeps nothing; one thread has a tree at a
+ * time. */
 #include "checkpoint/config_said.h"
 
 #include <string.h>
