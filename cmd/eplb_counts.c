@@ -39,7 +39,6 @@ typedef struct statistics {
     size_t num_ranks;
     numbers iterations, layers;
     double *count; /* [iterations][layers][experts] */
-    bool *seen;    /* [iterations][layers] */
 } statistics;
 
 static int compare_numbers(const void *a, const void *b)
@@ -201,15 +200,31 @@ static int add_tensor(statistics *s, size_t rank, const mp_tensor *t, mp_error *
         /* Ranks count their own tokens: the sum is everybody's, exact below 2^53. */
         s->count[pair * s->experts + e] += (double)value;
     }
-    if (rc == 0)
-        s->seen[pair] = true;
     free(data);
     return rc;
 }
 
-/* Every tensor once: first for its numbers, which size the table, then for its counts. */
-static int read_tensors(statistics *s, mp_error *err)
+/* The first of iterations x layers that no rank has, by the pairs that there are. Nothing of the
+ * size of that product is allocated before: their numbers are what names of tensors say. */
+static int check_whole(const statistics *s, const numbers *pairs, mp_error *err)
 {
+    size_t layers = s->layers.count;
+
+    for (size_t i = 0; i < s->iterations.count * layers; i++) {
+        uint64_t iteration = s->iterations.items[i / layers], layer = s->layers.items[i % layers];
+
+        if (i == pairs->count || pairs->items[i] != (iteration << 32 | layer))
+            return cmd_fail(err, MP_ERR_INPUT,
+                            "iteration %" PRIu64 " lacks layer %" PRIu64 " on all ranks", iteration,
+                            layer);
+    }
+    return 0;
+}
+
+/* The numbers of iterations and layers, which size the table. */
+static int list_numbers(statistics *s, mp_error *err)
+{
+    numbers pairs = {0};
     int rc = 0;
 
     for (size_t r = 0; r < s->num_ranks; r++) {
@@ -221,28 +236,34 @@ static int read_tensors(statistics *s, mp_error *err)
                 rc = add_number(&s->iterations, iteration, err);
             if (rc == 0)
                 rc = add_number(&s->layers, layer, err);
+            if (rc == 0)
+                rc = add_number(&pairs, iteration << 32 | layer, err);
         }
     }
-    if (rc != 0)
-        return rc;
     sort_numbers(&s->iterations);
     sort_numbers(&s->layers);
-    size_t pairs = s->iterations.count * s->layers.count;
-    if (pairs == 0)
-        return cmd_fail(err, MP_ERR_INPUT, "no rank has a tensor");
-    s->count = calloc(pairs, s->experts * sizeof *s->count);
-    s->seen = calloc(pairs, sizeof *s->seen);
-    if (!s->count || !s->seen)
+    sort_numbers(&pairs);
+    if (rc == 0 && pairs.count == 0)
+        rc = cmd_fail(err, MP_ERR_INPUT, "no rank has a tensor");
+    if (rc == 0)
+        rc = check_whole(s, &pairs, err);
+    free(pairs.items);
+    return rc;
+}
+
+/* Every tensor once: first for its numbers, then for its counts. */
+static int read_tensors(statistics *s, mp_error *err)
+{
+    int rc = list_numbers(s, err);
+
+    if (rc != 0)
+        return rc;
+    s->count = calloc(s->iterations.count * s->layers.count, s->experts * sizeof *s->count);
+    if (!s->count)
         return cmd_fail(err, MP_ERR_IO, "out of memory");
     for (size_t r = 0; r < s->num_ranks; r++)
         for (size_t i = 0; rc == 0 && i < s->ranks[r].num_tensors; i++)
             rc = add_tensor(s, r, &s->ranks[r].tensors[i], err);
-    for (size_t pair = 0; rc == 0 && pair < pairs; pair++)
-        if (!s->seen[pair])
-            rc = cmd_fail(err, MP_ERR_INPUT,
-                          "iteration %" PRIu64 " lacks layer %" PRIu64 " on all ranks",
-                          s->iterations.items[pair / s->layers.count],
-                          s->layers.items[pair % s->layers.count]);
     return rc;
 }
 
@@ -275,7 +296,6 @@ static int read_statistics(const char *dir, uint64_t experts, mp_recording *r, m
     free(s.iterations.items);
     free(s.layers.items);
     free(s.count);
-    free(s.seen);
     free(ids);
     return rc;
 }

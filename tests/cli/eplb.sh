@@ -265,6 +265,17 @@ assert_json '[.layers[].layer]' '[1,2,10]'
 run moepack eplb "$golden/trtllm-gap" --ep 2
 assert_status 3
 assert_stderr_has 'trtllm-gap: iteration 51 lacks layer 10 on all ranks'
+mkdir each # layer of its own
+echo '{"num_experts": 128}' >each/meta_info.json
+python3 - "$ROOT/tests/tools" <<'END'
+import sys
+sys.path.insert(0, sys.argv[1])
+from tensors import write
+write("each/rank0.safetensors", {f"{i}_{i}": ["I32", [128], bytes(512)] for i in range(20000)})
+END
+run moepack eplb each --ep 2
+assert_status 3
+assert_stderr_is 'moepack: eplb: each: iteration 0 lacks layer 1 on all ranks'
 run moepack eplb "$golden/trtllm-shape" --ep 2
 assert_status 3
 assert_stderr_has 'trtllm-shape: rank1.safetensors: 50_1: shape [5], expected [6]'
