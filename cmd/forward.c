@@ -271,25 +271,29 @@ static int place_choices(forward_job *job, mp_error *err)
     uint64_t count = t->tokens * job->columns;
     int32_t *routed = calloc(t->tokens * t->k + 1, sizeof *routed);
     int32_t *ids = calloc(count + 1, sizeof *ids);
+    float *weights = calloc(count + 1, sizeof *weights);
     job->ids = calloc(count + 1, sizeof *job->ids);
     job->weights = calloc(count + 1, sizeof *job->weights);
-    int rc =
-        routed && ids && job->ids && job->weights ? take_zero(job, routed, err) : no_memory(err);
+    bool room = routed && ids && weights && job->ids && job->weights;
+    int rc = room ? take_zero(job, routed, err) : no_memory(err);
     if (rc == 0 && (job->layer || shared > 0))
         mp_layer_add_shared(&job->router, t->x, t->tokens, t->k, shared, routed, t->weights, ids,
-                            job->weights);
+                            weights);
     else if (rc == 0) {
         /* Without shared experts the columns are the same. */
         memcpy(ids, routed, count * sizeof *ids);
-        memcpy(job->weights, t->weights, count * sizeof *job->weights);
+        memcpy(weights, t->weights, count * sizeof *weights);
     }
     if (rc == 0 && job->packed)
-        rc = mp_packed_route(&job->slots, &how, ids, job->weights, t->tokens, t->k, shared,
-                             job->ids, job->weights, err);
-    else if (rc == 0)
+        rc = mp_packed_route(&job->slots, &how, ids, weights, t->tokens, t->k, shared, job->ids,
+                             job->weights, err);
+    else if (rc == 0) {
         memcpy(job->ids, ids, count * sizeof *ids);
+        memcpy(job->weights, weights, count * sizeof *weights);
+    }
     free(routed);
     free(ids);
+    free(weights);
     return rc;
 }
 

@@ -375,7 +375,7 @@ typedef struct mp_packed_dispatch {
 /* Choices of a checkpoint's experts into choices of slots.
  * ids, weights: [tokens, k + shared]: k logical experts, then `shared` ids of shared experts,
  *   as mp_layer_route gives them; shared may be 0.
- * slot_ids, slot_weights: of the same shape.
+ * slot_ids, slot_weights: of the same shape; other arrays than ids and weights.
  * MP_ERR_USAGE for shared choices where none, or another number, are packed, MP_ERR_INPUT where
  * a rank is not open. */
 int mp_packed_route(const mp_packed_experts *experts, const mp_packed_dispatch *how,
