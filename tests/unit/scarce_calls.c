@@ -387,6 +387,11 @@ SCARCE(mp_model_activation)
     return mp_model_activation(&opened()->config, 0, &activation, &shared, &weigh_input, err);
 }
 
+SCARCE(mp_model_check_block)
+{
+    return mp_model_check_block(&opened()->config, false, err);
+}
+
 SCARCE(mp_layer_router_open)
 {
     mp_layer_router layer_router;
@@ -469,6 +474,7 @@ const scarce_call scarce_calls[] = {
     SCARCE_ROW(mp_forward),
     SCARCE_ROW(mp_find_layer),
     SCARCE_ROW(mp_model_activation),
+    SCARCE_ROW(mp_model_check_block),
     SCARCE_ROW(mp_layer_router_open),
     SCARCE_ROW(mp_layer_route),
     SCARCE_ROW(mp_shared_expert_open),

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Every public function that takes an mp_error, with memory that runs out at its first, second,
- * third
- * ... allocation, until it suffices: it says so, loses nothing, and what it was given can be
+ * third ... allocation, until it suffices: it says so, loses nothing, and what it was given can be
  * released. The list of functions is that of the headers. */
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
