@@ -134,7 +134,7 @@ static int run_level(bench_job *job, int level, double seconds, mp_error *err)
     while (waitpid(child, &status, 0) < 0 && errno == EINTR)
         continue;
     if (rc != 0)
-        return cmd_fail(err, MP_ERR_IO, "%s: the process that measures ended early",
+        return cmd_fail(err, MP_ERR_IO, "%s: the measuring process ended early",
                         level_names[level].name);
     return 0;
 }
@@ -205,7 +205,7 @@ static int print_json_table(const bench_job *job, mp_error *err)
 
 static void print_table(const bench_job *job)
 {
-    printf("GB/s read and written on one thread, and what part that is of memcpy's %.1f GB/s\n\n",
+    printf("GB/s read and written on one thread, and as a fraction of memcpy's %.1f GB/s\n\n",
            job->memcpy_gb_s);
     printf("%-36s", "kernel");
     for (int level = 0; level < LEVELS; level++)

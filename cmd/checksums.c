@@ -32,7 +32,7 @@ static int check(const checksums_options *o, const mp_context *context, mp_error
     } else if (rc == 0) {
         print_problems(stdout, o->dir, &problems);
         if (problems.count == 0 && !o->common.quiet)
-            printf("%s: all %llu files are as %s says\n", o->dir, (unsigned long long)files,
+            printf("%s: all %llu files match %s\n", o->dir, (unsigned long long)files,
                    MP_SUMS_NAME);
     }
     if (rc == 0 && problems.count > 0) {

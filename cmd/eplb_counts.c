@@ -446,7 +446,7 @@ int eplb_name_layers(const eplb_options *o, const mp_recording *r, eplb_layers *
                          : r->layer_ids         ? r->layer_ids[i]
                                                 : i;
         if (listed && i > 0 && layers->ids[i] <= layers->ids[i - 1])
-            return cmd_fail(err, MP_ERR_USAGE, "--layers: %u after %u: layers stand in order",
+            return cmd_fail(err, MP_ERR_USAGE, "--layers: %u after %u: layers must be in order",
                             layers->ids[i], layers->ids[i - 1]);
         if (layers->bytes)
             layers->bytes[i] = (double)o->expert_bytes;

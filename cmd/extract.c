@@ -44,7 +44,7 @@ static int find_slice(const mp_pack *pack, size_t layer, uint64_t expert, slice 
     const mp_place *copies = mp_pack_copies(pack, layer, (uint32_t)expert, &count);
     if (count == 0)
         return cmd_fail(err, MP_ERR_INPUT,
-                        "%s: no rank that is here holds a copy of expert %" PRIu64,
+                        "%s: no rank that is present holds a copy of expert %" PRIu64,
                         pack->manifest.layers[layer], expert);
     *s = (slice){.set = mp_shape_set(&pack->shape, (uint32_t)expert), .place = copies[0]};
     for (unsigned t = 0; t < s->set->num_tensors; t++) {

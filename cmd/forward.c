@@ -115,7 +115,7 @@ static int open_alone(forward_job *job, mp_error *err)
     if (job->how.emulation != MP_EMULATE_EXACT)
         return cmd_fail(err, MP_ERR_UNSUPPORTED,
                         "%s: the shared expert, %" PRIu64
-                        " wide, is no number of routed ones: no kernel computes it with them; give "
+                        " wide, is not a multiple of a routed one: no kernel computes it; give "
                         "--no-shared, or --emulate exact",
                         job->layer->prefix, job->layer->shared_width);
     return mp_shared_expert_open(&job->alone, &job->catalog, job->layer, &job->context, err);
@@ -154,7 +154,7 @@ static int add_packed_shared(forward_job *job, mp_error *err)
 
     if (!family || family->shared_gate || !known || known->shared_gate)
         return cmd_fail(err, MP_ERR_USAGE,
-                        "what shared experts weigh is in the checkpoint: give --source, or "
+                        "the weight of shared experts is in the checkpoint: give --source, or "
                         "--no-shared");
     job->router.router.num_experts = job->router.num_experts = (uint32_t)m->num_experts;
     job->router.part = 1;
@@ -204,7 +204,7 @@ static int open_slots(forward_job *job, mp_error *err)
         return add_packed_shared(job, err);
     if (m->shared == MP_SHARED_NONE && has_shared(job) && !o->no_shared)
         return cmd_fail(err, MP_ERR_USAGE,
-                        "the shared experts are not packed: compute without, by --no-shared");
+                        "the shared experts are not packed: leave them out with --no-shared");
     return 0;
 }
 

@@ -252,8 +252,8 @@ int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *
         p.shards = (mp_compress_report){0};
     if (rc == 0 && o->ranges && is_compressed(&p))
         rc = cmd_fail(err, MP_ERR_UNSUPPORTED,
-                      "\"%s\" has compressed shards, in which no expert lies alone: moepack "
-                      "decompress, or moepack extract",
+                      "\"%s\" has compressed shards, in which experts cannot be located: use "
+                      "moepack decompress or moepack extract",
                       o->path);
     if (rc == 0)
         rc = print_opened(o, &p, context, err);

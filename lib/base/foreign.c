@@ -13,8 +13,7 @@ static const struct {
     {"<!DOCTYPE", "an HTML page, not the file: download it again"},
     {"<html", "an HTML page, not the file: download it again"},
     {"GGUF",
-     "a GGUF file: its experts are not supported, those of the safetensors files it was made "
-     "of are"},
+     "a GGUF file, which is not supported: use the safetensors files that it was made from"},
 };
 
 const char *mp_foreign_content(const void *begin, size_t length)

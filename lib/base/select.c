@@ -160,6 +160,6 @@ int mp_select_layer(const char *name, const char *const *prefixes, size_t count,
     }
     free(selected);
     if (rc == 0 && found != 1)
-        rc = mp_fail(err, MP_ERR_USAGE, "layer \"%s\": stands for %u layers", name, found);
+        rc = mp_fail(err, MP_ERR_USAGE, "layer \"%s\": matches %u layers", name, found);
     return rc;
 }

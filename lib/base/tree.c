@@ -36,7 +36,7 @@ static int enter(const tree *t, const char *path, unsigned depth, mp_error *err)
     if (!whole)
         rc = mp_fail_memory(err);
     else if (stat(whole, &st) != 0)
-        rc = mp_fail_errno(err, errno, "cannot look at \"%s\"", whole);
+        rc = mp_fail_errno(err, errno, "cannot access \"%s\"", whole);
     else if (S_ISDIR(st.st_mode) && depth == DEPTH_MAX)
         rc = mp_fail(err, MP_ERR_INPUT, "%s: directories over %u deep", path, DEPTH_MAX);
     else if (S_ISDIR(st.st_mode))

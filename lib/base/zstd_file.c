@@ -47,7 +47,7 @@ static int walk_frame(const mp_zstd_file *file, const mp_frame_head *head, uint6
     *end = at + head->bytes;
     while (!last && !head->skippable) {
         if (*end > file->stored || file->stored - *end < BLOCK_HEAD)
-            return mp_fail(err, MP_ERR_INPUT, "cut off: the file ends inside it");
+            return mp_fail(err, MP_ERR_INPUT, "truncated: the file ends inside it");
         int rc = mp_pread_all(file->fd, bytes, BLOCK_HEAD, *end, file->name, err);
         if (rc != 0)
             return rc;
@@ -63,7 +63,7 @@ static int walk_frame(const mp_zstd_file *file, const mp_frame_head *head, uint6
     }
     *end += head->skippable ? head->content : head->checksum ? CHECKSUM_BYTES : 0;
     if (*end > file->stored)
-        return mp_fail(err, MP_ERR_INPUT, "cut off: the file ends inside it");
+        return mp_fail(err, MP_ERR_INPUT, "truncated: the file ends inside it");
     return 0;
 }
 

@@ -83,7 +83,7 @@ int mp_frames_add(mp_frames *frames, uint64_t stored, uint64_t content, uint32_t
      * INT64_MAX leaves room to add an offset. */
     frame[1] = (mp_frame){.at = frame->at + stored};
     if (!mp_add_u64(frame->content, content, &frame[1].content) || frame[1].content > INT64_MAX / 2)
-        return mp_fail(err, MP_ERR_INPUT, "frame %zu: content ends behind any file's end",
+        return mp_fail(err, MP_ERR_INPUT, "frame %zu: content ends past the end of any file",
                        frames->count - 1);
     return 0;
 }
@@ -143,7 +143,7 @@ static int check_table(const mp_frames *frames, const unsigned char *head, uint6
                        (unsigned long long)table, (unsigned long long)(size - table));
     if (end != size - table)
         return mp_fail(err, MP_ERR_INPUT,
-                       "seek table: its %zu frames take %llu bytes, %llu stand before it",
+                       "seek table: its %zu frames take %llu bytes, %llu come before it",
                        frames->count, (unsigned long long)end, (unsigned long long)(size - table));
     return 0;
 }
@@ -229,7 +229,7 @@ int mp_frame_head_parse(mp_frame_head *head, const unsigned char *bytes, uint64_
 
     *head = (mp_frame_head){0};
     if (n < SKIPPABLE_HEAD)
-        return mp_fail(err, MP_ERR_INPUT, "cut off after %llu bytes", (unsigned long long)n);
+        return mp_fail(err, MP_ERR_INPUT, "truncated after %llu bytes", (unsigned long long)n);
     if ((mp_get_le(bytes, 4) & ~UINT64_C(15)) == MAGIC_SKIPPABLE) {
         *head =
             (mp_frame_head){SKIPPABLE_HEAD, .skippable = true, .content = mp_get_le(bytes + 4, 4)};
@@ -251,7 +251,7 @@ int mp_frame_head_parse(mp_frame_head *head, const unsigned char *bytes, uint64_
     *head = (mp_frame_head){
         .bytes = 5 + !whole + id + width, .sized = width > 0, .checksum = (descriptor & 4) != 0};
     if (n < head->bytes)
-        return mp_fail(err, MP_ERR_INPUT, "cut off after %llu bytes", (unsigned long long)n);
+        return mp_fail(err, MP_ERR_INPUT, "truncated after %llu bytes", (unsigned long long)n);
     head->dictionary = (uint32_t)mp_get_le(bytes + 5 + !whole, id);
     /* The two-byte form starts at 256, since smaller sizes fit one byte. */
     head->content = mp_get_le(bytes + 5 + !whole + id, width) + (width == 2 ? 256 : 0);

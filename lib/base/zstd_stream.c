@@ -110,7 +110,7 @@ int mp_zstd_stream_read(mp_zstd_stream *s, void *buffer, size_t n, size_t *got, 
             rc = mp_fail(err, MP_ERR_INPUT, "damaged before byte %llu of the %s",
                          (unsigned long long)s->at, s->whole);
         else if (rc == 0 && ended && out.pos == before && s->hint != 0)
-            rc = mp_fail(err, MP_ERR_INPUT, "cut off: the %s ends inside a frame", s->whole);
+            rc = mp_fail(err, MP_ERR_INPUT, "truncated: the %s ends inside a frame", s->whole);
     }
     *got = out.pos;
     return rc;

@@ -201,8 +201,8 @@ static int add_expert_tensor(mp_catalog *catalog, const mp_tensor *tensor,
         return 0;
     }
     if (!take_names(layer, parts)) {
-        mp_problem(&catalog->problems, "%s: another naming than the rest of layer %s", tensor->name,
-                   layer->prefix);
+        mp_problem(&catalog->problems, "%s: named differently from the rest of layer %s",
+                   tensor->name, layer->prefix);
         return 0;
     }
     if (parts->kind == MP_NAME_SHARED) {
@@ -459,7 +459,7 @@ int mp_catalog_check_sound(const mp_catalog *catalog, mp_error *err)
     const mp_problems *problems = &catalog->problems;
 
     if (problems->count == 0 && catalog->num_towers > 1)
-        return mp_fail(err, MP_ERR_USAGE, "%s and %s are models of their own: name layers of one",
+        return mp_fail(err, MP_ERR_USAGE, "%s and %s are separate models: name layers of one",
                        catalog->towers[0].name, catalog->towers[1].name);
     if (problems->count == 0)
         return 0;

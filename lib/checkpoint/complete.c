@@ -151,7 +151,7 @@ static void list_misfit(mp_catalog *catalog, const char *text, const char *const
     matrix_text(names[first], &expert->matrix[first], gate);
     matrix_text(names[MP_DOWN], &expert->matrix[MP_DOWN], down);
     mp_problem(&catalog->problems, "%s: %s, %s: %s", text, gate, down,
-               is_known(expert, first, fusion, &catalog->config) ? "these do not go together"
+               is_known(expert, first, fusion, &catalog->config) ? "these do not fit together"
                                                                  : "no known storage form");
 }
 
@@ -288,11 +288,11 @@ static void check_matrix(mp_catalog *catalog, const char *text, const char *name
     if (!matrix->weight)
         mp_problem(problems, "%s.%s.weight: missing", text, name);
     if (!matrix->scale && storage->has_scale)
-        mp_problem(problems, "%s.%s: no scale beside the weight", text, name);
+        mp_problem(problems, "%s.%s: no scale for the weight", text, name);
     if (!matrix->group_scale && storage->two_scales)
-        mp_problem(problems, "%s.%s: no scale of groups beside the weight", text, name);
+        mp_problem(problems, "%s.%s: no scale of groups for the weight", text, name);
     if (!matrix->global && storage->has_global)
-        mp_problem(problems, "%s.%s: no second scale beside the weight", text, name);
+        mp_problem(problems, "%s.%s: no second scale for the weight", text, name);
     mp_storage_check(storage, matrix, slices, rows, cols, problems);
 }
 
@@ -349,8 +349,8 @@ static int check_router(mp_catalog *catalog, const mp_moe_layer *layer, mp_error
     if (zero != MP_CONFIG_ABSENT)
         rows += zero;
     if (rc == 0 && weight && weight->rank == 2 && weight->shape[0] != rows)
-        mp_problem(&catalog->problems, "%s: %llu row%s, expected %llu, one an expert", weight->name,
-                   (unsigned long long)weight->shape[0], mp_plural(weight->shape[0]),
+        mp_problem(&catalog->problems, "%s: %llu row%s, expected %llu, one per expert",
+                   weight->name, (unsigned long long)weight->shape[0], mp_plural(weight->shape[0]),
                    (unsigned long long)rows);
     return rc;
 }
@@ -722,7 +722,7 @@ static int check_words(const mp_catalog *catalog, mp_error *err)
     if (bits == MP_CONFIG_ABSENT || bits == 4 || bits == 0 || bits > 16)
         return 0;
     return mp_fail(err, MP_ERR_UNSUPPORTED,
-                   "%s: words of %llu-bit weights are not supported, of 4-bit ones they are",
+                   "%s: words of %llu-bit weights are not supported, only of 4-bit ones",
                    gate->weight->name, (unsigned long long)bits);
 }
 
@@ -739,10 +739,10 @@ static int check_groups(const mp_catalog *catalog, mp_error *err)
         mp_suffix_ends(scale->name, MP_SUFFIX_WEIGHT_SCALE_INV) || bits == 4 ||
         bits == MP_CONFIG_ABSENT)
         return 0;
-    return mp_fail(err, MP_ERR_UNSUPPORTED,
-                   "%s: a scale for each group of %llu-bit weights is not supported, of 4-bit ones "
-                   "it is",
-                   scale->name, (unsigned long long)bits);
+    return mp_fail(
+        err, MP_ERR_UNSUPPORTED,
+        "%s: a scale for each group of %llu-bit weights is not supported, only of 4-bit ones",
+        scale->name, (unsigned long long)bits);
 }
 
 int mp_catalog_complete(mp_catalog *catalog, mp_error *err)

@@ -140,7 +140,7 @@ static void list_misfit(mp_catalog *catalog, const mp_tensor *one, const mp_tens
 {
     char a[MP_SHAPE_TEXT], b[MP_SHAPE_TEXT];
 
-    mp_problem(&catalog->problems, "%s: shape %s does not go with %s of \"%s\"", one->name,
+    mp_problem(&catalog->problems, "%s: shape %s does not match %s of \"%s\"", one->name,
                mp_shape_text(one->shape, one->rank, a), mp_shape_text(other->shape, other->rank, b),
                other->name);
 }
@@ -221,9 +221,10 @@ int mp_layer_unfuse(mp_catalog *catalog, mp_moe_layer *layer, mp_error *err)
         return 0;
     }
     if (!knows_halves(catalog, layer))
-        mp_problem(
-            &catalog->problems, "%s: gate and up as halves or in turn: %s to tell", gate_up->name,
-            catalog->config.present ? "config.json has no model_type" : "there is no config.json");
+        mp_problem(&catalog->problems, "%s: gate and up may be halves or interleaved: %s to tell",
+                   gate_up->name,
+                   catalog->config.present ? "config.json has no model_type"
+                                           : "there is no config.json");
     paired = is_paired(catalog, layer);
     layer->storage.fusion = fusion_of(transposed, paired);
     fill_experts(layer, transposed, paired);

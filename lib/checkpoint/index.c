@@ -229,9 +229,9 @@ static int fail_without_shards(const char *dir, mp_error *err)
     bool cache = mp_path_exists(snapshots);
     free(snapshots);
     if (cache)
-        return mp_fail(
-            err, MP_ERR_INPUT,
-            "\"%s\" is a folder of the hub's cache: give the one in it, snapshots/REVISION", dir);
+        return mp_fail(err, MP_ERR_INPUT,
+                       "\"%s\" is a cache folder of the hub: give snapshots/REVISION inside it",
+                       dir);
     int rc = names_list(&gguf, dir, ".gguf", err);
     if (rc == 0 && gguf.count > 0)
         rc = mp_fail(err, MP_ERR_UNSUPPORTED, "\"%s\" holds GGUF files: they are not supported",

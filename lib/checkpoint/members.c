@@ -125,7 +125,7 @@ static int take_end(mp_members *members, mp_error *err)
     members->at++;
     skip_space(members);
     if (members->at < members->length)
-        return unexpected(members, "nothing behind the object", err);
+        return unexpected(members, "nothing after the object", err);
     return 0;
 }
 

@@ -33,10 +33,10 @@ static void find_mtp(mp_catalog *catalog)
     for (size_t i = 0; i < catalog->checkpoint.num_tensors; i++)
         if (is_mtp(config, catalog->checkpoint.tensors[i].name))
             return;
-    mp_problem(&catalog->promises,
-               "config.json says %llu MTP blocks (num_nextn_predict_layers or the like), there is "
-               "none",
-               (unsigned long long)config->num_mtp_layers);
+    mp_problem(
+        &catalog->promises,
+        "config.json says %llu MTP blocks (num_nextn_predict_layers or the like), there are none",
+        (unsigned long long)config->num_mtp_layers);
 }
 
 /* Whether a file of the folder looks like one more shard. */

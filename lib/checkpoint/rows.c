@@ -292,7 +292,7 @@ int mp_matrix_scalar(const mp_catalog *catalog, const mp_matrix *matrix, const m
     uint64_t count = tensor->bytes / sizeof *number, slices = 1, at = matrix->slice;
 
     if (tensor->dtype != MP_F32)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be carried, only F32", tensor->name,
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be stored, only F32", tensor->name,
                        mp_dtype_name(tensor->dtype));
     if (matrix->weight && matrix->weight->rank > 2)
         slices = matrix->weight->shape[0];

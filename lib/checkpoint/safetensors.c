@@ -277,11 +277,11 @@ static int check_tiling(const mp_tensor *const *tensors, size_t num_tensors, uin
                            tensor->name, (unsigned long long)tensor->offset, tensors[i - 1]->name,
                            (unsigned long long)end);
         if (tensor->offset > end)
-            return mp_fail(err, MP_ERR_INPUT,
-                           "tensor \"%s\": begins at data byte %llu, %llu bytes behind the one "
-                           "before it",
-                           tensor->name, (unsigned long long)tensor->offset,
-                           (unsigned long long)(tensor->offset - end));
+            return mp_fail(
+                err, MP_ERR_INPUT,
+                "tensor \"%s\": begins at data byte %llu, %llu bytes after the one before it",
+                tensor->name, (unsigned long long)tensor->offset,
+                (unsigned long long)(tensor->offset - end));
         /* No overflow: each tensor starts at `end` and ends inside the data. */
         end += tensor->bytes;
     }

@@ -234,7 +234,7 @@ static int read_description(blob *b, uint64_t world_size, mp_error *err)
     if (mp_json_get_u64(b->json, "schema_version", b->text, &version, err) != 0)
         return err->code;
     if (version != 2)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: schema_version %" PRIu64 ", known is 2",
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: schema_version %" PRIu64 ", expected 2",
                        b->text, version);
     if (mp_json_get_u64(b->json, "world_rank", b->text, &rank, err) != 0 ||
         mp_json_get_u64(b->json, "world_size", b->text, &world, err) != 0 ||
@@ -310,7 +310,7 @@ static int count_ranks(mp_snapshot *s, uint64_t *ranks, mp_error *err)
         if (ours && !first && strstr(suffix, ".json") && !(first = mp_path_join(s->dir, names[i])))
             rc = mp_fail_memory(err);
         if (!ours && strstr(names[i], ".tmp"))
-            mp_snapshot_found(s, false, -1, NULL, "%s: left by a dump that did not end", names[i]);
+            mp_snapshot_found(s, false, -1, NULL, "%s: left by an unfinished dump", names[i]);
     }
     free(names);
     if (rc == 0 && first)

@@ -66,7 +66,7 @@ static void check_numbers(mp_snapshot *s, const part *parts, size_t count)
             next = 0;
         for (; rank < parts[i].rank; rank++)
             if (i == 0 || rank > parts[i - 1].rank)
-                mp_snapshot_found(s, false, rank, NULL, "no file of this rank is here");
+                mp_snapshot_found(s, false, rank, NULL, "no file of this rank is present");
         for (; next < parts[i].part; next++)
             mp_snapshot_found(s, false, parts[i].rank, NULL,
                               "model-rank-%u-part-%u.safetensors is missing", parts[i].rank, next);
@@ -93,11 +93,11 @@ static void check_alike(mp_snapshot *s)
             int order = !a ? 1 : !b ? -1 : strcmp(a->name, b->name);
 
             if (order < 0)
-                mp_snapshot_found(s, false, (int64_t)r, a->name, "is missing, rank %zu has it",
+                mp_snapshot_found(s, false, (int64_t)r, a->name, "is missing, but rank %zu has it",
                                   base);
             else if (order > 0)
                 mp_snapshot_found(s, false, (int64_t)r, b->name,
-                                  "is here, rank %zu does not have it", base);
+                                  "is present, but rank %zu does not have it", base);
             else if (a->dtype != b->dtype || a->rank != b->rank ||
                      memcmp(a->shape, b->shape, a->rank * sizeof *a->shape) != 0) {
                 char text[2][MP_SHAPE_TEXT];

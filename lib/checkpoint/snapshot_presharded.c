@@ -52,7 +52,7 @@ static int check_ready(const plan *p, mp_error *err)
     if (!path)
         return mp_fail_memory(err);
     if (!mp_path_exists(path)) {
-        mp_snapshot_found(p->s, false, -1, NULL, "%s is missing: the dump did not come to its end",
+        mp_snapshot_found(p->s, false, -1, NULL, "%s is missing: the dump was not finished",
                           MP_PRESHARDED_READY);
     } else {
         rc = mp_json_load_python(path, MP_SNAPSHOT_TEXT_MAX, &json, &why);
@@ -291,8 +291,7 @@ static int check_entries(const plan *p, mp_error *err)
         if (!path)
             rc = mp_fail_memory(err);
         else if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
-            mp_snapshot_found(p->s, false, -1, NULL,
-                              "%s: a directory that a dump which did not end leaves behind",
+            mp_snapshot_found(p->s, false, -1, NULL, "%s: a directory left by an unfinished dump",
                               names[i]);
         else
             mp_snapshot_found(p->s, false, -1, NULL, "%s: a file that %s does not list", names[i],
@@ -346,8 +345,8 @@ static int add_read(const plan *p, mp_snapshot_rank *rank, size_t *room, const j
     size_t i = (size_t)json_integer_value(number);
     const mp_tensor *found = mp_checkpoint_find(&p->s->files[i], key);
     if (!found) {
-        mp_snapshot_found(p->s, false, rank->rank, name, "is read as %s from %s, which has no such",
-                          key, filename);
+        mp_snapshot_found(p->s, false, rank->rank, name,
+                          "is read as %s from %s, which has no such tensor", key, filename);
         return 0;
     }
     mp_tensor tensor = *found;
@@ -366,7 +365,7 @@ static int read_rank(const plan *p, mp_snapshot_rank *rank, json_t *reads, json_
     const json_t *list = json_object_get(reads, number);
     const char *want = json_string_value(json_object_get(checksums, number));
     if (!json_is_array(list)) {
-        mp_snapshot_found(p->s, false, rank->rank, NULL, "%s says of no tensor that it reads it",
+        mp_snapshot_found(p->s, false, rank->rank, NULL, "%s lists no tensors for it to read",
                           MP_PRESHARDED_PLAN);
         return 0;
     }
@@ -423,7 +422,7 @@ static int read_plan(plan *p, const char *ranks, const mp_context *context, mp_e
     if (mp_json_get_u64(p->json, "version", MP_PRESHARDED_PLAN, &version, err) != 0)
         return err->code;
     if (version != 1)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: version %" PRIu64 ", known is 1",
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: version %" PRIu64 ", expected 1",
                        MP_PRESHARDED_PLAN, version);
     if (mp_json_get_u64(p->json, "world_size", MP_PRESHARDED_PLAN, &p->world_size, err) != 0 ||
         mp_json_get_array(p->json, "files", MP_PRESHARDED_PLAN, &files, err) != 0 ||

@@ -392,7 +392,7 @@ static void check_scalar(const mp_tensor *tensor, mp_fusion fusion, uint64_t sli
         return;
     count = elements(tensor);
     if (count != 1 && count != slices && !(is_fused(fusion) && count == 2 * slices))
-        mp_problem(problems, "%s: shape %s, expected %llu numbers, one a matrix", tensor->name,
+        mp_problem(problems, "%s: shape %s, expected %llu numbers, one per matrix", tensor->name,
                    mp_shape_text(tensor->shape, tensor->rank, text), (unsigned long long)slices);
 }
 

@@ -151,7 +151,7 @@ int mp_catalog_choose(mp_catalog *catalog, const char *layers, mp_error *err)
     }
     if (rc == 0 && towers > 1)
         rc = mp_fail(err, MP_ERR_USAGE,
-                     "%s and %s are models of their own: name layers of one, as --layers "
+                     "%s and %s are separate models: name layers of one, as --layers "
                      "%s",
                      catalog->towers[0].name, catalog->towers[1].name, catalog->layers[0].prefix);
     else if (rc == 0 && towers == 1)

@@ -512,8 +512,7 @@ int mp_delta_apply(const char *base, const char *const *deltas, size_t count, co
      * mistake. */
     if (rc == 0 && mode == MP_RUN_FORCE && mp_path_exists(out) && !has_files(&plan, out))
         rc = mp_fail(err, MP_ERR_USAGE,
-                     "\"%s\" exists and does not hold the shards that it is to hold: not replaced",
-                     out);
+                     "\"%s\" exists and does not hold the same shards: not replaced", out);
     plan.work.zstd = options ? options->zstd : MP_ZSTD_NONE;
     if (rc == 0)
         rc = mp_job_run(&job, out, mode, context, err);

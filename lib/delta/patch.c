@@ -90,7 +90,7 @@ static int check_ended(mp_zstd_stream *stream, uint64_t bytes, const char *of_wh
     int rc = mp_zstd_stream_read(stream, &more, 1, &got, err);
 
     if (rc == 0 && got > 0)
-        rc = mp_fail(err, MP_ERR_INPUT, "the stream is too long: it goes on behind %" PRIu64 " %s",
+        rc = mp_fail(err, MP_ERR_INPUT, "the stream is too long: it continues after %" PRIu64 " %s",
                      bytes, of_what);
     return rc;
 }
@@ -144,7 +144,7 @@ static int fill_batch(mp_patch_step *step, mp_error *err)
          * twice. */
         if (position < over->least)
             rc = mp_fail(err, MP_ERR_INPUT,
-                         "position %" PRIu64 " is behind position %" PRIu64 ": they do not ascend",
+                         "position %" PRIu64 " is after position %" PRIu64 ": they do not ascend",
                          position, over->least - 1);
         over->least = position + 1;
     }

@@ -89,7 +89,7 @@ int mp_spool_place(mp_spool *spool, mp_delta_item *items, size_t count, mp_error
     for (size_t i = 0; i < count; i++) {
         items[i].place = at;
         if (!mp_add_u64(at, items[i].room, &at) || at > INT64_MAX)
-            return mp_fail(err, MP_ERR_INPUT, "tensor \"%s\": ends behind any file's end",
+            return mp_fail(err, MP_ERR_INPUT, "tensor \"%s\": ends past the end of any file",
                            items[i].name);
     }
     return mp_file_resize(spool->fd, spool->path, 0, err);

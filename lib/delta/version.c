@@ -303,7 +303,7 @@ static int open_pack(mp_delta_version *v, const char *manifest, const mp_context
     for (size_t r = 0; rc == 0 && r < v->pack.num_ranks; r++)
         rc = open_rank(v, v->pack.ranks[r].rank, context, err);
     if (rc == 0 && v->num_parts == 0)
-        rc = mp_fail(err, MP_ERR_INPUT, "none of the %zu ranks is here", v->pack.num_ranks);
+        rc = mp_fail(err, MP_ERR_INPUT, "none of the %zu ranks is present", v->pack.num_ranks);
     if (rc == 0 && v->delta != (strcmp(manifest, MP_DELTA_PACK_NAME) == 0))
         rc = mp_fail(err, MP_ERR_INPUT, "%s: ranks are %s", manifest,
                      v->delta ? "deltas, and a delta has none" : "no deltas");

@@ -325,7 +325,7 @@ static int open_versions(writing *w, const char *from, const char *to, const mp_
     if (rc == 0)
         rc = mp_version_open(&w->to, to, false, context, err);
     if (rc == 0 && (w->from.delta || w->to.delta))
-        rc = mp_fail(err, MP_ERR_USAGE, "\"%s\" is a delta: what changed is told of full versions",
+        rc = mp_fail(err, MP_ERR_USAGE, "\"%s\" is a delta: a delta is made from full versions",
                      w->from.delta ? from : to);
     if (rc == 0)
         rc = mp_version_check_follows(&w->to, &w->from, err);

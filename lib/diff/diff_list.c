@@ -283,8 +283,8 @@ static int add_shared(diff_list *list, const diff_layer *const of[2], const size
         return 0;
     if (parts && (has_wide(a) || has_wide(b)))
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "shared experts are one tensor in one pack and apart in the other: compare "
-                       "either with the checkpoint");
+                       "shared experts are one tensor in one pack and separate in the other: "
+                       "compare each with the checkpoint");
     for (unsigned s = 0; s < 2; s++)
         count[s] = count_shared(list->side[s], index[s], parts);
     most = count[0] > count[1] ? count[0] : count[1];

@@ -338,7 +338,7 @@ static int prepare_layer(struct diff_snapshot *d, size_t index, const diff_side 
         if (m->row == UINT32_MAX || m->placement->num_logical != m->num_experts)
             return mp_fail(err, MP_ERR_INPUT, "%s: the placement %s", layer->prefix,
                            m->row == UINT32_MAX ? "has no row for this layer"
-                                                : "is of another number of experts");
+                                                : "is for a different number of experts");
     }
     each->sides = mp_alloc_zeroed(d->s.num_ranks, MP_SIDES * sizeof *each->sides);
     if (!each->sides)

@@ -104,7 +104,7 @@ int mp_sglang_dispatch_dtype(mp_resolution *r, mp_error *err)
         mp_decide(r, "dispatcher_output_dtype", "not predicted", model->scheme_from,
                   "experts that are %s may have their own", mp_backend_model_scheme(model));
     else if (b->runner == MP_RUNNER_FLASHINFER_CUTEDSL || b->runner == MP_RUNNER_CUTLASS)
-        set_dtype(r, "bf16", r->runner_by, "as the runner wants it");
+        set_dtype(r, "bf16", r->runner_by, "as the runner needs it");
     else if (b->platform == MP_PLATFORM_NPU)
         set_dtype(r, "bf16", "--platform", "deepep on npu gives bf16");
     else

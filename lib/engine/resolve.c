@@ -186,7 +186,7 @@ static int divide_experts(mp_resolution *r, uint64_t ep, const char *decided_by,
     if (physical % ep != 0)
         return mp_fail(err, MP_ERR_INPUT,
                        "ep_size: %llu physical experts (%llu and %llu redundant) do not divide "
-                       "among the %llu ranks of %s",
+                       "evenly among the %llu ranks of %s",
                        (unsigned long long)physical, (unsigned long long)model->num_experts,
                        (unsigned long long)r->flags->redundant, (unsigned long long)ep, decided_by);
     return mp_slots_init(&b->slots, (uint32_t)model->num_experts, (uint32_t)physical, (uint32_t)ep,
@@ -294,7 +294,7 @@ int mp_rule_loader(mp_resolution *r, mp_error *err)
     else
         mp_decide(r, "placement", "trtllm", "--engine",
                   "num_slots and initial_global_assignments {layer: [expert per slot]}");
-    mp_decide(r, "loader", b->loader, "--engine", "what hands packed experts to the engine");
+    mp_decide(r, "loader", b->loader, "--engine", "what passes packed experts to the engine");
     return 0;
 }
 

@@ -365,7 +365,7 @@ static void check_combine(mp_resolution *r)
     if (!mp_text_among(dtype, known))
         mp_refuse(r, "%s: \"%s\" is not bf16, mxfp8 or nvfp4", name, text);
     else if (r->env.fc2_reduce.value && !mp_text_is(dtype, "bf16"))
-        mp_refuse(r, "%s: %s does not go with %s, which takes bf16", name, dtype,
+        mp_refuse(r, "%s: %s does not work with %s, which takes bf16", name, dtype,
                   r->env.fc2_reduce.name);
 }
 

@@ -110,7 +110,7 @@ static void check_limits(mp_resolution *r, size_t i, uint64_t ep)
         mp_refuse(r, "runner %s: ep_size is %" PRIu64 ", it takes 1 or tp_size, %" PRIu64, name, ep,
                   r->flags->tp);
     if (limits[i].backends && !(limits[i].backends & MP_BIT(b->backend)))
-        mp_refuse(r, "runner %s does not go with backend %s", name, mp_a2a_name(b->backend));
+        mp_refuse(r, "runner %s does not work with backend %s", name, mp_a2a_name(b->backend));
     if (limits[i].fusion_off)
         r->fusion_off_by = r->runner_by;
 }

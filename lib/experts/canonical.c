@@ -371,7 +371,7 @@ static int read_vector(const mp_canonical *c, unsigned part, mp_role role, uint6
     if (role == MP_ROLE_GLOBAL_SCALE)
         return mp_matrix_scalar(c->from->catalog, matrix, tensor, out, err);
     if (tensor->dtype != MP_F32)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be carried, only F32", tensor->name,
+        return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be stored, only F32", tensor->name,
                        mp_dtype_name(tensor->dtype));
     return mp_tensor_read(&c->from->catalog->checkpoint, tensor, at, count * sizeof *out, out, err);
 }
@@ -390,12 +390,11 @@ static int read_input_scale(const mp_canonical *c, float *out, mp_error *err)
         return err->code;
     if (up == *out)
         return 0;
-    return mp_fail(
-        err, MP_ERR_UNSUPPORTED,
-        "%s: %.9g, and %s: %.9g: %s has one input scale for both: leave them behind with "
-        "--drop input_scale",
-        matrix[MP_GATE].input_scale->name, (double)*out, matrix[MP_UP].input_scale->name,
-        (double)up, c->from->target->name);
+    return mp_fail(err, MP_ERR_UNSUPPORTED,
+                   "%s: %.9g, and %s: %.9g: %s has one input scale for both: drop them with --drop "
+                   "input_scale",
+                   matrix[MP_GATE].input_scale->name, (double)*out, matrix[MP_UP].input_scale->name,
+                   (double)up, c->from->target->name);
 }
 
 int mp_canonical_vector(const mp_canonical *c, const mp_slot_tensor *tensor, float *out,

@@ -44,9 +44,10 @@ int mp_dumped_placement(const mp_snapshot *s, const char *path, uint32_t experts
                    ? 0
                    : mp_error_prefix(err, "%s: init_expert_location", s->dir);
     if (!path && record && strcmp(record, "trivial") != 0)
-        return mp_fail(err, MP_ERR_USAGE,
-                       "\"%s\" was dumped with the placement \"%s\": name its file by --placement",
-                       s->dir, record);
+        return mp_fail(
+            err, MP_ERR_USAGE,
+            "\"%s\" was dumped with the placement \"%s\": name its file with --placement", s->dir,
+            record);
     if (!path)
         return 0;
     if (mp_read_text(path, TEXT_MAX, &text, &length, err) != 0)

@@ -102,7 +102,7 @@ static int read_global(const mp_dumped_matrix *m, float *global, mp_error *err)
         if (mp_matrix_global(&m->views[p], &matrix, &other, err) != 0)
             return err->code;
         if (p > 0 && other != *global)
-            return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: ranks have other second scales of it",
+            return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: ranks have different second scales for it",
                            matrix.weight->name);
         *global = other;
     }
@@ -216,7 +216,8 @@ static int read_beside(const mp_dumped_reader *r, uint64_t row0, uint64_t rows, 
             memcpy(r->scale, scales, scale_rows * scale_bytes);
         /* A scale covers a whole row, so every part has a copy of it, and they have to be equal. */
         else if (memcmp(r->scale, scales, scale_rows * scale_bytes) != 0)
-            return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: ranks have other scales of the same rows",
+            return mp_fail(err, MP_ERR_UNSUPPORTED,
+                           "%s: ranks have different scales for the same rows",
                            d->matrix.weight->name);
     }
     return 0;

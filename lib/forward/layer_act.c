@@ -32,7 +32,7 @@ static int check_hidden_act(const mp_config *config, mp_error *err)
         if (is(known[i], config->hidden_act))
             return 0;
     return mp_fail(err, MP_ERR_UNSUPPORTED,
-                   "config.json: hidden_act \"%s\"; there are silu, swigluoai and situ",
+                   "config.json: hidden_act \"%s\" is not silu, swigluoai or situ",
                    config->hidden_act);
 }
 
@@ -44,7 +44,7 @@ static int read_situ(const mp_config *config, bool k3, mp_activation *a, mp_erro
     replace(&a->situ_linear, config->situ_linear_beta);
     if (!(a->situ > 0) || !isfinite(a->situ))
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "config.json: hidden_act \"situ\" takes an activation_situ_beta above 0");
+                       "config.json: hidden_act \"situ\" needs an activation_situ_beta above 0");
     if (!(a->situ_linear >= 0) || !isfinite(a->situ_linear))
         return mp_fail(err, MP_ERR_UNSUPPORTED, "config.json: activation_situ_linear_beta is %g",
                        (double)a->situ_linear);

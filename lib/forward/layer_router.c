@@ -117,8 +117,7 @@ static int read_known(mp_layer_router *r, const mp_config *config, const mp_mode
                        config->refused);
     if (!mp_scoring_parse(score, &r->router.scoring))
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "config.json: scoring_func \"%s\"; there are softmax, sigmoid and "
-                       "sqrtsoftplus",
+                       "config.json: scoring_func \"%s\" is not softmax, sigmoid or sqrtsoftplus",
                        score);
     r->router.by_logits = rule->by_logits;
     r->router.renormalize =
@@ -247,7 +246,7 @@ static int read_gate(mp_layer_router *r, const mp_catalog *catalog, const mp_moe
     /* Another width than the experts' means a projection before them, as of latent experts. */
     if (tensor->rank == 2 && tensor->shape[1] != r->hidden_size)
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: takes %llu columns, the experts %llu: what stands between them is not "
+                       "%s: takes %llu columns, the experts %llu: what is between them is not "
                        "computed",
                        tensor->name, (unsigned long long)tensor->shape[1],
                        (unsigned long long)r->hidden_size);

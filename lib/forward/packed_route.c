@@ -49,7 +49,7 @@ static int check(const route_job *job, mp_error *err)
 
     for (uint32_t r = 0; r < pack->shape.slots.ep; r++)
         if (!pack->open[r])
-            return mp_fail(err, MP_ERR_INPUT, "rank %u is not here: bring all %u", r,
+            return mp_fail(err, MP_ERR_INPUT, "rank %u is missing: all %u are needed", r,
                            pack->shape.slots.ep);
     if (job->shared == 0 || job->shared == packed)
         return 0;

@@ -18,7 +18,7 @@ int mp_shared_expert_open(mp_shared_expert *shared, const mp_catalog *catalog,
         return mp_fail(err, MP_ERR_INPUT, "%s: no shared expert", layer->prefix);
     if (catalog->config.latent_size != MP_CONFIG_ABSENT)
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: what stands between the model and its experts is not computed",
+                       "%s: what is between the model and its experts is not computed",
                        layer->prefix);
     shared->catalog.moe_intermediate_size = layer->shared_width;
     shared->layer.experts = &shared->layer.shared;

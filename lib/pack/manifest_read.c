@@ -314,7 +314,7 @@ static int read_ranks(const json_t *root, mp_manifest *m, mp_error *err)
         if (read_rank(json_array_get(array, i), &m->ranks[i], m->ep_size, err) != 0)
             return err->code;
         if (i > 0 && m->ranks[i].rank <= m->ranks[i - 1].rank)
-            return mp_fail(err, MP_ERR_INPUT, "%s: rank %u behind rank %u", MP_MANIFEST_NAME,
+            return mp_fail(err, MP_ERR_INPUT, "%s: rank %u after rank %u", MP_MANIFEST_NAME,
                            m->ranks[i].rank, m->ranks[i - 1].rank);
     }
     return 0;

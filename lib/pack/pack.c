@@ -44,7 +44,7 @@ static int check_file(const char *path, const char *name, mp_error *err)
     if (stat(path, &status) != 0) {
         if (errno == ENOENT || errno == ENOTDIR || errno == ELOOP)
             return mp_fail(err, MP_ERR_INPUT, "%s: missing", name);
-        return mp_fail_errno(err, errno, "cannot look at \"%s\"", path);
+        return mp_fail_errno(err, errno, "cannot access \"%s\"", path);
     }
     return S_ISREG(status.st_mode) ? 0 : mp_fail(err, MP_ERR_INPUT, "%s: not a regular file", name);
 }
@@ -218,7 +218,7 @@ static int open_ranks(mp_pack *pack, const mp_pack_options *options, const mp_co
             rc = open_rank(pack, r, options->partial, context, err);
     free(wanted);
     if (rc == 0 && pack->num_open == 0)
-        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\": none of its ranks (%zu) is here", pack->dir,
+        rc = mp_fail(err, MP_ERR_INPUT, "\"%s\": none of its ranks (%zu) is present", pack->dir,
                      m->num_ranks);
     return rc;
 }

@@ -85,7 +85,7 @@ static int check_byte_order(const torch_file *f, mp_error *err)
     int rc = entry ? mp_zip_data(&f->zip, entry, &data, err) : 0;
     if (rc == 0 && entry && (entry->bytes != 6 || memcmp(data, "little", 6) != 0))
         rc = mp_fail(err, MP_ERR_UNSUPPORTED,
-                     "zip: byteorder is not \"little\": the file is of a big-endian machine");
+                     "zip: byteorder is not \"little\": the file is from a big-endian machine");
     return rc;
 }
 
@@ -337,7 +337,7 @@ static int read_records(const torch_file *f, mp_pickle_value records, mp_steps *
         return mp_fail(err, MP_ERR_INPUT, "records: not a list of records");
     if (!mp_pickle_get(p, p->root, "last_physical_to_logical_map", &value))
         return mp_fail(err, MP_ERR_INPUT,
-                       "last_physical_to_logical_map is missing beside \"records\"");
+                       "last_physical_to_logical_map is missing, with \"records\"");
     int rc = find_tensor(f, "last_physical_to_logical_map", value, 2, 2, &map, err);
     if (rc == 0)
         rc = check_map(&map, &num_logical, err);

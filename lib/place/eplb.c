@@ -31,7 +31,8 @@ static int divides(uint32_t a, const char *what_a, uint32_t b, const char *what_
 {
     if (a % b == 0)
         return 0;
-    return mp_fail(err, MP_ERR_INPUT, "%u %s do not divide among %u %s", a, what_a, b, what_b);
+    return mp_fail(err, MP_ERR_INPUT, "%u %s do not divide evenly among %u %s", a, what_a, b,
+                   what_b);
 }
 
 /* Sizes of the problem as the algorithm asked for sees them. Like DeepSeek's rebalance_experts, go

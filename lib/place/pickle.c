@@ -259,7 +259,7 @@ static int push_global(mp_pickle *p, const char *module, size_t module_length, c
         text[part][n] = '\0';
     }
     return mp_fail(err, MP_ERR_UNSUPPORTED,
-                   "pickle: it names %s.%s, which counts have no need of; nothing was run", text[0],
+                   "pickle: it names %s.%s, which counts do not need; nothing was run", text[0],
                    text[1]);
 }
 
@@ -286,7 +286,7 @@ static int stack_global(mp_pickle *p, mp_error *err)
     if (rc == 0)
         rc = pop(p, &module, err);
     if (rc == 0 && (name.kind != MP_PICKLE_TEXT || module.kind != MP_PICKLE_TEXT))
-        rc = malformed(p, "a global that is not named by texts", err);
+        rc = malformed(p, "a global that is not named by strings", err);
     if (rc != 0)
         return rc;
     return push_global(p, (const char *)p->data + module.u.text.at, module.u.text.length,
@@ -340,7 +340,7 @@ static int reduce(mp_pickle *p, mp_error *err)
         return push_object(p, MP_PICKLE_DICT, tensor, err);
     if (callable.u.index != REBUILD_TENSOR)
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "pickle: it calls %s.%s, which counts have no need of; nothing was run",
+                       "pickle: it calls %s.%s, which counts do not need; nothing was run",
                        globals[callable.u.index].module, globals[callable.u.index].name);
     if (!tuple_items(p, args, tensor.args, 4) || tensor.args[0].kind != MP_PICKLE_STORAGE)
         return malformed(p, "a tensor without storage, offset, sizes and strides", err);
@@ -513,7 +513,7 @@ static int run_opcode(mp_pickle *p, unsigned char opcode, mp_error *err)
     case 'R':  return reduce(p, err);                                   /* REDUCE */
     default:
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "pickle: byte %u: opcode 0x%02x, which counts have no need of; nothing was "
+                       "pickle: byte %u: opcode 0x%02x, which counts do not need; nothing was "
                        "run", p->at - 1, opcode);
     }
 }

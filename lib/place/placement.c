@@ -183,7 +183,7 @@ int mp_placement_check(const mp_placement *p, uint32_t ep, mp_problems *warnings
                        "placement: device_count is %u, the number of ranks is %u", p->devices, ep);
     if (ep > 0 && p->num_physical % ep != 0)
         return mp_fail(err, MP_ERR_INPUT,
-                       "placement: %u physical experts do not divide among %u ranks",
+                       "placement: %u physical experts do not divide evenly among %u ranks",
                        p->num_physical, ep);
 
     uint32_t *scratch = mp_alloc(p->num_logical, sizeof(*scratch));
@@ -236,7 +236,7 @@ int mp_rows_layer(mp_rows_read *rows, int64_t layer, mp_error *err)
     if (row > 0 && layer <= rows->layers[row - 1])
         return mp_fail(err, MP_ERR_INPUT,
                        "placement: row %" PRIu64 ": layer %" PRId64
-                       ", expected one above %u: layers stand in order, each once",
+                       ", expected one above %u: layers must be in order, each once",
                        row, layer, rows->layers[row - 1]);
     if (row == rows->layer_room) {
         uint64_t room = rows->layer_room ? rows->layer_room * 2 : 64;

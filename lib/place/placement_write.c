@@ -75,7 +75,7 @@ int mp_placement_write(const mp_placement *p, mp_placement_format format, uint32
     *text = NULL;
     if (format == MP_PLACEMENT_VLLM_ASCEND && (ep == 0 || p->num_physical % ep != 0))
         return mp_fail(err, MP_ERR_INPUT,
-                       "placement: %u physical experts do not divide among %u ranks",
+                       "placement: %u physical experts do not divide evenly among %u ranks",
                        p->num_physical, ep);
     FILE *out = open_memstream(text, &length);
     if (!out)

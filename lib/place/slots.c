@@ -26,7 +26,8 @@ int mp_slots_init(mp_slots *s, uint32_t num_logical, uint32_t num_physical, uint
     if (ep == 0)
         return mp_fail(err, MP_ERR_INPUT, "slots: no ranks");
     if (num_physical % ep != 0)
-        return mp_fail(err, MP_ERR_INPUT, "slots: %u physical experts do not divide among %u ranks",
+        return mp_fail(err, MP_ERR_INPUT,
+                       "slots: %u physical experts do not divide evenly among %u ranks",
                        num_physical, ep);
     uint64_t total = num_physical + (uint64_t)shared * (shared_once ? 1 : ep);
     if (total > INT32_MAX || (uint64_t)num_logical + shared > INT32_MAX)

@@ -57,8 +57,7 @@ static int find_directory(const mp_zip *zip, directory *d, mp_error *err)
     const unsigned char *end = find_end(zip->data, zip->length);
     if (!end)
         return mp_fail(err, MP_ERR_INPUT,
-                       "zip: there is no end of the central directory; the file "
-                       "was cut off");
+                       "zip: there is no end of the central directory; the file was truncated");
     d->entries = number(end + 10, 2);
     d->bytes = number(end + 12, 4);
     d->offset = number(end + 16, 4);
@@ -202,8 +201,9 @@ int mp_zip_data(const mp_zip *zip, const mp_zip_entry *entry, const unsigned cha
 {
     int name = (int)(entry->name_length < 80 ? entry->name_length : 80);
     if (entry->method != 0 || entry->flags & 1)
-        return mp_fail(err, MP_ERR_UNSUPPORTED, "zip: \"%.*s\" is %s; torch.save stores as it is",
-                       name, entry->name, entry->method != 0 ? "compressed" : "encrypted");
+        return mp_fail(err, MP_ERR_UNSUPPORTED,
+                       "zip: \"%.*s\" is %s; torch.save stores uncompressed", name, entry->name,
+                       entry->method != 0 ? "compressed" : "encrypted");
     if (zip->length < LOCAL_BYTES || entry->offset > zip->length - LOCAL_BYTES ||
         memcmp(zip->data + entry->offset, "PK\3\4", 4) != 0)
         return mp_fail(err, MP_ERR_INPUT, "zip: \"%.*s\" is not at offset %llu", name, entry->name,

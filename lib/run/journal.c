@@ -128,7 +128,7 @@ static int report_difference(char *had, const char *want, const mp_part *part, c
         mp_terms_differ(had + a.length + 1, want + b.length + 1, &a, &b);
     if (part)
         return mp_fail(err, MP_ERR_INPUT,
-                       "%s: part %" PRIu32 " of %" PRIu32 " is of a run on other terms: it has "
+                       "%s: part %" PRIu32 " of %" PRIu32 " is from a run on other terms: it has "
                        "\"%.*s\", this one has \"%.*s\"; remove it to start over",
                        dir, part->number, part->count, a.length, a.text, b.length, b.text);
     return mp_fail(err, MP_ERR_INPUT,

@@ -313,10 +313,11 @@ static int open_files(run *r, mp_error *err)
         mp_outputs_check(&r->outputs, r->partial, &missing, err) != 0)
         return err->code;
     if (missing && r->others_wrote)
-        return mp_fail(err, MP_ERR_INPUT,
-                       "%s: \"%s\" is missing or cut off, and parts have written to it: remove the "
-                       "directory to start over",
-                       r->partial, missing->path);
+        return mp_fail(
+            err, MP_ERR_INPUT,
+            "%s: \"%s\" is missing or truncated, and parts have written to it: remove the "
+            "directory to start over",
+            r->partial, missing->path);
     if (missing) {
         /* All units will be redone, so a file that was compressed is written again as a plain
          * one. */

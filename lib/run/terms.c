@@ -233,10 +233,10 @@ int mp_terms_reported(const json_t *json, const char *what, char **terms, mp_err
          * made. */
         mp_hex_digest_of(*terms, length, hex);
         if (!digest || strcmp(digest, hex) != 0)
-            rc = mp_fail(err, MP_ERR_INPUT,
-                         "%s: \"terms_xxh3\" is not the digest of \"terms\": it cannot be told "
-                         "what was made",
-                         what);
+            rc = mp_fail(
+                err, MP_ERR_INPUT,
+                "%s: \"terms_xxh3\" is not the digest of \"terms\": what was made is not known",
+                what);
     }
     if (rc != 0) {
         free(*terms);

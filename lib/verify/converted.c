@@ -229,7 +229,7 @@ static int check_exception(converted *c, const mp_side_check *check, const char 
     }
     spot.tensor = have->matrix.weight->name;
     mp_fault_add(&c->faults, &spot,
-                 "was to stay as it is by \"%s\" in the list of exceptions, and is %s", *entry,
+                 "should not be quantized by \"%s\" in the list of exceptions, but is %s", *entry,
                  mp_scheme_name(have->storage.scheme));
     return 0;
 }

@@ -164,8 +164,7 @@ static void report_changed(const modules *m, const char *name, uint64_t at)
 {
     const mp_spot spot = spot_of(name);
 
-    mp_fault_add(m->faults, &spot, "was to stay as it is, and differs from byte %" PRIu64 " on",
-                 at);
+    mp_fault_add(m->faults, &spot, "should be unchanged, but differs from byte %" PRIu64 " on", at);
 }
 
 /* A module whose weight is stored otherwise than the source's. */
@@ -200,8 +199,8 @@ static int compare_values(const modules *m, const mp_tensor *source, size_t modu
         return err->code;
     if (entry) {
         mp_fault_add(m->faults, &spot,
-                     "was to stay as it is by \"%s\" in the list of exceptions, and is %s", entry,
-                     mp_scheme_name(have.storage.scheme));
+                     "should not be quantized by \"%s\" in the list of exceptions, but is %s",
+                     entry, mp_scheme_name(have.storage.scheme));
         return 0;
     }
     if (mp_weights_compare(&have, &want, UINT64_MAX, &likeness, err) != 0)
@@ -276,7 +275,7 @@ static int check_tensor(void *user, uint64_t index, void *scratch, mp_error *err
         if (is_weight && source->rank == 2)
             return compare_values(m, source, module, err);
         mp_fault_add(m->faults, &spot,
-                     have ? "has another type or shape than in the source" : "is missing");
+                     have ? "its type or shape is not that of the source" : "is missing");
         return 0;
     }
     if (first_difference(m, have, source, &at, err) != 0)

@@ -63,18 +63,18 @@ static bool same_storage(const group *g)
     mp_fusion fusion = joined ? MP_FUSION_ROWS : s->fusion;
 
     if (form->scheme != s->scheme)
-        return differ(g, "scheme \"%s\", of the source it is \"%s\"", mp_scheme_name(form->scheme),
+        return differ(g, "scheme \"%s\", the source has \"%s\"", mp_scheme_name(form->scheme),
                       mp_scheme_name(s->scheme));
     if (form->fusion != fusion)
-        return differ(g, "fusion \"%s\", of the source it is \"%s\"", mp_fusion_name(form->fusion),
+        return differ(g, "fusion \"%s\", the source has \"%s\"", mp_fusion_name(form->fusion),
                       mp_fusion_name(fusion));
     if (form->global_divides != s->global_divides)
-        return differ(g, "the second scale %s, of the source it %s",
+        return differ(g, "the second scale %s, in the source it %s",
                       form->global_divides ? "divides" : "multiplies",
                       s->global_divides ? "divides" : "multiplies");
     if (form->block_rows != s->block_rows || form->block_cols != s->block_cols)
-        return differ(g, "blocks of %ux%u, of the source %ux%u", form->block_rows, form->block_cols,
-                      s->block_rows, s->block_cols);
+        return differ(g, "blocks of %ux%u, the source has %ux%u", form->block_rows,
+                      form->block_cols, s->block_rows, s->block_cols);
     return true;
 }
 
@@ -105,12 +105,12 @@ static bool same_tensor(const group *g, uint32_t expert, const mp_form_tensor *l
     char a[MP_SHAPE_TEXT], b[MP_SHAPE_TEXT];
 
     if (!is_named(tensor->name, g->check->manifest.layers[g->layer], listed->name, expert))
-        return differ(g, "%s of expert %u is called %s, of the source it is %s",
+        return differ(g, "%s of expert %u is called %s, in the source %s",
                       mp_role_name(listed->role), expert, listed->name, tensor->name);
     /* The ranks are the same by the time shapes are compared, so neither array is overrun. */
     if (listed->dtype != tensor->dtype || listed->rank != tensor->rank ||
         memcmp(listed->shape, tensor->shape, tensor->rank * sizeof *tensor->shape) != 0)
-        return differ(g, "%s is %s %s, of the source %s %s", tensor->name,
+        return differ(g, "%s is %s %s, in the source %s %s", tensor->name,
                       mp_dtype_name(listed->dtype), mp_shape_text(listed->shape, listed->rank, a),
                       mp_dtype_name(tensor->dtype), mp_shape_text(tensor->shape, tensor->rank, b));
     return true;
@@ -150,7 +150,7 @@ static bool same_expert(const group *g, uint32_t expert)
         return false;
     /* Tensors of the form that no role of any matrix asked for. */
     if (listed != g->form->num_tensors)
-        return differ(g, "%zu tensor%s, of the source %zu", g->form->num_tensors,
+        return differ(g, "%zu tensor%s, the source has %zu", g->form->num_tensors,
                       mp_plural(g->form->num_tensors), listed);
     return true;
 }

@@ -332,7 +332,7 @@ static void check_order(const mp_rank *rank, mp_check *check)
             spot.layer = (int64_t)layer;
             spot.tensor = held->tensor->name;
             if (last && stands_before(held, last))
-                mp_fault_add(&check->faults, &spot, "stands before %s of an earlier layer",
+                mp_fault_add(&check->faults, &spot, "is before %s of an earlier layer",
                              last->tensor->name);
             if (!highest || stands_before(highest, held))
                 highest = held;

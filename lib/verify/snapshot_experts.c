@@ -99,7 +99,7 @@ static void take_layer(const experts *x, checked_layer *l, const mp_dumped_layer
     *reason = !source             ? "the source has no such layer"
               : row == UINT32_MAX ? "the placement has no row for this layer"
               : placement && placement->num_logical != source->num_experts
-                  ? "the placement is of another number of experts"
+                  ? "the placement is for a different number of experts"
                   : NULL;
     if (*reason)
         return;
@@ -186,8 +186,7 @@ static int add_side(experts *x, size_t rank, size_t index, mp_side side, mp_erro
         if (entry) {
             mp_fault_add(
                 x->faults, &spot,
-                "was to stay as it is by \"%s\" in the source's list of exceptions, and is "
-                "%s",
+                "should not be quantized by \"%s\" in the source's list of exceptions, but is %s",
                 entry, mp_scheme_name(d.storage.scheme));
             return 0;
         }

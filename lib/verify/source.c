@@ -87,8 +87,8 @@ static bool same_text(mp_check *check, const char *what, const char *manifest, c
 
     if (strcmp(manifest, actual) == 0)
         return true;
-    mp_fault_add(&check->faults, &spot, "%s: %s \"%s\", of the source it is \"%s\"",
-                 MP_MANIFEST_NAME, what, manifest, actual);
+    mp_fault_add(&check->faults, &spot, "%s: %s \"%s\", the source has \"%s\"", MP_MANIFEST_NAME,
+                 what, manifest, actual);
     return false;
 }
 
@@ -280,7 +280,7 @@ static int match_config(const mp_source *source, mp_check *check, mp_error *err)
         free(text);
     }
     if (strcmp(hex, check->manifest.config_xxh3) != 0)
-        mp_fault_add(&check->faults, &spot, "%s: xxh3 \"%s\", of the source it is \"%s\"",
+        mp_fault_add(&check->faults, &spot, "%s: xxh3 \"%s\", the source has \"%s\"",
                      MP_CONFIG_NAME, check->manifest.config_xxh3, hex);
     return 0;
 }

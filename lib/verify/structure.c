@@ -27,7 +27,7 @@ int mp_check_file(mp_check *check, const mp_spot *spot, const char *dir, const c
     if (failed == ENOENT || failed == ENOTDIR || failed == ELOOP)
         mp_fault_add(&check->faults, spot, "%s: missing", name);
     else if (failed != 0)
-        return mp_fail_errno(err, failed, "cannot look at \"%s/%s\"", dir, name);
+        return mp_fail_errno(err, failed, "cannot access \"%s/%s\"", dir, name);
     else if (!S_ISREG(status.st_mode))
         mp_fault_add(&check->faults, spot, "%s: not a regular file", name);
     else

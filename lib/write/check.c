@@ -46,7 +46,7 @@ int mp_check_options(mp_plan *plan, mp_error *err)
         return mp_error_prefix(err, "drop");
     if (options->alphas == MP_ALPHAS_FP4XFP4 && (plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE)))
         return mp_fail(err, MP_ERR_USAGE,
-                       "--alphas fp4xfp4 folds input scales in: they cannot be left behind");
+                       "--alphas fp4xfp4 folds input scales in: they cannot be dropped");
     return 0;
 }
 
@@ -109,9 +109,8 @@ static int refuse_tensor(const mp_plan *plan, const mp_target *target, const mp_
 
     if (!tensor || (plan->drop & MP_ROLE_BIT(role)))
         return 0;
-    return mp_fail(err, MP_ERR_UNSUPPORTED,
-                   "%s: %s cannot carry it: leave it behind with --drop %s", tensor->name,
-                   target->name, mp_role_name(role));
+    return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot hold it: drop it with --drop %s",
+                   tensor->name, target->name, mp_role_name(role));
 }
 
 /* Whether the tensors of a target have a place for the expert's vectors of a role. */

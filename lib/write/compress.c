@@ -175,8 +175,8 @@ static int check_same_files(const compress_plan *plan, const char *out, mp_error
         same = strcmp(there.list[i].path, plan->entries.list[i].out) == 0;
     mp_entries_release(&there);
     if (rc == 0 && !same)
-        return mp_fail(err, MP_ERR_USAGE,
-                       "\"%s\" exists and holds other files than it is to hold: not replaced", out);
+        return mp_fail(err, MP_ERR_USAGE, "\"%s\" exists and holds different files: not replaced",
+                       out);
     return rc;
 }
 

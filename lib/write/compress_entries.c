@@ -150,7 +150,7 @@ static int rename_file(mp_packed_file *file, uint32_t rank, const char *to, bool
     else if (stat(path, &st) == 0)
         file->size = (uint64_t)st.st_size;
     else if (errno != ENOENT) /* a rank may be elsewhere; verify says what is missing */
-        rc = mp_fail_errno(err, errno, "cannot look at \"%s\"", path);
+        rc = mp_fail_errno(err, errno, "cannot access \"%s\"", path);
     free(path);
     if (rc != 0) {
         free(name);
@@ -172,9 +172,10 @@ int mp_manifest_put_renamed(const char *text, uint64_t length, const char *to, b
         rc = mp_manifest_text(&m, &again, err);
     /* Byte by byte: even another order of members would be lost. */
     if (rc == 0 && strcmp(text, again) != 0)
-        rc = mp_fail(err, MP_ERR_UNSUPPORTED,
-                     "%s: says what this version of moepack does not know, and cannot be changed",
-                     MP_MANIFEST_NAME);
+        rc = mp_fail(
+            err, MP_ERR_UNSUPPORTED,
+            "%s: has something that this version of moepack does not know, and cannot be changed",
+            MP_MANIFEST_NAME);
     free(again);
     again = NULL;
     for (size_t r = 0; rc == 0 && r < m.num_ranks; r++)

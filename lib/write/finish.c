@@ -72,7 +72,7 @@ int mp_run_publish(const char *out, mp_error *err)
     if (!bare || !journal)
         rc = mp_fail_memory(err);
     else if (!mp_run_is_whole(dir) || mp_path_exists(journal) || mp_path_exists(bare))
-        rc = mp_fail(err, MP_ERR_CHECK, "\"%s\" is not whole", dir);
+        rc = mp_fail(err, MP_ERR_CHECK, "\"%s\" is not complete", dir);
     if (rc == 0)
         rc = mp_parts_list(dir, &parts, err);
     if (rc == 0 && parts.num > 0)

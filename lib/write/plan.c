@@ -138,7 +138,7 @@ static int choose_layers(mp_plan *plan, mp_error *err)
             first = layer;
         if (layer->num_experts != first->num_experts)
             return mp_fail(err, MP_ERR_UNSUPPORTED,
-                           "%s has %u experts and %s %u: pack them apart with --layers",
+                           "%s has %u experts and %s %u: pack them separately with --layers",
                            layer->prefix, layer->num_experts, first->prefix, first->num_experts);
         if (mp_check_layer(plan, layer, err) != 0)
             return err->code;
@@ -235,7 +235,7 @@ static int take_given_placement(mp_plan *plan, const mp_placement *given, mp_err
     if (rc != 0)
         return rc;
     if (given->num_logical != experts)
-        return mp_fail(err, MP_ERR_INPUT, "placement: of %u experts, the model has %u",
+        return mp_fail(err, MP_ERR_INPUT, "placement: for %u experts, the model has %u",
                        given->num_logical, experts);
     /* Copy the rows in the plan's order: from here on row i is for layer i of the pack. */
     plan->placement = (mp_placement){

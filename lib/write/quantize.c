@@ -48,12 +48,11 @@ static int check_carried(const mp_quantize_plan *plan, const mp_storage *storage
         if (!scale || (plan->drop & MP_ROLE_BIT(MP_ROLE_INPUT_SCALE)))
             continue;
         if (!nvfp4)
-            return mp_fail(
-                err, MP_ERR_UNSUPPORTED,
-                "%s: experts in %s have no place for it: leave it behind with --drop input_scale",
-                scale->name, mp_scheme_name(options->scheme));
+            return mp_fail(err, MP_ERR_UNSUPPORTED,
+                           "%s: experts in %s cannot hold it: drop it with --drop input_scale",
+                           scale->name, mp_scheme_name(options->scheme));
         if (scale->dtype != MP_F32)
-            return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be carried, only F32",
+            return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: %s cannot be stored, only F32",
                            scale->name, mp_dtype_name(scale->dtype));
     }
     return 0;
@@ -113,8 +112,8 @@ static int plan_shared(mp_quantize_plan *plan, mp_quantize_layer *layer, mp_erro
 
     if (catalog->num_shared_experts == 0)
         return mp_fail(err, MP_ERR_UNSUPPORTED,
-                       "%s: a shared expert of another hidden size than the routed ones cannot be "
-                       "requantized",
+                       "%s: a shared expert whose hidden size is not that of the routed ones "
+                       "cannot be requantized",
                        source->prefix);
     naming.shared = source->shared_name;
     layer->shared = true;

@@ -69,7 +69,7 @@ static int stored_bytes(const description *d, const mp_out_file *file, uint64_t 
     int rc = path ? 0 : mp_fail_memory(err);
 
     if (rc == 0 && stat(path, &st) != 0)
-        rc = mp_fail_errno(err, errno, "cannot look at \"%s\"", path);
+        rc = mp_fail_errno(err, errno, "cannot access \"%s\"", path);
     /* st is zeroed: 0 after an error. */
     *bytes = (uint64_t)st.st_size;
     free(path);

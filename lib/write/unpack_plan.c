@@ -38,10 +38,10 @@ static int check_places(const mp_unpack_plan *plan, const mp_unpack_layer *layer
 {
     for (uint32_t id = 0; id < plan->pack.shape.num_ids; id++)
         if (!mp_unpack_place(plan, layer, id))
-            return mp_fail(err, MP_ERR_INPUT,
-                           "%s: expert %u is on no rank that is here (%u of %u are): "
-                           "bring the others",
-                           layer->prefix, id, plan->pack.num_open, plan->pack.shape.slots.ep);
+            return mp_fail(
+                err, MP_ERR_INPUT,
+                "%s: expert %u is on no rank that is present (%u of %u are): add the others",
+                layer->prefix, id, plan->pack.num_open, plan->pack.shape.slots.ep);
     return 0;
 }
 
@@ -293,7 +293,7 @@ static void warn_absent(mp_unpack_plan *plan)
     if (m->num_shared_experts > 0 && !m->shared_form)
         mp_problem(&plan->warnings, "the pack has no shared experts: routed ones are unpacked");
     if (m->dropped)
-        mp_problem(&plan->warnings, "%s of experts was left behind when the pack was made",
+        mp_problem(&plan->warnings, "%s of experts was dropped when the pack was made",
                    mp_role_set_text(m->dropped, dropped));
 }
 

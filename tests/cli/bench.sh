@@ -51,7 +51,7 @@ assert_stderr_is ''
 assert_equal "$(awk 'NR > 3 { print $1, NF }' "$stdout" | xargs)" \
     'encode:fp8_block 3 encode:fp8_group 3 encode:fp8_channel 3'
 assert_equal "$(sed -n 3p "$stdout" | xargs)" 'kernel scalar'
-assert_stdout_has "GB/s read and written on one thread, and what part that is of memcpy's "
+assert_stdout_has "GB/s read and written on one thread, and as a fraction of memcpy's "
 
 it "measures a level whatever MOEPACK_CPU says"
 # shellcheck disable=SC2086

@@ -63,7 +63,7 @@ cp -r "$WORK/pack" .
 edit_manifest pack '.model.num_experts = 4294967296'
 refused 3 'moepack.json: num_experts 4294967296 is over 4294967295'
 
-it "refuses slots that do not divide among ranks"
+it "refuses slots that do not divide evenly among ranks"
 cp -r "$WORK/pack" .
 edit_manifest pack '.num_physical = 5'
 refused 3 'moepack.json: 5 physical experts on 3 ranks'

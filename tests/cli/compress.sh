@@ -294,7 +294,7 @@ run moepack compress "$fixtures/v4-fp4" -o small -q --force --level 3
 assert_status 0
 run moepack compress "$fixtures/qwen3-bf16" -o small -q --force
 assert_status 2
-assert_stderr_has 'holds other files than it is to hold: not replaced'
+assert_stderr_has 'holds different files: not replaced'
 run moepack compress small -o small -q --force
 assert_status 2
 run moepack compress small -o small/within -q

@@ -377,7 +377,7 @@ deltas break d x short
 found 3 'the stream is too short: it holds 999 bytes, the tensor 1000'
 fresh xor
 deltas break d x long
-found 3 'the stream is too long: it goes on behind 1000 bytes of the tensor'
+found 3 'the stream is too long: it continues after 1000 bytes of the tensor'
 fresh xor
 deltas break d x empty
 found 3 'the stream is too short: it holds 0 bytes, the tensor 1000'
@@ -386,7 +386,7 @@ deltas break d x nothing
 found 3 'the stream is too short: it holds 0 bytes, the tensor 1000'
 fresh xor
 deltas break d x cut
-found 3 'cut off: the stream ends inside a frame'
+found 3 'truncated: the stream ends inside a frame'
 fresh xor
 deltas break d x garbage
 run moepack apply v0 d -o a
@@ -397,10 +397,10 @@ deltas break d x short
 found 3 'the stream is too short: it ends inside its bytes'
 fresh overwrite
 deltas break d x long
-found 3 'the stream is too long: it goes on behind 996 positions and their bytes'
+found 3 'the stream is too long: it continues after 996 positions and their bytes'
 fresh overwrite
 deltas break d x descending
-found 3 'position 1 is behind position 2: they do not ascend'
+found 3 'position 1 is after position 2: they do not ascend'
 fresh overwrite
 deltas break d x outside
 found 3 'position 4294967295 is outside the tensor of 1000 bytes'
@@ -504,7 +504,7 @@ assert_status 0
 same a v1
 run moepack apply v0 d1 -o d2 -q --force
 assert_status 2
-assert_stderr_has 'does not hold the shards that it is to hold: not replaced'
+assert_stderr_has 'does not hold the same shards: not replaced'
 
 it "leaves nothing of a delta that was interrupted, and begins anew"
 versions v4-fp4 1

@@ -134,7 +134,7 @@ out=$(dump presharded "$six" out --ep 2)
 rm "$out/READY"
 run moepack diff "$out" "$six"
 assert_status 3
-assert_stderr_is "moepack: diff: $out: READY is missing: the dump did not come to its end; moepack verify says more"
+assert_stderr_is "moepack: diff: $out: READY is missing: the dump was not finished; moepack verify says more"
 run moepack diff "$six" "$six" --placement "$WORK/placement.json"
 assert_status 2
 assert_stderr_has 'a placement is for snapshots, and neither side is one'

@@ -153,13 +153,13 @@ it "names what does not divide"
 put_counts
 run moepack eplb counts.json --ep 4
 assert_status 3
-assert_stderr_is 'moepack: eplb: 6 physical experts do not divide among 4 GPUs'
+assert_stderr_is 'moepack: eplb: 6 physical experts do not divide evenly among 4 GPUs'
 run moepack eplb counts.json --physical 5 --ep 5
 assert_status 3
 assert_stderr_is 'moepack: eplb: 5 physical experts for 6 logical ones'
 run moepack eplb counts.json --ep 6 --nodes 2 --groups 3 --algorithm hierarchical
 assert_status 3
-assert_stderr_is 'moepack: eplb: 3 groups do not divide among 2 nodes'
+assert_stderr_is 'moepack: eplb: 3 groups do not divide evenly among 2 nodes'
 
 it "refuses contradictions"
 put_counts

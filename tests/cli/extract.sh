@@ -65,7 +65,7 @@ cmp two.safetensors first.safetensors
 assert $? 'copies differ'
 run moepack extract out --layer 0 --expert 4 -o four.safetensors
 assert_status 3
-assert_stderr_is 'moepack: extract: layers.0: no rank that is here holds a copy of expert 4'
+assert_stderr_is 'moepack: extract: layers.0: no rank that is present holds a copy of expert 4'
 assert_equal "$(ls)" $'first.safetensors\nout\ntwo.safetensors'
 
 it "copies shared experts that are packed"
@@ -108,7 +108,7 @@ it "has no ranges of compressed shards, and extracts from them what it does from
 moepack compress "$pack" -o compressed -q
 run moepack inspect compressed --ranges
 assert_status 5
-assert_stderr_is 'moepack: inspect: "compressed" has compressed shards, in which no expert lies alone: moepack decompress, or moepack extract'
+assert_stderr_is 'moepack: inspect: "compressed" has compressed shards, in which experts cannot be located: use moepack decompress or moepack extract'
 moepack extract "$pack" --layer 0 --expert 1 -o plain.safetensors
 run moepack extract compressed --layer 0 --expert 1 -o same.safetensors
 assert_status 0

@@ -235,7 +235,7 @@ cases='--layer 0|give either --input or --tokens
 --layer 0 --tokens 3 --source source|--source is for packs only
 --layer 0 --tokens 3 --waterfill static|--dispatch and --waterfill are for packs only
 --layer 7 --tokens 3|list "7": "7" names no layer
---layer 0,mtp.0 --tokens 3|layer "0,mtp.0": stands for 2 layers'
+--layer 0,mtp.0 --tokens 3|layer "0,mtp.0": matches 2 layers'
 moepack synth -q --preset deepseek-v4-flash --hidden 128 --intermediate 128 --experts 4 --layers 1 \
     --mtp 1 --top-k 2 --vocab 40 -o two
 while IFS='|' read -r options text; do
@@ -249,7 +249,7 @@ assert_status 2
 assert_stderr_has 'moepack: forward: a pack has no router: give --source'
 run moepack forward "$packed" --layer 0 --source "$source" --tokens 3
 assert_status 2
-assert_stderr_has 'moepack: forward: the shared experts are not packed: compute without, by --no-shared'
+assert_stderr_has 'moepack: forward: the shared experts are not packed: leave them out with --no-shared'
 run moepack forward "$packed" --layer 0 --source "$source" --tokens 3 --no-shared --requantize-shared
 assert_status 2
 assert_stderr_has 'moepack: forward: --requantize-shared is for checkpoints only'

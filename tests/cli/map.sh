@@ -126,7 +126,7 @@ it "refuses ranks that do not divide, layers and ids that are not there"
 put_placement
 run moepack map --placement placement.json --ep 4
 assert_status 3
-assert_stderr_is 'moepack: map: slots: 6 physical experts do not divide among 4 ranks'
+assert_stderr_is 'moepack: map: slots: 6 physical experts do not divide evenly among 4 ranks'
 run moepack map --placement placement.json --layer 2
 assert_status 3
 assert_stderr_is 'moepack: map: layer 2: the placement has 2 rows'

@@ -400,7 +400,7 @@ assert_status 2
 assert_stderr_has "did you mean 'megamoe'?"
 plan15 --model . --backend deepep --tp 7
 assert_status 3
-assert_stderr_is 'moepack: plan: ep_size: 256 physical experts (256 and 0 redundant) do not divide among the 7 ranks of --tp'
+assert_stderr_is 'moepack: plan: ep_size: 256 physical experts (256 and 0 redundant) do not divide evenly among the 7 ranks of --tp'
 
 # ---------------------------------------------------------------------------
 # Packed directories

@@ -247,7 +247,7 @@ END
 it "refuses scales of activations that it has no place for"
 quantize "$fixtures/modelopt-nvfp4" -o out -f mxfp4
 assert_status 5
-assert_stderr_has 'input_scale: experts in mxfp4 have no place for it: leave it behind with --drop'
+assert_stderr_has 'input_scale: experts in mxfp4 cannot hold it: drop it with --drop'
 quantize "$fixtures/modelopt-nvfp4" -o out -f mxfp4 --drop input_scale -q
 assert_status 0
 

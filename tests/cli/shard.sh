@@ -246,10 +246,10 @@ part 2/3
 cp -r out.partial kept
 part 1/3 --ep 4
 assert_status 3
-assert_stderr_is 'moepack: repack: out.partial: part 2 of 3 is of a run on other terms: it has "ep 3", this one has "ep 4"; remove it to start over'
+assert_stderr_is 'moepack: repack: out.partial: part 2 of 3 is from a run on other terms: it has "ep 3", this one has "ep 4"; remove it to start over'
 part 2/3 --layers 1
 assert_status 3
-assert_stderr_has 'part 2 of 3 is of a run on other terms: it has "layers 3", this one has "layers 1"'
+assert_stderr_has 'part 2 of 3 is from a run on other terms: it has "layers 3", this one has "layers 1"'
 part 1/4
 assert_status 2
 assert_stderr_has 'moepack: repack: out.partial: holds a run in 3 parts and one in 4: remove it to start over'
@@ -302,13 +302,13 @@ for damage in "rm $file" "truncate -s -1 $file"; do
     $damage
     part 2/2
     assert_status 3
-    assert_stderr_is 'moepack: repack: out.partial: "rank-001/model-00002-of-00003.safetensors" is missing or cut off, and parts have written to it: remove the directory to start over'
+    assert_stderr_is 'moepack: repack: out.partial: "rank-001/model-00002-of-00003.safetensors" is missing or truncated, and parts have written to it: remove the directory to start over'
     rm -r out.partial
     parts 2
     $damage
     run moepack finish out -q
     assert_status 3
-    assert_stderr_has '"rank-001/model-00002-of-00003.safetensors" is missing or cut off'
+    assert_stderr_has '"rank-001/model-00002-of-00003.safetensors" is missing or truncated'
     rm -r out.partial
 done
 
@@ -424,7 +424,7 @@ it "checks sums, and says what differs"
 repack --sha256
 run moepack checksums out --check
 assert_status 0
-assert_stdout 'out: all 15 files are as SHA256SUMS says'
+assert_stdout 'out: all 15 files match SHA256SUMS'
 run moepack verify out
 assert_status 0
 run moepack inspect out

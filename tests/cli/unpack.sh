@@ -133,7 +133,7 @@ moepack repack "$fixtures/v4-fp4" -o packed -q --target megamoe-w4a8 --ep 5
 rm -r packed/rank-002
 run moepack unpack packed -o back
 assert_status 3
-assert_stderr_has 'moepack: unpack: layers.0: expert 2 is on no rank that is here (4 of 5 are)'
+assert_stderr_has 'moepack: unpack: layers.0: expert 2 is on no rank that is present (4 of 5 are)'
 
 it "refuses what is no pack"
 mkdir empty

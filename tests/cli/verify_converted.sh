@@ -137,7 +137,7 @@ for style in modelopt compressed-tensors; do
     [ $style = modelopt ] || entry='re:^model\.layers\.0\.mlp\.experts\..*' name=weight_packed
     run moepack verify $style-1 --source six
     assert_status 1
-    assert_stdout_has "model.layers.0, mlp.experts.0.gate_proj.$name: was to stay as it is by \"$entry\" in the list of exceptions, and is nvfp4"
+    assert_stdout_has "model.layers.0, mlp.experts.0.gate_proj.$name: should not be quantized by \"$entry\" in the list of exceptions, but is nvfp4"
     assert_stdout_has 'FAILED: 6 faults'
 done
 
@@ -172,18 +172,18 @@ for list in ignore modules_to_not_convert ignored_layers; do
     cp new out/config.json
     run moepack verify out --source original
     assert_status 1
-    assert_stdout_has 'model.layers.0.self_attn.q_proj.weight: was to stay as it is by "model.layers.0.self_attn" in the list of exceptions, and is fp8_block'
+    assert_stdout_has 'model.layers.0.self_attn.q_proj.weight: should not be quantized by "model.layers.0.self_attn" in the list of exceptions, but is fp8_block'
     jq --arg l $list 'del(.quantization_config[$l])' new >out/config.json
 done
 echo '{"model.layers.0.self_attn.q_proj.weight": "FLOAT"}' >out/quant_model_description.json
 run moepack verify out --source original
 assert_status 1
-assert_stdout_has 'was to stay as it is by "FLOAT"'
+assert_stdout_has 'should not be quantized by "FLOAT"'
 rm out/quant_model_description.json
 echo '{"quantization": {"exclude_modules": ["*self_attn*"]}}' >out/hf_quant_config.json
 run moepack verify out --source original
 assert_status 1
-assert_stdout_has 'was to stay as it is by "*self_attn*"'
+assert_stdout_has 'should not be quantized by "*self_attn*"'
 echo '{' >out/hf_quant_config.json
 run moepack verify out --source original
 assert_status 3
@@ -251,7 +251,7 @@ it "wants other modules as they were"
 use nvfp4
 damage flip model.layers.0.mlp.gate.weight 6 0x10
 assert_faults <<'END'
-model.layers.0.mlp.gate.weight: was to stay as it is, and differs from byte 6 on
+model.layers.0.mlp.gate.weight: should be unchanged, but differs from byte 6 on
 FAILED: 1 fault
 END
 damage rename model.layers.0.mlp.gate.weight model.layers.0.mlp.gate_x.weight
@@ -283,7 +283,7 @@ assert_status 0
 damage write model.layers.0.self_attn.q_proj.input_scale 5
 run moepack verify out --source a
 assert_status 1
-assert_stdout_has 'model.layers.0.self_attn.q_proj.input_scale: was to stay as it is, and differs from byte '
+assert_stdout_has 'model.layers.0.self_attn.q_proj.input_scale: should be unchanged, but differs from byte '
 damage fill model.layers.0.self_attn.k_proj.weight_scale_inv 0
 run moepack verify out --source a
 assert_status 1

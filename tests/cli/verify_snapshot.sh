@@ -168,8 +168,8 @@ rm "$out/READY"
 touch "$out/model-00009-common.safetensor"
 mkdir "$out/_tmp_presharding"
 assert_faults "$out" <<'END'
-READY is missing: the dump did not come to its end
-_tmp_presharding: a directory that a dump which did not end leaves behind
+READY is missing: the dump was not finished
+_tmp_presharding: a directory left by an unfinished dump
 model-00009-common.safetensor: a file that checksum.json does not list
 FAILED: 3 faults
 END
@@ -236,8 +236,8 @@ rm out/model-rank-1-part-0.safetensors out/model-rank-2-part-*
 run moepack verify out
 assert_status 1
 assert_stdout_has 'rank 1: model-rank-1-part-0.safetensors is missing'
-assert_stdout_has 'rank 2: no file of this rank is here'
-assert_stdout_has 'is missing, rank 0 has it'
+assert_stdout_has 'rank 2: no file of this rank is present'
+assert_stdout_has 'is missing, but rank 0 has it'
 rm -r out
 out=$(dump sharded_state "$source" out --ep 2)
 name=$prefix.w2_weight
@@ -294,7 +294,7 @@ out=$(dump presharded "$WORK/six" out --ep 3 --placement "$WORK/placement.json")
 digest=$(sha1sum <"$WORK/placement.json" | cut -c 1-16)
 run moepack verify "$out" --source "$WORK/six"
 assert_status 2
-assert_stderr_has "was dumped with the placement \"file:placement.json:sha1:$digest\": name its file by --placement"
+assert_stderr_has "was dumped with the placement \"file:placement.json:sha1:$digest\": name its file with --placement"
 echo '[5, 1, 2, 3, 4, 0, 3, 3, 2]' >other.json
 run moepack verify "$out" --source "$WORK/six" --placement other.json
 assert_status 3
@@ -380,8 +380,8 @@ for kind in presharded sharded_state bigtensor; do
 done
 out=$(dump bigtensor "$WORK/nvfp4" out)
 assert_faults "$out" --source partly <<'END'
-rank 0, model.layers.0, mlp.experts.w13_weight: was to stay as it is by "model.layers.0.mlp.experts*" in the source's list of exceptions, and is nvfp4
-rank 0, model.layers.0, mlp.experts.w2_weight: was to stay as it is by "model.layers.0.mlp.experts*" in the source's list of exceptions, and is nvfp4
+rank 0, model.layers.0, mlp.experts.w13_weight: should not be quantized by "model.layers.0.mlp.experts*" in the source's list of exceptions, but is nvfp4
+rank 0, model.layers.0, mlp.experts.w2_weight: should not be quantized by "model.layers.0.mlp.experts*" in the source's list of exceptions, but is nvfp4
 FAILED: 2 faults
 END
 
@@ -460,7 +460,7 @@ assert_json '.ranks[1].tensors[0] | [.name, .dtype, .shape]' \
 rm "$out/READY"
 run moepack inspect "$out"
 assert_status 3
-assert_stderr_has 'moepack: inspect: READY is missing: the dump did not come to its end'
+assert_stderr_has 'moepack: inspect: READY is missing: the dump was not finished'
 
 it "refuses what is malformed, and what it does not know"
 out=$(dump presharded "$source" out)
@@ -473,7 +473,7 @@ try()
     assert_stdout ''
     assert_stderr_is "moepack: verify: $out: $3"
 }
-try '.version = 2' 5 'checksum.json: version 2, known is 1'
+try '.version = 2' 5 'checksum.json: version 2, expected 1'
 try '.files[0].filename = "../x"' 3 'checksum.json: "../x" is not the name of a file in the directory'
 try '.files += .files' 3 "checksum.json: file \"$(jq -r .files[0].filename plan)\" is listed twice"
 try '.world_size = 99999999' 3 '99999999 ranks, expected 1 to 65536'

@@ -185,7 +185,7 @@ CASES = {
     "a layer that is a number": (root(layers=["layers.0", 1]), 'moepack.json: "layers": entry 1 is not a string', SAME),
     "no rank": (root(ranks=[]), "moepack.json: no rank", SAME),
     "a rank too many": (manifest(lambda m: m["ranks"][1].update(rank=2)), "moepack.json: rank 2, but ep_size is 2", SAME),
-    "ranks out of order": (manifest(lambda m: m["ranks"].reverse()), "moepack.json: rank 0 behind rank 1", SAME),
+    "ranks out of order": (manifest(lambda m: m["ranks"].reverse()), "moepack.json: rank 0 after rank 1", SAME),
     "a file that leads out": (manifest(lambda m: m["ranks"][0]["files"][0].update(name="../x")), 'moepack.json: "../x" is not a file name', SAME),
     "a digest too short": (root(placement_xxh3="12"), 'moepack.json: "placement_xxh3" is not an XXH3-128 in hex', SAME),
     # the placement
@@ -234,7 +234,7 @@ CASES = {
     "offsets of another length": (header("[0,393216]", "[0,393215]"), f'rank-000: {FILE}: tensor "{L1}": I8 [4, 512, 192] takes 393216 bytes, data_offsets span 393215', SAME),
     "offsets beyond the file": (header("[0,393216]", "[9000000,9393216]"), f'rank-000: {FILE}: tensor "{L1}": ends at data byte 9393216, the file holds 1253376', SAME),
     "an overlap": (header("[393216,417792]", "[393215,417791]"), f'rank-000: {FILE}: tensor "layers.0.experts.l1_weight_sf": begins at data byte 393215, inside tensor "{L1}" that ends at 393216', SAME),
-    "a hole": (header("[393216,417792]", "[393220,417796]"), f'rank-000: {FILE}: tensor "layers.0.experts.l1_weight_sf": begins at data byte 393220, 4 bytes behind the one before it', SAME),
+    "a hole": (header("[393216,417792]", "[393220,417796]"), f'rank-000: {FILE}: tensor "layers.0.experts.l1_weight_sf": begins at data byte 393220, 4 bytes after the one before it', SAME),
     "a shard cut off": (cut(f"rank-000/{FILE}", 1000000), None, SAME),
     "bytes behind a shard": (append(f"rank-000/{FILE}", b"x"), f"rank-000: {FILE}: tensors end at data byte 1253376, the file holds 1253377", SAME),
     # a rank against the manifest

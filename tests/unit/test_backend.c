@@ -126,17 +126,17 @@ Test(backend, physical_experts_have_to_divide)
     ask_for(MP_A2A_DEEPEP);
     flags.tp = 7;
     expect_failure(MP_ERR_INPUT, "ep_size: 256 physical experts (256 and 0 redundant) do not "
-                                 "divide among the 7 ranks of --tp");
+                                 "divide evenly among the 7 ranks of --tp");
     flags.redundant = 3;
     resolve_well();
     cr_assert_eq(backend.slots.num_physical, 259);
     flags.redundant = 4;
     expect_failure(MP_ERR_INPUT, "ep_size: 260 physical experts (256 and 4 redundant) do not "
-                                 "divide among the 7 ranks of --tp");
+                                 "divide evenly among the 7 ranks of --tp");
     ask_for(MP_A2A_NONE);
     flags.ep = 3;
     expect_failure(MP_ERR_INPUT, "ep_size: 260 physical experts (256 and 4 redundant) do not "
-                                 "divide among the 3 ranks of --ep");
+                                 "divide evenly among the 3 ranks of --ep");
     flags.ep = 260;
     resolve_well();
     flags.ep = 520;

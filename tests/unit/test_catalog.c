@@ -426,9 +426,9 @@ Test(catalog, missing_tensors)
     drop_tensor("layers.1.ffn.experts.2.w2.weight");
     drop_tensor("layers.1.ffn.experts.2.w2.scale");
     EXPECT_PROBLEMS("layers.0.ffn.experts.1.w3.weight: missing",
-                    "layers.1.ffn.experts.0.w1: no scale beside the weight",
+                    "layers.1.ffn.experts.0.w1: no scale for the weight",
                     "layers.1.ffn.experts.2.w2.weight: missing",
-                    "layers.1.ffn.experts.2.w2: no scale beside the weight");
+                    "layers.1.ffn.experts.2.w2: no scale for the weight");
     cr_assert_eq(mp_catalog_check(&catalog, &err), MP_ERR_INPUT);
     cr_assert_str_eq(err.message,
                      "layers.0.ffn.experts.1.w3.weight: missing (and 3 more problems)");
@@ -481,9 +481,11 @@ Test(catalog, another_naming)
     add_sound();
     add_bf16_expert("layers.1", 3, 64, 32);
     EXPECT_PROBLEMS(
-        "layers.1.mlp.experts.3.down_proj.weight: another naming than the rest of layer layers.1",
-        "layers.1.mlp.experts.3.gate_proj.weight: another naming than the rest of layer layers.1",
-        "layers.1.mlp.experts.3.up_proj.weight: another naming than the rest of layer layers.1");
+        "layers.1.mlp.experts.3.down_proj.weight: named differently from the rest of layer "
+        "layers.1",
+        "layers.1.mlp.experts.3.gate_proj.weight: named differently from the rest of layer "
+        "layers.1",
+        "layers.1.mlp.experts.3.up_proj.weight: named differently from the rest of layer layers.1");
 }
 
 Test(catalog, one_layer_twice)
@@ -587,9 +589,9 @@ Test(catalog, promises)
     put_text("config.json", "{\"num_nextn_predict_layers\": 1}");
     expect_model();
     cr_assert_eq(catalog.promises.count, 1);
-    cr_assert_str_eq(catalog.promises.text[0],
-                     "config.json says 1 MTP blocks (num_nextn_predict_layers or the like), there "
-                     "is none");
+    cr_assert_str_eq(
+        catalog.promises.text[0],
+        "config.json says 1 MTP blocks (num_nextn_predict_layers or the like), there are none");
     add_fp4_layer("mtp.0", 2, 64, 32);
     expect_model();
     cr_assert_eq(catalog.promises.count, 0);
@@ -622,8 +624,8 @@ Test(catalog, two_models_in_one)
     cr_assert(catalog.towers[1].hidden_size == 64 && catalog.towers[1].num_experts == 2);
     cr_assert_eq(mp_catalog_check(&catalog, &err), MP_ERR_USAGE);
     cr_assert_eq(mp_catalog_choose(&catalog, "0", &err), MP_ERR_USAGE);
-    cr_assert_str_eq(err.message, "talker and thinker are models of their own: name layers of "
-                                  "one, as --layers talker.model.layers.0");
+    cr_assert_str_eq(err.message, "talker and thinker are separate models: name layers of one, as "
+                                  "--layers talker.model.layers.0");
     cr_assert_eq(mp_catalog_choose(&catalog, "thinker.model.layers.0", &err), 0);
     cr_assert_eq(mp_catalog_check(&catalog, &err), 0);
     cr_assert_eq(catalog.num_layers, 1);
@@ -729,7 +731,7 @@ Test(catalog, gates_and_downs_that_disagree)
     change_tensor("layers.0.ffn.experts.0.w2.weight", MP_I8, 96, 16);
     expect_fails(MP_ERR_INPUT,
                  "layers.0.ffn.experts.0: w1 is I8 [32, 32] with F8_E8M0 [32, 2] scales, w2 is I8 "
-                 "[96, 16] with F8_E8M0 [64, 1] scales: these do not go together");
+                 "[96, 16] with F8_E8M0 [64, 1] scales: these do not fit together");
 }
 
 Test(catalog, wild_numbers)
@@ -766,7 +768,7 @@ Test(catalog, keeps_the_first_problems_and_counts_all)
     cr_assert_eq(catalog.problems.count, 29 * 5);
     cr_assert_not_null(catalog.problems.text[MP_PROBLEMS_KEPT - 1]);
     cr_assert_eq(mp_catalog_check(&catalog, &err), MP_ERR_INPUT);
-    cr_assert_str_eq(err.message, "layers.0.ffn.experts.1.w1: no scale beside the weight (and 144 "
+    cr_assert_str_eq(err.message, "layers.0.ffn.experts.1.w1: no scale for the weight (and 144 "
                                   "more problems)");
 }
 

@@ -190,20 +190,20 @@ static void refuse_file(const char *names, int code, const char *message)
 Test(counts, golden_files_are_refused_for_what_they_are)
 {
     refuse_file("global.pt", MP_ERR_UNSUPPORTED,
-                "pickle: it names posix.system, which counts have no need of; nothing was run");
+                "pickle: it names posix.system, which counts do not need; nothing was run");
     refuse_file("quantized.pt", MP_ERR_UNSUPPORTED,
-                "pickle: it names torch._utils._rebuild_qtensor, which counts have no need of; "
+                "pickle: it names torch._utils._rebuild_qtensor, which counts do not need; "
                 "nothing was run");
     refuse_file("inst.pt", MP_ERR_UNSUPPORTED,
-                "pickle: byte 9: opcode 0x69, which counts have no need of; nothing was run");
+                "pickle: byte 9: opcode 0x69, which counts do not need; nothing was run");
     refuse_file("legacy.pt", MP_ERR_UNSUPPORTED,
                 "a pickle without torch's zip archive, as torch wrote it before 1.6; load it and "
                 "save it again: python -c \"import sys, torch; torch.save(torch.load(sys.argv[1]), "
                 "sys.argv[2])\" OLD.pt NEW.pt");
     refuse_file("big-endian.pt", MP_ERR_UNSUPPORTED,
-                "zip: byteorder is not \"little\": the file is of a big-endian machine");
+                "zip: byteorder is not \"little\": the file is from a big-endian machine");
     refuse_file("deflated.pt", MP_ERR_UNSUPPORTED,
-                "zip: \"a/data.pkl\" is compressed; torch.save stores as it is");
+                "zip: \"a/data.pkl\" is compressed; torch.save stores uncompressed");
     refuse_file("no-counts.pt", MP_ERR_INPUT,
                 "pickle: neither \"logical_count\" nor \"records\" is in the dict");
     refuse_file("negative.pt", MP_ERR_INPUT,
@@ -223,7 +223,7 @@ Test(counts, golden_files_are_refused_for_what_they_are)
     refuse_file("stack.pt", MP_ERR_INPUT, "pickle: byte 3: there is no mark");
     refuse_file("memo.pt", MP_ERR_INPUT, "pickle: byte 4: memo 5 is empty");
     refuse_file("cut.pt", MP_ERR_INPUT,
-                "zip: there is no end of the central directory; the file was cut off");
+                "zip: there is no end of the central directory; the file was truncated");
     refuse_file("cut-pickle.pt", MP_ERR_INPUT, "pickle: byte 47: the pickle ends early");
     refuse_file("deep.pt", MP_ERR_INPUT, "pickle: it holds no dict");
     refuse_file("unknown-key.json", MP_ERR_INPUT, "counts: unknown key \"extra\"");
@@ -270,7 +270,7 @@ Test(counts, bad_pickles)
     REFUSE("Nr\xff\xff\xff\xff", "6: a number of the memo that is too large");
     REFUSE("X\x05\0\0\0abc", "5: the pickle ends early");
     REFUSE("ctorch", "1: the pickle ends early");
-    REFUSE("NN\x93", "3: a global that is not named by texts");
+    REFUSE("NN\x93", "3: a global that is not named by strings");
     REFUSE("NQ", "2: a persistent id that is not a storage");
     REFUSE("N)R", "3: a call of what cannot be called");
     REFUSE("ctorch._utils\n_rebuild_tensor_v2\n)R",
@@ -279,10 +279,10 @@ Test(counts, bad_pickles)
     refuse_pickle("\x8a\x09", 2, MP_ERR_UNSUPPORTED,
                   "pickle: byte 2: an integer of 9 bytes, at most 8 are read");
     refuse_pickle("ctorch\nFloatStorage\n)R", 22, MP_ERR_UNSUPPORTED,
-                  "pickle: it calls torch.FloatStorage, which counts have no need of; nothing was "
+                  "pickle: it calls torch.FloatStorage, which counts do not need; nothing was "
                   "run");
     refuse_pickle("ctorch\nFloat\x1bStorage\n", 21, MP_ERR_UNSUPPORTED,
-                  "pickle: it names torch.Float?Storage, which counts have no need of; nothing was "
+                  "pickle: it names torch.Float?Storage, which counts do not need; nothing was "
                   "run");
     char marks[65];
     memset(marks, '(', sizeof(marks));

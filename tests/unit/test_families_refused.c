@@ -308,7 +308,7 @@ Test(families_refused, groups_of_int8)
         add_tensor(MP_BF16, rows, cols / 32, EXPERT "%s.weight_scale", projections[p]);
     }
     expect_unsupported(EXPERT "gate_proj.weight_scale: a scale for each group of 8-bit weights is "
-                              "not supported, of 4-bit ones it is");
+                              "not supported, only of 4-bit ones");
 }
 
 /* ------------------------------------------------------------------------
@@ -393,7 +393,7 @@ Test(families_refused, second_scales_of_stacks)
     expect_model();
     cr_assert_eq(catalog.problems.count, 1);
     cr_assert_str_eq(catalog.problems.text[0],
-                     AT "down_proj_weight_scale_2: shape [2], expected 3 numbers, one a matrix");
+                     AT "down_proj_weight_scale_2: shape [2], expected 3 numbers, one per matrix");
 #undef AT
 }
 

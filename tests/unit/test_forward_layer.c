@@ -219,9 +219,8 @@ Test(forward_layer, refuses_experts_that_are_not_fed_with_x)
 {
     add_tensor(MP_BF16, 4, 2 * H, "model.layers.0.mlp.gate.weight");
     open_with(QWEN "}");
-    expect_refusal(MP_ERR_UNSUPPORTED,
-                   "model.layers.0.mlp.gate.weight: takes 128 columns, the experts 64: what stands "
-                   "between them is not computed");
+    expect_refusal(MP_ERR_UNSUPPORTED, "model.layers.0.mlp.gate.weight: takes 128 columns, the "
+                                       "experts 64: what is between them is not computed");
 }
 
 Test(forward_layer, refuses_a_router_in_another_type)
@@ -236,8 +235,8 @@ Test(forward_layer, refuses_rules_that_it_does_not_know)
 {
     open_with("{\"model_type\": \"deepseek_v3\", \"num_experts_per_tok\": 2, "
               "\"scoring_func\": \"noisy\"}");
-    expect_refusal(MP_ERR_UNSUPPORTED, "config.json: scoring_func \"noisy\"; there are softmax, "
-                                       "sigmoid and sqrtsoftplus");
+    expect_refusal(MP_ERR_UNSUPPORTED,
+                   "config.json: scoring_func \"noisy\" is not softmax, sigmoid or sqrtsoftplus");
 }
 
 Test(forward_layer, refuses_more_choices_than_experts)
@@ -255,7 +254,7 @@ Test(forward_layer, refuses_activations_that_it_does_not_know)
     cr_assert_eq(mp_model_activation(&catalog.config, 0, &activation, NULL, &weigh_input, &err),
                  MP_ERR_UNSUPPORTED);
     cr_assert_str_eq(err.message,
-                     "config.json: hidden_act \"gelu\"; there are silu, swigluoai and situ");
+                     "config.json: hidden_act \"gelu\" is not silu, swigluoai or situ");
 }
 
 Test(forward_layer, wants_the_number_of_situ)
@@ -267,7 +266,7 @@ Test(forward_layer, wants_the_number_of_situ)
     cr_assert_eq(mp_model_activation(&catalog.config, 0, &activation, NULL, &weigh_input, &err),
                  MP_ERR_UNSUPPORTED);
     cr_assert_str_eq(err.message,
-                     "config.json: hidden_act \"situ\" takes an activation_situ_beta above 0");
+                     "config.json: hidden_act \"situ\" needs an activation_situ_beta above 0");
 }
 
 Test(forward_layer, reads_the_numbers_of_situ)

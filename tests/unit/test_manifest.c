@@ -716,7 +716,7 @@ Test(manifest, numbers_that_do_not_go_together)
                        "moepack.json: 4294967296 physical experts on 4 ranks");
     expect_input_error("\"ep_size\": 4", "\"ep_size\": 3",
                        "moepack.json: rank 3, but ep_size is 3");
-    expect_input_error("\"rank\": 1", "\"rank\": 3", "moepack.json: rank 3 behind rank 3");
+    expect_input_error("\"rank\": 1", "\"rank\": 3", "moepack.json: rank 3 after rank 3");
     expect_input_error("\"ep_size\": 4", "\"ep_size\": 4294967296",
                        "moepack.json: 256 physical experts on 4294967296 ranks");
 }

@@ -347,8 +347,8 @@ Test(memory_pack, wild_fused_shapes)
     cr_assert_lt(bytes, 4 << 20, "%zu bytes", bytes);
     cr_assert_eq(catalog.problems.count, 99);
     cr_assert_str_eq(catalog.problems.text[0],
-                     "model.layers.1.mlp.experts.gate_up_proj: shape [65536, 0, 64] does not go "
-                     "with [65536, 64, 0] of \"model.layers.1.mlp.experts.down_proj\"");
+                     "model.layers.1.mlp.experts.gate_up_proj: shape [65536, 0, 64] does not match "
+                     "[65536, 64, 0] of \"model.layers.1.mlp.experts.down_proj\"");
 }
 
 Test(memory_pack, wild_numbers_in_the_config)

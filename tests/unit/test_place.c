@@ -194,7 +194,7 @@ Test(place, slots_that_cannot_be)
     refuse_slots(0, 4, 2, 0, "slots: no logical experts");
     refuse_slots(8, 7, 1, 0, "slots: 7 physical experts for 8 logical ones");
     refuse_slots(8, 9, 0, 0, "slots: no ranks");
-    refuse_slots(8, 9, 2, 0, "slots: 9 physical experts do not divide among 2 ranks");
+    refuse_slots(8, 9, 2, 0, "slots: 9 physical experts do not divide evenly among 2 ranks");
     refuse_slots(8, 9, 3, 1000000000, "slots: 3000000009 slots do not fit 32-bit ids");
 }
 
@@ -288,7 +288,7 @@ Test(place, check_names_row_and_column)
     refuse_check(4, 7, 2, "placement: row 1, column 1: logical expert 4, expected 0 to 3");
     refuse_check(-1, 2, 2, "placement: row 0, column 2: logical expert -1, expected 0 to 3");
     refuse_check(0, 8, 2, "placement: row 1: logical expert 1 is in none of the 6 columns");
-    refuse_check(0, 0, 4, "placement: 6 physical experts do not divide among 4 ranks");
+    refuse_check(0, 0, 4, "placement: 6 physical experts do not divide evenly among 4 ranks");
     int32_t six[] = {0, 1, 2, 3, 0, 1};
     mp_placement p = {.layers = 1, .num_logical = 4, .num_physical = 6, .map = six, .devices = 2};
     cr_assert_eq(mp_placement_check(&p, 2, NULL, &err), 0);
@@ -422,7 +422,8 @@ Test(place, writing_for_ranks_that_do_not_divide)
     mp_placement p = {.layers = 1, .num_logical = 3, .num_physical = 4, .map = map};
     char *text;
     cr_assert_eq(mp_placement_write(&p, MP_PLACEMENT_VLLM_ASCEND, 3, &text, &err), MP_ERR_INPUT);
-    cr_assert_str_eq(err.message, "placement: 4 physical experts do not divide among 3 ranks");
+    cr_assert_str_eq(err.message,
+                     "placement: 4 physical experts do not divide evenly among 3 ranks");
     cr_assert_null(text);
     cr_assert_eq(mp_placement_write(&p, MP_PLACEMENT_SGLANG, 3, &text, &err), 0);
     free(text);
@@ -522,7 +523,7 @@ Test(place, bad_ascend_files)
            "[{\"device_id\": 0, \"device_expert\": [0, 1]}]}, "
            "{\"layer_id\": 3, \"device_count\": 1, \"device_list\": "
            "[{\"device_id\": 0, \"device_expert\": [0, 1]}]}]}",
-           "placement: row 1: layer 3, expected one above 3: layers stand in order, each once");
+           "placement: row 1: layer 3, expected one above 3: layers must be in order, each once");
     refuse("{\"moe_layer_count\": 2, \"layer_list\": ["
            "{\"layer_id\": 3, \"device_count\": 1, \"device_list\": "
            "[{\"device_id\": 0, \"device_expert\": [0, 1]}]}, "
@@ -568,9 +569,9 @@ Test(place, bad_yaml_files)
     refuse("num_slots: 2\nexperts: 1\n", "placement: line 2: unknown key \"experts\"");
     refuse("num_slots: 2\n[1]: 1\n", "placement: line 2: expected a key");
     refuse("num_slots: 2\ninitial_global_assignments:\n  0: [0, 1]\n  0: [0, 1]\n",
-           "placement: row 1: layer 0, expected one above 0: layers stand in order, each once");
+           "placement: row 1: layer 0, expected one above 0: layers must be in order, each once");
     refuse("num_slots: 2\ninitial_global_assignments:\n  5: [0, 1]\n  3: [0, 1]\n",
-           "placement: row 1: layer 3, expected one above 5: layers stand in order, each once");
+           "placement: row 1: layer 3, expected one above 5: layers must be in order, each once");
     refuse("num_slots: 2\ninitial_global_assignments:\n  -1: [0, 1]\n",
            "placement: row 0: -1 is not a layer");
     refuse("num_slots: 2\ninitial_global_assignments:\n  2147483647: [0, 1]\n",

@@ -181,7 +181,7 @@ Test(plan, copies_of_a_placement)
     cr_assert_eq(plan.warnings.count, 2 + 1, "two odd sizes, one for all layers");
 }
 
-/* A single row stands for all layers. */
+/* A single row matches all layers. */
 Test(plan, copies_of_a_placement_of_one_row)
 {
     int32_t row[] = {4, 3, 2, 1, 0, 0};
@@ -501,9 +501,11 @@ Test(plan, no_ranks)
 Test(plan, ranks_that_do_not_divide)
 {
     make_source();
-    expect_no_plan(MP_ERR_INPUT, "placement: 5 physical experts do not divide among 3 ranks");
+    expect_no_plan(MP_ERR_INPUT,
+                   "placement: 5 physical experts do not divide evenly among 3 ranks");
     options.redundant = 2;
-    expect_no_plan(MP_ERR_INPUT, "placement: 7 physical experts do not divide among 3 ranks");
+    expect_no_plan(MP_ERR_INPUT,
+                   "placement: 7 physical experts do not divide evenly among 3 ranks");
 }
 
 Test(plan, another_scheme)
@@ -552,7 +554,7 @@ Test(plan, a_placement_that_does_not_fit)
                    "placement: 2 rows, the model has 3 MoE layers (MTP blocks counted)");
     placement.layers = 1;
     placement.num_logical = 6;
-    expect_no_plan(MP_ERR_INPUT, "placement: of 6 experts, the model has 5");
+    expect_no_plan(MP_ERR_INPUT, "placement: for 6 experts, the model has 5");
     placement.num_logical = 5;
     map[0][2] = 1;
     expect_no_plan(MP_ERR_INPUT, "placement: row 0: logical expert 2 is in none of the 6 columns");
@@ -699,7 +701,7 @@ Test(plan, layers_of_different_kinds)
     add_fp4_layer("mtp.0", 6, HIDDEN, INTER);
     expect_model();
     expect_no_plan(MP_ERR_UNSUPPORTED,
-                   "mtp.0 has 6 experts and layers.0 3: pack them apart with --layers");
+                   "mtp.0 has 6 experts and layers.0 3: pack them separately with --layers");
     options.layers = first;
     expect_plan();
     options.layers = none;
@@ -711,14 +713,14 @@ Test(plan, a_checkpoint_with_problems)
     add_fp4_layer("layers.0", 3, HIDDEN, INTER);
     drop_tensor("layers.0.ffn.experts.1.w3.scale");
     expect_model();
-    expect_no_plan(MP_ERR_INPUT, "layers.0.ffn.experts.1.w3: no scale beside the weight");
+    expect_no_plan(MP_ERR_INPUT, "layers.0.ffn.experts.1.w3: no scale for the weight");
 }
 
 /* The target has no place for biases, and nothing is left behind without a word. */
 Test(plan, what_the_target_cannot_carry)
 {
-    static const char refused[] = "layers.0.ffn.experts.2.w1.bias: megamoe-w4a8 cannot carry it: "
-                                  "leave it behind with --drop bias";
+    static const char refused[] = "layers.0.ffn.experts.2.w1.bias: megamoe-w4a8 cannot hold it: "
+                                  "drop it with --drop bias";
 
     add_fp4_layer("layers.0", 3, HIDDEN, INTER);
     add_tensor(MP_BF16, INTER, 0, "layers.0.ffn.experts.2.w1.bias");

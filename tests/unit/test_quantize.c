@@ -517,8 +517,8 @@ Test(quantize, refuses_what_the_form_has_no_place_for)
 
     open_source(fixture_path("modelopt-nvfp4"));
     expect_refused_plan(&o, MP_ERR_UNSUPPORTED,
-                        "model.layers.0.mlp.experts.0.gate_proj.input_scale: experts in mxfp4 have "
-                        "no place for it: leave it behind with --drop input_scale");
+                        "model.layers.0.mlp.experts.0.gate_proj.input_scale: experts in mxfp4 "
+                        "cannot hold it: drop it with --drop input_scale");
     o.drop = "offset";
     expect_refused_plan(&o, MP_ERR_USAGE, "drop: \"offset\" is not one of bias,input_scale");
     o = (mp_quantize_options){.scheme = MP_SCHEME_MXFP4, .style = "modelopt"};

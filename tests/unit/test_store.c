@@ -40,9 +40,9 @@ REFUSED(trailing_comma, "{\"a\":" ENTRY("U8", "[1]", "[0,1]") ",}", 1,
         "header byte 53: expected a name in quotes")
 REFUSED(crossed_brackets, "{\"a\":{]}", 0,
         "tensor \"a\": header byte 7: string or '}' expected near ']'")
-REFUSED(nul_behind_object, "{}\0", 0, "header byte 2: expected nothing behind the object")
-REFUSED(garbage_behind_object, "{} x", 0, "header byte 3: expected nothing behind the object")
-REFUSED(second_object, "{}{}", 0, "header byte 2: expected nothing behind the object")
+REFUSED(nul_behind_object, "{}\0", 0, "header byte 2: expected nothing after the object")
+REFUSED(garbage_behind_object, "{} x", 0, "header byte 3: expected nothing after the object")
+REFUSED(second_object, "{}{}", 0, "header byte 2: expected nothing after the object")
 REFUSED(latin1_name, "{\"\xe9\":1}", 0, "header byte 2: unable to decode byte 0xe9 near '\"'")
 REFUSED(latin1_value, "{\"a\":{\"dtype\":\"\xe9\"}}", 0,
         "tensor \"a\": header byte 15: unable to decode byte 0xe9 near '\"'")
@@ -114,9 +114,9 @@ REFUSED(tensor_behind_the_end, "{\"a\":" ENTRY("U8", "[24]", "[0,24]") "}", 20,
         "tensor \"a\": ends at data byte 24, the file holds 20")
 
 REFUSED(hole_at_begin, "{\"a\":" ENTRY("U8", "[4]", "[2,6]") "}", 6,
-        "tensor \"a\": begins at data byte 2, 2 bytes behind the one before it")
+        "tensor \"a\": begins at data byte 2, 2 bytes after the one before it")
 REFUSED(hole, "{\"b\":" ENTRY("U8", "[4]", "[7,11]") ",\"a\":" ENTRY("U8", "[4]", "[0,4]") "}", 11,
-        "tensor \"b\": begins at data byte 7, 3 bytes behind the one before it")
+        "tensor \"b\": begins at data byte 7, 3 bytes after the one before it")
 REFUSED(overlap, "{\"b\":" ENTRY("U8", "[4]", "[2,6]") ",\"a\":" ENTRY("U8", "[4]", "[0,4]") "}", 6,
         "tensor \"b\": begins at data byte 2, inside tensor \"a\" that ends at 4")
 REFUSED(same_extent_twice,
@@ -182,7 +182,7 @@ Test(store, the_largest_header_is_read)
     cr_assert_eq(mp_open_write(in_dir("m.safetensors"), &fd, &err), 0);
     cr_assert_eq(mp_file_resize(fd, "m", 100000008, &err), 0);
     close(fd);
-    expect_refused("m.safetensors: header byte 2: expected nothing behind the object");
+    expect_refused("m.safetensors: header byte 2: expected nothing after the object");
 }
 
 /* ------------------------------------------------------------------------

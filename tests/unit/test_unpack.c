@@ -209,7 +209,7 @@ Test(unpack, what_was_dropped_is_not_there)
     expect_back("megamoe-nvfp4", (mp_repack_options){.drop = "bias,input_scale"}, "input_scale");
     cr_assert_eq(unpacking.warnings.count, 1);
     cr_assert_str_eq(unpacking.warnings.text[0],
-                     "bias,input_scale of experts was left behind when the pack was made");
+                     "bias,input_scale of experts was dropped when the pack was made");
 }
 
 Test(unpack, bfloat16)

@@ -43,8 +43,9 @@ Test(unpack_run, ranks_that_lack_an_expert)
     make_small_pack((mp_repack_options){.ep = 5});
     remove_rank("packed/rank-003");
     cr_assert_eq(plan_unpack((mp_unpack_options){0}), MP_ERR_INPUT);
-    cr_assert_str_eq(err.message, "layers.0: expert 3 is on no rank that is here (4 of 5 are): "
-                                  "bring the others");
+    cr_assert_str_eq(
+        err.message,
+        "layers.0: expert 3 is on no rank that is present (4 of 5 are): add the others");
 }
 
 Test(unpack_run, no_rank_at_all)
@@ -54,7 +55,7 @@ Test(unpack_run, no_rank_at_all)
     make_small_pack((mp_repack_options){.ep = 1});
     remove_rank("packed/rank-000");
     cr_assert_eq(plan_unpack((mp_unpack_options){0}), MP_ERR_INPUT);
-    snprintf(message, sizeof message, "\"%s\": none of its ranks (1) is here", in_dir("packed"));
+    snprintf(message, sizeof message, "\"%s\": none of its ranks (1) is present", in_dir("packed"));
     cr_assert_str_eq(err.message, message);
 }
 

@@ -566,6 +566,6 @@ Test(verify_numeric, slots_of_ranks_that_are_not_open_cannot_be_computed, .fini 
     cr_assert_eq(mp_packed_route(&experts, &(mp_packed_dispatch){0}, ids, weights, 1, 2, 0,
                                  slot_ids, slot_weights, &err),
                  MP_ERR_INPUT);
-    cr_expect_str_eq(err.message, "rank 0 is not here: bring all 2");
+    cr_expect_str_eq(err.message, "rank 0 is missing: all 2 are needed");
     mp_pack_release(&pack);
 }

@@ -164,12 +164,11 @@ Test(verify_source, finds_a_model_that_the_source_is_not)
     m.num_shared_experts = 1;
     m.family[0] = 'Q';
     save_manifest(&m);
-    expect_contradictions(
-        3, (const char *const[]){
-               "moepack.json: family \"Qwen3_moe\", of the source it is \"qwen3_moe\"",
-               "moepack.json: layers 3, the source has 2",
-               "moepack.json: num_shared_experts 1, the source has 0",
-           });
+    expect_contradictions(3, (const char *const[]){
+                                 "moepack.json: family \"Qwen3_moe\", the source has \"qwen3_moe\"",
+                                 "moepack.json: layers 3, the source has 2",
+                                 "moepack.json: num_shared_experts 1, the source has 0",
+                             });
 }
 
 Test(verify_source, finds_a_quantization_that_did_not_happen)
@@ -182,11 +181,11 @@ Test(verify_source, finds_a_quantization_that_did_not_happen)
     m.lossless = true;
     m.source_scheme = MP_SCHEME_F16;
     save_manifest(&m);
-    expect_contradictions(
-        2, (const char *const[]){
-               "moepack.json: repack \"lossless\", of the source it is \"requantized\"",
-               "moepack.json: source quantization \"f16\", of the source it is \"bf16\"",
-           });
+    expect_contradictions(2,
+                          (const char *const[]){
+                              "moepack.json: repack \"lossless\", the source has \"requantized\"",
+                              "moepack.json: source quantization \"f16\", the source has \"bf16\"",
+                          });
 }
 
 Test(verify_source, finds_a_layer_that_the_source_has_not)
@@ -243,23 +242,23 @@ Test(verify_source, finds_forms_that_the_source_has_not)
     expect_count(0);
     /* Two layers have the same form. */
     EXPECT_LIE(m.forms[0].scheme = MP_SCHEME_FP8_GROUP, 2, layer,
-               FORM "scheme \"fp8_group\", of the source it is \"fp8_block\"");
+               FORM "scheme \"fp8_group\", the source has \"fp8_block\"");
     EXPECT_LIE(m.forms[0].fusion = MP_FUSION_COLS, 2, layer,
-               FORM "fusion \"cols\", of the source it is \"none\"");
+               FORM "fusion \"cols\", the source has \"none\"");
     EXPECT_LIE(m.forms[0].global_divides = true, 2, layer,
-               FORM "the second scale divides, of the source it multiplies");
+               FORM "the second scale divides, in the source it multiplies");
     EXPECT_LIE(m.forms[0].block_cols = 64, 2, layer,
-               FORM "blocks of 128x64, of the source 128x128");
+               FORM "blocks of 128x64, the source has 128x128");
     EXPECT_LIE(changed(&m.forms[0].tensors[2].name, "mlp.experts.{}.up.weight"), 2, layer,
-               FORM "weight of expert 0 is called mlp.experts.{}.up.weight, of the source it is "
+               FORM "weight of expert 0 is called mlp.experts.{}.up.weight, in the source "
                     "model.layers.1.mlp.experts.0.up_proj.weight");
     EXPECT_LIE(changed(&m.forms[0].tensors[0].name, "mlp.experts.0.gate_proj.weight"), 2, layer,
-               FORM "weight of expert 1 is called mlp.experts.0.gate_proj.weight, of the source");
+               FORM "weight of expert 1 is called mlp.experts.0.gate_proj.weight, in the source");
     EXPECT_LIE(m.forms[0].tensors[5].dtype = MP_BF16, 2, layer,
-               FORM "model.layers.1.mlp.experts.0.down_proj.weight_scale_inv is BF16 [2, 3], of "
+               FORM "model.layers.1.mlp.experts.0.down_proj.weight_scale_inv is BF16 [2, 3], in "
                     "the source F32 [2, 3]");
     EXPECT_LIE(m.forms[0].tensors[4].shape[1] = 3, 2, layer,
-               FORM "model.layers.1.mlp.experts.0.down_proj.weight is F8_E4M3 [256, 3], of the "
+               FORM "model.layers.1.mlp.experts.0.down_proj.weight is F8_E4M3 [256, 3], in the "
                     "source F8_E4M3 [256, 384]");
     EXPECT_LIE(m.forms[0].tensors[3].role = MP_ROLE_OFFSET, 2, layer,
                FORM "no scale of up, the source has model.layers.1.mlp.experts.0.up_proj."
@@ -300,11 +299,11 @@ Test(verify_source, finds_lies_about_what_was_lost)
     verify_against(source);
     expect_count(0);
     EXPECT_LIE(m.lossless = false, 1, NULL,
-               "moepack.json: repack \"requantized\", of the source it is \"lossless\"");
+               "moepack.json: repack \"requantized\", the source has \"lossless\"");
     EXPECT_LIE(m.errors[2].requantized_blocks = 1, 1, NULL,
-               "moepack.json: repack \"lossless\", of the source it is \"requantized\"");
+               "moepack.json: repack \"lossless\", the source has \"requantized\"");
     EXPECT_LIE(for (size_t i = 0; i < m.num_errors; i++) m.errors[i].matrix = "shared w2", 1, NULL,
-               "moepack.json: errors \"none\", of the source it is \"some\"");
+               "moepack.json: errors \"none\", the source has \"some\"");
 }
 
 Test(verify_source, finds_shared_experts_that_were_not_requantized)
@@ -315,9 +314,9 @@ Test(verify_source, finds_shared_experts_that_were_not_requantized)
                                             .shared = MP_SHARED_SEPARATE});
     verify_against(source);
     expect_count(0);
-    EXPECT_LIE(m.shared_lossless = false, 1, NULL,
-               "moepack.json: repack of shared experts \"requantized\", of the source it is "
-               "\"lossless\"");
+    EXPECT_LIE(
+        m.shared_lossless = false, 1, NULL,
+        "moepack.json: repack of shared experts \"requantized\", the source has \"lossless\"");
 }
 
 /* Float32 scales that are no powers of two are rounded up for a kernel that wants those. */
@@ -330,9 +329,9 @@ Test(verify_source, finds_shared_experts_that_were_requantized)
                                             .requantize_shared = true,
                                             .quantize = true,
                                             .quantize_to = MP_SCHEME_MXFP4});
-    EXPECT_LIE(m.shared_lossless = true, 1, NULL,
-               "moepack.json: repack of shared experts \"lossless\", of the source it is "
-               "\"requantized\"");
+    EXPECT_LIE(
+        m.shared_lossless = true, 1, NULL,
+        "moepack.json: repack of shared experts \"lossless\", the source has \"requantized\"");
     mp_manifest m;
     load_manifest(&m);
     m.shared_lossless = false;

@@ -614,7 +614,7 @@ Test(verify_structure, finds_layers_out_of_order)
     verify(MP_VERIFY_EXACT);
     expect_count(4);
     expect(0, MP_VERIFY_STRUCTURE, 0, "mtp.0", -1, "mtp.0.experts.l1_weight", -1,
-           "stands before layers.0.experts.l2_weight_sf of an earlier layer");
+           "is before layers.0.experts.l2_weight_sf of an earlier layer");
 }
 
 Test(verify_structure, finds_a_listing_in_another_order)

@@ -216,8 +216,8 @@ Test(zstd, lying_tables_are_refused)
     char message[200];
 
     make(&s);
-    snprintf(message, sizeof message,
-             "seek table: its 5 frames take %zu bytes, %zu stand before it", s.table + 79, s.table);
+    snprintf(message, sizeof message, "seek table: its 5 frames take %zu bytes, %zu come before it",
+             s.table + 79, s.table);
     refused_entry(0, 0, 100, message);
     refused_entry(1, 1, 594,
                   "frame 1 at byte 21: declares 593 bytes of content, the seek table 594");
@@ -260,7 +260,7 @@ Test(zstd, heads_are_refused)
             "frame 0 at byte 0: the reserved bit of its descriptor is set");
     refused(block, sizeof block, MP_ERR_INPUT,
             "frame 0 at byte 0: a block of no known type at byte 6");
-    refused(cut, sizeof cut, MP_ERR_INPUT, "frame 0 at byte 0: cut off: the file ends inside it");
+    refused(cut, sizeof cut, MP_ERR_INPUT, "frame 0 at byte 0: truncated: the file ends inside it");
     refused(lie, sizeof lie, MP_ERR_INPUT, "frame 0 at byte 0: damaged");
     refused(text, sizeof text - 1, MP_ERR_INPUT,
             "frame 0 at byte 0: no zstd frame: it begins with 7b 22 61 22");

@@ -68,7 +68,7 @@ def _ranks(root, ep_size):
             raise PackError(f"{NAME}: rank {number}, but ep_size is {ep_size}")
         ranks[number] = PackedRank(index_xxh3, [_file(f) for f in files])
         if number <= last:
-            raise PackError(f"{NAME}: rank {number} behind rank {last}")
+            raise PackError(f"{NAME}: rank {number} after rank {last}")
         last = number
     return ranks
 

@@ -91,7 +91,7 @@ def _check_tiling(entries, data_bytes):
         if entry.begin > end:
             raise PackError(
                 f'tensor "{entry.name}": begins at data byte {entry.begin}, {entry.begin - end} '
-                "bytes behind the one before it"
+                "bytes after the one before it"
             )
         end, before = entry.end, entry.name
     if end != data_bytes:
