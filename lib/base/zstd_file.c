@@ -30,6 +30,10 @@
 #define BLOCK_RESERVED 3
 #define CHECKSUM_BYTES 4
 
+/* MP_FRAME_MAX in words. */
+#define OVER_MAX " over 16 MiB"
+_Static_assert(MP_FRAME_MAX == 16 << 20, "OVER_MAX says another size");
+
 /* Frames of tensors that are read side by side: weights and scales of three matrices. */
 #define SLOTS_OF_THREAD 16
 
@@ -83,6 +87,21 @@ static int count_content(mp_zstd_file *file, mp_error *err)
     return rc;
 }
 
+/* What keeps a frame that takes `stored` bytes from being decoded by itself; null: nothing. */
+static const char *kind_of(const mp_frame_head *head, uint64_t stored)
+{
+    if (head->skippable)
+        return ", some of them skippable";
+    if (!head->sized)
+        return " that do not say what they hold";
+    if (head->content > MP_FRAME_MAX)
+        return OVER_MAX;
+    if (head->content == 0)
+        return ", some of them empty";
+    /* Bounded too, since a frame is read whole to be decoded. */
+    return stored > 2 * MP_FRAME_MAX ? " that take over 32 MiB" : NULL;
+}
+
 /* Finds the frames where no table lists them. A file is seekable if every frame has content and
  * says how much. A skippable frame has none, and looking it up by content could not tell it from
  * its neighbour, so a file with one is read in order. */
@@ -93,7 +112,6 @@ static int walk_frames(mp_zstd_file *file, mp_error *err)
     bool sized = true;
     mp_frame_head head;
 
-    file->seekable = true;
     for (size_t i = 0; at < file->stored; i++, at = end) {
         int rc = mp_frame_head_read(&head, file->fd, file->name, at, file->stored, err);
 
@@ -101,16 +119,16 @@ static int walk_frames(mp_zstd_file *file, mp_error *err)
             rc = walk_frame(file, &head, at, &end, err);
         if (rc != 0)
             return mp_error_prefix(err, "frame %zu at byte %llu", i, (unsigned long long)at);
-        /* The stored size is bounded too, since a frame is read whole to be decoded. */
         sized &= head.skippable || head.sized;
-        file->seekable &= !head.skippable && head.sized && head.content <= MP_FRAME_MAX &&
-                          head.content > 0 && end - at <= 2 * MP_FRAME_MAX;
+        if (!file->kind)
+            file->kind = kind_of(&head, end - at);
         uint64_t content = head.skippable || !head.sized ? 0 : head.content;
         if (mp_frames_add(frames, end - at, content, 0, err) != 0)
             return err->code;
     }
     if (frames->count == 0)
         return mp_fail(err, MP_ERR_INPUT, "file of 0 bytes holds no zstd frame");
+    file->seekable = !file->kind;
     file->content = frames->list[frames->count].content;
     /* Frames written by `zstd` to a pipe do not state their content size. */
     return sized ? 0 : count_content(file, err);
@@ -158,9 +176,10 @@ int mp_zstd_file_open(mp_zstd_file *file, int fd, const char *name, mp_error *er
     if (!found)
         return walk_frames(file, err);
     const mp_frames *frames = &file->frames;
-    file->seekable = true;
     for (size_t i = 0; i < frames->count; i++)
-        file->seekable &= frames->list[i + 1].content - frames->list[i].content <= MP_FRAME_MAX;
+        if (frames->list[i + 1].content - frames->list[i].content > MP_FRAME_MAX)
+            file->kind = OVER_MAX;
+    file->seekable = !file->kind;
     file->content = mp_frames_end(frames).content;
     return 0;
 }
@@ -367,7 +386,7 @@ static int read_in_order(mp_zstd_file *file, mp_frame_cache *cache, uint64_t off
         return rc;
     }
     if (offset != 0)
-        return mp_zstd_refuse_jump(err);
+        return mp_zstd_refuse_jump(file, err);
     rc = mp_zstd_passes_read(&first, file, 0, n, buffer, err);
     mp_zstd_passes_release(&first);
     file->passes = 0; /* the header does not count */

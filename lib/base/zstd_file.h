@@ -18,6 +18,7 @@ typedef struct mp_zstd_file {
     uint64_t stored;  /* bytes of the file */
     uint64_t content; /* bytes of the plain one */
     bool seekable;    /* frames lists all there are */
+    const char *kind; /* of frames, where it is not: " over 16 MiB"; for messages */
     unsigned passes;  /* private: how often reading it has begun */
     mp_frames frames;
 } mp_zstd_file;

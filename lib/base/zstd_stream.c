@@ -122,12 +122,12 @@ int mp_zstd_stream_read(mp_zstd_stream *s, void *buffer, size_t n, size_t *got, 
 
 #define WINDOW_BYTES ((size_t)2 << 20)
 
-int mp_zstd_refuse_jump(mp_error *err)
+int mp_zstd_refuse_jump(const mp_zstd_file *file, mp_error *err)
 {
     return mp_fail(err, MP_ERR_UNSUPPORTED,
-                   "compressed in frames over %llu MiB, which can only be read from the "
-                   "beginning: moepack decompress, or recompress it with moepack compress",
-                   (unsigned long long)(MP_FRAME_MAX >> 20));
+                   "compressed in frames%s, which can only be read from the beginning: moepack "
+                   "decompress, or recompress it with moepack compress",
+                   file->kind);
 }
 
 static void end_pass(mp_zstd_pass *pass)
@@ -165,7 +165,7 @@ static int begin_pass(mp_zstd_passes *passes, mp_zstd_file *file, mp_zstd_pass *
     mp_zstd_pass *pass = &passes->list[0];
 
     if (file->passes == MP_ZSTD_PASSES)
-        return mp_zstd_refuse_jump(err);
+        return mp_zstd_refuse_jump(file, err);
     file->passes++;
     for (size_t i = 1; i < MP_ZSTD_PASSES; i++)
         if (passes->list[i].used < pass->used)

@@ -49,7 +49,7 @@ void mp_zstd_passes_release(mp_zstd_passes *passes);
 int mp_zstd_passes_read(mp_zstd_passes *passes, mp_zstd_file *file, uint64_t offset, uint64_t n,
                         void *buffer, mp_error *err);
 
-/* Refuses to read in another order. */
-int mp_zstd_refuse_jump(mp_error *err);
+/* Refuses to read a file that is not seekable in another order. */
+int mp_zstd_refuse_jump(const mp_zstd_file *file, mp_error *err);
 
 #endif

@@ -267,6 +267,11 @@ Test(zstd, heads_are_refused)
     refused(text, 0, MP_ERR_INPUT, "file of 0 bytes holds no zstd frame");
 }
 
+#define IN_FRAMES "compressed in frames"
+#define IN_ORDER                                    \
+    ", which can only be read from the beginning: " \
+    "moepack decompress, or recompress it with moepack compress"
+
 /* A frame that does not say what it holds is counted, and read in order only. */
 Test(zstd, frames_of_unknown_size_are_read_in_order)
 {
@@ -289,8 +294,43 @@ Test(zstd, frames_of_unknown_size_are_read_in_order)
     cr_assert_eq(mp_zstd_file_read(&file, NULL, 0, 1000, got, &err), 0);
     cr_assert_eq(memcmp(got, s.content, 1000), 0);
     cr_assert_eq(mp_zstd_file_read(&file, NULL, 1, 1000, got, &err), MP_ERR_UNSUPPORTED);
+    cr_assert_str_eq(err.message, IN_FRAMES " that do not say what they hold" IN_ORDER);
     mp_zstd_file_release(&file);
     close(fd);
+}
+
+/* Each kind of frame that keeps a file from being read anywhere has its name. */
+Test(zstd, files_that_are_read_in_order_say_why)
+{
+    static sample s;
+    static unsigned char large[(16 << 20) + 1];
+    const unsigned char skippable[] = {0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 7};
+    unsigned char *bytes = malloc(ZSTD_compressBound(sizeof large) + 64), got;
+    mp_zstd_file file;
+    mp_error err;
+
+    fill(&s);
+    for (int kind = 0; kind < 3; kind++) {
+        static const char *const names[] = {", some of them skippable", ", some of them empty",
+                                            " over 16 MiB"};
+        size_t n = ZSTD_compress(bytes, ZSTD_compressBound(CONTENT), s.content, CONTENT, 1);
+
+        if (kind == 0)
+            memcpy(bytes + n, skippable, sizeof skippable);
+        n += kind == 0   ? sizeof skippable
+             : kind == 1 ? ZSTD_compress(bytes + n, 64, NULL, 0, 1)
+                         : ZSTD_compress(bytes + n, ZSTD_compressBound(sizeof large), large,
+                                         sizeof large, 1);
+        int fd = file_of(bytes, n);
+        cr_assert_eq(mp_zstd_file_open(&file, fd, "f", &err), 0, "%s", err.message);
+        cr_assert_eq(mp_zstd_file_read(&file, NULL, 1, 1, &got, &err), MP_ERR_UNSUPPORTED);
+        char message[512];
+        snprintf(message, sizeof message, IN_FRAMES "%s" IN_ORDER, names[kind]);
+        cr_assert_str_eq(err.message, message);
+        mp_zstd_file_release(&file);
+        close(fd);
+    }
+    free(bytes);
 }
 
 #define LONG_CONTENT ((size_t)24000011)
@@ -350,9 +390,7 @@ Test(zstd, one_frame_is_read_in_ascending_order)
         cr_assert(refused || got[0] == content[at]);
     }
     cr_assert_eq(refused, MP_ERR_UNSUPPORTED);
-    cr_assert_str_eq(err.message,
-                     "compressed in frames over 16 MiB, which can only be read from the beginning: "
-                     "moepack decompress, or recompress it with moepack compress");
+    cr_assert_str_eq(err.message, IN_FRAMES " that do not say what they hold" IN_ORDER);
     mp_zstd_file_release(&file);
     mp_frame_cache_free(cache);
     free(content);
