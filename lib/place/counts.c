@@ -26,6 +26,9 @@
 /* Counts beyond this are no counts: a thousand steps of a thousand layers of a thousand experts. */
 #define COUNTS_MAX ((uint64_t)1 << 30)
 
+/* A table of more cells than this is not what a few lines of text can ask for. */
+#define CELLS_MAX ((uint64_t)1 << 24)
+
 void mp_counts_release(mp_counts *c)
 {
     free(c->count);
@@ -61,6 +64,16 @@ int mp_steps_init(mp_steps *s, uint64_t steps, uint64_t layers, uint64_t num_log
     s->num_logical = (uint32_t)num_logical;
     s->count = mp_alloc_zeroed(all, sizeof(*s->count));
     return s->count ? 0 : mp_fail_memory(err);
+}
+
+int mp_check_cells(uint64_t layers, uint64_t num_logical, mp_error *err)
+{
+    /* Both are of 32 bits, or one more. */
+    if (layers * num_logical <= CELLS_MAX)
+        return 0;
+    return mp_fail(err, MP_ERR_INPUT,
+                   "%" PRIu64 " layer%s of %" PRIu64 " expert%s are more than any model has",
+                   layers, mp_plural(layers), num_logical, mp_plural(num_logical));
 }
 
 void mp_steps_release(mp_steps *s)
@@ -139,7 +152,9 @@ static int grow(mp_recording *r, const mp_steps *s, mp_error *err)
         layers = unite(r, s, ids);
     }
     mp_steps wide;
-    int rc = mp_steps_init(&wide, r->steps, layers, n, err);
+    int rc = mp_check_cells(layers, n, err);
+    if (rc == 0)
+        rc = mp_steps_init(&wide, r->steps, layers, n, err);
     if (rc != 0) {
         free(ids);
         return rc;

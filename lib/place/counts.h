@@ -21,6 +21,10 @@ int mp_steps_init(mp_steps *s, uint64_t steps, uint64_t layers, uint64_t num_log
                   mp_error *err);
 void mp_steps_release(mp_steps *s);
 
+/* MP_ERR_INPUT for more cells than lines of CSV can ask for: the largest numbers that they name
+ * size the table, and not what is there. */
+int mp_check_cells(uint64_t layers, uint64_t num_logical, mp_error *err);
+
 /* MP_ERR_INPUT unless a count is finite and not negative; the place goes before the number. */
 int mp_check_count(double value, bool has_steps, uint64_t step, uint64_t layer, uint64_t expert,
                    mp_error *err);

@@ -19,9 +19,6 @@
 
 #define HEADER "layer_id,expert_id,count"
 
-/* A table of more cells than this is not what a few lines of text can ask for. */
-#define CELLS_MAX ((uint64_t)1 << 24)
-
 typedef struct entry {
     uint32_t layer, expert;
     double count;
@@ -138,11 +135,10 @@ static int size_steps(mp_steps *s, const table *t, mp_error *err)
         if (layers == 0 || ids[layers - 1] != ids[i])
             ids[layers++] = ids[i];
     uint64_t n = t->num_logical ? t->num_logical : (uint64_t)largest + 1;
-    int rc = layers * n > CELLS_MAX ? mp_fail(err, MP_ERR_INPUT,
-                                              "%" PRIu64 " layer%s of %" PRIu64
-                                              " expert%s are more than any model has",
-                                              layers, mp_plural(layers), n, mp_plural(n))
-                                    : mp_steps_init(s, 1, layers, n, err);
+    int rc = mp_check_cells(layers, n, err);
+
+    if (rc == 0)
+        rc = mp_steps_init(s, 1, layers, n, err);
     s->layer_ids = ids;
     s->guessed = t->num_logical == 0;
     return rc;

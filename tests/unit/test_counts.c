@@ -418,6 +418,12 @@ Test(counts, csv_files_of_ranks)
     refuse_counts(CSV "1,2,nan\n", "line 2: count is not a number");
     refuse_counts(CSV "1,2147483646,1\n",
                   "1 layer of 2147483647 experts are more than any model has");
+    /* Neither asks for much, but both together. */
+    static const char more[] = CSV "2,0,1\n3,0,1\n";
+    add_text(&r, CSV "1,5592405,1\n", 0);
+    cr_assert_eq(mp_recording_add(&r, more, sizeof more - 1, 0, &err), MP_ERR_INPUT);
+    cr_assert_str_eq(err.message, "3 layers of 5592406 experts are more than any model has");
+    mp_recording_release(&r);
     refuse_counts("1,2,3\n", "counts: neither JSON, nor a .pt, nor CSV with the first line "
                              "layer_id,expert_id,count");
     refuse_counts(" \n", "counts: the file is empty");
