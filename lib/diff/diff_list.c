@@ -173,13 +173,16 @@ static mp_projection first_matrix(const diff_side *side, const diff_ref *ref)
     return side->kind == DIFF_MODEL && side->catalog.layers[ref->layer].ungated ? MP_UP : MP_GATE;
 }
 
-/* Adds gate, up and down of an expert that both sides have. expert: "7", "shared". */
+/* Adds gate, up and down of an expert that both sides have; where only one has a gate, that is on
+ * its side only. expert: "7", "shared". */
 static int add_matrices(diff_list *list, const char *prefix, const char *expert, const diff_ref *a,
                         const diff_ref *b, mp_error *err)
 {
     mp_projection one = first_matrix(list->side[0], a), other = first_matrix(list->side[1], b);
 
-    /* An expert without gate has up and down only; then gate is not compared. */
+    if (one != other &&
+        add_only(list, one > other, mp_format("%s.%s.gate", prefix, expert), err) != 0)
+        return err->code;
     for (int p = (int)(one > other ? one : other); p < MP_PROJECTIONS; p++) {
         diff_ref of[2] = {*a, *b};
 

@@ -109,6 +109,8 @@ static bool check_layer(converted *c, const mp_moe_layer *have, const mp_moe_lay
         mp_fault_add(&c->faults, &spot, "%s",
                      source->has_shared ? "the shared expert is missing"
                                         : "a shared expert, the source has none");
+    else if (have->ungated) /* no source is: mp_catalog_check refuses it */
+        mp_fault_add(&c->faults, &spot, "experts have no gate, those of the source have one");
     else
         return true;
     return false;

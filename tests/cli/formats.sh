@@ -125,6 +125,28 @@ for format in nvfp4 int8_channel; do
         "$(cd $format && sha256sum ./*.safetensors)"
 done
 
+it "says where one of two checkpoints has experts without a gate"
+moepack synth -o gated --family qwen3_moe --hidden 128 --intermediate 64 --experts 3 --layers 1 --top-k 2 -q
+cp -r gated ckpt
+for e in 0 1 2; do
+    edit ckpt/*.safetensors drop model.layers.0.mlp.experts.$e.gate_proj.weight
+done
+rm ckpt/model.safetensors.index.json
+jq '.model_type = "nemotron_h"' gated/config.json >ckpt/config.json
+run moepack verify ckpt --source gated
+assert_status 1
+assert_stdout <<'END'
+model.layers.0: experts have no gate, those of the source have one
+FAILED: 1 fault
+END
+run moepack diff gated ckpt --json
+assert_status 1
+assert_json '[.equal, .only_in_a, .only_in_b]' \
+    '[false,["model.layers.0.0.gate","model.layers.0.1.gate","model.layers.0.2.gate"],[]]'
+run moepack diff ckpt gated
+assert_status 1
+assert_stdout_has 'model.layers.0.1.gate'
+
 # ---------------------------------------------------------------------------
 # What is not computed
 # ---------------------------------------------------------------------------
