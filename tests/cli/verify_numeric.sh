@@ -159,7 +159,7 @@ edit()
 moepack synth -o ckpt --family deepseek_v3 --format bf16 --hidden 128 --intermediate 64 --experts 7 \
     --shared 1 --layers 1 --top-k 3 --vocab 32 --mtp 0 -q
 for name in {5,6}.{gate,up,down}_proj; do
-    edit drop model.layers.0.mlp.experts.$name.weight
+    edit drop "model.layers.0.mlp.experts.$name.weight"
 done
 edit rename model.layers.0.mlp.gate.weight model.layers.0.mlp.router.classifier.weight
 edit rename model.layers.0.mlp.gate.e_score_correction_bias \
