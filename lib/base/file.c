@@ -92,9 +92,26 @@ static int open_with(const char *path, int flags, int *fd, mp_error *err)
     return mp_fail_errno(err, errno, "cannot open \"%s\"", path);
 }
 
-int mp_open_read(const char *path, int *fd, mp_error *err)
+int mp_open_stream(const char *path, int *fd, mp_error *err)
 {
     return open_with(path, O_RDONLY, fd, err);
+}
+
+/* Opened first and looked at then, so that nothing can take its place in between; and without
+ * waiting for the writer of a pipe. */
+int mp_open_read(const char *path, int *fd, mp_error *err)
+{
+    struct stat st;
+    int rc = open_with(path, O_RDONLY | O_NONBLOCK, fd, err);
+
+    if (rc != 0)
+        return rc;
+    /* Reading a directory fails by itself. */
+    if (fstat(*fd, &st) == 0 && (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)))
+        return 0;
+    close(*fd);
+    *fd = -1;
+    return mp_fail(err, MP_ERR_INPUT, "%s: not a regular file", path);
 }
 
 int mp_open_write(const char *path, int *fd, mp_error *err)

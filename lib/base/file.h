@@ -16,8 +16,11 @@ int mp_pwrite_all(int fd, const void *buffer, uint64_t n, uint64_t offset, const
  * others may have put there, and which would be waited for or never end. */
 int mp_read_file(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err);
 
-/* open(2) with O_CLOEXEC; the message says "cannot open". fd: set, or -1. */
+/* open(2) with O_CLOEXEC; the message says "cannot open". fd: set, or -1. A file that stands in a
+ * directory: MP_ERR_INPUT for a pipe or a device. A stream that the user names: anything. */
 int mp_open_read(const char *path, int *fd, mp_error *err);
+int mp_open_stream(const char *path, int *fd, mp_error *err);
+
 /* Opens for reading and writing, creates with mode 0666 less umask, does not truncate, follows no
  * link. */
 int mp_open_write(const char *path, int *fd, mp_error *err);

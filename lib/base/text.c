@@ -71,24 +71,28 @@ static int read_all(int fd, const char *name, uint64_t limit, char **text, uint6
     return 0;
 }
 
+/* Reads and closes. */
+static int read_open(int fd, const char *path, uint64_t limit, char **text, uint64_t *length,
+                     mp_error *err)
+{
+    int rc = read_all(fd, path, limit, text, length, err);
+
+    close(fd);
+    return rc;
+}
+
 int mp_read_text(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err)
 {
     int fd;
     if (strcmp(path, "-") == 0)
         return read_all(STDIN_FILENO, "standard input", limit, text, length, err);
-    int rc = mp_open_read(path, &fd, err);
-    if (rc != 0)
-        return rc;
-    rc = read_all(fd, path, limit, text, length, err);
-    close(fd);
-    return rc;
+    int rc = mp_open_stream(path, &fd, err);
+    return rc ? rc : read_open(fd, path, limit, text, length, err);
 }
 
 int mp_read_file(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err)
 {
-    struct stat st;
-    /* To open a pipe would be to wait for its writer. Reading a directory fails by itself. */
-    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
-        return mp_fail(err, MP_ERR_INPUT, "%s: not a regular file", path);
-    return mp_read_text(path, limit, text, length, err);
+    int fd, rc = mp_open_read(path, &fd, err);
+
+    return rc ? rc : read_open(fd, path, limit, text, length, err);
 }

@@ -67,7 +67,7 @@ static int open_file(mp_shard *shard, const char *path, const char *index, mp_er
 
     if (!there && errno == ENOENT && index)
         return mp_fail(err, MP_ERR_INPUT, "the file is missing, \"%s\" names it", index);
-    if (there && !S_ISREG(st.st_mode)) /* to open a pipe would be to wait for its writer */
+    if (there && !S_ISREG(st.st_mode))
         return mp_fail(err, MP_ERR_INPUT, "not a regular file");
     return mp_open_read(path, &shard->fd, err);
 }

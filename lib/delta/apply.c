@@ -342,7 +342,7 @@ static int renumber_index(const char *partial, uint64_t version, mp_error *err)
         return rc;
     }
     snprintf(number, sizeof number, "%06" PRIu64, version);
-    rc = mp_read_text(file, INDEX_LIMIT, &text, &length, err);
+    rc = mp_read_file(file, INDEX_LIMIT, &text, &length, err);
     if (rc == 0)
         rc = mp_json_parse(text, length, MP_INDEX_NAME, &json, err);
     if (rc == 0 && json_object_get(json_object_get(json, "metadata"), "version")) {

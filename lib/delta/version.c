@@ -292,7 +292,7 @@ static int open_pack(mp_delta_version *v, const char *manifest, const mp_context
                      mp_error *err)
 {
     char *path = mp_path_join(v->dir, manifest);
-    int rc = path ? mp_read_text(path, MANIFEST_LIMIT, &v->manifest, &v->manifest_bytes, err)
+    int rc = path ? mp_read_file(path, MANIFEST_LIMIT, &v->manifest, &v->manifest_bytes, err)
                   : mp_fail_memory(err);
 
     free(path);

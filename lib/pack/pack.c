@@ -58,7 +58,7 @@ int mp_pack_text(const char *dir, const char *name, const char *xxh3, char **tex
 
     *text = NULL;
     if (rc == 0)
-        rc = mp_read_text(path, TEXT_LIMIT, text, length, err);
+        rc = mp_read_file(path, TEXT_LIMIT, text, length, err);
     free(path);
     if (rc != 0)
         return rc;
