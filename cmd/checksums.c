@@ -31,9 +31,10 @@ static int check(const checksums_options *o, const mp_context *context, mp_error
                         err);
     } else if (rc == 0) {
         print_problems(stdout, o->dir, &problems);
-        if (problems.count == 0 && !o->common.quiet)
-            printf("%s: all %llu files match %s\n", o->dir, (unsigned long long)files,
-                   MP_SUMS_NAME);
+        if (problems.count == 0 && !o->common.quiet) {
+            print_name(stdout, o->dir);
+            printf(": all %llu files match %s\n", (unsigned long long)files, MP_SUMS_NAME);
+        }
     }
     if (rc == 0 && problems.count > 0) {
         err->code = rc = MP_ERR_CHECK; /* standard output has said it all */

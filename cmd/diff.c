@@ -27,19 +27,12 @@ typedef struct diff_options {
  * Text
  */
 
-/* Names that a file gives can hold control characters. */
-static void put_line(const char *text)
-{
-    for (; *text; text++)
-        putchar((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text);
-}
-
 static void print_pair(const mp_diff_pair *pair)
 {
-    put_line(pair->name);
+    print_name(stdout, pair->name);
     printf(": ");
     if (pair->note) {
-        put_line(pair->note);
+        print_name(stdout, pair->note);
         if (!isnan(pair->rel_l2))
             printf("; ");
     }
@@ -74,11 +67,15 @@ static void print_only(const mp_diff_report *report, unsigned which, const char 
 {
     for (size_t i = 0; i < report->num_only[which]; i++) {
         if (i == limit) {
-            printf("... and %zu more only in %s\n", report->num_only[which] - limit, path);
+            printf("... and %zu more only in ", report->num_only[which] - limit);
+            print_name(stdout, path);
+            putchar('\n');
             return;
         }
-        printf("only in %s: ", path);
-        put_line(report->only_in[which][i]);
+        printf("only in ");
+        print_name(stdout, path);
+        printf(": ");
+        print_name(stdout, report->only_in[which][i]);
         putchar('\n');
     }
 }
@@ -91,7 +88,7 @@ static void print_worst(const mp_diff_report *report)
         printf(", worst ");
     else
         printf(", worst rel. L2 %.3e in ", worst->rel_l2);
-    put_line(worst->name);
+    print_name(stdout, worst->name);
 }
 
 static void print_summary(const diff_options *o, const mp_diff_report *report)
@@ -109,8 +106,10 @@ static void print_summary(const diff_options *o, const mp_diff_report *report)
     if (report->differing + report->tolerated > 0)
         print_worst(report);
     for (unsigned s = 0; s < 2; s++)
-        if (report->num_only[s] > 0)
-            printf("; %zu only in %s", report->num_only[s], paths[s]);
+        if (report->num_only[s] > 0) {
+            printf("; %zu only in ", report->num_only[s]);
+            print_name(stdout, paths[s]);
+        }
     putchar('\n');
 }
 

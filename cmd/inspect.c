@@ -173,8 +173,12 @@ void print_tensors(const mp_checkpoint *ckpt)
     for (size_t i = 0; i < ckpt->num_tensors; i++) {
         const mp_tensor *t = &ckpt->tensors[i];
 
-        printf("%-*s  %-*s  %s  %s\n", width[0], mp_dtype_name(t->dtype), width[1],
-               mp_shape_text(t->shape, t->rank, shape), t->name, ckpt->shards[t->shard].name);
+        printf("%-*s  %-*s  ", width[0], mp_dtype_name(t->dtype), width[1],
+               mp_shape_text(t->shape, t->rank, shape));
+        print_name(stdout, t->name);
+        printf("  ");
+        print_name(stdout, ckpt->shards[t->shard].name);
+        putchar('\n');
     }
 }
 

@@ -162,8 +162,11 @@ static void print_pack(const packed *p, const output_ink *ink)
     for (size_t i = 0; i < m->num_errors; i++)
         printf("error of %s %s: relative RMS %.4g, SQNR %.2f dB\n", m->errors[i].layer,
                m->errors[i].matrix, m->errors[i].relative_rms, m->errors[i].sqnr_db);
-    if (m->command)
-        printf("made by: %s\n", m->command);
+    if (m->command) {
+        printf("made by: ");
+        print_name(stdout, m->command);
+        putchar('\n');
+    }
 }
 
 static void print_packed_tensors(const mp_manifest *m)

@@ -9,6 +9,17 @@
 #include <string.h>
 #include <unistd.h>
 
+static char printable(char c)
+{
+    return (unsigned char)c < 0x20 || c == 0x7f ? '?' : c;
+}
+
+void print_name(FILE *out, const char *name)
+{
+    for (; *name; name++)
+        putc(printable(*name), out);
+}
+
 int cmd_fail(mp_error *err, mp_code code, const char *format, ...)
 {
     va_list args;
@@ -17,6 +28,8 @@ int cmd_fail(mp_error *err, mp_code code, const char *format, ...)
     va_start(args, format);
     vsnprintf(err->message, sizeof(err->message), format, args);
     va_end(args);
+    for (char *c = err->message; *c; c++)
+        *c = printable(*c);
     return code;
 }
 
@@ -24,10 +37,25 @@ void print_problems(FILE *out, const char *prefix, const mp_problems *problems)
 {
     uint64_t kept = problems->count < MP_PROBLEMS_KEPT ? problems->count : MP_PROBLEMS_KEPT;
 
-    for (uint64_t i = 0; i < kept; i++)
-        fprintf(out, "%s: %s\n", prefix, problems->text[i]);
-    if (problems->count > kept)
-        fprintf(out, "%s: ... and %" PRIu64 " more\n", prefix, problems->count - kept);
+    for (uint64_t i = 0; i < kept; i++) {
+        print_name(out, prefix);
+        fprintf(out, ": %s\n", problems->text[i]);
+    }
+    if (problems->count > kept) {
+        print_name(out, prefix);
+        fprintf(out, ": ... and %" PRIu64 " more\n", problems->count - kept);
+    }
+}
+
+/* jansson escapes all control characters but DEL. */
+static int put_json(const char *text, size_t n, void *out)
+{
+    for (size_t i = 0; i < n; i++)
+        if (text[i] == 0x7f)
+            fputs("\\u007f", out);
+        else
+            putc(text[i], out);
+    return 0;
 }
 
 int print_json(json_t *json, mp_error *err)
@@ -35,7 +63,7 @@ int print_json(json_t *json, mp_error *err)
     if (!json)
         return cmd_fail(err, MP_ERR_IO, "out of memory");
     /* What goes wrong in writing stays in stdout's error flag for close_stdout. */
-    json_dumpf(json, stdout, JSON_INDENT(2));
+    json_dump_callback(json, put_json, stdout, JSON_INDENT(2));
     putchar('\n');
     json_decref(json);
     return 0;

@@ -8,7 +8,11 @@
 #include <jansson.h>
 #include <stdio.h>
 
-/* Fills err and returns code. Lowercase, one line, no full stop. */
+/* Prints a name that a file or a user gives. It cannot steer a terminal: control characters become
+ * '?'. */
+void print_name(FILE *out, const char *name);
+
+/* Fills err and returns code. Lowercase, one line, no full stop; printable. */
 int cmd_fail(mp_error *err, mp_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -114,10 +114,11 @@ static void print_pack(const plan_result *r, const output_ink *ink)
         return;
     printf("\na loader checks\n");
     print_checks(r, ink);
+    print_name(stdout, r->pack);
     if (r->mismatches.count == 0)
-        printf("%s: %swhat the engine expects%s\n", r->pack, ink->good, ink->plain);
+        printf(": %swhat the engine expects%s\n", ink->good, ink->plain);
     else
-        printf("%s: %snot what the engine expects%s\n", r->pack, ink->bad, ink->plain);
+        printf(": %snot what the engine expects%s\n", ink->bad, ink->plain);
     print_problems(stdout, "mismatch", &r->mismatches);
 }
 

@@ -20,7 +20,7 @@ const char *mp_version(void)
 }
 
 /* Names come from untrusted files: a message stays one line and cannot steer a terminal. */
-static void hide_control_characters(char *text)
+void mp_hide_control_characters(char *text)
 {
     for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
@@ -49,7 +49,7 @@ static void tidy(char *text, int formatted)
         text[0] = '\0';
     else if (formatted >= MP_ERROR_MAX)
         drop_cut_sequence(text, MP_ERROR_MAX - 1);
-    hide_control_characters(text);
+    mp_hide_control_characters(text);
 }
 
 int mp_fail(mp_error *err, mp_code code, const char *format, ...)
@@ -125,7 +125,7 @@ void mp_problem(mp_problems *problems, const char *format, ...)
         char *text = format_args(format, args);
         va_end(args);
         if (text)
-            hide_control_characters(text);
+            mp_hide_control_characters(text);
         problems->text[problems->count] = text;
     }
     problems->count++;

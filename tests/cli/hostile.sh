@@ -9,18 +9,31 @@
 moepack synth -q --family qwen3_moe --hidden 128 --intermediate 64 --experts 4 --layers 1 --top-k 2 \
     --vocab 16 -o "$WORK/checkpoint"
 moepack repack "$WORK/checkpoint" --target deepep-bf16 --ep 2 -q -o "$WORK/pack"
+moepack synth -q --family qwen3_moe --hidden 128 --intermediate 64 --experts 4 --layers 1 --top-k 2 \
+    --vocab 16 --seed 7 -o "$WORK/newer"
+moepack delta "$WORK/checkpoint" "$WORK/newer" --version 1 -q -o "$WORK/changes"
+moepack delta "$WORK/newer" "$WORK/checkpoint" --version 2 -q -o "$WORK/more"
+moepack repack "$WORK/newer" --target deepep-bf16 --ep 2 -q -o "$WORK/newer-pack"
+moepack delta "$WORK/pack" "$WORK/newer-pack" --version 1 -q -o "$WORK/packed-changes"
 shard=$(cd "$WORK/checkpoint" && ls -- *.safetensors)
 
 # Commands that read a checkpoint, and a pack; a new one is a line.
 reads_checkpoint=(
     "inspect X" "repack X --target deepep-bf16 --ep 2 -o out" "quantize X --format mxfp4 -o out"
     "compress X -o out" "diff X $WORK/checkpoint" "forward X --layer 0 --tokens 2 -o out"
-    "verify $WORK/pack --source X"
+    "verify $WORK/pack --source X" "plan --model X --backend deepep --tp 2"
+    "delta X $WORK/newer --version 1 -o out" "delta $WORK/checkpoint X --version 1 -o out"
+    "apply X $WORK/changes -o out" "verify $WORK/changes --source X" "checksums X"
+    "repack --update $WORK/pack --delta $WORK/changes --source X -o out"
 )
 reads_pack=(
     "inspect X" "unpack X -o out" "compress X -o out" "diff X $WORK/pack" "verify X"
-    "extract X --layer 0 --expert 1 -o out"
+    "extract X --layer 0 --expert 1 -o out" "decompress X -o out" "plan --model X --backend deepep --tp 2"
+    "forward X --layer 0 --tokens 2 --source $WORK/checkpoint" "checksums X"
+    "delta X $WORK/pack --version 1 -o out" "apply X $WORK/packed-changes -o out"
+    "repack --update X --delta $WORK/changes --source $WORK/checkpoint -o out"
 )
+reads_delta=("apply $WORK/checkpoint X -o out" "fold X X -o out" "verify X --source $WORK/checkpoint" "checksums X")
 
 # Runs a command on ./X; ends by itself, with a message, and with no OUT.
 assert_refused()
@@ -42,6 +55,7 @@ for kind in fifo device; do
         rm -f "X/$name"
         if [ $kind = fifo ]; then mkfifo "X/$name"; else ln -s /dev/zero "X/$name"; fi
         for command in "${reads_checkpoint[@]}"; do
+            [ "$name" != config.json ] || [[ $command != *"changes --source X" ]] || continue # not read
             assert_refused "$command" 'not a regular file'
         done
     done
@@ -58,6 +72,19 @@ for kind in fifo device; do
     done
 done
 
+for kind in fifo device; do
+    it "takes no $kind for a file of a delta"
+    for name in "$(cd "$WORK/changes" && ls -- *.safetensors)" model.safetensors.index.json; do
+        rm -rf X
+        cp -r "$WORK/changes" X
+        rm -f "X/$name"
+        if [ $kind = fifo ]; then mkfifo "X/$name"; else ln -s /dev/zero "X/$name"; fi
+        for command in "${reads_delta[@]}"; do
+            assert_refused "$command" 'not a regular file'
+        done
+    done
+done
+
 it "reads checkpoints whose files are links, as the cache of a hub has them"
 mkdir X
 for file in "$WORK/checkpoint"/*; do
@@ -68,8 +95,11 @@ assert_status 0
 
 # The commands that write directories; a new one is a line.
 for command in "repack $WORK/checkpoint --target deepep-bf16 --ep 2" "unpack $WORK/pack" \
-    "quantize $WORK/checkpoint --format bf16" "compress $WORK/pack"; do
-    it "follows no link out of OUT.partial: ${command%% *}"
+    "quantize $WORK/checkpoint --format bf16" "compress $WORK/pack" "decompress $WORK/pack" \
+    "delta $WORK/checkpoint $WORK/newer --version 1" "apply $WORK/checkpoint $WORK/changes" \
+    "fold $WORK/changes $WORK/more" \
+    "repack --update $WORK/pack --delta $WORK/changes --source $WORK/checkpoint"; do
+    it "follows no link out of OUT.partial: $(cut -d / -f 1 <<<"$command")"
     mkdir elsewhere
     echo mine >elsewhere/mine
     for link in out.partial out.partial/rank-001 out.partial/config.json; do
@@ -110,6 +140,61 @@ for flags in '' --json '--tensors'; do
     # shellcheck disable=SC2086
     run moepack inspect "$evil" $flags
     assert_equal "$(cat "$stdout" "$stderr" | tr -d '\n' | LC_ALL=C grep -c '[[:cntrl:]]')" 0
+done
+
+# Runs a command on ./$evil; nothing of what it prints is raw.
+evil=$'a\e[31mb\x7f'
+assert_escaped()
+{
+    local words=()
+
+    read -ra words <<<"$1"
+    words=("${words[@]/#X/$evil}")
+    run timeout -s KILL 60 "$MOEPACK" "${words[@]}"
+    assert_equal "$(cat "$stdout" "$stderr" | tr -d '\n' | grep -c '[[:cntrl:]]') of $1" "0 of $1"
+    rm -rf out out.partial
+}
+
+every_command=("${reads_checkpoint[@]}" "${reads_pack[@]}" "${reads_delta[@]}"
+    "X" "--X" "finish X" "eplb X --ep 2" "map --placement X" "route X --experts 4 --ep 2" "help X" "completion X"
+    "synth -o X --family X" "targets X" "bench --kernel X" "plan --model X --env-file X"
+    "verify $WORK/pack --source $WORK/checkpoint --layers X" "repack $WORK/checkpoint --target X --ep 2 -o out")
+
+it "writes control characters of paths and words nowhere raw: every command"
+for command in "${every_command[@]}"; do
+    assert_escaped "$command"
+    assert_escaped "$command --json"
+done
+for command in $("$MOEPACK" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'); do
+    printf '%s\n' "${every_command[@]}" | grep -q "^$command "
+    assert $? "$command is not tried"
+done
+
+it "writes control characters of tensors, shards and model types nowhere raw"
+cp -r "$WORK/checkpoint" "$evil"
+"$ROOT/tests/tools/tensors.py" "$evil/$shard" rename model.layers.0.input_layernorm.weight "$evil.norm"
+mv "$evil/$shard" "$evil/$evil.safetensors"
+rm -f "$evil"/*.index.json
+sed -i 's/"qwen3_moe"/"evil\\u001b[31m\\u007f"/' "$evil/config.json"
+for command in "${reads_checkpoint[@]}" "inspect X --tensors" "inspect X -v" "diff X $WORK/newer -v"; do
+    assert_escaped "$command"
+    assert_escaped "$command --json"
+done
+
+it "writes control characters of manifests and of deltas nowhere raw"
+rm -rf "$evil"
+cp -r "$WORK/pack" "$evil"
+edit_manifest "$evil" '.command = "evil\u001b[31m" | .family = "evil\u001b[31m" | .tool_version = "\u001b[31m"'
+for command in "${reads_pack[@]}" "verify X --source $WORK/checkpoint"; do
+    assert_escaped "$command"
+    assert_escaped "$command --json"
+done
+rm -rf "$evil"
+cp -r "$WORK/changes" "$evil"
+sed -i 's/"model.layers.0.input_layernorm.weight"/"\\u001b[31m.weight"/; s/"xor"/"\\u001b[31m"/' "$evil/model.safetensors.index.json"
+for command in "${reads_delta[@]}"; do
+    assert_escaped "$command"
+    assert_escaped "$command --json"
 done
 
 finish
