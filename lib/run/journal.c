@@ -396,7 +396,7 @@ int mp_journal_how(const char *dir, const char *name, char **how, mp_error *err)
     int rc = path ? mp_read_file(path, JOURNAL_LIMIT, &text, NULL, err) : mp_fail_memory(err);
 
     *how = NULL;
-    /* Neither can be mistaken for a term, as long as no name in the terms contains a line feed. */
+    /* Neither can be mistaken for a term, as names in the terms are escaped (mp_terms_name). */
     line = rc == 0 && find_body(text) ? strstr(text, "\n" HOW) : NULL;
     if (line && line < find_body(text)) {
         line += strlen("\n" HOW);

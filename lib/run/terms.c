@@ -9,7 +9,8 @@
  *
  * Terms are compared as text, line by line, and never parsed: a new option is a new line, and an
  * old journal differs by not having it. They record what the options came to rather than what was
- * typed, so two ways of asking for the same thing are the same run.
+ * typed, so two ways of asking for the same thing are the same run. Names in them come from others.
+ * One with a line feed could say that units are done, so names are escaped.
  *
  * A source is identified by the size, the header and the last 4 KiB of each shard, not by all of
  * its bytes: a run must not read a terabyte before it starts. Two finetunes of one model have the
@@ -55,6 +56,19 @@ int mp_terms_text(const mp_job *job, char **text, mp_error *err)
     return rc ? rc : finished;
 }
 
+/* Escape backslashes too, so that no two names look the same. */
+void mp_terms_name(const char *name, FILE *f)
+{
+    for (; *name; name++) {
+        unsigned char c = (unsigned char)*name;
+
+        if (c < 0x20 || c == 0x7f || c == '\\')
+            fprintf(f, "\\u%04x", c);
+        else
+            fputc(c, f);
+    }
+}
+
 void mp_terms_selection(FILE *f, const char *key, const bool *flags, size_t count)
 {
     const char *before = " ";
@@ -84,7 +98,9 @@ void mp_terms_source(const mp_checkpoint *ckpt, FILE *f)
         mp_hex_digest header;
 
         mp_shard_hex(shard, header);
-        fprintf(f, "source %s %" PRIu64 " %s\n", shard->name, shard->size, header);
+        fputs("source ", f);
+        mp_terms_name(shard->name, f);
+        fprintf(f, " %" PRIu64 " %s\n", shard->size, header);
     }
 }
 
@@ -116,7 +132,9 @@ int mp_terms_weights(const mp_checkpoint *ckpt, FILE *f, mp_error *err)
 
         if (digest_end(ckpt, &ckpt->shards[i], end, err) != 0)
             return err->code;
-        fprintf(f, "weights %s %s\n", ckpt->shards[i].name, end);
+        fputs("weights ", f);
+        mp_terms_name(ckpt->shards[i].name, f);
+        fprintf(f, " %s\n", end);
     }
     return 0;
 }

@@ -36,6 +36,10 @@ int mp_terms_check_done(const char *out, const char *had, const char *want, mp_e
  * other way round. */
 int mp_terms_check_compressed(const char *out, const mp_work *work, mp_error *err);
 
+/* Prints a name from a file or a directory so that it stays within its line: control characters and
+ * backslashes as "\u000a", and all else as it is. */
+void mp_terms_name(const char *name, FILE *f);
+
 /* Prints "KEY all", or "KEY 0-3,7": the numbers of flags that are set. flags: null for all. */
 void mp_terms_selection(FILE *f, const char *key, const bool *flags, size_t count);
 

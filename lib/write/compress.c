@@ -28,6 +28,7 @@
 #include "run/journal.h"
 #include "run/partial.h"
 #include "run/sidecar.h"
+#include "run/terms.h"
 #include "run/work.h"
 
 #define SAMPLE_BYTES ((uint64_t)64 << 10)
@@ -82,7 +83,9 @@ static int print_terms(const void *user, FILE *f, mp_error *err)
 
         if (rc != 0)
             return rc;
-        fprintf(f, "file %s %" PRIu64 " %s\n", entry->path, entry->bytes, hex);
+        fputs("file ", f);
+        mp_terms_name(entry->path, f);
+        fprintf(f, " %" PRIu64 " %s\n", entry->bytes, hex);
     }
     return 0;
 }

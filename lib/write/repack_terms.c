@@ -216,17 +216,22 @@ static void print_manifest(const mp_manifest *m, bool sized, bool ruled, bool so
     fprintf(f, "ep %" PRIu64 "\nshared %s\ndrop %s\n", m->ep_size, mp_shared_mode_name(m->shared),
             m->dropped ? mp_role_set_text(m->dropped, dropped) : "nothing");
     fprintf(f, "layers %zu\n", m->num_layers);
-    for (size_t i = 0; i < m->num_layers; i++)
-        fprintf(f, "layer %s\n", m->layers[i]);
+    for (size_t i = 0; i < m->num_layers; i++) {
+        fputs("layer ", f);
+        mp_terms_name(m->layers[i], f);
+        fputc('\n', f);
+    }
     fprintf(f, "ranks %zu\nplacement %" PRIu64 " %s\n", m->num_ranks, m->num_physical,
             m->placement_xxh3);
     print_files(m, sized, f);
     if (!sourced)
         return;
     fprintf(f, "config %s\n", m->config_xxh3[0] ? m->config_xxh3 : "none");
-    for (size_t i = 0; i < m->num_shards; i++)
-        fprintf(f, "source %s %" PRIu64 " %s\n", m->shards[i].name, m->shards[i].size,
-                m->shards[i].header_xxh3);
+    for (size_t i = 0; i < m->num_shards; i++) {
+        fputs("source ", f);
+        mp_terms_name(m->shards[i].name, f);
+        fprintf(f, " %" PRIu64 " %s\n", m->shards[i].size, m->shards[i].header_xxh3);
+    }
 }
 
 int mp_repack_terms(const void *user, FILE *f, mp_error *err)

@@ -16,6 +16,8 @@ moepack delta "$WORK/newer" "$WORK/checkpoint" --version 2 -q -o "$WORK/more"
 moepack repack "$WORK/newer" --target deepep-bf16 --ep 2 -q -o "$WORK/newer-pack"
 moepack delta "$WORK/pack" "$WORK/newer-pack" --version 1 -q -o "$WORK/packed-changes"
 shard=$(cd "$WORK/checkpoint" && ls -- *.safetensors)
+fail_io=$WORK/fail_io.so
+"${CC:-gcc}" -D_GNU_SOURCE -O1 -fPIC -shared -o "$fail_io" "$ROOT/tests/cli/fail_io.c" -ldl || exit 1
 
 # Commands that read a checkpoint, and a pack; a new one is a line.
 reads_checkpoint=(
@@ -116,6 +118,27 @@ for command in "repack $WORK/checkpoint --target deepep-bf16 --ep 2" "unpack $WO
             assert $? "$link $flag: OUT is the link"
         done
     done
+done
+
+# The commands whose journals name files; a new one is a line.
+for command in "repack X --target deepep-bf16 --ep 2" "quantize X --format mxfp4" "compress X"; do
+    it "takes no unit for done because a file's name says so: ${command%% *}"
+    name=$'a\nbegin\n'$(printf 'unit %d\n' $(seq 0 19))$'\nb.safetensors'
+    cp -r "$WORK/checkpoint" X
+    mv "X/$shard" "X/$name"
+    rm -f X/*.index.json
+    # shellcheck disable=SC2086
+    moepack $command -q -j1 -o wanted
+    # shellcheck disable=SC2086
+    run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite FAIL_AT=3 FAIL_TIMES=1 FAIL_WITH=SIGTERM \
+        "$MOEPACK" $command -q -j1 -o out
+    assert_status 143
+    assert_equal "$(grep -c '^begin$' out.partial/journal)" 1
+    # shellcheck disable=SC2086
+    run moepack $command -q -o out --resume
+    assert_status 0
+    diff -r out wanted
+    assert $? "$command: what is resumed differs"
 done
 
 it "writes control characters of names nowhere raw"

@@ -535,6 +535,24 @@ Test(journal, of_another_source)
     cr_assert_not_null(strstr(err.message, "had \"source model.safetensors "), "%s", err.message);
 }
 
+/* A name with line feeds ends the head before its time, if it is not escaped. */
+Test(journal, of_a_layer_that_says_what_is_done)
+{
+    char *text;
+
+    add_fp4_layer("a\nbegin\nunit 0\nunit 1\nx.layers.0", 3, 256, 128);
+    expect_model();
+    make_plan();
+    expect_opens_journal();
+    mp_journal_close(&journal);
+    expect_opens_journal();
+    for (uint64_t u = 0; u < plan.work.num_units; u++)
+        cr_expect_not(state.unit_done[u]);
+    text = journal_text(NULL);
+    cr_assert_str_eq(strstr(text, "\nbegin\n"), "\nbegin\n");
+    free(text);
+}
+
 /* The same names, shapes and size, other weights. */
 Test(journal, of_a_source_with_other_weights)
 {

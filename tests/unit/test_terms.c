@@ -72,6 +72,18 @@ Test(terms, say_which_of_a_list_are_taken)
     expect_selection(some + 3, 4, "layers 1,3\n");
 }
 
+Test(terms, have_a_name_on_one_line)
+{
+    char *found;
+    size_t length;
+    FILE *f = open_memstream(&found, &length);
+
+    mp_terms_name("a b\nbegin\r\x1b\x7f\\u000a \xc3\xa9", f);
+    cr_assert_eq(fclose(f), 0);
+    cr_assert_str_eq(found, "a b\\u000abegin\\u000d\\u001b\\u007f\\u005cu000a \xc3\xa9");
+    free(found);
+}
+
 Test(terms, come_back_from_a_report)
 {
     static const char terms[] = "tool 1\nsource a \"b\" 3\n";
