@@ -152,6 +152,12 @@ int mp_partial_publish(const char *out, const char *partial, mp_run_mode mode, m
         rc = sync_parent(out, err);
         return rc ? rc : mp_remove_tree(partial, err);
     }
+    /* What cannot be moved, like a mount point, cannot be removed either, only emptied. */
+    if (replace && errno != EINVAL && errno != ENOSYS && errno != EOPNOTSUPP)
+        return mp_fail_errno(err, errno,
+                             "cannot replace \"%s\", which is as it was; rename \"%s\", which is "
+                             "complete",
+                             out, partial);
     if (replace)
         rc = mp_remove_tree(out, err);
     if (rc == 0 && rename(partial, out) != 0)

@@ -34,7 +34,7 @@ static const struct {
     int value;
 } errnos[] = {
     {"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EINTR", EINTR}, {"EACCES", EACCES},
-    {"EDQUOT", EDQUOT}, {"EINVAL", EINVAL}, {"EROFS", EROFS},
+    {"EDQUOT", EDQUOT}, {"EINVAL", EINVAL}, {"EROFS", EROFS}, {"EBUSY", EBUSY},
 };
 static const struct {
     const char *name;

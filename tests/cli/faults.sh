@@ -128,6 +128,17 @@ repack_failing FAIL_CALL=renameat2 FAIL_WITH=EINVAL -- --force
 assert_status 0
 assert_packed 'without an exchange'
 
+it "touches neither pack where the old one cannot be moved"
+moepack repack "$source" -o out --target megamoe-w4a8 --ep 1 --layers 0 --quantize mxfp4 -q
+cp -r out "$WORK/kept"
+repack_failing FAIL_CALL=renameat2 FAIL_WITH=EBUSY -- --force
+assert_status 4
+assert_stderr_is 'moepack: repack: cannot replace "out", which is as it was; rename "out.partial", which is complete: Device or resource busy'
+diff -r out "$WORK/kept"
+assert $? 'the old pack is not as it was'
+diff -r out.partial "$wanted"
+assert $? 'the new pack is not whole'
+
 # ---------------------------------------------------------------------------
 # Reading
 # ---------------------------------------------------------------------------
