@@ -289,7 +289,7 @@ for form in single rows turned stacked; do
     done <<'END'
 kimi 96 experts work on a latent of 96: what leads to it and back is not computed
 gemma 128 router and experts of gemma4 have different inputs
-grok 128 config.json: hidden_act "gelu"; there are silu, swigluoai and situ
+grok 128 config.json: hidden_act "gelu" is not silu, swigluoai or situ
 END
 done
 

@@ -202,7 +202,7 @@ assert_status 2
 assert_stderr_has 'moepack: repack: --update needs --delta and --source'
 run moepack repack --update old/pack --delta d --source new/ckpt -o out --ep 3
 assert_status 2
-assert_stderr_has 'moepack: repack: --update packs as "old/pack" was packed: other packing options are not allowed'
+assert_stderr_has 'moepack: repack: --update packs as "old/pack" was packed: give no packing options'
 run moepack repack new/ckpt --delta d -t megamoe-w4a8 --ep 2 -o out
 assert_status 2
 assert_stderr_has 'moepack: repack: --delta and --source are for --update'
