@@ -11,9 +11,10 @@
  * reports lost pages once and then marks them clean, so a second fsync would succeed and prove
  * nothing. A new file or a rename is durable only once its directory is synced too.
  *
- * Directories that we write to may contain what others put there. Files that are written piece by
- * piece are opened without following a link, trees are removed without following links, and a link
- * is never accepted in place of a directory that we make. */
+ * Directories that we write to may contain what others put there. Files are opened for writing
+ * without following a link, trees are removed without following links, and a link is never accepted
+ * in place of a directory that we make. Pipes and devices are opened without waiting and refused;
+ * only what the user names may be one. */
 #include "base/file.h"
 
 #include <errno.h>
@@ -89,6 +90,10 @@ static int open_with(const char *path, int flags, int *fd, mp_error *err)
     /* A pack with many ranks and shards keeps hundreds of files open. */
     if (errno == EMFILE || errno == ENFILE)
         return mp_fail_errno(err, errno, "cannot open \"%s\" (raise `ulimit -n`)", path);
+    if (errno == ELOOP && (flags & O_NOFOLLOW))
+        return mp_fail(err, MP_ERR_IO, "\"%s\" is a symbolic link, which is not followed", path);
+    if (errno == ENXIO && (flags & O_NONBLOCK)) /* a pipe that nobody reads, or a socket */
+        return mp_fail(err, MP_ERR_INPUT, "%s: not a regular file", path);
     return mp_fail_errno(err, errno, "cannot open \"%s\"", path);
 }
 
@@ -98,11 +103,11 @@ int mp_open_stream(const char *path, int *fd, mp_error *err)
 }
 
 /* Opened first and looked at then, so that nothing can take its place in between; and without
- * waiting for the writer of a pipe. */
-int mp_open_read(const char *path, int *fd, mp_error *err)
+ * waiting for the other end of a pipe. */
+static int open_plain(const char *path, int flags, int *fd, mp_error *err)
 {
     struct stat st;
-    int rc = open_with(path, O_RDONLY | O_NONBLOCK, fd, err);
+    int rc = open_with(path, flags | O_NONBLOCK, fd, err);
 
     if (rc != 0)
         return rc;
@@ -114,9 +119,14 @@ int mp_open_read(const char *path, int *fd, mp_error *err)
     return mp_fail(err, MP_ERR_INPUT, "%s: not a regular file", path);
 }
 
+int mp_open_read(const char *path, int *fd, mp_error *err)
+{
+    return open_plain(path, O_RDONLY, fd, err);
+}
+
 int mp_open_write(const char *path, int *fd, mp_error *err)
 {
-    return open_with(path, O_RDWR | O_CREAT | O_NOFOLLOW, fd, err);
+    return open_plain(path, O_RDWR | O_CREAT | O_NOFOLLOW, fd, err);
 }
 
 int mp_file_size(int fd, const char *path, uint64_t *size, mp_error *err)
@@ -181,7 +191,7 @@ int mp_file_close(int fd, const char *path, mp_error *err)
 int mp_write_file(const char *path, const void *data, uint64_t n, mp_error *err)
 {
     int fd;
-    int rc = open_with(path, O_WRONLY | O_CREAT | O_TRUNC, &fd, err);
+    int rc = open_plain(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, &fd, err);
     if (rc != 0)
         return rc;
     rc = mp_pwrite_all(fd, data, n, 0, path, err);

@@ -35,7 +35,7 @@ int mp_dir_sync(const char *path, mp_error *err);
 /* Closes and reports what close says. fd = -1 is fine. */
 int mp_file_close(int fd, const char *path, mp_error *err);
 
-/* Writes a small file whole, synced. */
+/* Writes a small file whole, synced; follows no link. */
 int mp_write_file(const char *path, const void *data, uint64_t n, mp_error *err);
 
 /* Copies a file of any size, synced. */

@@ -120,6 +120,56 @@ for command in "repack $WORK/checkpoint --target deepep-bf16 --ep 2" "unpack $WO
     done
 done
 
+# interrupt COMMAND: leaves ./out.partial with a journal.
+interrupt()
+{
+    # shellcheck disable=SC2086
+    run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite FAIL_AT=3 FAIL_TIMES=1 FAIL_WITH=SIGTERM \
+        "$MOEPACK" $1 -q -j1 -o out
+    assert_status 143
+}
+
+it "writes checksums through no link"
+cp -r "$WORK/pack" X
+echo mine >mine
+ln -s ../mine X/SHA256SUMS
+run moepack checksums X -q
+assert_status 4
+assert_stderr_is 'moepack: checksums: "X/SHA256SUMS" is a symbolic link, which is not followed'
+assert_equal "$(cat mine)" mine
+
+it "follows no link out of the OUT.partial of an interrupted run"
+command="repack $WORK/checkpoint --target deepep-bf16 --ep 2"
+echo mine >mine
+for link in moepack.json config.json placement.json rank-001/model.safetensors.index.json SHA256SUMS; do
+    rm -rf out.partial
+    interrupt "$command --sha256"
+    ln -s "$PWD/mine" "out.partial/$link"
+    # shellcheck disable=SC2086
+    run moepack $command --sha256 -q -o out --resume
+    assert_status 4
+    assert_stderr_is "moepack: repack: \"out.partial/$link\" is a symbolic link, which is not followed"
+    assert_equal "$(cat mine)" mine
+done
+
+it "waits for no pipe in an OUT.partial"
+for name in journal moepack.json rank-000/model-00001-of-00001.safetensors; do
+    for flag in --resume --force; do
+        rm -rf out out.partial
+        interrupt "$command"
+        rm -f "out.partial/$name"
+        mkfifo "out.partial/$name"
+        # shellcheck disable=SC2086
+        run timeout -s KILL 20 "$MOEPACK" $command -q -o out $flag
+        if [ "$flag $name" = "--force moepack.json" ] || [ "$flag ${name%%/*}" = '--force rank-000' ]; then
+            assert_status 0
+        else
+            assert_status 3
+            assert_stderr_is "moepack: repack: out.partial/$name: not a regular file"
+        fi
+    done
+done
+
 # The commands whose journals name files; a new one is a line.
 for command in "repack X --target deepep-bf16 --ep 2" "quantize X --format mxfp4" "compress X"; do
     it "takes no unit for done because a file's name says so: ${command%% *}"
@@ -129,10 +179,7 @@ for command in "repack X --target deepep-bf16 --ep 2" "quantize X --format mxfp4
     rm -f X/*.index.json
     # shellcheck disable=SC2086
     moepack $command -q -j1 -o wanted
-    # shellcheck disable=SC2086
-    run env LD_PRELOAD="$fail_io" FAIL_CALL=pwrite FAIL_AT=3 FAIL_TIMES=1 FAIL_WITH=SIGTERM \
-        "$MOEPACK" $command -q -j1 -o out
-    assert_status 143
+    interrupt "$command"
     assert_equal "$(grep -c '^begin$' out.partial/journal)" 1
     # shellcheck disable=SC2086
     run moepack $command -q -o out --resume
