@@ -9,8 +9,8 @@
  * its callers guarantee: the text is valid JSON, because jansson has read it, and every object on a
  * path exists. It checks nothing itself, and it terminates because quotes and brackets match.
  *
- * Keys are compared as they are spelled: one with escapes counts as a different key here. One
- * thread works on a text. */
+ * A key may be spelled with escapes, and is the same key then, as for a parser. One thread works on
+ * a text. */
 #include "base/json_edit.h"
 
 #include <stdlib.h>
@@ -85,11 +85,28 @@ static member next_member(const member *m)
     return *comma == ',' ? first_member(comma) : (member){.before = comma};
 }
 
+/* Whether a member's key reads as `key`, which is ASCII. Characters beyond that differ from all of
+ * its own, in bytes or escaped. */
 static bool has_key(const member *m, const char *key)
 {
-    size_t n = strlen(key);
+    static const char letters[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
+    const char *p = m->key + 1;
 
-    return strncmp(m->key + 1, key, n) == 0 && m->key[1 + n] == '"';
+    for (; *key && *p != '"'; key++) {
+        unsigned long c = (unsigned char)*p++;
+
+        if (c == '\\' && *p == 'u') {
+            const char digits[] = {p[1], p[2], p[3], p[4], '\0'};
+
+            c = strtoul(digits, NULL, 16);
+            p += 5;
+        } else if (c == '\\') {
+            c = (unsigned char)meant[strchr(letters, *p++) - letters];
+        }
+        if (c != (unsigned char)*key)
+            return false;
+    }
+    return *key == '\0' && *p == '"';
 }
 
 /* The member of that key; without a key where there is none. last: set to the last member that

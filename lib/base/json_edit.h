@@ -12,7 +12,7 @@
 #include "base/json.h"
 
 /* Objects inside objects, from the outermost one in, ended by null: {"text_config", NULL}.
- * Each is there. A null path is the outermost object itself. */
+ * Each is there. A null path is the outermost object itself. These and all keys are ASCII. */
 typedef const char *const *mp_json_path;
 
 /* Gives a member of the object at `path` a value, in its place or, where there is none, behind

@@ -293,6 +293,18 @@ assert_equal "$(head -c 52 out/config.json)" '{"limit": [0.0, Infinity], "z": -I
 run moepack inspect out --json
 assert_json '.layers[0].format' '"int8_channel"'
 
+it "changes members of config.json whose keys are spelled with escapes"
+cp -r "$fixtures/v4-fp4" source && chmod -R u+w source
+sed -i 's/"quantization_config"/"quantization\\u005fconfig"/; s/"expert_dtype"/"expert\\u005fdtype"/' \
+    source/config.json
+for format in fp8_block bf16 mxfp4; do
+    for from in source "$fixtures/v4-fp4"; do
+        run moepack quantize "$from" -f $format -q -o "out-$format-${from##*/}"
+        assert_status 0
+    done
+    assert_equal "$(jq -cS . out-$format-source/config.json)" "$(jq -cS . out-$format-v4-fp4/config.json)"
+done
+
 it "copies tokenizers, templates and code"
 cp -r "$fixtures/qwen3-bf16" source
 echo '{"x": 1.0}' >source/tokenizer.json

@@ -57,6 +57,17 @@ Test(json_edit, appends_as_its_neighbours_stand)
                "{\n    \"a\": 1,\n    \"b\": {\n      \"c\": 2\n    }\n}\n");
 }
 
+/* A parser sees the same key, so that it has to be found here too. */
+Test(json_edit, finds_keys_that_are_spelled_with_escapes)
+{
+    expect_set("{\"a\\u005Fb\": 1}", NULL, "a_b", "2", "{\"a\\u005Fb\": 2}");
+    expect_set("{\"\\u0061\": {\"\\u0062c\": 1}}", (const char *const[]){"a", NULL}, "bc", "2",
+               "{\"\\u0061\": {\"\\u0062c\": 2}}");
+    expect_removed("{\"x\": 0, \"a\\/b\": 1}", NULL, "a/b", "{\"x\": 0}");
+    expect_set("{\"a\\u0162\": 1, \"\\\"a\": 1, \"a\\u005f\": 1}", NULL, "ab", "2",
+               "{\"a\\u0162\": 1, \"\\\"a\": 1, \"a\\u005f\": 1, \"ab\": 2}");
+}
+
 Test(json_edit, removes)
 {
     static const char *const inner[] = {"b", NULL};
