@@ -2,8 +2,9 @@
 /* Errors and lists of problems as one-line texts, and allocation that checks its size.
  *
  * Messages quote names from files that anyone may have written. So each message is cut to a fixed
- * size, between characters, and control characters are replaced: it stays one line and cannot steer
- * a terminal. Nothing here allocates for an error, so running out of memory can be reported too.
+ * size, between characters, and what is not printable is replaced: it stays one line and cannot
+ * steer a terminal. Nothing here allocates for an error, so running out of memory can be reported
+ * too.
  *
  * Sizes are 64-bit everywhere. The allocators are the place where a product is checked and compared
  * with what the machine can address. */
@@ -19,13 +20,37 @@ const char *mp_version(void)
     return MP_VERSION;
 }
 
-/* Names come from untrusted files: a message stays one line and cannot steer a terminal. */
-void mp_hide_control_characters(char *text)
+/* Bytes of the UTF-8 character at text; 0 if it is none or not for printing. */
+static size_t character_length(const unsigned char *text)
 {
-    for (; *text; text++) {
-        unsigned char c = (unsigned char)*text;
-        if (c < 0x20 || c == 0x7f)
+    unsigned char first = text[0];
+    size_t length = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+    uint32_t code = length == 1 ? first : first & (0x7fu >> length);
+    /* The least code of each length: shorter ones would be overlong. 0x20 and 0xa0 leave out the
+     * control characters of ASCII and of Latin-1. */
+    static const uint32_t least[] = {0, 0x20, 0xa0, 0x800, 0x10000};
+
+    if ((first >= 0x80 && first < 0xc0) || first >= 0xf8 || first == 0x7f)
+        return 0;
+    for (size_t i = 1; i < length; i++) {
+        if ((text[i] & 0xc0) != 0x80)
+            return 0;
+        code = code << 6 | (text[i] & 0x3f);
+    }
+    bool surrogate = code >= 0xd800 && code < 0xe000;
+    return code < least[length] || code > 0x10ffff || surrogate || code == 0xfffe || code == 0xffff
+               ? 0
+               : length;
+}
+
+void mp_make_printable(char *text)
+{
+    while (*text) {
+        size_t length = character_length((unsigned char *)text);
+
+        if (length == 0)
             *text = '?';
+        text += length ? length : 1;
     }
 }
 
@@ -49,7 +74,7 @@ static void tidy(char *text, int formatted)
         text[0] = '\0';
     else if (formatted >= MP_ERROR_MAX)
         drop_cut_sequence(text, MP_ERROR_MAX - 1);
-    mp_hide_control_characters(text);
+    mp_make_printable(text);
 }
 
 int mp_fail(mp_error *err, mp_code code, const char *format, ...)
@@ -125,7 +150,7 @@ void mp_problem(mp_problems *problems, const char *format, ...)
         char *text = format_args(format, args);
         va_end(args);
         if (text)
-            mp_hide_control_characters(text);
+            mp_make_printable(text);
         problems->text[problems->count] = text;
     }
     problems->count++;

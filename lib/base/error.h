@@ -23,11 +23,12 @@ int mp_fail_memory(mp_error *err);
  * `err = MP_NEVER_NULL(err);`: one of the call's own then. */
 #define MP_NEVER_NULL(err) ((err) ? (err) : &(mp_error){0})
 
-/* Makes them '?'. Done with every message; for other texts that are printed. */
-void mp_hide_control_characters(char *text);
-
 /* Puts "text: " before the message that err, not null, holds; returns err's code. */
 int mp_error_prefix(mp_error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Puts a question mark in place of every byte that is not of printable UTF-8, control characters of
+ * Latin-1 included. Done with every message; for other texts that are printed. */
+void mp_make_printable(char *text);
 
 /* Adds a problem to the list. A text that cannot be stored is still counted. */
 void mp_problem(mp_problems *problems, const char *format, ...)

@@ -340,7 +340,7 @@ char *mp_model_text(const char *model_type, const char *family, char text[MP_MOD
         snprintf(text, MP_MODEL_TEXT, "model_type %s", model_type);
     else
         snprintf(text, MP_MODEL_TEXT, "model_type %s, named like %s", model_type, family);
-    mp_hide_control_characters(text);
+    mp_make_printable(text);
     return text;
 }
 

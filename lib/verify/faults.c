@@ -157,42 +157,6 @@ static void keep(mp_faults *faults, const mp_spot *spot, const char *detail)
     faults->num_kept++;
 }
 
-/* Bytes of the UTF-8 character at text, 0 if it is none or not for printing: names of
- * files, which details quote, can hold anything. */
-static size_t character_length(const unsigned char *text)
-{
-    unsigned char first = text[0];
-    size_t length = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
-    uint32_t code = length == 1 ? first : first & (0x7fu >> length);
-    /* The least code of each length: shorter ones would be overlong. 0x20 and 0xa0 leave out the
-     * control characters of ASCII and of Latin-1. */
-    static const uint32_t least[] = {0, 0x20, 0xa0, 0x800, 0x10000};
-
-    if ((first >= 0x80 && first < 0xc0) || first >= 0xf8 || first == 0x7f)
-        return 0;
-    for (size_t i = 1; i < length; i++) {
-        if ((text[i] & 0xc0) != 0x80)
-            return 0;
-        code = code << 6 | (text[i] & 0x3f);
-    }
-    bool surrogate = code >= 0xd800 && code < 0xe000;
-    return code < least[length] || code > 0x10ffff || surrogate || code == 0xfffe || code == 0xffff
-               ? 0
-               : length;
-}
-
-/* Puts a question mark in place of everything that is not printable UTF-8. */
-static void make_printable(char *text)
-{
-    while (*text) {
-        size_t length = character_length((unsigned char *)text);
-
-        if (length == 0)
-            *text = '?';
-        text += length ? length : 1;
-    }
-}
-
 void mp_fault_add(mp_faults *faults, const mp_spot *spot, const char *format, ...)
 {
     char detail[MP_ERROR_MAX];
@@ -201,7 +165,7 @@ void mp_fault_add(mp_faults *faults, const mp_spot *spot, const char *format, ..
     va_start(args, format);
     vsnprintf(detail, sizeof detail, format, args);
     va_end(args);
-    make_printable(detail);
+    mp_make_printable(detail);
 
 #pragma omp critical(mp_faults)
     {

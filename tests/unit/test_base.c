@@ -85,6 +85,11 @@ Test(base, message_is_one_line_of_whole_characters)
     char name[MP_ERROR_MAX + 10];
     mp_fail(&err, MP_ERR_INPUT, "%s", "a\nb\033[1m\177");
     cr_assert_str_eq(err.message, "a?b?[1m?");
+    /* Control characters of Latin-1, in UTF-8 and bare. */
+    mp_fail(&err, MP_ERR_INPUT, "%s",
+            "a\xc2\x9b"
+            "31m\xc2\x80\xc2\x9f\x9b\xc2\xa0\xc3\x9b");
+    cr_assert_str_eq(err.message, "a??31m?????\xc2\xa0\xc3\x9b");
 
     /* Sequences of 2, 3 and 4 bytes at every place across the end of the buffer. */
     const char *const letters[] = {"\u00e9", "\u20ac", "\U0001f600"};
