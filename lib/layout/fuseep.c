@@ -19,7 +19,6 @@
 #include <string.h>
 
 #define CHUNK 64 /* columns of gate, then of up, in mode 1 */
-#define GROUP 64 /* columns that are transposed at once, a cache line */
 
 /* ------------------------------------------------------------------------
  * Weights

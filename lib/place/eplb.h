@@ -26,8 +26,7 @@ typedef struct mp_eplb_work {
     uint32_t *expert;    /* [P]: of a node's physical expert, its place in the node's order */
     uint32_t *replica;   /* [P] */
     uint32_t *count;     /* [N] */
-    float *share;        /* [N]: count / replicas */
-    double *carried;     /* [N]: the same in float64 */
+    double *carried;     /* [N]: count / replicas */
     double *load;        /* [ep] */
     uint32_t *seen;      /* [N] */
     int32_t *saved_map;  /* [P] */
