@@ -69,20 +69,30 @@ static int find_pickle(torch_file *f, const mp_zip_entry **found, mp_error *err)
                : mp_fail(err, MP_ERR_INPUT, "zip: no data.pkl, this is not a file of torch.save");
 }
 
-/* The entry PREFIX/name, or null. */
-static const mp_zip_entry *find_entry(const torch_file *f, const char *name)
+/* Finds the entry PREFIX/FOLDER and NAME, which is not terminated; null where there is none. */
+static int find_entry(const torch_file *f, const char *folder, const void *name, size_t length,
+                      const mp_zip_entry **entry, mp_error *err)
 {
-    char *path = mp_format("%.*s/%s", (int)f->prefix_length, f->prefix, name);
-    const mp_zip_entry *entry = path ? mp_zip_find(&f->zip, path, strlen(path)) : NULL;
+    size_t prefix = f->prefix_length, n = strlen(folder), all = prefix + 1 + n + length;
+    char *path = mp_alloc(all, 1), *at = path;
+    if (!path)
+        return mp_fail_memory(err);
+    at = mempcpy(at, f->prefix, prefix);
+    *at++ = '/';
+    at = mempcpy(at, folder, n);
+    memcpy(at, name, length);
+    *entry = mp_zip_find(&f->zip, path, all);
     free(path);
-    return entry;
+    return 0;
 }
 
 static int check_byte_order(const torch_file *f, mp_error *err)
 {
-    const mp_zip_entry *entry = find_entry(f, "byteorder");
+    const mp_zip_entry *entry = NULL;
     const unsigned char *data;
-    int rc = entry ? mp_zip_data(&f->zip, entry, &data, err) : 0;
+    int rc = find_entry(f, "byteorder", "", 0, &entry, err);
+    if (rc == 0 && entry)
+        rc = mp_zip_data(&f->zip, entry, &data, err);
     if (rc == 0 && entry && (entry->bytes != 6 || memcmp(data, "little", 6) != 0))
         rc = mp_fail(err, MP_ERR_UNSUPPORTED,
                      "zip: byteorder is not \"little\": the file is from a big-endian machine");
@@ -122,24 +132,26 @@ static unsigned bytes_of(mp_dtype dtype)
 static int find_storage(const torch_file *f, const char *what, const mp_pickle_object *storage,
                         tensor *t, mp_error *err)
 {
-    char name[128];
-    int length = storage->key.u.text.length < 64 ? (int)storage->key.u.text.length : 64;
+    const mp_zip_entry *entry = NULL;
+    const char *key = (const char *)f->pickle.data + storage->key.u.text.at;
+    uint32_t length = storage->key.u.text.length;
+    int shown = length < 64 ? (int)length : 64;
     uint64_t expected;
-    snprintf(name, sizeof(name), "data/%.*s", length,
-             (const char *)f->pickle.data + storage->key.u.text.at);
-    const mp_zip_entry *entry = find_entry(f, name);
-    if (!entry)
-        return mp_fail(err, MP_ERR_INPUT, "%s: there is no \"%s\" in the archive", what, name);
-    int rc = mp_zip_data(&f->zip, entry, &t->data, err);
+    int rc = find_entry(f, "data/", key, length, &entry, err);
+    if (rc == 0 && !entry)
+        return mp_fail(err, MP_ERR_INPUT, "%s: there is no \"data/%.*s\" in the archive", what,
+                       shown, key);
+    if (rc == 0)
+        rc = mp_zip_data(&f->zip, entry, &t->data, err);
     if (rc != 0)
         return rc;
     t->dtype = storage->dtype;
     if (!mp_mul_u64((uint64_t)storage->numel, bytes_of(t->dtype), &expected) ||
         entry->bytes < expected)
         return mp_fail(err, MP_ERR_INPUT,
-                       "%s: \"%s\" holds %" PRIu64 " bytes, %" PRIu64 " expected for %" PRId64
-                       " elements",
-                       what, name, entry->bytes, expected, storage->numel);
+                       "%s: \"data/%.*s\" holds %" PRIu64 " bytes, %" PRIu64
+                       " expected for %" PRId64 " elements",
+                       what, shown, key, entry->bytes, expected, storage->numel);
     return 0;
 }
 

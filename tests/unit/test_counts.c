@@ -236,6 +236,34 @@ Test(counts, golden_files_are_refused_for_what_they_are)
                 "its layers are numbered, those of inputs before are not");
 }
 
+/* Whatever allocation fails, no entry of an archive is taken for missing. */
+Test(counts, archives_say_when_memory_is_short)
+{
+    static const char *const names[] = {"stat-int32.pt", "big-endian.pt"};
+
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        uint64_t length;
+        char *text = read_file(names[i], &length);
+        long failures = 1;
+
+        for (long n = 0; failures > 0; n++) {
+            mp_recording r = {0};
+            int rc;
+
+            memory_fail_at(n, false);
+            rc = mp_recording_add(&r, text, length, 0, &err);
+            failures = memory_stop().failures;
+            cr_expect_eq(rc,
+                         failures > 0 ? MP_ERR_IO
+                         : i == 0     ? 0
+                                      : MP_ERR_UNSUPPORTED,
+                         "%s, allocation %ld: %s", names[i], n, err.message);
+            mp_recording_release(&r);
+        }
+        free(text);
+    }
+}
+
 /* ------------------------------------------------------------------------
  * Pickles
  */
