@@ -205,15 +205,14 @@ static json_t *ct_groups(const mp_config_change *change, const json_t *old)
 {
     const mp_said said = said_of(change);
     json_t *targets = module_list(change->to->method, change->experts, change->num_experts);
-    json_t *groups = json_deep_copy(json_object_get(old, "config_groups"));
+    const json_t *had = json_object_get(old, "config_groups");
+    json_t *groups = json_is_object(had) ? json_deep_copy(had) : json_object();
     json_t *group;
     const char *name;
     char key[32];
     void *next;
     size_t number = 0;
 
-    if (!groups)
-        groups = json_object();
     json_object_foreach_safe(groups, next, name, group)
     {
         if (json_equal(json_object_get(group, "targets"), targets))
@@ -234,8 +233,12 @@ static json_t *ct_groups(const mp_config_change *change, const json_t *old)
 static int add_ct_group(rewrite *r, mp_json_path path, const json_t *old, mp_error *err)
 {
     const char *format = r->change->to->format;
-    int rc = set_new(r, path, "config_groups", ct_groups(r->change, old), err);
+    const json_t *groups = json_object_get(old, "config_groups");
+    int rc = 0;
 
+    if (groups && !json_is_null(groups) && !json_is_object(groups))
+        return mp_fail(err, MP_ERR_INPUT, "config.json: config_groups is not an object");
+    rc = set_new(r, path, "config_groups", ct_groups(r->change, old), err);
     if (rc == 0 && !is(string_of(old, "format"), format))
         rc = set_new(r, path, "format", json_string("mixed-precision"), err);
     return rc;

@@ -259,6 +259,17 @@ Test(config_rewrite, compressed_tensors_beside_its_own)
     free(again);
 }
 
+Test(config_rewrite, groups_that_are_no_object_are_refused)
+{
+    static const char before[] = "{\"quantization_config\": {\"quant_method\": "
+                                 "\"compressed-tensors\", \"config_groups\": [1]}}";
+    mp_config_change change = change_of(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_MXFP4, true);
+    char *text;
+
+    cr_assert_eq(mp_config_requantized(before, &change, &text, &warnings, &err), MP_ERR_INPUT);
+    cr_assert_str_eq(err.message, "config.json: config_groups is not an object");
+}
+
 Test(config_rewrite, warns_of_what_it_cannot_say)
 {
     mp_config_change change = change_of(MP_AS_COMPRESSED_TENSORS, MP_SCHEME_MXFP4, true);
