@@ -35,8 +35,9 @@ static const mp_layer_error *largest_error(const mp_layer_error *errors, size_t 
 
 static void print_row(const mp_layer_error *e, int layer_width, int matrix_width, FILE *out)
 {
-    fprintf(out, "%-*s  %-*s  %9.3e  ", layer_width, e->layer, matrix_width, e->matrix,
-            e->relative_rms);
+    print_name(out, e->layer);
+    fprintf(out, "%*s  %-*s  %9.3e  ", layer_width - (int)strlen(e->layer), "", matrix_width,
+            e->matrix, e->relative_rms);
     if (isfinite(e->sqnr_db))
         fprintf(out, "%7.2f", e->sqnr_db);
     else
@@ -64,11 +65,10 @@ void print_error_table(const mp_layer_error *errors, size_t count, FILE *out)
         elements += errors[i].elements;
     }
     largest = largest_error(errors, count);
-    fprintf(out,
-            "largest relative RMS error %.3e, of %s %s; %llu saturated, %llu flushed of %llu "
-            "weights, %llu requantized blocks\n",
-            largest->relative_rms, largest->layer, largest->matrix, saturated, flushed, elements,
-            blocks);
+    fprintf(out, "largest relative RMS error %.3e, of ", largest->relative_rms);
+    print_name(out, largest->layer);
+    fprintf(out, " %s; %llu saturated, %llu flushed of %llu weights, %llu requantized blocks\n",
+            largest->matrix, saturated, flushed, elements, blocks);
 }
 
 json_t *error_table_json(const mp_layer_error *errors, size_t count)

@@ -251,8 +251,10 @@ static void print_layers(const mp_catalog *c, bool each)
            width[2], head[2]);
     for (size_t i = 0; i < c->num_layers; i = line.next) {
         line = line_at(c, i, each);
-        printf("%-*s  %7u  %-*s  %-*s  %s\n", width[0], line.name, line.first->num_experts,
-               width[1], line.routed, width[2], line.shared, size_text(line.first->bytes, bytes));
+        print_name(stdout, line.name);
+        printf("%*s  %7u  %-*s  %-*s  %s\n", width[0] - (int)strlen(line.name), "",
+               line.first->num_experts, width[1], line.routed, width[2], line.shared,
+               size_text(line.first->bytes, bytes));
     }
 }
 
@@ -290,8 +292,11 @@ static void print_catalog(const mp_catalog *c, bool each_layer, const output_ink
     mp_compress_report report;
     char model[MP_MODEL_TEXT];
 
-    printf("%s%s%s (%s)\n", ink->bold, mp_model_text(c->config.model_type, c->family, model),
-           ink->plain, c->reason);
+    printf("%s", ink->bold);
+    print_name(stdout, mp_model_text(c->config.model_type, c->family, model));
+    printf("%s (", ink->plain);
+    print_name(stdout, c->reason);
+    printf(")\n");
     for (unsigned t = 0; t < c->num_towers; t++) {
         const mp_tower *tower = &c->towers[t];
 

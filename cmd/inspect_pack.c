@@ -150,18 +150,25 @@ static void print_pack(const packed *p, const output_ink *ink)
     if (m->shared == MP_SHARED_SEPARATE)
         printf(" (%llu)", (unsigned long long)m->num_shared_experts);
     putchar('\n');
-    printf("%zu layer%s: %s", m->num_layers, mp_plural(m->num_layers),
-           m->num_layers ? m->layers[0] : "");
-    if (m->num_layers > 1)
-        printf(" - %s", m->layers[m->num_layers - 1]);
+    printf("%zu layer%s: ", m->num_layers, mp_plural(m->num_layers));
+    print_name(stdout, m->num_layers ? m->layers[0] : "");
+    if (m->num_layers > 1) {
+        printf(" - ");
+        print_name(stdout, m->layers[m->num_layers - 1]);
+    }
     printf("\n%zu tensor%s in %zu file%s of %zu rank%s, %s\n", count_tensors(m),
            mp_plural(count_tensors(m)), count_files(m), mp_plural(count_files(m)), m->num_ranks,
            mp_plural(m->num_ranks), size_text(file_bytes(m), bytes));
     if (is_compressed(p))
         zstd_print(stdout, &p->shards);
-    for (size_t i = 0; i < m->num_errors; i++)
-        printf("error of %s %s: relative RMS %.4g, SQNR %.2f dB\n", m->errors[i].layer,
-               m->errors[i].matrix, m->errors[i].relative_rms, m->errors[i].sqnr_db);
+    for (size_t i = 0; i < m->num_errors; i++) {
+        printf("error of ");
+        print_name(stdout, m->errors[i].layer);
+        putchar(' ');
+        print_name(stdout, m->errors[i].matrix);
+        printf(": relative RMS %.4g, SQNR %.2f dB\n", m->errors[i].relative_rms,
+               m->errors[i].sqnr_db);
+    }
     if (m->command) {
         printf("made by: ");
         print_name(stdout, m->command);
@@ -173,10 +180,13 @@ static void print_packed_tensors(const mp_manifest *m)
 {
     for (size_t r = 0; r < m->num_ranks; r++)
         for (size_t f = 0; f < m->ranks[r].num_files; f++)
-            for (size_t t = 0; t < m->ranks[r].files[f].num_tensors; t++)
-                printf("rank %u  %s  %s  %s\n", m->ranks[r].rank,
-                       m->ranks[r].files[f].tensors[t].xxh3, m->ranks[r].files[f].tensors[t].name,
-                       m->ranks[r].files[f].name);
+            for (size_t t = 0; t < m->ranks[r].files[f].num_tensors; t++) {
+                printf("rank %u  %s  ", m->ranks[r].rank, m->ranks[r].files[f].tensors[t].xxh3);
+                print_name(stdout, m->ranks[r].files[f].tensors[t].name);
+                printf("  ");
+                print_name(stdout, m->ranks[r].files[f].name);
+                putchar('\n');
+            }
 }
 
 static int print_all(const inspect_options *o, packed *p, mp_error *err)

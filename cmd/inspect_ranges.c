@@ -71,9 +71,12 @@ json_t *ranges_json(const mp_pack *pack)
 static void print_range(void *user, const range *r)
 {
     (void)user;
-    printf("%s expert %u  rank %u slot %u  %s  %s/%s  %" PRIu64 " + %" PRIu64 "\n", r->layer,
-           r->expert, r->place.rank, r->place.slot, r->tensor, r->rank, r->file, r->offset,
-           r->length);
+    print_name(stdout, r->layer);
+    printf(" expert %u  rank %u slot %u  ", r->expert, r->place.rank, r->place.slot);
+    print_name(stdout, r->tensor);
+    printf("  %s/", r->rank);
+    print_name(stdout, r->file);
+    printf("  %" PRIu64 " + %" PRIu64 "\n", r->offset, r->length);
 }
 
 void print_ranges(const mp_pack *pack)

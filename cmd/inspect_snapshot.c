@@ -82,9 +82,12 @@ int inspect_snapshot(const inspect_options *o, mp_snapshot_kind kind, const mp_c
         fprintf(stderr, "moepack: inspect: ");
         if (f->rank >= 0)
             fprintf(stderr, "rank %" PRId64 "%s", f->rank, f->tensor ? ", " : ": ");
-        if (f->tensor)
-            fprintf(stderr, "%s: ", f->tensor);
-        fprintf(stderr, "%s\n", f->text ? f->text : "?");
+        if (f->tensor) {
+            print_name(stderr, f->tensor);
+            fputs(": ", stderr);
+        }
+        print_name(stderr, f->text ? f->text : "?");
+        putc('\n', stderr);
     }
     if (rc == 0 && s.total_findings > 0)
         rc = cmd_fail(err, MP_ERR_INPUT, "%s: problems: %" PRIu64, o->path, s.total_findings);

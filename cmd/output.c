@@ -9,15 +9,27 @@
 #include <string.h>
 #include <unistd.h>
 
-static char printable(char c)
+/* Bytes of the control character at text, 0 if it is another: of ASCII, or of Latin-1 in UTF-8. */
+static int control_bytes(const char *text)
 {
-    return (unsigned char)c < 0x20 || c == 0x7f ? '?' : c;
+    unsigned char c = (unsigned char)text[0], next = (unsigned char)text[1];
+
+    if (c == 0xc2 && next >= 0x80 && next < 0xa0)
+        return 2;
+    return c < 0x20 || c == 0x7f;
 }
 
 void print_name(FILE *out, const char *name)
 {
-    for (; *name; name++)
-        putc(printable(*name), out);
+    while (*name) {
+        int bytes = control_bytes(name);
+
+        for (int i = 0; i < bytes; i++)
+            putc('?', out);
+        if (bytes == 0)
+            putc(*name, out);
+        name += bytes ? bytes : 1;
+    }
 }
 
 int cmd_fail(mp_error *err, mp_code code, const char *format, ...)
@@ -29,7 +41,8 @@ int cmd_fail(mp_error *err, mp_code code, const char *format, ...)
     vsnprintf(err->message, sizeof(err->message), format, args);
     va_end(args);
     for (char *c = err->message; *c; c++)
-        *c = printable(*c);
+        for (int bytes = control_bytes(c); bytes > 0; bytes--)
+            c[bytes - 1] = '?';
     return code;
 }
 

@@ -8,8 +8,8 @@
 #include <jansson.h>
 #include <stdio.h>
 
-/* Prints a name that a file or a user gives. It cannot steer a terminal: control characters become
- * '?'. */
+/* Prints a name from a file, with '?' in place of each byte of a control character, also of those
+ * of Latin-1 in UTF-8. */
 void print_name(FILE *out, const char *name);
 
 /* Fills err and returns code. Lowercase, one line, no full stop; printable. */

@@ -46,13 +46,6 @@ typedef struct verify_options {
 /* Writes a text in the escapes of some format. */
 typedef void put_text(FILE *out, const char *text);
 
-/* Names that a file gives can hold control characters. */
-static void put_line(FILE *out, const char *text)
-{
-    for (; *text; text++)
-        putc((unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text, out);
-}
-
 void verify_put_xml(FILE *out, const char *text)
 {
     static const char special[] = "&<>\"'";
@@ -207,9 +200,9 @@ static void print_text(const mp_verify_report *report, const output_ink *ink)
     char bytes[SIZE_TEXT];
 
     if (report->num_numeric > 0)
-        put_numeric(stdout, report, "", put_line);
+        put_numeric(stdout, report, "", print_name);
     for (size_t i = 0; i < report->num_faults; i++) {
-        put_fault(stdout, &report->faults[i], put_line);
+        put_fault(stdout, &report->faults[i], print_name);
         putchar('\n');
     }
     if (report->total_faults > report->num_faults)
@@ -275,9 +268,9 @@ static void print_tap(const mp_verify_report *report)
 
         printf("%sok %zu - %s: %s\n", part->faults ? "not " : "", i + 1,
                verify_part_name(report, part, name), mp_verify_level_name(part->level));
-        put_part(stdout, report, part, "# ", put_line);
+        put_part(stdout, report, part, "# ", print_name);
         if (has_figures(report, part))
-            put_numeric(stdout, report, "# ", put_line);
+            put_numeric(stdout, report, "# ", print_name);
     }
 }
 

@@ -75,9 +75,11 @@ static void print_work(FILE *out, const mp_work *work, const mp_context *context
 {
     char size[SIZE_TEXT], read[SIZE_TEXT], written[SIZE_TEXT];
 
-    for (size_t f = 0; f < work->num_files; f++)
-        fprintf(out, "%s  %u tensor%s  %s\n", work->files[f].path, work->files[f].num_tensors,
+    for (size_t f = 0; f < work->num_files; f++) {
+        print_name(out, work->files[f].path);
+        fprintf(out, "  %u tensor%s  %s\n", work->files[f].num_tensors,
                 mp_plural(work->files[f].num_tensors), size_text(work->files[f].bytes, size));
+    }
     fprintf(out, "%llu unit%s, %s to read, %s to write, scratch memory %s\n",
             (unsigned long long)work->num_units, mp_plural(work->num_units),
             size_text(work->bytes_read, read), size_text(work->bytes_written, written),

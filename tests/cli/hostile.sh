@@ -267,4 +267,28 @@ for command in "${reads_delta[@]}"; do
     assert_escaped "$command --json"
 done
 
+it "writes control characters of names of layers nowhere raw"
+cp -r "$WORK/checkpoint" X
+rm -f X/*.index.json
+python3 - "X/$shard" <<'END'
+import json, struct, sys
+
+data = open(sys.argv[1], "rb").read()
+size = struct.unpack("<Q", data[:8])[0]
+header = {k.replace("model.layers.0", "a\x1b[31m\x9b31m.layers.0"): v
+          for k, v in json.loads(data[8 : 8 + size]).items()}
+text = json.dumps(header).encode()
+open(sys.argv[1], "wb").write(struct.pack("<Q", len(text)) + text + data[8 + size :])
+END
+for command in 'repack X --target deepep-bf16 --ep 2 -o p' 'quantize X --format mxfp4 -o q' 'inspect X' \
+    'inspect X --tensors' 'inspect p' 'inspect p --tensors' 'inspect p --ranges' 'verify p --source X' \
+    'diff X q' 'quantize X --format mxfp4 -o r --dry-run'; do
+    # shellcheck disable=SC2086
+    run moepack $command
+    [ "$status" -le 1 ]
+    assert $? "status $status of $command: $(cat "$stderr")"
+    assert_equal "$command: $(cat "$stdout" "$stderr" | tr -d '\n' | LC_ALL=C grep -c $'[[:cntrl:]]\\|\xc2[\x80-\x9f]')" \
+        "$command: 0"
+done
+
 finish
