@@ -378,4 +378,20 @@ run moepack eplb counts.json --ep 3 -o nowhere/placement.json
 assert_status 4
 assert_stderr_is 'moepack: eplb: cannot write "nowhere/placement.json": No such file or directory'
 
+it "finds storages whose keys are long"
+counts=$ROOT/testdata/golden/counts/stat-int32.pt
+python3 - "$counts" long.pt <<'END'
+import sys, zipfile
+
+key = b"k" * 70
+with zipfile.ZipFile(sys.argv[1]) as old, zipfile.ZipFile(sys.argv[2], "w") as new:
+    for name in old.namelist():
+        data = old.read(name).replace(b"X\1\0\0\0" + b"0", b"X\x46\0\0\0" + key)
+        new.writestr(name.replace("data/0", "data/" + key.decode()), data)
+END
+moepack eplb "$counts" --ep 2 >expected
+run moepack eplb long.pt --ep 2
+assert_status 0
+assert_stdout <expected
+
 finish
