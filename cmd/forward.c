@@ -327,19 +327,21 @@ static int compute(forward_job *job, mp_error *err)
 }
 
 /* Experts or slots that were chosen. */
-static uint32_t count_used(const forward_job *job)
+static int count_used(const forward_job *job, uint32_t *used, mp_error *err)
 {
-    uint32_t count = source_of(job)->count, used = 0;
-    bool *seen = calloc(count, sizeof *seen);
+    bool *seen = calloc(source_of(job)->count, sizeof *seen);
 
-    for (uint64_t i = 0; seen && i < job->t.tokens * job->columns; i++) {
+    *used = 0;
+    if (!seen)
+        return no_memory(err);
+    for (uint64_t i = 0; i < job->t.tokens * job->columns; i++) {
         if (job->ids[i] >= 0 && !seen[job->ids[i]]) {
             seen[job->ids[i]] = true;
-            used++;
+            (*used)++;
         }
     }
     free(seen);
-    return used;
+    return 0;
 }
 
 /* ------------------------------------------------------------------------
@@ -420,10 +422,13 @@ static const char *layer_name(const forward_job *job)
 static int print_result(const forward_job *job, mp_error *err)
 {
     const char *emulation = mp_emulation_name(job->o->emulation);
-    uint32_t used = count_used(job);
+    uint32_t used;
 
     if (job->o->output && strcmp(job->o->output, "-") == 0)
         return 0;
+    int rc = count_used(job, &used, err);
+    if (rc != 0)
+        return rc;
     if (job->o->common.json)
         return print_json(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:f}", "layer",
                                     layer_name(job), "emulation", emulation, "tokens",

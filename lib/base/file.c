@@ -305,6 +305,17 @@ bool mp_path_exists(const char *path)
     return lstat(path, &st) == 0;
 }
 
+bool mp_exists_in(const char *dir, const char *name)
+{
+    struct stat st;
+    int fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    bool there = fd >= 0 && fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+
+    if (fd >= 0)
+        close(fd);
+    return there;
+}
+
 static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *walk)
 {
     (void)st;

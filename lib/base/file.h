@@ -16,6 +16,9 @@ int mp_pwrite_all(int fd, const void *buffer, uint64_t n, uint64_t offset, const
  * others may have put there, and which would be waited for or never end. */
 int mp_read_file(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err);
 
+/* Whether DIR/NAME is there. Takes no memory: there is no way to say that there was none. */
+bool mp_exists_in(const char *dir, const char *name);
+
 /* open(2) with O_CLOEXEC; the message says "cannot open". fd: set, or -1. A file that stands in a
  * directory: MP_ERR_INPUT for a pipe or a device. A stream that the user names: anything. */
 int mp_open_read(const char *path, int *fd, mp_error *err);

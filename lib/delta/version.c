@@ -151,18 +151,20 @@ static bool number_of_name(const char *dir, uint64_t *number)
 
 bool mp_is_delta(const char *dir)
 {
-    char *index = mp_path_join(dir, MP_INDEX_NAME), *pack = mp_path_join(dir, MP_DELTA_PACK_NAME);
-    index_facts facts = {0};
-    mp_error err;
-    bool is = pack && mp_path_exists(pack) && !mp_is_packed(dir);
+    bool is = mp_exists_in(dir, MP_DELTA_PACK_NAME) && !mp_is_packed(dir);
+    bool indexed = !is && mp_exists_in(dir, MP_INDEX_NAME), read = false;
 
-    /* One that is malformed in what it says as a delta is one still. */
-    if (!is && index && mp_path_exists(index)) {
-        read_index(index, &facts, &err);
+    /* One that is malformed in what it says as a delta is one still. That memory was short cannot
+     * be said here: it is tried twice, and where that fails, so does what comes next. */
+    for (int attempt = 0; indexed && !read && attempt < 2; attempt++) {
+        char *index = mp_path_join(dir, MP_INDEX_NAME);
+        index_facts facts = {0};
+        mp_error err;
+
+        read = index && read_index(index, &facts, &err) != MP_ERR_IO;
         is = facts.delta;
+        free(index);
     }
-    free(index);
-    free(pack);
     return is;
 }
 

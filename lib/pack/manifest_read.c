@@ -506,9 +506,5 @@ int mp_manifest_load(mp_manifest *manifest, const char *dir, mp_error *err)
 
 bool mp_is_packed(const char *dir)
 {
-    char *path = mp_path_join(dir, MP_MANIFEST_NAME);
-    bool there = path && mp_path_exists(path);
-
-    free(path);
-    return there;
+    return mp_exists_in(dir, MP_MANIFEST_NAME);
 }

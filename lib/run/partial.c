@@ -15,6 +15,7 @@
 #include "base/file.h"
 #include "run/journal.h"
 #include "run/parts.h"
+#include "run/sums.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -117,7 +118,8 @@ int mp_partial_clear(const mp_job *job, const char *partial, mp_error *err)
         char *path;
 
         /* Only names that this kind of job writes: a user may keep notes in the directory. */
-        if (!job->owns(entry->d_name) && strcmp(entry->d_name, MP_SUMS_NAME) != 0)
+        if (!job->owns(entry->d_name) && strcmp(entry->d_name, MP_SUMS_NAME) != 0 &&
+            strcmp(entry->d_name, MP_SUMS_NEW) != 0)
             continue;
         path = mp_path_join(partial, entry->d_name);
         rc = path ? mp_remove_tree(path, err) : mp_fail_memory(err);

@@ -17,6 +17,7 @@
  * its own. */
 #include "run/sums.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -195,7 +196,7 @@ static int visit(void *user, const char *path, uint64_t bytes, mp_error *err)
     lines *all = user;
 
     (void)bytes;
-    if (strcmp(path, MP_SUMS_NAME) == 0 ||
+    if (strcmp(path, MP_SUMS_NAME) == 0 || strcmp(path, MP_SUMS_NEW) == 0 ||
         (all->passed_over && strcmp(path, all->passed_over) == 0))
         return 0;
     if (strpbrk(path, "\n\\"))
@@ -268,6 +269,19 @@ static int take_sums(const mp_sums *sums, lines *all, mp_error *err)
     return 0;
 }
 
+/* Whole or not at all: what was there stays until then. */
+static int replace_sums(const char *dir, const char *text, size_t length, mp_error *err)
+{
+    char *path = mp_path_join(dir, MP_SUMS_NAME), *new = mp_path_join(dir, MP_SUMS_NEW);
+    int rc = path && new ? mp_write_file(new, text, length, err) : mp_fail_memory(err);
+
+    if (rc == 0 && rename(new, path) != 0)
+        rc = mp_fail_errno(err, errno, "cannot rename \"%s\"", new);
+    free(path);
+    free(new);
+    return rc;
+}
+
 static int put_lines(const lines *all, mp_error *err)
 {
     char *text = NULL;
@@ -281,7 +295,7 @@ static int put_lines(const lines *all, mp_error *err)
         fprintf(f, "%s  %s\n", all->list[i].hex, all->list[i].path);
     rc = mp_text_finish(f, &text, err);
     if (rc == 0)
-        rc = mp_put_text(all->dir, MP_SUMS_NAME, text, length, NULL, err);
+        rc = replace_sums(all->dir, text, length, err);
     free(text);
     return rc ? rc : mp_dir_sync(all->dir, err);
 }

@@ -9,6 +9,9 @@
 #include "base/sha.h"
 #include "run/output.h"
 
+/* What SHA256SUMS is until it is whole. */
+#define MP_SUMS_NEW MP_SUMS_NAME ".new"
+
 typedef struct mp_file_sum {
     mp_sha sha;
     uint64_t done;   /* bytes of the file that are in it */

@@ -3,9 +3,7 @@
 #include <moepack/artifact.h>
 #include <moepack/pack.h>
 
-#include <fcntl.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -15,15 +13,10 @@
 bool mp_run_is_whole(const char *dir)
 {
     static const char *const names[] = {MP_MANIFEST_NAME, MP_QUANTIZE_REPORT, MP_UNPACK_NAME};
-    /* Takes no memory: there is no way to say that there was none. */
-    int fd = open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC);
     bool whole = false;
 
-    if (fd < 0)
-        return false;
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-        whole |= faccessat(fd, names[i], F_OK, 0) == 0;
-    close(fd);
+        whole |= mp_exists_in(dir, names[i]);
     return whole;
 }
 
