@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -273,8 +274,14 @@ static int take_sums(const mp_sums *sums, lines *all, mp_error *err)
 static int replace_sums(const char *dir, const char *text, size_t length, mp_error *err)
 {
     char *path = mp_path_join(dir, MP_SUMS_NAME), *new = mp_path_join(dir, MP_SUMS_NEW);
-    int rc = path && new ? mp_write_file(new, text, length, err) : mp_fail_memory(err);
+    struct stat st;
+    int rc = path && new ? 0 : mp_fail_memory(err);
 
+    /* Renaming would take the place of a link; whoever made one is to know that it is not used. */
+    if (rc == 0 && lstat(path, &st) == 0 && S_ISLNK(st.st_mode))
+        rc = mp_fail(err, MP_ERR_IO, "\"%s\" is a symbolic link, which is not followed", path);
+    if (rc == 0)
+        rc = mp_write_file(new, text, length, err);
     if (rc == 0 && rename(new, path) != 0)
         rc = mp_fail_errno(err, errno, "cannot rename \"%s\"", new);
     free(path);
