@@ -45,6 +45,11 @@ static inline bool mp_add_u64(uint64_t a, uint64_t b, uint64_t *out)
     return !__builtin_add_overflow(a, b, out);
 }
 
+static inline uint64_t mp_min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
 static inline uint64_t mp_max_u64(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;

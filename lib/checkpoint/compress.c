@@ -63,11 +63,6 @@ typedef struct compression {
     uint64_t room;       /* of content in a batch */
 } compression;
 
-static uint64_t least(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* ------------------------------------------------------------------------
  * What is stored as it is
  */
@@ -85,7 +80,7 @@ static int look_at(void *user, uint64_t index, void *scratch, mp_error *err)
     const mp_stretches *all = user;
     mp_stretch *of = &all->list[index];
     unsigned char *sample = scratch;
-    uint64_t span = least(of->end - of->begin, TRIAL_BYTES) - SAMPLE_PART;
+    uint64_t span = mp_min_u64(of->end - of->begin, TRIAL_BYTES) - SAMPLE_PART;
     unsigned char *out = sample + SAMPLE_BYTES;
     uint32_t checksum;
     size_t usual, huffman;
@@ -104,7 +99,7 @@ static int look_at(void *user, uint64_t index, void *scratch, mp_error *err)
     if (rc != 0)
         return rc;
     of->huffman = huffman < usual - usual / HUFFMAN_GAIN;
-    of->stored = !is_worth_it(SAMPLE_BYTES, least(usual, huffman));
+    of->stored = !is_worth_it(SAMPLE_BYTES, mp_min_u64(usual, huffman));
     return 0;
 }
 
@@ -132,7 +127,7 @@ static void make_batch(const compression *c, batch *b, size_t *s, uint64_t *at)
 
     for (b->count = 0; *s < all->count && b->count < BATCH_PIECES; b->count++) {
         const mp_stretch *of = &all->list[*s];
-        size_t n = (size_t)least(of->end - *at, MP_FRAME_BYTES);
+        size_t n = (size_t)mp_min_u64(of->end - *at, MP_FRAME_BYTES);
 
         if (left < n)
             return;
@@ -154,7 +149,7 @@ static int read_piece(const compression *c, const piece *p, mp_error *err)
     if (!p->of->stored)
         return all->read(p->of, p->begin, p->bytes, p->content, err);
     for (size_t done = 0, i = 0; rc == 0 && done < p->bytes; done += MP_FRAME_BLOCK, i++)
-        rc = all->read(p->of, p->begin + done, least(p->bytes - done, MP_FRAME_BLOCK),
+        rc = all->read(p->of, p->begin + done, mp_min_u64(p->bytes - done, MP_FRAME_BLOCK),
                        mp_frame_block(p->frame, i), err);
     return rc;
 }
@@ -221,7 +216,7 @@ static int make_batches(compression *c, mp_error *err)
 
     for (size_t i = 0; i < c->stretches->count; i++)
         all += c->stretches->list[i].end - c->stretches->list[i].begin;
-    c->room = least((uint64_t)mp_threads(c->context) * BATCH_BYTES, all);
+    c->room = mp_min_u64((uint64_t)mp_threads(c->context) * BATCH_BYTES, all);
     for (int i = 0; i < 2; i++) {
         batch *b = &c->batches[i];
 
@@ -402,7 +397,7 @@ static int expand_piece(void *user, uint64_t index, void *scratch, mp_error *err
 {
     const expansion *e = user;
     const mp_shard *shard = &e->ckpt->shards[0];
-    uint64_t at = index * STREAM_BYTES, n = least(shard->size - at, STREAM_BYTES);
+    uint64_t at = index * STREAM_BYTES, n = mp_min_u64(shard->size - at, STREAM_BYTES);
     int rc = mp_shard_read(shard, e->ckpt->cache, at, n, scratch, err);
 
     if (rc != 0)

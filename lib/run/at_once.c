@@ -44,11 +44,6 @@ static const mp_compressed *file_of(const mp_outputs *outputs, const mp_out_tens
     return &outputs->growing[out->file].to;
 }
 
-static uint64_t least(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 static uint64_t num_frames(const mp_out_tensor *out)
 {
     return mp_ceil_div(out->bytes, MP_FRAME_BYTES);
@@ -280,7 +275,7 @@ static void add_to_sums(mp_at_once *a, uint64_t offset, const unsigned char *dat
         mp_raw_sum *sum = &a->sums[(offset + done) / MP_FRAME_BYTES];
         uint64_t within = (offset + done) % MP_FRAME_BYTES;
 
-        part = least(n - done, MP_FRAME_BYTES - within);
+        part = mp_min_u64(n - done, MP_FRAME_BYTES - within);
         /* As of digests: bytes come once, so one thread at most has the next ones. */
         if (__atomic_load_n(&sum->next, __ATOMIC_ACQUIRE) != within)
             continue;
@@ -298,7 +293,7 @@ int mp_at_once_write(mp_outputs *outputs, const mp_out_tensor *out, uint64_t off
     int rc = 0;
 
     for (uint64_t done = 0, part = 0; rc == 0 && done < n; done += part) {
-        part = least(n - done, mp_raw_together(offset + done));
+        part = mp_min_u64(n - done, mp_raw_together(offset + done));
         rc = mp_pwrite_all(to->fd, bytes + done, part, a->at + mp_raw_at(offset + done), to->path,
                            err);
     }
@@ -315,7 +310,7 @@ int mp_at_once_copy(mp_outputs *outputs, const mp_out_tensor *out, uint64_t offs
     int rc = 0;
 
     for (uint64_t done = 0, part = 0; rc == 0 && done < n; done += part) {
-        part = least(n - done, mp_raw_together(offset + done));
+        part = mp_min_u64(n - done, mp_raw_together(offset + done));
         rc = mp_file_copy_range(fd, from + done, to->fd, at + mp_raw_at(offset + done), part, path,
                                 to->path, err);
     }
@@ -331,7 +326,7 @@ int mp_at_once_read(const mp_outputs *outputs, const mp_out_tensor *out, uint64_
     int rc = 0;
 
     for (uint64_t done = 0, part = 0; rc == 0 && done < n; done += part) {
-        part = least(n - done, mp_raw_together(offset + done));
+        part = mp_min_u64(n - done, mp_raw_together(offset + done));
         rc = mp_pread_all(from->fd, bytes + done, part, at + mp_raw_at(offset + done), from->path,
                           err);
     }
@@ -426,7 +421,7 @@ static int put_back(const mp_outputs *outputs, const mp_out_tensor *out, mp_erro
     int rc = buffer ? 0 : mp_fail_memory(err);
 
     for (uint64_t at = 0, n = 0; rc == 0 && at < out->bytes; at += n) {
-        n = least(out->bytes - at, READ_BYTES);
+        n = mp_min_u64(out->bytes - at, READ_BYTES);
         rc = mp_at_once_read(outputs, out, at, buffer, n, err);
         if (rc == 0)
             rc = mp_pwrite_all(outputs->fds[out->file], buffer, n, out->offset + at,
@@ -509,7 +504,7 @@ static int seal(void *user, uint64_t index, void *scratch, mp_error *err)
     mp_raw_sum *sum = &a->sums[frame->number];
 
     for (uint64_t at = sum->next, n = 0; at < frame->bytes; at += n) {
-        n = least(frame->bytes - at, READ_BYTES);
+        n = mp_min_u64(frame->bytes - at, READ_BYTES);
         if (mp_at_once_read(outputs, frame->out, begin + at, scratch, n, err) != 0)
             return err->code;
         mp_raw_sum_update(sum, scratch, n);
@@ -538,8 +533,8 @@ static int seal_all(mp_outputs *outputs, uint32_t stage, const mp_context *conte
 
         for (uint64_t i = 0;
              is_due(outputs, o, stage) && outputs->at_once[o].chosen && i < num_frames(out); i++)
-            frames.list[count++] =
-                (filled_frame){out, i, least(out->bytes - i * MP_FRAME_BYTES, MP_FRAME_BYTES), 0};
+            frames.list[count++] = (filled_frame){
+                out, i, mp_min_u64(out->bytes - i * MP_FRAME_BYTES, MP_FRAME_BYTES), 0};
     }
     rc = mp_parallel(context, count, READ_BYTES, seal, &frames, err);
     for (uint64_t i = 0; rc == 0 && i < count; i++) {

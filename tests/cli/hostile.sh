@@ -49,13 +49,19 @@ assert_refused()
     assert_equal "$(ls -d out out.partial 2>/dev/null)" ''
 }
 
+# copy_with KIND DIR NAME: X is $WORK/DIR with a fifo or a device in place of a file.
+copy_with()
+{
+    rm -rf X
+    cp -r "$WORK/$2" X
+    rm -f "X/$3"
+    if [ "$1" = fifo ]; then mkfifo "X/$3"; else ln -s /dev/zero "X/$3"; fi
+}
+
 for kind in fifo device; do
     it "takes no $kind for a shard or a text of a checkpoint"
     for name in "$shard" config.json model.safetensors.index.json; do
-        rm -rf X
-        cp -r "$WORK/checkpoint" X
-        rm -f "X/$name"
-        if [ $kind = fifo ]; then mkfifo "X/$name"; else ln -s /dev/zero "X/$name"; fi
+        copy_with $kind checkpoint "$name"
         for command in "${reads_checkpoint[@]}"; do
             [ "$name" != config.json ] || [[ $command != *"changes --source X" ]] || continue # not read
             assert_refused "$command" 'not a regular file'
@@ -64,10 +70,7 @@ for kind in fifo device; do
 
     it "takes no $kind for a shard or a text of a pack"
     for name in rank-001/model-00001-of-00001.safetensors moepack.json placement.json; do
-        rm -rf X
-        cp -r "$WORK/pack" X
-        rm -f "X/$name"
-        if [ $kind = fifo ]; then mkfifo "X/$name"; else ln -s /dev/zero "X/$name"; fi
+        copy_with $kind pack "$name"
         for command in "${reads_pack[@]}"; do
             assert_refused "$command" 'not a regular file'
         done
@@ -77,10 +80,7 @@ done
 for kind in fifo device; do
     it "takes no $kind for a file of a delta"
     for name in "$(cd "$WORK/changes" && ls -- *.safetensors)" model.safetensors.index.json; do
-        rm -rf X
-        cp -r "$WORK/changes" X
-        rm -f "X/$name"
-        if [ $kind = fifo ]; then mkfifo "X/$name"; else ln -s /dev/zero "X/$name"; fi
+        copy_with $kind changes "$name"
         for command in "${reads_delta[@]}"; do
             assert_refused "$command" 'not a regular file'
         done
