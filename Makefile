@@ -14,7 +14,6 @@ files = $(sort $(wildcard $(1)))
 
 # Layers that the program has of its own: nobody who links the library asks for them.
 PROGRAM_SOURCES := $(call files,cmd/*.c lib/engine/*.c lib/synth/*.c)
-PROGRAM_HEADERS := include/moepack/backend.h include/moepack/synth.h
 LIB_SOURCES     := $(filter-out $(PROGRAM_SOURCES),$(call files,lib/*/*.c))
 UNIT_SOURCES    := $(call files,tests/unit/*.c)
 # Each is a program of its own; fuzz_NAME is fed from tests/fuzz/seeds/NAME.
@@ -26,7 +25,7 @@ HELPER_SOURCES := $(call files,tests/cli/*.c tests/examples/*.c)
 # Runs on a foreign processor, without the program.
 PORTABILITY_SOURCES := $(call files,tests/portability/*.c)
 
-PUBLIC_HEADERS := $(filter-out $(PROGRAM_HEADERS),$(call files,include/moepack/*.h))
+PUBLIC_HEADERS := $(call files,include/moepack/*.h)
 MAN_PAGES      := $(call files,man/*.[1-9])
 SCRIPTS        := $(call files,.ci/run tests/cli/run tests/*.sh tests/*/*.sh tests/*/*.bash)
 

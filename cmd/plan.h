@@ -5,7 +5,7 @@
 
 #include "options.h"
 
-#include <moepack/backend.h>
+#include "engine/backend.h"
 
 typedef enum plan_format { PLAN_TEXT, PLAN_ENV } plan_format;
 

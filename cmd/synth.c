@@ -9,7 +9,7 @@
 #include "progress.h"
 #include "zstd.h"
 
-#include <moepack/synth.h>
+#include "synth/synth.h"
 #include <string.h>
 
 /* What a number holds that was not given. */

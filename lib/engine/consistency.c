@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Whether a packed directory is what the engine wants. */
-#include <moepack/backend.h>
+#include "engine/backend.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -3,7 +3,7 @@
 #ifndef MP_ENGINE_ENVIRONMENT_H
 #define MP_ENGINE_ENVIRONMENT_H
 
-#include <moepack/backend.h>
+#include "engine/backend.h"
 
 /* A variable that is true or false. */
 typedef struct mp_env_flag {

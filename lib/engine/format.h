@@ -5,7 +5,7 @@
 
 #include <jansson.h>
 
-#include <moepack/backend.h>
+#include "engine/backend.h"
 
 /* The files that tell. */
 typedef struct mp_format_files {

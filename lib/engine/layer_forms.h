@@ -5,7 +5,7 @@
 
 #include <jansson.h>
 
-#include <moepack/backend.h>
+#include "engine/backend.h"
 
 /* How experts are stored, in the words of a quantization config. */
 typedef struct mp_form_word {

@@ -10,7 +10,7 @@
  * Sizes come from a config.json. model.c bounds each so that the bytes of a slot fit 64 bits; sums
  * and products of many saturate here at UINT64_MAX instead of wrapping around, and an estimate
  * beyond 63 bits is refused. */
-#include <moepack/backend.h>
+#include "engine/backend.h"
 
 #include <string.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Names of what the engine's flags take. */
-#include <moepack/backend.h>
+#include "engine/backend.h"
 
 #include <string.h>
 

@@ -4,8 +4,7 @@
 #ifndef MP_ENGINE_RULES_H
 #define MP_ENGINE_RULES_H
 
-#include <moepack/backend.h>
-
+#include "engine/backend.h"
 #include "engine/environment.h"
 
 /* What the rules have in common. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Shapes of released models, from their config.json. */
-#include <moepack/synth.h>
+#include "synth/synth.h"
 
 #include <string.h>
 

@@ -7,7 +7,7 @@
  * There is no resuming: a value follows from the seed, its tensor's name and its place, so writing
  * again is as good. Shards are written one after the other, tiles of a shard on all threads; the
  * table of shapes is shared and only read. */
-#include "synth/synth.h"
+#include "synth/parts.h"
 
 #include <dirent.h>
 #include <errno.h>

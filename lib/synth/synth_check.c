@@ -4,7 +4,7 @@
  * experts, dense layers within the layers, parts that the family has, blocks that divide. Limits
  * are far beyond what exists and small enough that products of sizes and counts that follow fit 64
  * bits; what they make of bytes is checked again when tensors are added. */
-#include "synth/synth.h"
+#include "synth/parts.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -6,7 +6,7 @@
  *
  * jansson takes over values also where setting fails, so a null from any step ends in releasing the
  * whole and nothing else. */
-#include "synth/synth.h"
+#include "synth/parts.h"
 
 #include "base/error.h"
 #include "checkpoint/config_said.h"

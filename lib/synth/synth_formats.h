@@ -3,7 +3,7 @@
 #ifndef MP_SYNTH_SYNTH_FORMATS_H
 #define MP_SYNTH_SYNTH_FORMATS_H
 
-#include "synth/synth.h"
+#include "synth/parts.h"
 
 extern const mp_synth_format mp_synth_deepseek_v4_formats[];
 extern const mp_synth_format mp_synth_fp8_formats[];      /* blocks of 128x128, or BF16 */

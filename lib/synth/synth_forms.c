@@ -10,7 +10,7 @@
  * compared by `diff`.
  *
  * A tile is made by one thread in its own scratch, without looking at others. */
-#include "synth/synth.h"
+#include "synth/parts.h"
 
 #include <math.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The tensors that an item of a synthetic checkpoint is stored in: shapes, rows and bytes. */
-#include "synth/synth.h"
+#include "synth/parts.h"
 
 #include "base/error.h"
 #include "numeric/encode.h"

@@ -8,7 +8,7 @@
  *
  * Sizes are added with a check for overflow as items come in, so that everything behind may
  * multiply them. One thread; not changed after. */
-#include "synth/synth.h"
+#include "synth/parts.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -9,7 +9,7 @@
  * Offsets are in order of the width of elements, so all tensors are aligned. Memory is a tile for
  * each thread. Only the progress is shared, in a critical section; the file is synced when all is
  * written. */
-#include "synth/synth.h"
+#include "synth/parts.h"
 
 #include <stdio.h>
 #include <stdlib.h>

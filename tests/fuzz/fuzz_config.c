@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Any bytes as config.json: refused with a message, or every fact is one, and what is planned by it
  * has sizes and a format, or says why not. */
-#include <moepack/backend.h>
 
 #include "fuzz.h"
+
+#include "engine/backend.h"
 
 /* A block size that is there, or none. */
 static bool is_block(uint64_t size)

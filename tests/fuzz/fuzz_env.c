@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Any bytes as a file of variables: refused with a message, or they come back the same from the
  * lines that a shell would evaluate, and every engine resolves with them or says why not. */
-#include <moepack/backend.h>
 
 #include "fuzz.h"
+
+#include "engine/backend.h"
 
 /* A value between quotes that it does not hold itself; false where it holds both, or a line
  * break. */

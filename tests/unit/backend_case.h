@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include <moepack/backend.h>
+#include "engine/backend.h"
 
 static mp_backend_flags flags;
 static mp_backend_model model;

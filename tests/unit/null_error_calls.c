@@ -7,9 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <moepack/backend.h>
 #include <moepack/moepack.h>
-#include <moepack/synth.h>
 
 #include "failing_memory.h"
 #include "null_error_calls.h"
@@ -629,11 +627,6 @@ CALL(mp_quantize_errors)
     return mp_quantize_errors(MISSING, &errors, &count, err);
 }
 
-CALL(mp_synth)
-{
-    return mp_synth(&(mp_synth_options){.family = "gpt_oss"}, MISSING "/out", NULL, err);
-}
-
 CALL(mp_verify)
 {
     mp_verify_report report;
@@ -713,7 +706,6 @@ const failing_call failing_calls[] = {
     ROW(mp_update_init),
     ROW(mp_update_run),
     ROW(mp_quantize_errors),
-    ROW(mp_synth),
     ROW(mp_verify),
     ROW(mp_snapshot_find),
     ROW(mp_snapshot_open),

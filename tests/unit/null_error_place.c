@@ -2,9 +2,6 @@
 /* Failing calls of the functions that place experts, and of those that know engines. */
 #include <stdint.h>
 
-#include <moepack/backend.h>
-#include <moepack/synth.h>
-
 #include "null_error_calls.h"
 
 /* ------------------------------------------------------------------------
@@ -145,75 +142,6 @@ CALL(mp_rank_load_bars)
     WITHOUT_MEMORY(mp_rank_load_bars(choices, 2, 40, &text, err));
 }
 
-/* ------------------------------------------------------------------------
- * backend
- */
-
-CALL(mp_env_set)
-{
-    mp_env env = {0};
-    WITHOUT_MEMORY(mp_env_set(&env, "A", "1", err));
-}
-
-CALL(mp_env_add)
-{
-    const char *list[] = {"A=1", NULL};
-    mp_env env = {0};
-    WITHOUT_MEMORY(mp_env_add(&env, list, err));
-}
-
-CALL(mp_env_parse)
-{
-    mp_env env = {0};
-    return mp_env_parse(&env, "nonsense", 8, "a text", err);
-}
-
-CALL(mp_backend_model_open)
-{
-    mp_backend_model model;
-    return mp_backend_model_open(&model, MISSING, NULL, err);
-}
-
-static const mp_backend_model model = {.source = "config.json",
-                                       .hidden_size = 384,
-                                       .moe_intermediate_size = 256,
-                                       .num_experts = 5,
-                                       .num_layers = UINT64_MAX};
-
-CALL(mp_backend_resolve)
-{
-    mp_backend backend;
-    const mp_env env = {0};
-    const mp_backend_flags flags = {
-        .backend = MP_A2A_MEGAMOE, .backend_given = true, .tp = 4, .ep = 4};
-    int rc = mp_backend_resolve(&backend, &flags, &env, &model, err);
-    mp_backend_release(&backend);
-    return rc;
-}
-
-CALL(mp_backend_estimate)
-{
-    mp_backend_memory memory;
-    const mp_backend backend = {.target = "megamoe-w4a8", .slots = slots};
-    return mp_backend_estimate(&memory, &backend, &model, 0, err);
-}
-
-CALL(mp_backend_check_flags)
-{
-    const mp_backend_flags flags = {.engine = MP_ENGINE_VLLM_2026_09, .runner = MP_RUNNER_MEGAMOE};
-
-    return mp_backend_check_flags(&flags, err);
-}
-
-CALL(mp_backend_check_pack)
-{
-    mp_problems mismatches = {0};
-    const mp_backend backend = {.target = "megamoe-w4a8", .slots = slots};
-    const mp_backend_pack pack = {
-        .target = "megamoe-w4a8", .shared = MP_SHARED_NONE, .num_layers = 1, .placement_xxh3 = "0"};
-    WITHOUT_MEMORY(mp_backend_check_pack(&backend, &model, &pack, &wrong, NULL, &mismatches, err));
-}
-
 /* ------------------------------------------------------------------------ */
 
 const failing_call failing_place_calls[] = {
@@ -235,14 +163,6 @@ const failing_call failing_place_calls[] = {
     ROW(mp_eplb_bars),
     ROW(mp_rank_load_svg),
     ROW(mp_rank_load_bars),
-    ROW(mp_env_set),
-    ROW(mp_env_add),
-    ROW(mp_env_parse),
-    ROW(mp_backend_model_open),
-    ROW(mp_backend_check_flags),
-    ROW(mp_backend_resolve),
-    ROW(mp_backend_estimate),
-    ROW(mp_backend_check_pack),
 };
 
 const size_t num_failing_place_calls = sizeof failing_place_calls / sizeof failing_place_calls[0];

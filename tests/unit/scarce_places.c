@@ -3,10 +3,11 @@
 #include "scarce_calls.h"
 
 #include <criterion/criterion.h>
-#include <moepack/backend.h>
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "engine/backend.h"
 
 static const int32_t row[] = {0, 1, 2, 3, 4, 2};
 

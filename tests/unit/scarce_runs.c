@@ -4,13 +4,13 @@
 #include "scarce_calls.h"
 
 #include <criterion/criterion.h>
-#include <moepack/synth.h>
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"
+#include "synth/synth.h"
 
 /* ------------------------------------------------------------------------
  * Files

@@ -11,9 +11,9 @@
 
 #include <moepack/model.h>
 #include <moepack/numeric.h>
-#include <moepack/synth.h>
 
 #include "base/file.h"
+#include "synth/synth.h"
 
 static char dir[256];
 static mp_error err;

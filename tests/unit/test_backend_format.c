@@ -2,9 +2,8 @@
 /* Formats of experts by lists of modules: patterns, layers that differ, groups. */
 #include "store_files.h"
 
-#include <moepack/backend.h>
-
 #include "base/pattern.h"
+#include "engine/backend.h"
 
 static mp_backend_model model;
 

@@ -4,12 +4,12 @@
 
 #include <time.h>
 
-#include <moepack/backend.h>
 #include <moepack/pack.h>
-#include <moepack/synth.h>
 
 #include "base/json.h"
+#include "engine/backend.h"
 #include "failing_memory.h"
+#include "synth/parts.h"
 #include "synth/synth.h"
 
 static mp_backend_model model;

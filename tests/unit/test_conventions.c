@@ -3,7 +3,6 @@
  * row, config.json of it is understood, and comes back from another row as it was. */
 #include <fcntl.h>
 
-#include <moepack/backend.h>
 #include <moepack/numeric.h>
 
 #include "base/error.h"
@@ -12,6 +11,7 @@
 #include "checkpoint/config_said.h"
 #include "checkpoint/form.h"
 #include "checkpoint/names.h"
+#include "engine/backend.h"
 
 #include "model_files.h"
 

@@ -3,7 +3,7 @@
 #include "synth_scratch.h"
 
 #include "base/json.h"
-#include "synth/synth.h"
+#include "synth/parts.h"
 
 TestSuite(synth, .init = make_scratch, .fini = remove_scratch);
 

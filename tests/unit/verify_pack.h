@@ -17,12 +17,12 @@
 
 #include <moepack/artifact.h>
 #include <moepack/pack.h>
-#include <moepack/synth.h>
 #include <moepack/verify.h>
 
 #include "base/digest.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "synth/synth.h"
 
 #define SOURCE "testdata/fixtures/v4-fp4"
 #define HIDDEN 384

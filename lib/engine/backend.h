@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * moepack/backend.h - what a serving engine will do with a model's experts.
+ * engine/backend.h - what a serving engine will do with a model's experts.
  *
  * From the flags that an engine is started with, its environment and the model's sizes and
  * format follow the all-to-all backend, the number of expert-parallel ranks, the layout that the
@@ -22,17 +22,13 @@
  *
  * The rules, engine by engine, are in moepack-plan(1).
  */
-#ifndef MOEPACK_BACKEND_H
-#define MOEPACK_BACKEND_H
+#ifndef MP_ENGINE_BACKEND_H
+#define MP_ENGINE_BACKEND_H
 
 #include <moepack/base.h>
 #include <moepack/layout.h>
 #include <moepack/model.h>
 #include <moepack/place.h>
-
-#ifdef __cplusplus
-extern "C" {
-#endif
 
 /* ------------------------------------------------------------------------
  * Names
@@ -435,9 +431,5 @@ typedef struct mp_pack_checks {
 int mp_backend_check_pack(const mp_backend *backend, const mp_backend_model *model,
                           const mp_backend_pack *pack, const mp_placement *placement,
                           mp_pack_checks *checks, mp_problems *mismatches, mp_error *err);
-
-#ifdef __cplusplus
-}
-#endif
 
 #endif
