@@ -13,7 +13,7 @@
 files = $(sort $(wildcard $(1)))
 
 # Layers that the program has of its own: nobody who links the library asks for them.
-PROGRAM_SOURCES := $(call files,cmd/*.c lib/engine/*.c lib/synth/*.c)
+PROGRAM_SOURCES := $(call files,cmd/*.c lib/bench/*.c lib/engine/*.c lib/synth/*.c)
 LIB_SOURCES     := $(filter-out $(PROGRAM_SOURCES),$(call files,lib/*/*.c))
 UNIT_SOURCES    := $(call files,tests/unit/*.c)
 # Each is a program of its own; fuzz_NAME is fed from tests/fuzz/seeds/NAME.

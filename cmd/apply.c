@@ -43,7 +43,7 @@ static int run_apply(const void *values, mp_error *err)
         return rc;
     if (!o->common.quiet)
         fprintf(stderr, "moepack: apply: %s: %llu file%s, %s\n", o->work.out,
-                (unsigned long long)report.shards, mp_plural(report.shards),
+                (unsigned long long)report.shards, plural(report.shards),
                 size_text(report.plain, size));
     if (!o->common.quiet && options.zstd)
         zstd_print(stderr, &report);

@@ -6,9 +6,10 @@
  * a pipe; the parent prints them. A child that ends early leaves a short read, which is an error,
  * so a table is whole or not there. Children run one after the other: they would take each other's
  * caches. */
-#include "bench_trials.h"
 #include "commands.h"
 #include "output.h"
+
+#include "bench/trials.h"
 
 #include <errno.h>
 #include <fnmatch.h>
@@ -143,7 +144,7 @@ static int choose_levels(bench_job *job, int wanted, mp_error *err)
 {
     for (int level = 0; level < LEVELS; level++)
         job->run[level] =
-            (wanted == ANY || wanted == level) && mp_kernels_for(level_names[level].name);
+            (wanted == ANY || wanted == level) && bench_has_level(level_names[level].name);
     if (wanted != ANY && !job->run[wanted])
         return cmd_fail(err, MP_ERR_UNSUPPORTED, "this processor has no %s",
                         level_names[wanted].name);

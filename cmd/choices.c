@@ -5,6 +5,14 @@
 #include <moepack/numeric.h>
 #include <moepack/place.h>
 
+const char *choice_name(const cmd_choice *choices, int value)
+{
+    for (; choices->name; choices++)
+        if (choices->value == value)
+            return choices->name;
+    return NULL;
+}
+
 const cmd_choice rounding_choices[] = {
     {"deepgemm", MP_ROUND_DEEPGEMM},
     {"ocp", MP_ROUND_OCP},
@@ -13,6 +21,12 @@ const cmd_choice rounding_choices[] = {
 const cmd_choice scale_rule_choices[] = {
     {"ceil", MP_SCALE_CEIL},
     {"mse", MP_SCALE_MSE},
+    {NULL, 0},
+};
+const cmd_choice shared_choices[] = {
+    {"none", MP_SHARED_NONE},
+    {"fused", MP_SHARED_FUSED},
+    {"separate", MP_SHARED_SEPARATE},
     {NULL, 0},
 };
 const cmd_choice dispatch_choices[] = {

@@ -99,8 +99,7 @@ static void print_summary(const diff_options *o, const mp_diff_report *report)
     printf("%s%s%s: ", report->equal ? ink.good : ink.bad, report->equal ? "equal" : "different",
            ink.plain);
     printf("%zu of %zu pair%s differ%s", report->differing, report->num_pairs,
-           mp_plural(report->num_pairs),
-           report->differing == 1 || report->num_pairs == 1 ? "s" : "");
+           plural(report->num_pairs), report->differing == 1 || report->num_pairs == 1 ? "s" : "");
     if (report->tolerated > 0)
         printf(", %zu within the tolerance", report->tolerated);
     if (report->differing + report->tolerated > 0)

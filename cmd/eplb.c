@@ -4,6 +4,7 @@
  * bars or a drawing. Without --output the placement goes to standard output, unless something else
  * is printed there; copies of an expert on one GPU are legal, and warned of. */
 #include "eplb.h"
+#include "charts.h"
 #include "commands.h"
 #include "files.h"
 #include "output.h"
@@ -112,7 +113,7 @@ static int prepare(eplb_job *job, mp_error *err)
 static int print_bars(const mp_eplb *e, mp_error *err)
 {
     char *text;
-    int rc = mp_eplb_bars(e, BAR_COLUMNS, &text, err);
+    int rc = eplb_bars(e, BAR_COLUMNS, &text, err);
 
     if (rc == 0) {
         fputs(text, stdout);
@@ -139,9 +140,7 @@ static int write_placement(const eplb_options *o, const mp_eplb *e, mp_error *er
 
     if (!o->output && (o->report || o->bars))
         return 0;
-    mp_placement_format format;
-    mp_placement_format_parse(o->format, &format);
-    int rc = mp_placement_write(&e->placement, format, e->ep, &text, err);
+    int rc = mp_placement_write(&e->placement, o->format, e->ep, &text, err);
     if (rc == 0) {
         rc = write_text(path, text, err);
         free(text);
@@ -152,7 +151,7 @@ static int write_placement(const eplb_options *o, const mp_eplb *e, mp_error *er
 static int write_svg(const char *path, const mp_eplb *e, mp_error *err)
 {
     char *svg;
-    int rc = path ? mp_eplb_svg(e, &svg, err) : 0;
+    int rc = path ? eplb_svg(e, &svg, err) : 0;
 
     if (path && rc == 0) {
         rc = write_text(path, svg, err);
@@ -200,17 +199,19 @@ static const cmd_choice objectives[] = {
     {"worst", MP_EPLB_WORST},
     {NULL, 0},
 };
-static const char *format_name(size_t index)
-{
-    return index < MP_PLACEMENT_FORMAT_COUNT ? mp_placement_format_name((mp_placement_format)index)
-                                             : NULL;
-}
+static const cmd_choice formats[] = {
+    {"sglang", MP_PLACEMENT_SGLANG},
+    {"trtllm", MP_PLACEMENT_TRTLLM},
+    {"vllm-ascend", MP_PLACEMENT_VLLM_ASCEND},
+    {"vllm", MP_PLACEMENT_VLLM},
+    {NULL, 0},
+};
 
 static const cmd_option options[] = {
     OPT_STRING('o', "output", "FILE", eplb_options, output,
                "file for the placement; by default standard output, unless a report goes there"),
-    OPT_STRING(0, "placement-format", "FORMAT", eplb_options, format,
-               "engine that will read the placement", .choice_name = format_name),
+    OPT_CHOICE(0, "placement-format", "FORMAT", eplb_options, format, formats,
+               "engine that will read the placement"),
     OPT_U64(0, "first-layer", "L", eplb_options, first_layer, 0, INT32_MAX,
             "decoder layer of the first row, recorded in trtllm and vllm-ascend files",
             .given = offsetof(eplb_options, first_layer_given)),
@@ -252,8 +253,7 @@ static const cmd_option options[] = {
     OPT_END,
 };
 static const cmd_argument arguments[] = {ARG_MANY("COUNTS", eplb_options, counts), ARG_END};
-static const eplb_options defaults = {
-    .nodes = 1, .groups = 1, .format = "sglang", .max_moves = UINT64_MAX};
+static const eplb_options defaults = {.nodes = 1, .groups = 1, .max_moves = UINT64_MAX};
 
 const command command_eplb = {
     .name = "eplb",

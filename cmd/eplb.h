@@ -29,7 +29,7 @@ typedef struct eplb_options {
     bool bars;
     const char *svg;
     const char *output;
-    const char *format;
+    mp_placement_format format;
     const char *model;
     uint64_t expert_bytes; /* 0: not given */
     cmd_list layers;

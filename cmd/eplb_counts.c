@@ -341,24 +341,6 @@ int eplb_read_counts(const eplb_options *o, mp_recording *r, mp_error *err)
  * Layers
  */
 
-/* Bytes of a routed expert: rows of weights and of scales of its three matrices. */
-static double expert_bytes(const mp_catalog *c, const mp_moe_layer *layer)
-{
-    const mp_storage *s = &layer->storage;
-    uint64_t bytes = 0;
-
-    for (int p = layer->ungated ? MP_UP : MP_GATE; p < MP_PROJECTIONS; p++) {
-        uint64_t rows, cols;
-
-        mp_catalog_shape(c, (mp_projection)p, &rows, &cols);
-        bytes += rows * mp_storage_row_bytes(s, cols);
-        if (s->has_scale)
-            bytes +=
-                (rows + s->block_rows - 1) / s->block_rows * mp_storage_scale_row_bytes(s, cols);
-    }
-    return (double)bytes;
-}
-
 /* Number of a layer as placement files count them: MTP blocks behind the decoder layers. */
 static uint64_t number_of(const mp_catalog *c, size_t index)
 {
@@ -381,7 +363,7 @@ static int number_by_model(const mp_catalog *c, uint32_t rows, uint32_t *ids, mp
     }
     if (!moe && !all)
         return cmd_fail(err, MP_ERR_INPUT, "counts of %u layer%s, the model has %zu MoE layer%s",
-                        rows, mp_plural(rows), c->num_layers, mp_plural(c->num_layers));
+                        rows, plural(rows), c->num_layers, plural(c->num_layers));
     if (moe && all && differ)
         return cmd_fail(err, MP_ERR_INPUT,
                         "counts of %u layers can be of all decoder layers or of all MoE layers; "
@@ -398,7 +380,7 @@ static void weigh_layers(const mp_catalog *c, uint32_t rows, const eplb_layers *
 
         while (found < c->num_layers && number_of(c, found) != layers->ids[i])
             found++;
-        layers->bytes[i] = expert_bytes(c, &c->layers[found < c->num_layers ? found : 0]);
+        layers->bytes[i] = (double)c->layers[found < c->num_layers ? found : 0].expert_bytes;
     }
 }
 
@@ -433,7 +415,7 @@ int eplb_name_layers(const eplb_options *o, const mp_recording *r, eplb_layers *
         return cmd_fail(err, MP_ERR_USAGE, "--model and --expert-bytes cannot be used together");
     if (listed && o->layers.count != rows)
         return cmd_fail(err, MP_ERR_INPUT, "--layers names %zu layer%s, the counts have %u",
-                        o->layers.count, mp_plural(o->layers.count), rows);
+                        o->layers.count, plural(o->layers.count), rows);
     if (!named && !o->model && !o->expert_bytes)
         return 0;
     layers->ids = malloc(rows * sizeof *layers->ids);

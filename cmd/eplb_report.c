@@ -5,6 +5,12 @@
 
 #include <inttypes.h>
 
+static const char *const source_names[] = {
+    [MP_EPLB_FROM_EPLB] = "eplb",
+    [MP_EPLB_FROM_SEARCH] = "search",
+    [MP_EPLB_FROM_PATH] = "path",
+};
+
 /* What moves of a layer weigh, or of all of them. */
 static double moved_bytes(const mp_eplb *e, const double *bytes, uint32_t layer)
 {
@@ -40,7 +46,7 @@ static json_t *layer_json(const eplb_options *o, const mp_eplb *e, const double 
         figures_json(r, o->from != NULL, bytes ? moved_bytes(e, bytes, layer) : -1, false);
 
     if (json_object_update(json, figures) != 0 ||
-        json_object_set_new(json, "source", json_string(mp_eplb_source_name(r->source))) != 0) {
+        json_object_set_new(json, "source", json_string(source_names[r->source])) != 0) {
         json_decref(json);
         json = NULL;
     }

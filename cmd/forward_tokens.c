@@ -9,7 +9,6 @@
 
 #include <inttypes.h>
 #include <moepack/numeric.h>
-#include <moepack/reference.h>
 #include <moepack/store.h>
 #include <stdlib.h>
 
@@ -38,6 +37,9 @@ static int read_whole(const mp_checkpoint *in, const mp_tensor *t, void **data, 
 static int read_floats(const mp_checkpoint *in, const mp_tensor *t, float **out, mp_error *err)
 {
     uint64_t count = t->bytes * 8 / mp_dtype_bits(t->dtype);
+    mp_scheme scheme = t->dtype == MP_F32   ? MP_SCHEME_F32
+                       : t->dtype == MP_F16 ? MP_SCHEME_F16
+                                            : MP_SCHEME_BF16;
     void *data = NULL;
 
     if (t->dtype != MP_F32 && t->dtype != MP_BF16 && t->dtype != MP_F16)
@@ -48,7 +50,8 @@ static int read_floats(const mp_checkpoint *in, const mp_tensor *t, float **out,
     if (rc == 0 && !*out)
         rc = cmd_fail(err, MP_ERR_IO, "out of memory");
     if (rc == 0)
-        mp_scales_convert(t->dtype, data, count, MP_F32, *out);
+        rc = mp_decode_rows(&(mp_rows){.scheme = scheme, .rows = 1, .cols = count, .weight = data},
+                            *out, err);
     free(data);
     return rc;
 }
@@ -153,17 +156,17 @@ int forward_tokens_read(forward_tokens *t, const char *path, uint64_t hidden_siz
     return rc;
 }
 
-int forward_tokens_make(forward_tokens *t, uint64_t seed, uint64_t tokens, uint64_t hidden_size,
-                        uint64_t vocab, mp_error *err)
+int forward_tokens_make(forward_tokens *t, uint64_t seed, uint64_t tokens, const mp_layer *layer,
+                        mp_error *err)
 {
+    const mp_layer_info *info = mp_layer_get(layer);
+
     t->tokens = tokens;
-    t->x = calloc(tokens, hidden_size * sizeof *t->x);
-    t->token_ids = vocab ? calloc(tokens, sizeof *t->token_ids) : NULL;
-    if (!t->x || (vocab && !t->token_ids))
+    t->x = calloc(tokens, info->hidden_size * sizeof *t->x);
+    t->token_ids = info->vocab ? calloc(tokens, sizeof *t->token_ids) : NULL;
+    if (!t->x || (info->vocab && !t->token_ids))
         return cmd_fail(err, MP_ERR_IO, "out of memory");
-    mp_random_tokens(seed, tokens, hidden_size, t->x);
-    if (vocab)
-        mp_random_token_ids(seed, tokens, vocab, t->token_ids);
+    mp_layer_random(layer, seed, tokens, t->x, t->token_ids);
     return 0;
 }
 

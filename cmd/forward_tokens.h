@@ -3,7 +3,7 @@
 #ifndef MOEPACK_CMD_FORWARD_TOKENS_H
 #define MOEPACK_CMD_FORWARD_TOKENS_H
 
-#include <moepack/base.h>
+#include <moepack/forward.h>
 
 typedef struct forward_tokens {
     uint64_t tokens;
@@ -18,9 +18,9 @@ typedef struct forward_tokens {
  * safetensors file. MP_ERR_INPUT, naming the file and the tensor. */
 int forward_tokens_read(forward_tokens *t, const char *path, uint64_t hidden_size, mp_error *err);
 
-/* Makes up x and token_ids; vocab 0: no ids. */
-int forward_tokens_make(forward_tokens *t, uint64_t seed, uint64_t tokens, uint64_t hidden_size,
-                        uint64_t vocab, mp_error *err);
+/* Makes up x, and token_ids where the layer's router goes by them. */
+int forward_tokens_make(forward_tokens *t, uint64_t seed, uint64_t tokens, const mp_layer *layer,
+                        mp_error *err);
 
 void forward_tokens_release(forward_tokens *t);
 

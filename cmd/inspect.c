@@ -264,8 +264,8 @@ static void print_counts(const mp_catalog *c)
     const char *before = "; passed over: ";
 
     printf("%zu tensor%s in %zu shard%s, %s: %llu of experts", c->checkpoint.num_tensors,
-           mp_plural(c->checkpoint.num_tensors), c->checkpoint.num_shards,
-           mp_plural(c->checkpoint.num_shards), size_text(tensor_bytes(&c->checkpoint), bytes),
+           plural(c->checkpoint.num_tensors), c->checkpoint.num_shards,
+           plural(c->checkpoint.num_shards), size_text(tensor_bytes(&c->checkpoint), bytes),
            (unsigned long long)c->expert_tensors);
     for (unsigned k = 0; k < MP_KINDS; k++) {
         if (c->others[k].tensors == 0)
@@ -280,8 +280,7 @@ static void print_sizes(uint64_t hidden, uint64_t width, uint32_t experts, uint3
                         uint64_t a_token)
 {
     printf("hidden size %llu, expert intermediate size %llu, %u expert%s, %u shared",
-           (unsigned long long)hidden, (unsigned long long)width, experts, mp_plural(experts),
-           shared);
+           (unsigned long long)hidden, (unsigned long long)width, experts, plural(experts), shared);
     if (a_token != MP_CONFIG_ABSENT)
         printf(", %llu a token", (unsigned long long)a_token);
     printf("\n");

@@ -3,6 +3,7 @@
  * says nearly all that is printed, and may be wrong, so verify's level structure runs beside it,
  * which reads headers only; its faults are the problems. Drawings and ranges need a pack that
  * opens, and are left out where there are problems. */
+#include "charts.h"
 #include "files.h"
 #include "inspect.h"
 #include "output.h"
@@ -142,23 +143,23 @@ static void print_pack(const packed *p, const output_ink *ink)
            m->lossless ? ", lossless" : ", requantized");
     printf("hidden size %llu, expert intermediate size %llu, %llu expert%s as %llu physical\n",
            (unsigned long long)m->hidden_size, (unsigned long long)m->moe_intermediate_size,
-           (unsigned long long)m->num_experts, mp_plural(m->num_experts),
+           (unsigned long long)m->num_experts, plural(m->num_experts),
            (unsigned long long)m->num_physical);
     printf("%llu rank%s of %u slot%s, shared experts: %s", (unsigned long long)m->ep_size,
-           mp_plural(m->ep_size), mp_slots_per_rank(&p->shape.slots),
-           mp_plural(mp_slots_per_rank(&p->shape.slots)), mp_shared_mode_name(m->shared));
+           plural(m->ep_size), mp_slots_per_rank(&p->shape.slots),
+           plural(mp_slots_per_rank(&p->shape.slots)), mp_shared_mode_name(m->shared));
     if (m->shared == MP_SHARED_SEPARATE)
         printf(" (%llu)", (unsigned long long)m->num_shared_experts);
     putchar('\n');
-    printf("%zu layer%s: ", m->num_layers, mp_plural(m->num_layers));
+    printf("%zu layer%s: ", m->num_layers, plural(m->num_layers));
     print_name(stdout, m->num_layers ? m->layers[0] : "");
     if (m->num_layers > 1) {
         printf(" - ");
         print_name(stdout, m->layers[m->num_layers - 1]);
     }
     printf("\n%zu tensor%s in %zu file%s of %zu rank%s, %s\n", count_tensors(m),
-           mp_plural(count_tensors(m)), count_files(m), mp_plural(count_files(m)), m->num_ranks,
-           mp_plural(m->num_ranks), size_text(file_bytes(m), bytes));
+           plural(count_tensors(m)), count_files(m), plural(count_files(m)), m->num_ranks,
+           plural(m->num_ranks), size_text(file_bytes(m), bytes));
     if (is_compressed(p))
         zstd_print(stdout, &p->shards);
     for (size_t i = 0; i < m->num_errors; i++) {
@@ -220,7 +221,7 @@ static int print_all(const inspect_options *o, packed *p, mp_error *err)
 static int write_svg(const char *path, const mp_pack *pack, mp_error *err)
 {
     char *svg;
-    int rc = path ? mp_pack_svg(pack, &svg, err) : 0;
+    int rc = path ? pack_svg(pack, &svg, err) : 0;
 
     if (path && rc == 0) {
         rc = write_text(path, svg, err);

@@ -49,13 +49,12 @@ static void print_snapshot(const mp_snapshot *s, bool with_tensors, const output
     char bytes[SIZE_TEXT];
 
     printf("%s%s%s, %zu rank%s, %zu file%s\n", ink->bold, mp_snapshot_kind_name(s->kind),
-           ink->plain, s->num_ranks, mp_plural(s->num_ranks), s->num_files,
-           mp_plural(s->num_files));
+           ink->plain, s->num_ranks, plural(s->num_ranks), s->num_files, plural(s->num_files));
     for (size_t r = 0; r < s->num_ranks; r++) {
         const mp_checkpoint *view = &s->ranks[r].tensors;
 
         printf("rank %u: %zu tensor%s, %s\n", s->ranks[r].rank, view->num_tensors,
-               mp_plural(view->num_tensors), size_text(bytes_of(view), bytes));
+               plural(view->num_tensors), size_text(bytes_of(view), bytes));
         if (with_tensors)
             print_tensors(view);
     }

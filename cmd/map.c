@@ -155,8 +155,15 @@ static int print_slots_of(map_job *job, mp_error *err)
     }
     for (uint32_t layer = job->first; layer < job->end; layer++) {
         const int32_t *row = mp_placement_row(&job->placement, layer);
-        uint32_t count = mp_slots_of_checkpoint_id(s, row, id, job->found);
+        uint32_t count = 0;
 
+        if (mp_slots_table(s, row, job->table, err) != 0) {
+            json_decref(layers);
+            return err->code;
+        }
+        for (uint32_t i = 0; i < mp_slots_total(s); i++)
+            if (job->table[i].checkpoint_id == id)
+                job->found[count++] = job->table[i].slot;
         if (!job->o->common.json) {
             print_found(job, count, layer);
         } else if (json_array_append_new(layers, found_json(job, count, layer)) != 0) {
@@ -166,7 +173,7 @@ static int print_slots_of(map_job *job, mp_error *err)
     }
     if (!job->o->common.json)
         return 0;
-    mp_slot_kind kind = mp_slots_is_shared(s, id) ? MP_SLOT_SHARED : MP_SLOT_ROUTED;
+    mp_slot_kind kind = id >= s->num_logical ? MP_SLOT_SHARED : MP_SLOT_ROUTED;
     return print_json(json_pack("{s:i, s:s, s:o}", "checkpoint_id", (int)id, "kind",
                                 kind_name(kind), "layers", layers),
                       err);
@@ -187,9 +194,8 @@ static int print_summary(const map_job *job, const mp_problems *warnings, mp_err
                                     (int)job->slots.ep, "warnings", (json_int_t)warnings->count),
                           err);
     printf("%u row%s, %u logical and %u physical experts, %u rank%s of %u slot%s\n", p->layers,
-           mp_plural(p->layers), p->num_logical, p->num_physical, job->slots.ep,
-           mp_plural(job->slots.ep), mp_slots_per_rank(&job->slots),
-           mp_plural(mp_slots_per_rank(&job->slots)));
+           plural(p->layers), p->num_logical, p->num_physical, job->slots.ep, plural(job->slots.ep),
+           mp_slots_per_rank(&job->slots), plural(mp_slots_per_rank(&job->slots)));
     return 0;
 }
 
@@ -240,7 +246,7 @@ static int prepare(map_job *job, mp_error *err)
     if (rc != 0)
         return rc;
     job->table = malloc(mp_slots_total(&job->slots) * sizeof(*job->table));
-    job->found = malloc(job->slots.num_physical * sizeof(*job->found));
+    job->found = malloc(mp_slots_total(&job->slots) * sizeof(*job->found));
     return job->table && job->found ? 0 : cmd_fail(err, MP_ERR_IO, "out of memory");
 }
 

@@ -89,7 +89,7 @@ char *size_text(uint64_t bytes, char text[SIZE_TEXT])
     size_t unit = 0;
 
     if (bytes < 1000) {
-        snprintf(text, SIZE_TEXT, "%" PRIu64 " byte%s", bytes, mp_plural(bytes));
+        snprintf(text, SIZE_TEXT, "%" PRIu64 " byte%s", bytes, plural(bytes));
         return text;
     }
     /* 999.5 and more would be printed as 1000. */

@@ -8,6 +8,12 @@
 #include <jansson.h>
 #include <stdio.h>
 
+/* What ends a noun after a count: "s", or "" after 1. */
+static inline const char *plural(uint64_t count)
+{
+    return count == 1 ? "" : "s";
+}
+
 /* Prints a name from a file, with '?' in place of each byte of a control character, also of those
  * of Latin-1 in UTF-8. */
 void print_name(FILE *out, const char *name);

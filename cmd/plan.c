@@ -10,6 +10,7 @@
  * comparing the options with their defaults byte by byte. The exit status is the answer: 1 where it
  * would not start, does not fit, or the pack is another. */
 #include "plan.h"
+#include "choices.h"
 #include "commands.h"
 #include "files.h"
 #include "output.h"
@@ -41,11 +42,6 @@ static const char *scheme_name(size_t index)
 }
 
 static const cmd_choice formats[] = {{"text", PLAN_TEXT}, {"env", PLAN_ENV}, {NULL, 0}};
-
-static const char *shared_mode_name(size_t index)
-{
-    return index < MP_SHARED_MODES ? mp_shared_mode_name((mp_shared_mode)index) : NULL;
-}
 
 static const cmd_option options[] = {
     OPT_STRING(0, "model", "PATH", plan_options, model, "checkpoint, pack or config.json",
@@ -101,8 +97,8 @@ static const cmd_option options[] = {
                "plan for experts requantized to SCHEME", .choice_name = scheme_name),
     OPT_U64(0, "redundant", "R", plan_options, redundant, 0, 65536, "redundant experts",
             .given = offsetof(plan_options, redundant_given)),
-    OPT_STRING(0, "shared", "MODE", plan_options, shared, "how shared experts are packed",
-               .choice_name = shared_mode_name),
+    OPT_CHOICE(0, "shared", "MODE", plan_options, shared, shared_choices,
+               "how shared experts are packed"),
     OPT_STRING(0, "placement", "FILE", plan_options, placement,
                "placement that the engine is given, - for standard input"),
     OPT_STRING(0, "pack", "OUT", plan_options, pack,
@@ -117,6 +113,7 @@ static const cmd_option options[] = {
     OPT_END,
 };
 static const plan_options defaults = {
+    .shared = -1,
     .engine = "sglang-2026-09",
     .runner = "auto",
     .deepep_mode = "auto",
@@ -293,8 +290,8 @@ static void take_flags(plan_job *job)
     mp_runner_parse(o->runner, &flags->runner);
     mp_deepep_mode_parse(o->deepep_mode, &flags->deepep_mode);
     mp_platform_parse(o->platform, &flags->platform);
-    if (o->shared)
-        mp_shared_mode_parse(o->shared, &flags->shared);
+    if (o->shared >= 0)
+        flags->shared = (mp_shared_mode)o->shared;
 }
 
 /* What is not given of a packed directory's making is as it says itself, where it is the model. */
@@ -304,7 +301,7 @@ static void take_flags_of_pack(plan_job *job)
 
     if (!job->has_pack)
         return;
-    if (!o->shared)
+    if (o->shared < 0)
         job->flags.shared = job->pack.manifest.shared;
     if (!o->redundant_given && !o->placement)
         job->flags.redundant = job->pack.manifest.num_physical - job->pack.manifest.num_experts;

@@ -34,7 +34,7 @@ typedef struct plan_options {
     cmd_list dp_tokens;
     const char *quantize;
     uint64_t redundant;
-    const char *shared; /* null: not given */
+    int shared; /* -1: not given */
     const char *placement;
     const char *pack;
     const char *env_file;

@@ -25,8 +25,8 @@ static void print_model(const mp_backend_model *m)
            m->num_shared_experts);
     if (m->experts_per_token > 0)
         printf(", %" PRIu64 " a token", m->experts_per_token);
-    printf("\n%" PRIu64 " MoE layer%s, experts are %s (%s)\n", m->num_layers,
-           mp_plural(m->num_layers), mp_backend_model_scheme(m), m->scheme_from);
+    printf("\n%" PRIu64 " MoE layer%s, experts are %s (%s)\n", m->num_layers, plural(m->num_layers),
+           mp_backend_model_scheme(m), m->scheme_from);
     if (m->num_mtp_blocks > 0 && strcmp(m->source, "config.json") == 0)
         printf("%" PRIu64
                " MTP block%s not counted: whether %s tensors are there, config.json does "

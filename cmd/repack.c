@@ -59,6 +59,19 @@ typedef struct repack_job {
     mp_plan plan;
 } repack_job;
 
+static const cmd_choice alphas[] = {
+    {"sgl", MP_ALPHAS_SGL},
+    {"fp4xfp4", MP_ALPHAS_FP4XFP4},
+    {NULL, 0},
+};
+
+static const cmd_choice row_orders[] = {
+    {"auto", MP_ROWS_AUTO},
+    {"layer", MP_ROWS_LAYER},
+    {"moe", MP_ROWS_MOE},
+    {NULL, 0},
+};
+
 /* ------------------------------------------------------------------------
  * Making the plan
  */
@@ -76,20 +89,20 @@ static char *command_text(const repack_options *o)
     fprintf(f, " --target %s --ep %llu", o->target, (unsigned long long)o->ep);
     print_last_part(f, " --placement ", o->placement);
     if (o->rows != MP_ROWS_AUTO)
-        print_option(f, "rows", o->rows == MP_ROWS_LAYER ? "layer" : "moe");
+        print_option(f, "rows", choice_name(row_orders, o->rows));
     if (o->redundant)
         fprintf(f, " --redundant %llu", (unsigned long long)o->redundant);
     if (o->shared != MP_SHARED_NONE)
-        print_option(f, "shared", mp_shared_mode_name(o->shared));
+        print_option(f, "shared", choice_name(shared_choices, o->shared));
     if (o->requantize_shared)
         fprintf(f, " --requantize-shared");
     if (o->nz)
         fprintf(f, " --nz");
     if (o->alphas != MP_ALPHAS_SGL)
-        print_option(f, "alphas", mp_alphas_name(o->alphas));
+        print_option(f, "alphas", choice_name(alphas, o->alphas));
     print_option(f, "quantize", o->quantize);
     if (o->rounding >= 0)
-        print_option(f, "rounding", o->rounding == MP_ROUND_OCP ? "ocp" : "deepgemm");
+        print_option(f, "rounding", choice_name(rounding_choices, o->rounding));
     print_quant_options(f, o->scale_rule, o->amax_floor, o->allow_nonfinite);
     print_option(f, "drop", o->drop);
     print_option(f, "layers", o->layers);
@@ -321,26 +334,6 @@ static const char *scheme_name(size_t index)
     return NULL;
 }
 
-static const cmd_choice shared_modes[] = {
-    {"none", MP_SHARED_NONE},
-    {"fused", MP_SHARED_FUSED},
-    {"separate", MP_SHARED_SEPARATE},
-    {NULL, 0},
-};
-
-static const cmd_choice alphas[] = {
-    {"sgl", MP_ALPHAS_SGL},
-    {"fp4xfp4", MP_ALPHAS_FP4XFP4},
-    {NULL, 0},
-};
-
-static const cmd_choice row_orders[] = {
-    {"auto", MP_ROWS_AUTO},
-    {"layer", MP_ROWS_LAYER},
-    {"moe", MP_ROWS_MOE},
-    {NULL, 0},
-};
-
 static const cmd_option options[] = {
     OPT_STRING('o', "output", "OUT", repack_options, work.out,
                "directory to write; it must not exist"),
@@ -353,7 +346,7 @@ static const cmd_option options[] = {
                "whether a placement's rows are for decoder layers or for MoE layers"),
     OPT_U64(0, "redundant", "R", repack_options, redundant, 0, 65536,
             "without a placement: add R redundant experts in order"),
-    OPT_CHOICE(0, "shared", "MODE", repack_options, shared, shared_modes,
+    OPT_CHOICE(0, "shared", "MODE", repack_options, shared, shared_choices,
                "what to do with shared experts"),
     OPT_FLAG(0, "requantize-shared", repack_options, requantize_shared,
              "let shared experts lose precision if the target needs another format"),

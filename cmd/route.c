@@ -6,6 +6,7 @@
  *   topk_ids, topk_weights [tokens, k]  ->  slot_ids, slot_weights [tokens, k + shared]
  *
  * What is printed are the loads of ranks, which a report of an engine can be compared with. */
+#include "charts.h"
 #include "choices.h"
 #include "commands.h"
 #include "files.h"
@@ -253,7 +254,7 @@ static int write_svg(const route_job *job, mp_error *err)
 
     if (!job->o->svg)
         return 0;
-    int rc = mp_rank_load_svg(job->choices, job->how.slots.ep, &svg, err);
+    int rc = rank_load_svg(job->choices, job->how.slots.ep, &svg, err);
     if (rc == 0) {
         rc = write_text(job->o->svg, svg, err);
         free(svg);
@@ -279,7 +280,7 @@ static int print_loads_json(const route_job *job, mp_error *err)
 static int print_loads(const route_job *job, mp_error *err)
 {
     char *text;
-    int rc = mp_rank_load_bars(job->choices, job->how.slots.ep, BAR_COLUMNS, &text, err);
+    int rc = rank_load_bars(job->choices, job->how.slots.ep, BAR_COLUMNS, &text, err);
 
     if (rc != 0)
         return rc;

@@ -209,15 +209,15 @@ static void print_text(const mp_verify_report *report, const output_ink *ink)
         printf("... and %" PRIu64 " more\n", report->total_faults - report->num_faults);
     if (report->total_faults > 0) {
         printf("%sFAILED%s: %" PRIu64 " fault%s\n", ink->bad, ink->plain, report->total_faults,
-               mp_plural(report->total_faults));
+               plural(report->total_faults));
         return;
     }
     printf("%sok%s: %s: %" PRIu64 " file%s, %" PRIu64 " tensor%s, ", ink->good, ink->plain, level,
-           report->files, mp_plural(report->files), report->tensors, mp_plural(report->tensors));
+           report->files, plural(report->files), report->tensors, plural(report->tensors));
     if (report->slots > 0)
         printf("%" PRIu64 " %s%s, ", report->slots,
                strcmp(report->subject, "checkpoint") == 0 ? "expert" : "slot",
-               mp_plural(report->slots));
+               plural(report->slots));
     printf("%s\n", size_text(report->bytes, bytes));
 }
 
@@ -288,7 +288,7 @@ static void write_junit_case(FILE *out, const mp_verify_report *report, const mp
     fputs(">\n", out);
     if (part->faults > 0) {
         fprintf(out, "      <failure message=\"%" PRIu64 " fault%s\">\n", part->faults,
-                mp_plural(part->faults));
+                plural(part->faults));
         put_part(out, report, part, "", verify_put_xml);
         fputs("</failure>\n", out);
     }

@@ -66,12 +66,12 @@ static void put_summary(FILE *out, const mp_verify_report *report)
         fputs("<p><strong class=\"good\">ok</strong>: ", out);
     else
         fprintf(out, "<p><strong class=\"bad\">FAILED</strong>: %" PRIu64 " fault%s; ",
-                report->total_faults, mp_plural(report->total_faults));
+                report->total_faults, plural(report->total_faults));
     fprintf(out,
             "level %s, %" PRIu64 " file%s, %" PRIu64 " tensor%s, %" PRIu64
             " slot%s, %s; moepack %s</p>\n",
-            mp_verify_level_name(report->level), report->files, mp_plural(report->files),
-            report->tensors, mp_plural(report->tensors), report->slots, mp_plural(report->slots),
+            mp_verify_level_name(report->level), report->files, plural(report->files),
+            report->tensors, plural(report->tensors), report->slots, plural(report->slots),
             size_text(report->bytes, bytes), mp_version());
 }
 

@@ -78,10 +78,10 @@ static void print_work(FILE *out, const mp_work *work, const mp_context *context
     for (size_t f = 0; f < work->num_files; f++) {
         print_name(out, work->files[f].path);
         fprintf(out, "  %u tensor%s  %s\n", work->files[f].num_tensors,
-                mp_plural(work->files[f].num_tensors), size_text(work->files[f].bytes, size));
+                plural(work->files[f].num_tensors), size_text(work->files[f].bytes, size));
     }
     fprintf(out, "%llu unit%s, %s to read, %s to write, scratch memory %s\n",
-            (unsigned long long)work->num_units, mp_plural(work->num_units),
+            (unsigned long long)work->num_units, plural(work->num_units),
             size_text(work->bytes_read, read), size_text(work->bytes_written, written),
             size_text(peak_scratch(work, context), size));
 }
@@ -131,7 +131,7 @@ static void print_done(const work_job *job, double seconds)
         return;
     }
     fprintf(stderr, "moepack: %s: %s: %zu file%s, %s in %.1f s", job->name, job->options->out,
-            work->num_files, mp_plural(work->num_files), size_text(work->bytes_written, size),
+            work->num_files, plural(work->num_files), size_text(work->bytes_written, size),
             seconds);
     if (!job->options->resume && !job->terms->shard.finish)
         fprintf(stderr, " (%.2f GB/s)", (double)work->bytes_written / seconds / 1e9);

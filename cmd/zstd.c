@@ -37,7 +37,7 @@ void zstd_print(FILE *out, const mp_compress_report *report)
     char plain[SIZE_TEXT], stored[SIZE_TEXT];
 
     fprintf(out, "%llu shard%s, %s plain, %s stored: %.1f%%\n", (unsigned long long)report->shards,
-            mp_plural(report->shards), size_text(report->plain, plain),
+            plural(report->shards), size_text(report->plain, plain),
             size_text(report->stored, stored), percent(report->stored, report->plain));
     for (int d = 0; d < MP_DTYPE_COUNT; d++) {
         const mp_compress_sum *sum = &report->sums[d];
@@ -45,7 +45,7 @@ void zstd_print(FILE *out, const mp_compress_report *report)
         if (sum->tensors > 0)
             fprintf(out, "  %-8s %6llu tensor%-1s  %10s  %10s  %5.1f%%\n",
                     mp_dtype_name((mp_dtype)d), (unsigned long long)sum->tensors,
-                    mp_plural(sum->tensors), size_text(sum->plain, plain),
+                    plural(sum->tensors), size_text(sum->plain, plain),
                     size_text(sum->stored, stored), percent(sum->stored, sum->plain));
     }
 }

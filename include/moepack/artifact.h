@@ -110,24 +110,8 @@ typedef struct mp_manifest {
 
 void mp_manifest_release(mp_manifest *manifest);
 
-/* Whether the routed experts, or the shared ones, are in the pack as the checkpoint has them,
- * scheme and codes: lossless, and without a row of errors. */
-bool mp_manifest_passes(const mp_manifest *manifest, bool shared);
-
 /* Whether the shards of the pack are compressed: all are, or none. */
 bool mp_manifest_compressed(const mp_manifest *manifest);
-
-/* Sum over the rows of errors of routed or of shared experts. */
-uint64_t mp_manifest_requantized_blocks(const mp_manifest *manifest, bool shared);
-
-/* Text of moepack.json, malloc'ed. Its last member is an XXH3-128 of the
- * text without it, so that a change anywhere in the file shows. */
-int mp_manifest_text(const mp_manifest *manifest, char **text, mp_error *err);
-
-/* The reverse. MP_ERR_INPUT when the digest does not fit the text, or it is not a manifest,
- * MP_ERR_UNSUPPORTED for another format_version and for a word that this version
- * does not know. */
-int mp_manifest_parse(mp_manifest *manifest, const char *text, uint64_t length, mp_error *err);
 
 /* Reads DIR/moepack.json. MP_ERR_IO where there is no such directory, MP_ERR_INPUT where there is
  * no manifest in it. */
@@ -244,12 +228,6 @@ const mp_tensor *mp_pack_tensor(const mp_pack *pack, size_t layer, uint32_t rank
 int mp_pack_read(const mp_pack *pack, size_t layer, mp_place place, const mp_slot_set *set,
                  const mp_slot_tensor *tensor, uint64_t offset, uint64_t n, void *buffer,
                  mp_error *err);
-
-/* A drawing of the pack: layers by ranks and their slots, colored by whether a slot holds the only
- * copy of an expert, one of several or a shared expert, and the bytes of each rank, as a plain SVG
- * that follows the reader's light or dark scheme. svg: malloc'ed, NUL-terminated; the caller frees
- * it. MP_ERR_IO without memory. */
-int mp_pack_svg(const mp_pack *pack, char **svg, mp_error *err);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -66,12 +66,6 @@ typedef struct mp_problems {
 
 void mp_problems_release(mp_problems *problems);
 
-/* What ends a noun after a count: "s", or "" after 1. */
-static inline const char *mp_plural(uint64_t count)
-{
-    return count == 1 ? "" : "s";
-}
-
 /* ------------------------------------------------------------------------
  * Element types, as safetensors names them
  */
@@ -108,9 +102,6 @@ const char *mp_dtype_name(mp_dtype dtype);
 /* Width of one element in bits: 4, 6, 8, 16, 32 or 64. */
 unsigned mp_dtype_bits(mp_dtype dtype);
 
-/* The dtype of that exact, case-sensitive name; false if there is none. */
-bool mp_dtype_parse(const char *name, mp_dtype *dtype);
-
 /* ------------------------------------------------------------------------
  * Quantization schemes: how a weight matrix [N, K] is stored
  *
@@ -139,28 +130,17 @@ const char *mp_scheme_name(mp_scheme scheme);
 /* The scheme of that name; false if there is none. */
 bool mp_scheme_parse(const char *name, mp_scheme *scheme);
 
-/* Width of one stored weight in bits, scales not counted: 4, 8, 16 or 32. */
-unsigned mp_scheme_bits(mp_scheme scheme);
-
 /* How E2M1 rounds. */
 typedef enum mp_rounding {
     MP_ROUND_DEEPGEMM, /* ties toward zero; a zero code has no sign (DeepGEMM's host helper) */
     MP_ROUND_OCP       /* ties to even; zero keeps its sign (OCP MX 1.0, and the hardware) */
 } mp_rounding;
 
-/* "deepgemm", "ocp"; a static string. */
-const char *mp_rounding_name(mp_rounding rounding);
-bool mp_rounding_parse(const char *name, mp_rounding *rounding);
-
 /* How a power-of-two block scale is chosen. */
 typedef enum mp_scale_rule {
     MP_SCALE_CEIL, /* smallest power of two that saturates nothing */
     MP_SCALE_MSE   /* that one or the next smaller, whichever has less squared error */
 } mp_scale_rule;
-
-/* "ceil", "mse"; a static string. */
-const char *mp_scale_rule_name(mp_scale_rule rule);
-bool mp_scale_rule_parse(const char *name, mp_scale_rule *rule);
 
 /* ------------------------------------------------------------------------
  * Experts: the words that checkpoints, packs and messages share
@@ -178,16 +158,8 @@ typedef enum mp_projection {
     MP_GATE_UP = MP_PROJECTIONS /* both in one tensor: a word of forms (artifact.h) only */
 } mp_projection;
 
-/* "gate", "up", "down", "gate_up"; a static string. */
-const char *mp_projection_name(mp_projection projection);
-bool mp_projection_parse(const char *name, mp_projection *projection);
-
 /* Which matrix product of the expert. */
 typedef enum mp_side { MP_L1, MP_L2, MP_SIDES } mp_side;
-
-/* Matrices of a side: 2 of L1, 1 of L2; and the first of them. */
-unsigned mp_side_parts(mp_side side);
-mp_projection mp_side_first(mp_side side);
 
 /* How tensors hold several matrices: gate and up together, and all experts of a layer.
  * gate_up is [E, 2I, H] or, transposed, [E, H, 2I]; down is [E, H, I] or [E, I, H]. */
@@ -199,14 +171,6 @@ typedef enum mp_fusion {
     MP_FUSION_COLS_PAIRED, /* transposed, gate and up columns in turn */
     MP_FUSION_STACKED      /* gate, up and down each [E, N, K] */
 } mp_fusion;
-
-/* "none", "rows", "rows_paired", "cols", "cols_paired", "stacked"; a static string. */
-const char *mp_fusion_name(mp_fusion fusion);
-bool mp_fusion_parse(const char *name, mp_fusion *fusion);
-
-/* True where matrices are columns of fused tensors, so that rows that are read together should be
- * many. */
-bool mp_fusion_is_transposed(mp_fusion fusion);
 
 /* What a tensor is to the matrix that it belongs to. */
 typedef enum mp_role {
@@ -228,10 +192,6 @@ typedef enum mp_role {
 
 /* "weight", "scale", "global_scale", "bias", ...; a static string. */
 const char *mp_role_name(mp_role role);
-bool mp_role_parse(const char *name, mp_role *role);
-
-/* The role of the stored tensor that one of a pack is made from. */
-mp_role mp_role_source(mp_role role);
 
 /* A set of roles; 0 is empty. */
 typedef uint32_t mp_role_set;
@@ -247,17 +207,12 @@ typedef enum mp_shared_mode {
 
 /* "none", "fused", "separate"; a static string. */
 const char *mp_shared_mode_name(mp_shared_mode mode);
-bool mp_shared_mode_parse(const char *name, mp_shared_mode *mode);
 
 /* Whose convention the alphas of nvfp4 are in. */
 typedef enum mp_alphas {
     MP_ALPHAS_SGL,    /* second scales of gate, up and down */
     MP_ALPHAS_FP4XFP4 /* DeepGEMM's own: one of L1, times its input scale */
 } mp_alphas;
-
-/* "sgl", "fp4xfp4"; a static string. */
-const char *mp_alphas_name(mp_alphas alphas);
-bool mp_alphas_parse(const char *name, mp_alphas *alphas);
 
 /* Where a copy of an expert is: a slot of a rank, counted on that rank. */
 typedef struct mp_place {

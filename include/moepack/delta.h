@@ -43,9 +43,6 @@ typedef enum mp_delta_checksum {
     MP_DELTA_CHECKSUMS
 } mp_delta_checksum;
 
-/* "xxh3-128", "adler32"; a static string. */
-const char *mp_delta_checksum_name(mp_delta_checksum checksum);
-
 typedef struct mp_delta_options {
     uint64_t version; /* of NEW: 1 or more; what it changes is the version that OLD says it is,
                          else the one before */

@@ -37,10 +37,6 @@ typedef struct mp_dims {
     uint64_t intermediate_size; /* I */
 } mp_dims;
 
-/* Canonical sizes of a side: rows of each part (I or H) and columns (H or I). */
-uint64_t mp_side_rows(const mp_dims *dims, mp_side side);
-uint64_t mp_side_cols(const mp_dims *dims, mp_side side);
-
 /* One tensor of a target. All but weight and scale is one float32 a part, gate first, or
  * (offset) one a row, or (input scale, act scale and folded alpha) one a side. */
 typedef struct mp_slot_tensor {
@@ -123,10 +119,6 @@ typedef struct mp_target {
     void (*pack_scale)(const mp_dims *dims, mp_side side, const uint8_t *canonical, uint8_t *out);
     void (*unpack_scale)(const mp_dims *dims, mp_side side, const uint8_t *in, uint8_t *canonical);
 } mp_target;
-
-/* Canonical scales of one part of a side: rows, and bytes of a row; 0 without scales. */
-uint64_t mp_target_scale_rows(const mp_target *target, const mp_dims *dims, mp_side side);
-uint64_t mp_target_scale_row_bytes(const mp_target *target, const mp_dims *dims, mp_side side);
 
 /* Shape of the tensor of `slots` slots, [slots, shape of a slot] unless it is flat or there
  * is but one. Returns its rank. */

@@ -84,23 +84,6 @@ typedef struct mp_config {
     char refused[64]; /* a flag that is set and changes what the router does as nothing here */
 } mp_config;
 
-/* Reads DIR/config.json. A missing file gives present = false and no error.
- * MP_ERR_INPUT if it is not JSON, or a number has another type or sign, MP_ERR_UNSUPPORTED for
- * lists by layer or by modality of what is one number here. */
-int mp_config_load(mp_config *config, const char *dir, mp_error *err);
-void mp_config_release(mp_config *config);
-
-/* The same of one of the towers of a model: of the object "thinker_config" for "thinker". */
-int mp_config_load_tower(mp_config *config, const char *dir, const char *tower, mp_error *err);
-
-/* Whether config.json makes decoder layer `layer` an MoE layer. True also where
- * config.json does not say. */
-bool mp_config_is_moe_layer(const mp_config *config, uint64_t layer);
-
-/* Whether config.json says of a decoder layer that it has experts or has none: by a key, or since
- * no model of that model_type has dense layers. */
-bool mp_config_says_layer(const mp_config *config, uint64_t layer);
-
 /* ------------------------------------------------------------------------
  * The catalog
  */
@@ -153,10 +136,6 @@ typedef struct mp_matrix {
     uint64_t stored_cols;
 } mp_matrix;
 
-/* The tensor of a role, or null; and the member that holds it. No matrix has an alpha. */
-const mp_tensor *mp_matrix_tensor(const mp_matrix *matrix, mp_role role);
-const mp_tensor **mp_matrix_place(mp_matrix *matrix, mp_role role);
-
 typedef struct mp_expert {
     mp_matrix matrix[MP_PROJECTIONS];
 } mp_expert;
@@ -182,6 +161,7 @@ typedef struct mp_moe_layer {
     mp_expert shared; /* one matrix set of width num_shared_experts * I */
     mp_storage shared_storage;
     uint64_t bytes;          /* of all tensors of its routed experts */
+    uint64_t expert_bytes;   /* of the weights and scales of one of them */
     mp_naming *naming;       /* as its tensors are named */
     const char *shared_name; /* "shared_experts", "shared_mlp" ..., where has_shared */
     uint64_t shared_width;   /* of the shared expert: 0 where there is none, or not understood */
@@ -264,62 +244,6 @@ int mp_catalog_check(const mp_catalog *catalog, mp_error *err);
 /* The same, but for experts without a gate: they can be read, and written as they are. */
 int mp_catalog_check_sound(const mp_catalog *catalog, mp_error *err);
 
-/* Rows and columns of one routed expert's matrix: N, K. */
-void mp_catalog_shape(const mp_catalog *catalog, mp_projection projection, uint64_t *rows,
-                      uint64_t *cols);
-
-/* Bytes of a row of weights, and of a row of scales (which covers block_rows rows
- * of the matrix), of a matrix with `cols` columns. */
-uint64_t mp_storage_row_bytes(const mp_storage *storage, uint64_t cols);
-uint64_t mp_storage_scale_row_bytes(const mp_storage *storage, uint64_t cols);
-
-/* The columns col0 .. of a matrix with `cols` columns, as a matrix. col0 is a multiple of the
- * columns of a scale, and of what is packed into one stored element. */
-mp_matrix mp_matrix_columns(const mp_matrix *matrix, uint64_t cols, uint64_t col0);
-
-/* The matrices of an expert that a slot holds: of routed expert `id` below num_experts; from
- * there on, the part of the shared expert that is as wide as a routed one, I rows of gate and
- * up and I columns of down. storage: set to how they are stored.
- * MP_ERR_INPUT for an id that there is not, MP_ERR_UNSUPPORTED where scales span two parts. */
-int mp_layer_expert(const mp_catalog *catalog, const mp_moe_layer *layer, uint32_t id,
-                    mp_expert *view, const mp_storage **storage, mp_error *err);
-
-/* Whether the shared expert of a layer can be a slot like those of routed ones: it weighs 1, and
- * computes the same. MP_ERR_UNSUPPORTED, with the reason, where it does not. */
-int mp_layer_check_fusable(const mp_catalog *catalog, const mp_moe_layer *layer, mp_error *err);
-
-/* Reads weight rows row0 .. row0+rows-1 of a matrix with `cols` columns, and the
- * scale rows that cover them.
- * weight: rows * mp_storage_row_bytes() bytes; may be null to leave them out.
- * scale: the scale rows row0 / block_rows .. (row0+rows-1) / block_rows; may be null
- *   to leave them out. */
-int mp_matrix_read_rows(const mp_catalog *catalog, const mp_storage *storage,
-                        const mp_matrix *matrix, uint64_t cols, uint64_t row0, uint64_t rows,
-                        void *weight, void *scale, mp_error *err);
-
-/* The second scale of a matrix as it is stored (storage->global_divides says how it acts); 1
- * where there is none. MP_ERR_INPUT for a scale that is not a positive finite number. */
-int mp_matrix_global(const mp_catalog *catalog, const mp_matrix *matrix, float *global,
-                     mp_error *err);
-
-/* The number that a tensor of a matrix (`global` or `input_scale`) holds for it: of tensors for
- * all slices, which may have one for all of them, one for each, or two, for gate and up.
- * MP_ERR_INPUT for one that is not a positive finite number, MP_ERR_UNSUPPORTED for another type
- * than F32. */
-int mp_matrix_scalar(const mp_catalog *catalog, const mp_matrix *matrix, const mp_tensor *tensor,
-                     float *number, mp_error *err);
-
-/* MP_ERR_INPUT when the matrix says another shape of its packed weights than [rows, cols].
- * Nothing for a matrix that says none. */
-int mp_matrix_check_shape(const mp_catalog *catalog, const mp_matrix *matrix, uint64_t rows,
-                          uint64_t cols, mp_error *err);
-
-/* MP_ERR_UNSUPPORTED when one of the matrix's zero points, if it has any, is not zero. */
-int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, mp_error *err);
-
-/* Drops the pages of a whole matrix from the page cache. Never fails. */
-void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix);
-
 /* ------------------------------------------------------------------------
  * Forms: how the experts of a layer are written
  */
@@ -346,8 +270,6 @@ typedef struct mp_form {
     size_t num_tensors;
 } mp_form;
 
-void mp_form_release(mp_form *form);
-
 /* ------------------------------------------------------------------------
  * Names, for writers of checkpoints
  */
@@ -355,27 +277,6 @@ void mp_form_release(mp_form *form);
 /* The report of an unpacked directory (pack.h): a checkpoint of the experts that were packed
  * and nothing else. */
 #define MP_UNPACK_NAME "moepack-unpack.json"
-
-/* A family that the catalog knows. */
-typedef struct mp_family {
-    const char *name;
-    const char *model_types[8]; /* of config.json; null-terminated */
-    const char *layer_prefix;   /* "layers." or "model.layers." */
-    const char *mtp_prefix;     /* "mtp."; null where MTP blocks are further decoder layers */
-    const mp_naming *naming;
-    const char *router; /* of the router's weight, behind block: "gate.weight" */
-    bool shared;        /* models of this family have shared experts */
-    bool shared_gate;   /* that a gate of their own weighs; else they weigh 1 */
-} mp_family;
-
-/* The family of that name, or null. */
-const mp_family *mp_family_find(const char *name);
-
-/* The family that a model_type of config.json is of, or null. */
-const mp_family *mp_family_of_type(const char *model_type);
-
-/* All families; *count of them. */
-const mp_family *mp_families(size_t *count);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -11,7 +11,7 @@
  *   layout.h    target layouts
  *   artifact.h  packed directories: the manifest
  *   pack.h      repacking, unpacking and quantizing
- *   reference.h the reference forward of an MoE layer
+ *   forward.h   the reference forward of an MoE layer
  *   diff.h      how far two checkpoints or packs are apart
  *   verify.h    checks of packed directories
  *
@@ -49,12 +49,12 @@
 #include <moepack/compress.h>
 #include <moepack/delta.h>
 #include <moepack/diff.h>
+#include <moepack/forward.h>
 #include <moepack/layout.h>
 #include <moepack/model.h>
 #include <moepack/numeric.h>
 #include <moepack/pack.h>
 #include <moepack/place.h>
-#include <moepack/reference.h>
 #include <moepack/snapshot.h>
 #include <moepack/store.h>
 #include <moepack/verify.h>

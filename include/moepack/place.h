@@ -61,12 +61,6 @@ typedef enum mp_placement_format {
     MP_PLACEMENT_FORMAT_COUNT
 } mp_placement_format;
 
-/* "sglang", "trtllm", "vllm-ascend", "vllm"; a static string. */
-const char *mp_placement_format_name(mp_placement_format format);
-
-/* The format of that name; false if there is none. */
-bool mp_placement_format_parse(const char *name, mp_placement_format *format);
-
 /* Physical expert p of every layer is a copy of logical expert p mod num_logical.
  * MP_ERR_INPUT for no layer, no expert, or more than INT32_MAX of them. */
 int mp_placement_trivial(mp_placement *p, uint32_t layers, uint32_t num_logical, uint32_t redundant,
@@ -131,33 +125,11 @@ typedef struct mp_slots {
 int mp_slots_init(mp_slots *s, uint32_t num_logical, uint32_t num_physical, uint32_t ep,
                   uint32_t shared, bool shared_once, mp_error *err);
 
-/* Routed slots of a rank, P / ep. */
-uint32_t mp_slots_routed_per_rank(const mp_slots *s);
-
 /* Slots of a rank: P / ep + S, or P / ep with shared_once. */
 uint32_t mp_slots_per_rank(const mp_slots *s);
 
-/* Slots of this rank, the shared ones at the end of the last rank counted. */
-uint32_t mp_slots_on_rank(const mp_slots *s, uint32_t rank);
-
-/* The rank that holds a slot < mp_slots_total. */
-uint32_t mp_slots_rank(const mp_slots *s, uint32_t slot);
-
 /* Slots of all ranks. */
 uint32_t mp_slots_total(const mp_slots *s);
-
-/* The slot of a physical expert; physical < num_physical. */
-uint32_t mp_slots_of_physical(const mp_slots *s, uint32_t physical);
-
-/* True when the checkpoint id is one of the shared experts. */
-bool mp_slots_is_shared(const mp_slots *s, uint32_t checkpoint_id);
-
-/* Slots that a checkpoint id goes to, ascending.
- * row: the layer's num_physical logical ids.
- * slots: room for num_physical numbers.
- * Returns how many; 0 for an id that is not below num_logical + shared. */
-uint32_t mp_slots_of_checkpoint_id(const mp_slots *s, const int32_t *row, uint32_t checkpoint_id,
-                                   uint32_t *slots);
 
 typedef enum mp_slot_kind { MP_SLOT_ROUTED, MP_SLOT_SHARED } mp_slot_kind;
 
@@ -171,33 +143,12 @@ typedef struct mp_slot {
     uint32_t replica;       /* copies of the same checkpoint id in slots before this one */
 } mp_slot;
 
-/* Describes one slot; slot < mp_slots_total. Looks at the row up to that slot. */
-void mp_slots_describe(const mp_slots *s, const int32_t *row, uint32_t slot, mp_slot *out);
-
 /* Describes all slots of a layer into mp_slots_total entries. MP_ERR_IO without memory. */
 int mp_slots_table(const mp_slots *s, const int32_t *row, mp_slot *table, mp_error *err);
-
-/* Slot of fused shared expert s < shared on a rank; with shared_once its only one. */
-uint32_t mp_slots_of_shared(const mp_slots *s, uint32_t rank, uint32_t shared);
 
 /* ------------------------------------------------------------------------
  * Replicas: from logical experts to their physical ones
  */
-
-/* Physical experts of each logical one, in a layer. Replicas are numbered by
- * ascending physical expert. */
-typedef struct mp_replicas {
-    uint32_t num_logical;
-    uint32_t *start; /* [N + 1]: those of logical e are physical[start[e]] .. physical[start[e + 1]
-                        - 1] */
-    uint32_t *physical; /* [P] */
-} mp_replicas;
-
-/* row: the layer's num_physical logical ids, all below num_logical. MP_ERR_INPUT for
- * one that is not, MP_ERR_IO without memory. */
-int mp_replicas_init(mp_replicas *r, const int32_t *row, uint32_t num_logical,
-                     uint32_t num_physical, mp_error *err);
-void mp_replicas_release(mp_replicas *r);
 
 /* ------------------------------------------------------------------------
  * Load counts
@@ -302,9 +253,6 @@ typedef enum mp_eplb_source {
     MP_EPLB_FROM_SEARCH, /* a search that found better */
     MP_EPLB_FROM_PATH    /* few moves from the old placement */
 } mp_eplb_source;
-
-/* "eplb", "search", "path"; a static string. */
-const char *mp_eplb_source_name(mp_eplb_source source);
 
 /* How well a layer is balanced. A replica carries count / replicas. Loads are summed over
  * windows; balancedness is the sum of mean GPU loads over the sum of the largest, 1 for a layer
@@ -415,45 +363,8 @@ int mp_route(const mp_route_options *options, const int32_t *row, const int32_t 
              const float *weights, uint64_t tokens, uint32_t k, int32_t *slot_ids,
              float *slot_weights, uint64_t *choices, mp_error *err);
 
-/* Where waterfill may send the shared expert of one rank's tokens. */
-typedef struct mp_waterfill {
-    const uint64_t *load; /* [ep], each at most INT32_MAX */
-    uint64_t target;      /* load to fill up to; 0: ceil((sum + sum / k) / ep) */
-    bool allow_all;       /* all ranks, or the own one and those of the token's choices */
-    uint32_t rank;        /* own */
-} mp_waterfill;
-
-/* Chooses a slot of the shared expert for each token (SGLang's waterfill: integers
- * throughout, a preference of 11 to 10 for the own rank).
- * slots: one shared expert on every rank.
- * physical: [tokens][k] physical experts, -1 for a masked choice.
- * shared_ids, stride: the slot of token t goes to shared_ids[t * stride]; -1 for a
- *   token without a valid choice.
- * MP_ERR_INPUT, MP_ERR_USAGE, MP_ERR_IO without memory. */
-int mp_waterfill_assign(const mp_waterfill *w, const mp_slots *slots, const int32_t *physical,
-                        uint64_t tokens, uint32_t k, int32_t *shared_ids, uint64_t stride,
-                        mp_error *err);
-
 /* Mean over largest, 1 when all are 0: 1 is perfect balance. */
 double mp_balancedness(const uint64_t *choices, uint32_t ep);
-
-/* ------------------------------------------------------------------------
- * Drawings
- */
-
-/* Heat maps of GPU loads, layers by GPUs, trivial placement, EPLB's and what was made of it side by
- * side, with the balancedness of each layer, as a plain SVG that follows the
- * reader's light or dark scheme. svg: malloc'ed, NUL-terminated; the caller
- * frees it. */
-int mp_eplb_svg(const mp_eplb *e, char **svg, mp_error *err);
-
-/* The same figures for a terminal: a line a layer, with bars `columns` wide. */
-int mp_eplb_bars(const mp_eplb *e, uint32_t columns, char **text, mp_error *err);
-
-/* Bars of the choices of each rank. */
-int mp_rank_load_svg(const uint64_t *choices, uint32_t ep, char **svg, mp_error *err);
-int mp_rank_load_bars(const uint64_t *choices, uint32_t ep, uint32_t columns, char **text,
-                      mp_error *err);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

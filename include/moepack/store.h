@@ -101,11 +101,6 @@ const mp_tensor *mp_checkpoint_find(const mp_checkpoint *ckpt, const char *name)
 int mp_tensor_read(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset, uint64_t n,
                    void *buffer, mp_error *err);
 
-/* Tells the system that these bytes of the tensor will not be needed soon, so
- * that reading a checkpoint does not fill a memory cgroup. Never fails. */
-void mp_tensor_forget(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset,
-                      uint64_t n);
-
 /* "[2048, 128]" into a buffer, always terminated; returns the buffer. What does
  * not fit is cut to "[2048, 128, ...]". */
 #define MP_SHAPE_TEXT 128
@@ -140,10 +135,6 @@ typedef struct mp_tensor_spec {
 int mp_safetensors_header(const mp_tensor_spec *specs, size_t num_specs,
                           const char *const *metadata, size_t pairs, uint64_t align, char **header,
                           uint64_t *header_bytes, uint64_t *offsets, mp_error *err);
-
-/* Bytes that a tensor takes; MP_ERR_INPUT when its bits do not fit 64 bits or
- * are not a whole number of bytes. */
-int mp_tensor_spec_bytes(const mp_tensor_spec *spec, uint64_t *bytes, mp_error *err);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -34,6 +34,12 @@ void mp_make_printable(char *text);
 void mp_problem(mp_problems *problems, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* What ends a noun after a count: "s", or "" after 1. */
+static inline const char *mp_plural(uint64_t count)
+{
+    return count == 1 ? "" : "s";
+}
+
 /* *out = a * b, a + b; false on overflow. */
 static inline bool mp_mul_u64(uint64_t a, uint64_t b, uint64_t *out)
 {

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "base/words.h"
+
 #define DTYPES(entry)                                                                   \
     entry(MP_BOOL, "BOOL", 8) entry(MP_F4, "F4", 4) entry(MP_F6_E2M3, "F6_E2M3", 6)     \
         entry(MP_F6_E3M2, "F6_E3M2", 6) entry(MP_U8, "U8", 8) entry(MP_I8, "I8", 8)     \

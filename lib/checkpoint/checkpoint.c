@@ -23,6 +23,7 @@
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/shard.h"
+#include "checkpoint/tensor.h"
 
 /* ------------------------------------------------------------------------
  * Shards

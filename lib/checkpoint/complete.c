@@ -12,7 +12,9 @@
 #include "checkpoint/complete.h"
 
 #include "base/error.h"
+#include "checkpoint/config.h"
 #include "checkpoint/conventions.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/mixture.h"
 #include "checkpoint/router_names.h"
 #include "checkpoint/rules.h"
@@ -772,6 +774,8 @@ int mp_catalog_complete(mp_catalog *catalog, mp_error *err)
         if (check_zero_points(&catalog->layers[i], err) != 0 ||
             check_first_shapes(catalog, &catalog->layers[i], err) != 0)
             return err->code;
+        if (catalog->problems.count == 0)
+            catalog->layers[i].expert_bytes = mp_layer_expert_bytes(catalog, &catalog->layers[i]);
     }
     catalog->num_experts = catalog->layers[0].num_experts;
     return 0;

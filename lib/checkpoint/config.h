@@ -25,4 +25,21 @@ int mp_config_number(const json_t *value, const char *key, uint64_t *number, mp_
  * list of layers knows better. */
 int mp_config_read_layers(const mp_config_scope *scope, mp_config *config, mp_error *err);
 
+/* Reads DIR/config.json. A missing file gives present = false and no error.
+ * MP_ERR_INPUT if it is not JSON, or a number has another type or sign, MP_ERR_UNSUPPORTED for
+ * lists by layer or by modality of what is one number here. */
+int mp_config_load(mp_config *config, const char *dir, mp_error *err);
+void mp_config_release(mp_config *config);
+
+/* The same of one of the towers of a model: of the object "thinker_config" for "thinker". */
+int mp_config_load_tower(mp_config *config, const char *dir, const char *tower, mp_error *err);
+
+/* Whether config.json makes decoder layer `layer` an MoE layer. True also where
+ * config.json does not say. */
+bool mp_config_is_moe_layer(const mp_config *config, uint64_t layer);
+
+/* Whether config.json says of a decoder layer that it has experts or has none: by a key, or since
+ * no model of that model_type has dense layers. */
+bool mp_config_says_layer(const mp_config *config, uint64_t layer);
+
 #endif

@@ -20,6 +20,7 @@
 
 #include "base/error.h"
 #include "base/json_edit.h"
+#include "base/words.h"
 #include "checkpoint/config_said.h"
 
 #include <stdlib.h>

@@ -15,6 +15,8 @@
 
 #include <string.h>
 
+#include "base/words.h"
+
 /* Sets a member; value is taken over. False without memory, also where it is object or value that
  * is null for that reason. */
 static bool put(json_t *object, const char *key, json_t *value)

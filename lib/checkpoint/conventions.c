@@ -10,6 +10,7 @@
 #include "checkpoint/conventions.h"
 
 #include "base/error.h"
+#include "base/words.h"
 #include "numeric/kernels.h"
 
 #include <stdio.h>

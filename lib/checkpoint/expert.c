@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/router_names.h"
 #include "checkpoint/rules.h"
 
@@ -65,6 +66,22 @@ mp_matrix mp_matrix_columns(const mp_matrix *matrix, uint64_t cols, uint64_t col
 static bool spans(uint32_t block, uint64_t size)
 {
     return block != UINT32_MAX && size % block != 0;
+}
+
+uint64_t mp_layer_expert_bytes(const mp_catalog *catalog, const mp_moe_layer *layer)
+{
+    const mp_storage *s = &layer->storage;
+    uint64_t bytes = 0;
+
+    for (int p = layer->ungated ? MP_UP : MP_GATE; p < MP_PROJECTIONS; p++) {
+        uint64_t rows, cols;
+
+        mp_catalog_shape(catalog, (mp_projection)p, &rows, &cols);
+        bytes += rows * mp_storage_row_bytes(s, cols);
+        if (s->has_scale)
+            bytes += mp_ceil_div(rows, s->block_rows) * mp_storage_scale_row_bytes(s, cols);
+    }
+    return bytes;
 }
 
 int mp_layer_expert(const mp_catalog *catalog, const mp_moe_layer *layer, uint32_t id,

@@ -16,6 +16,8 @@
 #include "checkpoint/form.h"
 
 #include "base/error.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
 
 #include <moepack/numeric.h>
 

@@ -36,4 +36,6 @@ const mp_form_tensor *mp_form_find(const mp_form *form, mp_projection matrix, mp
  * without memory. */
 char *mp_form_tensor_name(const mp_form_tensor *tensor, const char *prefix, uint32_t expert);
 
+void mp_form_release(mp_form *form);
+
 #endif

@@ -18,6 +18,7 @@
 #include "checkpoint/fused.h"
 
 #include "base/error.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/rules.h"
 
 #include <string.h>

@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "checkpoint/tensor.h"
 
 #define LENGTH_BYTES 8
 

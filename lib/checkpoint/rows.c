@@ -19,7 +19,10 @@
 
 #include "base/error.h"
 #include "base/transpose.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/storage.h"
+#include "checkpoint/tensor.h"
 #include "numeric/scales.h"
 
 #include <math.h>

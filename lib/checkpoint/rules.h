@@ -39,7 +39,7 @@ typedef enum mp_act_rule {
 
 typedef struct mp_model_rule {
     const char *model_types[8]; /* null-terminated */
-    const char *score;          /* of mp_scoring_name (reference.h) */
+    const char *score;          /* of mp_scoring_parse (forward/reference.h) */
     mp_renormalize renormalize;
     mp_group_rule groups;
     mp_act_rule act;

@@ -21,9 +21,11 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/foreign.h"
+#include "base/words.h"
 #include "base/zstd_file.h"
 #include "checkpoint/members.h"
 #include "checkpoint/shard.h"
+#include "checkpoint/tensor.h"
 
 #define LENGTH_BYTES 8
 

@@ -16,7 +16,9 @@
 #include "checkpoint/storage.h"
 
 #include "base/error.h"
+#include "base/words.h"
 #include "checkpoint/conventions.h"
+#include "checkpoint/matrix.h"
 
 #include <stdio.h>
 #include <string.h>

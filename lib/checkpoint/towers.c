@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "checkpoint/complete.h"
+#include "checkpoint/config.h"
 #include "checkpoint/fused.h"
 
 #include <stdlib.h>

@@ -25,6 +25,7 @@
 #include "delta/chain.h"
 #include "delta/checksum.h"
 #include "delta/files.h"
+#include "numeric/quantize.h"
 #include "run/journal.h"
 #include "run/output.h"
 #include "run/sidecar.h"

@@ -28,4 +28,7 @@ bool mp_checksum_valid(mp_delta_checksum kind, const char *text);
 /* Whether two valid texts are the same number. */
 bool mp_checksum_same(mp_delta_checksum kind, const char *a, const char *b);
 
+/* "xxh3-128", "adler32"; a static string. */
+const char *mp_delta_checksum_name(mp_delta_checksum checksum);
+
 #endif

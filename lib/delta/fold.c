@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "base/zstd_frames.h"
 #include "checkpoint/shard.h"
+#include "delta/checksum.h"
 #include "delta/files.h"
 #include "delta/patch.h"
 #include "delta/publish.h"

@@ -21,6 +21,8 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "write/plan.h"
 
 typedef struct touching {

@@ -18,6 +18,7 @@
 
 #include "base/error.h"
 #include "checkpoint/shard.h"
+#include "numeric/quantize.h"
 #include "run/journal.h"
 #include "run/output.h"
 #include "run/terms.h"

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "delta/update.h"
+#include "pack/manifest.h"
 
 /* The layers of the catalog that the pack has. */
 static int find_layers(mp_update *update, mp_error *err)

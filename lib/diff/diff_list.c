@@ -19,7 +19,9 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/words.h"
 #include "checkpoint/conventions.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/names.h"
 #include "checkpoint/storage.h"
 #include "diff/diff_snapshot.h"

@@ -16,8 +16,12 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/storage.h"
+#include "checkpoint/tensor.h"
 #include "diff/diff_snapshot.h"
+#include "layout/sides.h"
 #include "pack/pack.h"
 
 /* Bytes of a tile of columns. */

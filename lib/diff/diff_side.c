@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "base/error.h"
+#include "checkpoint/config.h"
 #include "checkpoint/names.h"
 #include "diff/diff_snapshot.h"
 

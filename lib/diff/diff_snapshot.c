@@ -21,6 +21,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "checkpoint/config.h"
+#include "checkpoint/matrix.h"
 #include "experts/dumped_rows.h"
 
 /* Experts that are asked for the order of their rows, and how many rows of each: a whole turn of

@@ -9,6 +9,7 @@
 
 #include "base/digest.h"
 #include "base/error.h"
+#include "base/words.h"
 
 /* What is compared, and what is found. */
 typedef struct comparison {

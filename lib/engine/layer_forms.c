@@ -24,6 +24,7 @@
 
 #include "base/error.h"
 #include "base/pattern.h"
+#include "checkpoint/config.h"
 #include "checkpoint/config_said.h"
 #include "checkpoint/families.h"
 #include "engine/format.h"

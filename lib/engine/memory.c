@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "place/slots.h"
 
 /* ------------------------------------------------------------------------
  * Sums that stay at the largest number instead of wrapping around

@@ -19,6 +19,10 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
+#include "layout/sides.h"
+#include "numeric/quantize.h"
 #include "numeric/rows.h"
 
 #include <math.h>

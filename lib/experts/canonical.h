@@ -19,6 +19,7 @@
 #include <moepack/model.h>
 
 #include "experts/stored.h"
+#include "numeric/quantize.h"
 
 /* A side of an expert, where it comes from and what it is to become. */
 typedef struct mp_side_source {

@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/words.h"
 #include "checkpoint/conventions.h"
 #include "checkpoint/names.h"
 #include "checkpoint/storage.h"

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "checkpoint/matrix.h"
 
 #define WHOLE UINT32_MAX
 

@@ -16,6 +16,8 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "base/words.h"
+#include "layout/sides.h"
 #include "numeric/rows.h"
 
 /* Bytes of a tile of columns where rows are asked for. */

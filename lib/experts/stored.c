@@ -18,6 +18,8 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "checkpoint/matrix.h"
+#include "numeric/quantize.h"
 
 /* Bytes of a bias that are read at once where every other number is wanted. */
 #define PIECE_BYTES 4096

@@ -17,6 +17,8 @@
 #include <moepack/model.h>
 #include <moepack/numeric.h>
 
+#include "numeric/quantize.h"
+
 typedef struct mp_stored_matrix {
     /* Set by the caller. */
     const mp_catalog *catalog; /* only its checkpoint is read */

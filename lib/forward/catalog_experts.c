@@ -11,7 +11,6 @@
  * first half and up the second.
  *
  *   scratch: [gate, or down: stored | codes | scales][up: the same] */
-#include <moepack/reference.h>
 
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +18,11 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/parallel.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "experts/stored.h"
+#include "forward/reference.h"
+#include "numeric/quantize.h"
 #include "numeric/rows.h"
 
 /* Blocks of scales are 128 rows high at most, and requantizing wants whole ones. */

@@ -14,7 +14,6 @@
  *
  * Each step is a parallel loop over things that write only their own rows: rows of input, tiles of
  * experts, rows of inner, tokens. Between steps nothing runs. */
-#include <moepack/reference.h>
 
 #include <math.h>
 #include <stdlib.h>
@@ -23,6 +22,8 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "forward/pass.h"
+#include "forward/reference.h"
+#include "numeric/kernels.h"
 
 #define DEFAULT_MEMORY (UINT64_C(512) << 20)
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the experts of a model compute between their products, and what their block does with it:
  * by model_type. */
-#include <moepack/reference.h>
 
 #include <math.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "checkpoint/rules.h"
+#include "forward/reference.h"
 
 /* Alpha, beta and the limit are in GPT-OSS's code, not in its config.json. */
 static const mp_activation swiglu_oai = {.limit = 7, .alpha = 1.702f, .beta = 1};

@@ -14,7 +14,6 @@
  *
  * So a router that cannot choose opens all the same, with its gates of shared experts and biases.
  * All of it is read into memory, checked to be finite, by one thread; routing only reads it. */
-#include <moepack/reference.h>
 
 #include <math.h>
 #include <stdlib.h>
@@ -25,6 +24,8 @@
 #include "checkpoint/router_names.h"
 #include "checkpoint/rules.h"
 #include "forward/layer_router.h"
+#include "forward/reference.h"
+#include "numeric/quantize.h"
 
 /* ------------------------------------------------------------------------
  * Rules

@@ -4,10 +4,9 @@
 #ifndef MP_FORWARD_LAYER_ROUTER_H
 #define MP_FORWARD_LAYER_ROUTER_H
 
-#include <moepack/reference.h>
-
 #include "base/error.h"
 #include "forward/product.h"
+#include "forward/reference.h"
 
 /* Numbers of a row of router->gate, and its rows. */
 static inline uint64_t mp_gate_stride(const mp_layer_router *r)

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How far apart two results are, and tokens to compare them on. */
-#include <moepack/reference.h>
 
 #include <math.h>
 
 #include <moepack/numeric.h>
+
+#include "forward/reference.h"
+#include "numeric/kernels.h"
 
 mp_deviation mp_compare(const double *a, const double *b, uint64_t n)
 {

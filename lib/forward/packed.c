@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Slots of a packed directory as an expert source, each from the files of its own rank. */
-#include <moepack/reference.h>
 
-#include "base/error.h"
 #include "experts/packed.h"
+#include "base/error.h"
+#include "forward/reference.h"
 
 /* Rows that are read at once. */
 #define TILE_ROWS 512

@@ -15,7 +15,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include <moepack/reference.h>
+#include "forward/reference.h"
 
 typedef struct route_job {
     const mp_packed_experts *e;

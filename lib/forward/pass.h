@@ -7,10 +7,9 @@
 #ifndef MP_FORWARD_PASS_H
 #define MP_FORWARD_PASS_H
 
-#include <moepack/reference.h>
-
 #include "forward/product.h"
 #include "forward/recipe.h"
+#include "forward/reference.h"
 
 /* Choices of one expert. */
 typedef struct group {

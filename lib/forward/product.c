@@ -7,6 +7,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "numeric/kernels.h"
+
 #define LANES_F32 16
 #define LANES_F64 8
 

@@ -17,6 +17,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "numeric/kernels.h"
+#include "numeric/quantize.h"
 #include "numeric/rows.h"
 
 /* DeepGEMM's helpers quantize the input with this floor. */
@@ -50,17 +52,6 @@ const mp_recipe *mp_recipe_of(mp_emulation emulation)
 const char *mp_emulation_name(mp_emulation emulation)
 {
     return recipes[emulation].name;
-}
-
-bool mp_emulation_parse(const char *name, mp_emulation *emulation)
-{
-    for (int e = 0; e < MP_EMULATIONS; e++) {
-        if (strcmp(recipes[e].name, name) == 0) {
-            *emulation = (mp_emulation)e;
-            return true;
-        }
-    }
-    return false;
 }
 
 mp_scheme mp_emulation_scheme(mp_emulation emulation)

@@ -3,7 +3,7 @@
 #ifndef MP_FORWARD_RECIPE_H
 #define MP_FORWARD_RECIPE_H
 
-#include <moepack/reference.h>
+#include "forward/reference.h"
 
 typedef struct mp_recipe {
     const char *name;

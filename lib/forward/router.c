@@ -10,21 +10,16 @@
  *
  * Tokens are independent. Scratch is a token's scores, allocated once a call; any number of threads
  * may call. */
-#include <moepack/reference.h>
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "forward/reference.h"
 
 static const char *const scorings[MP_SCORINGS] = {"softmax", "sigmoid", "sqrtsoftplus",
                                                   "sparsemixer"};
-
-const char *mp_scoring_name(mp_scoring scoring)
-{
-    return scorings[scoring];
-}
 
 bool mp_scoring_parse(const char *name, mp_scoring *scoring)
 {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A shared expert by itself: a checkpoint whose only routed expert is the shared one. */
-#include <moepack/reference.h>
 
 #include <stdlib.h>
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "forward/reference.h"
 
 int mp_shared_expert_open(mp_shared_expert *shared, const mp_catalog *catalog,
                           const mp_moe_layer *layer, const mp_context *context, mp_error *err)

@@ -18,6 +18,8 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "forward/pass.h"
+#include "numeric/kernels.h"
+#include "numeric/quantize.h"
 
 /* Rows of weights that are decoded at a time: of gate and up together, or of down. They and
  * the rows of a strip of choices stay in a core's cache. */

@@ -14,7 +14,9 @@
  * All functions are pure: buffers in, buffers out, on any number of threads. */
 #include "layout/fuseep.h"
 #include "base/transpose.h"
+#include "base/words.h"
 #include "layout/interleave.h"
+#include "layout/sides.h"
 
 #include <string.h>
 

@@ -14,7 +14,9 @@
  * may change on its own. megamoe-nvfp4 has two records of one name that differ in their alphas; the
  * manifest says which. Pure functions, any number of threads. */
 #include "layout/megamoe.h"
+#include "base/words.h"
 #include "layout/interleave.h"
+#include "layout/sides.h"
 #include "layout/utccp.h"
 
 #include <string.h>

@@ -5,6 +5,8 @@
 #include "layout/megamoe.h"
 #include "layout/utccp.h"
 
+#include "base/words.h"
+#include "layout/sides.h"
 #include "numeric/kernels.h"
 
 #include <string.h>

@@ -3,6 +3,7 @@
 #include "layout/targets.h"
 
 #include "base/error.h"
+#include "layout/sides.h"
 
 #include <string.h>
 

@@ -13,6 +13,8 @@
 #include <moepack/layout.h>
 
 #include "base/error.h"
+#include "base/words.h"
+#include "layout/sides.h"
 
 /* What tiles of a side are cut from. */
 typedef struct cut {

@@ -16,6 +16,7 @@
 #include <math.h>
 
 #include "base/error.h"
+#include "base/words.h"
 #include "numeric/kernels.h"
 #include "numeric/rows.h"
 #include "numeric/scales.h"

@@ -13,8 +13,10 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "base/words.h"
 #include "numeric/job.h"
 #include "numeric/kernels.h"
+#include "numeric/quantize.h"
 #include "numeric/rows.h"
 
 /* Which bit patterns of an element are suspect: those whose magnitude, without the sign

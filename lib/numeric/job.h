@@ -5,6 +5,9 @@
 
 #include <moepack/numeric.h>
 
+#include "numeric/kernels.h"
+#include "numeric/quantize.h"
+
 typedef struct mp_requantize_job {
     const mp_kernels *kernels;
     const mp_rows *in;

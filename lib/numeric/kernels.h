@@ -1,11 +1,145 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* numeric/kernels.h - the kernel tables, and the facts about formats that they share. */
+/*
+ * numeric/kernels.h - the kernels, and the facts about formats that they share.
+ *
+ * Kernels work on runs of elements. A table of them exists for every instruction set; the scalar
+ * table is the definition and every other one gives the same bits. What works on rows of a matrix
+ * with its scales is built on them.
+ */
 #ifndef MP_NUMERIC_KERNELS_H
 #define MP_NUMERIC_KERNELS_H
 
 #include <string.h>
 
 #include <moepack/numeric.h>
+
+/* ------------------------------------------------------------------------
+ * Kernels
+ */
+
+/* Kernel functions for one instruction set. No pointer may be null, none needs
+ * to be aligned, and n = 0 is allowed. Input and output do not overlap, but
+ * `scale`, `scale_blocks` and `divide` may work in place.
+ *
+ * NaN: bf16_encode makes it quiet and keeps its sign and upper bits; e4m3_encode
+ * makes it 0x7f or 0xff by its sign; e2m1_encode takes it for a large number.
+ * Decoders give a quiet NaN for the NaN codes of F16, E4M3 (with its sign) and UE8M0.
+ * Which NaN a product gives is up to the processor.
+ *
+ * "codes" of E2M1 are packed: element 2j in the low nibble of byte j. n is
+ * then even. */
+/* What is added up about a loss; lanes of sums are added in the end as those of error_sums. */
+typedef struct mp_loss {
+    double error[8];
+    double signal[8];
+    uint64_t saturated;
+    uint64_t flushed;
+} mp_loss;
+
+typedef struct mp_kernels {
+    const char *level; /* "scalar", "avx2", "avx512" or "neon" */
+
+    void (*bf16_decode)(const uint16_t *in, float *out, size_t n);
+    void (*bf16_encode)(const float *in, uint16_t *out, size_t n);
+    void (*f16_decode)(const uint16_t *in, float *out, size_t n);
+    void (*e4m3_decode)(const uint8_t *in, float *out, size_t n);
+    void (*e4m3_encode)(const float *in, uint8_t *out, size_t n);
+    /* E4M3 of in[i] * factors[i / width]; width > 0 */
+    void (*e4m3_encode_blocks)(const float *in, const float *factors, size_t width, uint8_t *out,
+                               size_t n);
+    void (*e2m1_decode)(const uint8_t *codes, float *out, size_t n);
+    void (*e2m1_encode)(const float *in, uint8_t *codes, size_t n, mp_rounding rounding);
+    void (*ue8m0_decode)(const uint8_t *in, float *out, size_t n);
+    /* Smallest power of two >= |in|, clamped to exponent bytes 1..254. */
+    void (*ue8m0_encode)(const float *in, uint8_t *out, size_t n);
+
+    void (*int8_decode)(const int8_t *in, float *out, size_t n);
+    /* in[i] / scale to nearest, ties to even, within -127..127; finite, scale > 0. */
+    void (*int8_encode)(const float *in, float scale, int8_t *out, size_t n);
+    /* Packed as E2M1 is, n even; code c is c - 8. */
+    void (*int4_decode)(const uint8_t *codes, float *out, size_t n);
+
+    /* out[i] = in[i] * scale, in[i] * scales[i / width], in[i] / divisor; width > 0 */
+    void (*scale)(const float *in, float scale, float *out, size_t n);
+    void (*scale_blocks)(const float *in, const float *scales, size_t width, float *out, size_t n);
+    void (*divide)(const float *in, float divisor, float *out, size_t n);
+
+    /* Largest |x| as the bits of a non-negative float32, 0 if n is 0. A NaN or
+     * an Inf anywhere gives a value >= 0x7f800000. */
+    uint32_t (*amax_bits)(const float *in, size_t n);
+    /* The same of every block of `width` elements, the last of which may be shorter. */
+    void (*amax_blocks)(const float *in, size_t width, uint32_t *amax, size_t n);
+
+    /* amax_blocks of BF16. */
+    void (*amax_blocks_bf16)(const uint16_t *in, size_t width, uint32_t *amax, size_t n);
+
+    /* Whether any of n elements of 8, 16 or 32 bits has a magnitude of at least `limit`: of
+     * signed elements without the top bit, of others with it, and limit has it too. */
+    bool (*reaches)(const void *in, size_t n, unsigned bits, bool is_signed, uint32_t limit);
+
+    /* mxfp4, blocks of 32 elements along K; n is a multiple of 32.
+     * codes: n/2 bytes; scales: n/32 exponent bytes. The encoder wants finite input. */
+    void (*mxfp4_decode)(const uint8_t *codes, const uint8_t *scales, float *out, size_t n);
+    void (*mxfp4_encode)(const float *in, uint8_t *codes, uint8_t *scales, size_t n,
+                         const mp_quant_options *options);
+
+    /* The same from BF16 input, without the detour through memory. Returns the
+     * number of leading elements before the first block of 32 that holds a NaN or
+     * an Inf, n if all are finite; blocks from there on are not written. */
+    size_t (*mxfp4_encode_bf16)(const uint16_t *in, uint8_t *codes, uint8_t *scales, size_t n,
+                                const mp_quant_options *options);
+
+    /* What finite BF16 lost to such codes, scales 1..254: sums and counts as those of
+     * the two functions below, with a limit of 7 * 2^(e-127) for a block with exponent
+     * byte e. Sums are added up differently, and come within 2^-19 of the exact ones:
+     *
+     * Blocks form groups of 16, of which the last may have fewer. In a group whose
+     * largest exponent byte is E, x = in * 2^(127-E) and v = value of code * 2^(e-E),
+     * this factor being 0 below 2^-126. Element i of each block adds (v-x)^2 to lane i
+     * of 32 and x^2 to lane i of 32 others, in float32 with a fused multiply-add. Then
+     * (2j + 2j+1) + (2j+16 + 2j+17) of these lanes, times 2^(2(E-127)) in float64, is
+     * added to lane j of 8 of a sum, whose lanes are added in the end as below.
+     *
+     * Elements and differences below 2^-63 * 2^(E-127) may thus count as 0 in sums. */
+    void (*mxfp4_loss_bf16)(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
+                            size_t n, double sums[2], uint64_t counts[2]);
+
+    /* nvfp4, blocks of 16 elements along K; n is a multiple of 16, global > 0 unless all
+     * elements are 0. codes: n/2 bytes; scales: n/16 bytes of E4M3. The scale of a block is
+     * amax / 6 / global, but never 0 where amax is not; elements are multiplied by the
+     * reciprocal of scale * global, or divided by it where that is beyond float32, and are 0
+     * under a product of 0. Ties go to even. The first wants finite input, the second is to
+     * it as mxfp4_encode_bf16 is to mxfp4_encode, block by block of 16. */
+    void (*nvfp4_encode)(const float *in, float global, uint8_t *codes, uint8_t *scales, size_t n);
+    size_t (*nvfp4_encode_bf16)(const uint16_t *in, float global, uint8_t *codes, uint8_t *scales,
+                                size_t n);
+
+    /* sums[0] += sum of (a-b)^2, sums[1] += sum of b^2, in float64: element i
+     * goes to lane i % 8 of either sum, lanes are added as
+     * ((0+4)+(2+6)) + ((1+5)+(3+7)), then to sums[]. */
+    void (*error_sums)(const float *a, const float *b, size_t n, double sums[2]);
+
+    /* What scaled codes lost. decoded[i] * scales[i / width] * global, rounded after each
+     * product, is compared with original[i]: sums as those of error_sums, but into the lanes
+     * of `loss`, element i into lane i % 8; loss->saturated += number of elements with
+     * |original| > limits[i / width], all >= 0; loss->flushed += number of nonzero originals
+     * that became zero. */
+    void (*loss)(const float *original, const float *decoded, const float *scales, float global,
+                 const float *limits, size_t width, size_t n, mp_loss *loss);
+} mp_kernels;
+
+/* The kernels of the best level that this processor and its operating system
+ * support, or of the one that the environment variable MOEPACK_CPU names
+ * (scalar, avx2, avx512, neon; empty is as unset). Chosen once per process; never
+ * null. An unknown or unsupported name falls back to scalar. Thread-safe. */
+const mp_kernels *mp_kernels_best(void);
+
+/* The kernels of one level, or null if this processor or build lacks it. */
+const mp_kernels *mp_kernels_for(const char *level);
+
+/* ------------------------------------------------------------------------
+ * Facts about formats
+ */
 
 extern const mp_kernels mp_kernels_scalar;
 #if defined(__x86_64__)

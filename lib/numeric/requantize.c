@@ -23,6 +23,7 @@
 #include "numeric/encode.h"
 #include "numeric/job.h"
 #include "numeric/kernels.h"
+#include "numeric/quantize.h"
 #include "numeric/rows.h"
 #include "numeric/scales.h"
 

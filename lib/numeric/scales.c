@@ -8,6 +8,7 @@
 #include <math.h>
 
 #include "numeric/kernels.h"
+#include "numeric/quantize.h"
 #include "numeric/scales.h"
 
 #define RUN 256 /* values at a time through the stack */

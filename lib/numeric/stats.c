@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "numeric/job.h"
 #include "numeric/kernels.h"
+#include "numeric/quantize.h"
 #include "numeric/rows.h"
 #include "numeric/scales.h"
 

@@ -9,6 +9,7 @@
  * Before this header come KERNELS, the name of the table, and LEVEL, what it is called. Where
  * OWN_ENCODE_BF16 and OWN_GROUP_LOSS are defined, so are mxfp4_encode_bf16 and add_group_loss:
  * they gain too much from what only one instruction set has. */
+#include "numeric/kernels.h"
 #include "numeric/lanes.h"
 
 #define STEP   (NARROW * LANES)

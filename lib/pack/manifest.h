@@ -40,4 +40,20 @@ json_t *mp_manifest_with_forms(json_t *json, const mp_manifest *m);
 int mp_manifest_read_forms(const json_t *root, mp_manifest *m, mp_error *err);
 void mp_manifest_release_forms(mp_manifest *m);
 
+/* Whether the routed experts, or the shared ones, are in the pack as the checkpoint has them,
+ * scheme and codes: lossless, and without a row of errors. */
+bool mp_manifest_passes(const mp_manifest *manifest, bool shared);
+
+/* Sum over the rows of errors of routed or of shared experts. */
+uint64_t mp_manifest_requantized_blocks(const mp_manifest *manifest, bool shared);
+
+/* Text of moepack.json, malloc'ed. Its last member is an XXH3-128 of the
+ * text without it, so that a change anywhere in the file shows. */
+int mp_manifest_text(const mp_manifest *manifest, char **text, mp_error *err);
+
+/* The reverse. MP_ERR_INPUT when the digest does not fit the text, or it is not a manifest,
+ * MP_ERR_UNSUPPORTED for another format_version and for a word that this version
+ * does not know. */
+int mp_manifest_parse(mp_manifest *manifest, const char *text, uint64_t length, mp_error *err);
+
 #endif

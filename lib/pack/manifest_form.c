@@ -18,6 +18,8 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/words.h"
+#include "checkpoint/form.h"
 #include "checkpoint/shard.h"
 
 #include <stdlib.h>

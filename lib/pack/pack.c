@@ -27,6 +27,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/select.h"
+#include "checkpoint/tensor.h"
 #include "pack/manifest.h"
 #include "pack/shape.h"
 

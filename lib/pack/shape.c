@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "place/slots.h"
 
 /* More than any model has. */
 #define SIZE_MOST  (1u << 20)

@@ -24,7 +24,6 @@
 #include "base/parallel.h"
 #include "place/best.h"
 #include "place/rows.h"
-#include "place/text.h"
 
 /* a must be a multiple of b. */
 static int divides(uint32_t a, const char *what_a, uint32_t b, const char *what_b, mp_error *err)
@@ -177,6 +176,15 @@ typedef struct rating {
 } rating;
 
 /* Counts copies in the row itself, which may come from EPLB, a search or an old file. */
+static double mean_of(const double *values, uint32_t count)
+{
+    double sum = 0;
+
+    for (uint32_t i = 0; i < count; i++)
+        sum += values[i];
+    return sum / count;
+}
+
 static rating rate(layer_job *job, const int32_t *map, double *load)
 {
     mp_eplb_work *work = &job->work;
@@ -189,7 +197,7 @@ static rating rate(layer_job *job, const int32_t *map, double *load)
     for (uint32_t w = 0; w < job->all->windows; w++) {
         for (size_t i = 0; i < n; i++)
             work->carried[i] = job->weight[w * n + i] / work->count[i];
-        double largest = mp_eplb_loads(work, map, work->load), mean = mp_mean(work->load, work->ep);
+        double largest = mp_eplb_loads(work, map, work->load), mean = mean_of(work->load, work->ep);
         for (uint32_t gpu = 0; gpu < work->ep; gpu++)
             load[gpu] += work->load[gpu];
         r.mean += mean;
@@ -361,12 +369,6 @@ static int balance_task(void *user, uint64_t index, void *scratch, mp_error *err
 /* ------------------------------------------------------------------------
  * All layers
  */
-
-const char *mp_eplb_source_name(mp_eplb_source source)
-{
-    static const char *const names[] = {"eplb", "search", "path"};
-    return names[source];
-}
 
 /* Layers that were never chosen say nothing of how good the others are. */
 static mp_eplb_report mean_report(const mp_eplb_report *report, uint32_t layers)

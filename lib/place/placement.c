@@ -20,29 +20,6 @@
 #include "base/error.h"
 #include "place/rows.h"
 
-static const char *const format_names[MP_PLACEMENT_FORMAT_COUNT] = {
-    [MP_PLACEMENT_SGLANG] = "sglang",
-    [MP_PLACEMENT_TRTLLM] = "trtllm",
-    [MP_PLACEMENT_VLLM_ASCEND] = "vllm-ascend",
-    [MP_PLACEMENT_VLLM] = "vllm",
-};
-
-const char *mp_placement_format_name(mp_placement_format format)
-{
-    return format_names[format];
-}
-
-bool mp_placement_format_parse(const char *name, mp_placement_format *format)
-{
-    for (int f = 0; f < MP_PLACEMENT_FORMAT_COUNT; f++) {
-        if (strcmp(name, format_names[f]) == 0) {
-            *format = (mp_placement_format)f;
-            return true;
-        }
-    }
-    return false;
-}
-
 int mp_placement_trivial(mp_placement *p, uint32_t layers, uint32_t num_logical, uint32_t redundant,
                          mp_error *err)
 {

@@ -3,9 +3,9 @@
 #include <moepack/place.h>
 
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "base/error.h"
-#include "place/text.h"
 
 static void write_ids(FILE *out, const int32_t *ids, uint32_t count)
 {
@@ -93,5 +93,10 @@ int mp_placement_write(const mp_placement *p, mp_placement_format format, uint32
     default:
         write_sglang(out, p);
     }
-    return mp_text_finish(out, text, err);
+    bool failed = ferror(out) != 0;
+    if (fclose(out) == 0 && !failed)
+        return 0;
+    free(*text);
+    *text = NULL;
+    return mp_fail_memory(err);
 }

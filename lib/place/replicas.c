@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "place/replicas.h"
 
 int mp_replicas_init(mp_replicas *r, const int32_t *row, uint32_t num_logical,
                      uint32_t num_physical, mp_error *err)

@@ -19,6 +19,9 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "place/replicas.h"
+#include "place/slots.h"
+#include "place/waterfill.h"
 
 /* Where a physical expert is. */
 typedef struct place {

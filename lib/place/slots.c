@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "place/slots.h"
 
 int mp_slots_init(mp_slots *s, uint32_t num_logical, uint32_t num_physical, uint32_t ep,
                   uint32_t shared, bool shared_once, mp_error *err)

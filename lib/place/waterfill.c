@@ -17,6 +17,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "place/slots.h"
+#include "place/waterfill.h"
 
 /* Another rank must be better than the own one by more than NUM / DEN. */
 #define PREFERENCE_NUM 11u

@@ -27,6 +27,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "numeric/quantize.h"
 #include "run/parts.h"
 #include "run/sidecar.h"
 #include "run/terms.h"

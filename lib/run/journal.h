@@ -16,6 +16,7 @@
 
 #include <moepack/store.h>
 
+#include "numeric/quantize.h"
 #include "run/work.h"
 
 #define MP_JOURNAL_NAME "journal"

@@ -27,6 +27,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
+#include "numeric/quantize.h"
 #include "run/at_once.h"
 #include "run/journal.h"
 #include "run/output.h"

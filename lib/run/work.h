@@ -14,6 +14,8 @@
 #include <moepack/numeric.h>
 #include <moepack/work.h>
 
+#include "numeric/quantize.h"
+
 struct mp_outputs;
 struct mp_progress_state;
 

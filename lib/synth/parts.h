@@ -16,6 +16,7 @@
 
 #include "base/arena.h"
 #include "checkpoint/conventions.h"
+#include "checkpoint/families.h"
 #include "synth/synth.h"
 #include "synth/synth_values.h"
 

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "checkpoint/families.h"
 
 /* Far beyond what exists, and small enough for products to fit. */
 #define SIZE_LIMIT  (1u << 24)

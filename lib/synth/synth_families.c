@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "checkpoint/families.h"
 
 /* Room for the names of a layer, its MoE block, an expert, and a matrix or other item:
  * each is the one before and a part out of a table. */

@@ -17,6 +17,8 @@
 
 #include "base/error.h"
 #include "numeric/encode.h"
+#include "numeric/kernels.h"
+#include "numeric/quantize.h"
 
 /* Largest activation that input scales are made for, over the largest NVFP4 product. */
 #define INPUT_SCALE (12.0f / (6 * 448))

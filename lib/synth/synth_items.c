@@ -3,6 +3,8 @@
 #include "synth/parts.h"
 
 #include "base/error.h"
+#include "base/words.h"
+#include "checkpoint/tensor.h"
 #include "numeric/encode.h"
 
 /* Bytes of a tile, unless a single row of blocks is larger. */

@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "checkpoint/families.h"
 
 #define DEFAULT_SHARD_SIZE 5000000000u
 

@@ -22,6 +22,8 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "verify/converted_modules.h"
 #include "verify/faults.h"
 #include "verify/sample.h"

@@ -23,8 +23,10 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "checkpoint/conventions.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/names.h"
 #include "checkpoint/storage.h"
+#include "checkpoint/tensor.h"
 #include "numeric/scales.h"
 #include "verify/weights.h"
 

@@ -19,6 +19,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/words.h"
+#include "layout/sides.h"
 #include "verify/exact.h"
 
 #define VALUE_TEXT  24

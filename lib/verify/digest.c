@@ -9,6 +9,7 @@
 #include "base/parallel.h"
 #include "base/zstd_frames.h"
 #include "checkpoint/shard.h"
+#include "checkpoint/tensor.h"
 
 /* Plain bytes are to be in the cache when they are digested; a whole frame of a compressed file is
  * decoded to where that is done. */

@@ -20,6 +20,10 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
+#include "checkpoint/tensor.h"
+#include "place/slots.h"
 #include "verify/sample.h"
 
 /* ------------------------------------------------------------------------

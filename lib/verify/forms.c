@@ -20,7 +20,10 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/words.h"
 #include "checkpoint/form.h"
+#include "checkpoint/matrix.h"
+#include "pack/manifest.h"
 
 /* Experts of a layer that a form describes: the routed ones, or the shared one. */
 typedef struct group {

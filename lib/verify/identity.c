@@ -16,6 +16,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/words.h"
+#include "layout/sides.h"
 #include "verify/exact.h"
 
 /* A slot's first rows, and a candidate's. The candidate's canonical form lies in scratch, which

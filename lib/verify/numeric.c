@@ -23,6 +23,9 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "checkpoint/config.h"
+#include "checkpoint/matrix.h"
+#include "pack/manifest.h"
 #include "pack/pack.h"
 
 /* ------------------------------------------------------------------------

@@ -8,8 +8,7 @@
 #ifndef MP_VERIFY_NUMERIC_H
 #define MP_VERIFY_NUMERIC_H
 
-#include <moepack/reference.h>
-
+#include "forward/reference.h"
 #include "verify/check.h"
 #include "verify/exact.h"
 

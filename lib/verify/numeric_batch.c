@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "place/slots.h"
 #include "verify/numeric.h"
 
 /* Tokens where the user does not say how many. Of 256 experts each is chosen twice then, with

@@ -19,6 +19,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/words.h"
+#include "layout/sides.h"
 #include "verify/exact.h"
 #include "verify/locate.h"
 

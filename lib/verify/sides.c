@@ -19,6 +19,7 @@
 #include <stdio.h>
 
 #include "base/error.h"
+#include "base/words.h"
 
 /* Rows that tell one matrix from another. A whole turn of any order is in them. */
 #define FIRST_ROWS 64u

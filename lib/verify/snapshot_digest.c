@@ -22,6 +22,7 @@
 #include "base/file.h"
 #include "base/parallel.h"
 #include "checkpoint/snapshot.h"
+#include "checkpoint/tensor.h"
 #include "verify/snapshot.h"
 
 #define PIECE_BYTES (UINT64_C(1) << 20)

@@ -21,6 +21,8 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "experts/dumped.h"
 #include "verify/exceptions.h"
 #include "verify/sample.h"

@@ -21,6 +21,10 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
+#include "numeric/quantize.h"
+#include "pack/manifest.h"
 
 /* Bytes of weights that are looked at together: whole rows, or columns wide enough that their
  * piece of every row is worth a system call. */

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/storage.h"
 #include "experts/stored.h"
 #include "numeric/kernels.h"

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/rules.h"
 #include "experts/canonical.h"
 

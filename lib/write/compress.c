@@ -25,6 +25,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "checkpoint/compress.h"
+#include "numeric/quantize.h"
 #include "run/journal.h"
 #include "run/partial.h"
 #include "run/sidecar.h"

@@ -17,6 +17,9 @@
 
 #include "base/error.h"
 #include "base/ordered.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
+#include "layout/sides.h"
 #include "run/work.h"
 #include "write/check.h"
 #include "write/unit.h"

@@ -18,6 +18,7 @@
 #include "base/words.h"
 #include "checkpoint/form.h"
 #include "experts/stored.h"
+#include "numeric/quantize.h"
 
 #include <stdlib.h>
 #include <string.h>

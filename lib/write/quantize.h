@@ -10,6 +10,7 @@
 
 #include <moepack/pack.h>
 
+#include "numeric/quantize.h"
 #include "run/journal.h"
 #include "run/output.h"
 #include "run/work.h"

@@ -18,6 +18,8 @@
 #include "base/error.h"
 #include "checkpoint/conventions.h"
 #include "checkpoint/form.h"
+#include "checkpoint/matrix.h"
+#include "checkpoint/tensor.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "numeric/quantize.h"
 #include "run/sidecar.h"
 #include "run/terms.h"
 

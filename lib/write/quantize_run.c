@@ -16,6 +16,7 @@
 #include "base/parallel.h"
 #include "base/words.h"
 #include "checkpoint/shard.h"
+#include "numeric/quantize.h"
 #include "run/journal.h"
 #include "run/sidecar.h"
 #include "run/terms.h"

@@ -15,8 +15,12 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "base/words.h"
 #include "checkpoint/form.h"
+#include "checkpoint/matrix.h"
+#include "checkpoint/tensor.h"
 #include "experts/stored.h"
+#include "numeric/quantize.h"
 
 #include <math.h>
 #include <string.h>

@@ -3,6 +3,8 @@
 #include "write/repack.h"
 
 #include "base/error.h"
+#include "numeric/quantize.h"
+#include "place/slots.h"
 #include "write/unit.h"
 
 #include <string.h>

@@ -16,6 +16,8 @@
 
 #include "base/error.h"
 #include "checkpoint/form.h"
+#include "numeric/quantize.h"
+#include "pack/manifest.h"
 #include "run/compress.h"
 #include "run/sidecar.h"
 

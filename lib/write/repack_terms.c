@@ -22,6 +22,7 @@
 #include "base/file.h"
 #include "base/words.h"
 #include "checkpoint/shard.h"
+#include "pack/manifest.h"
 #include "run/sidecar.h"
 #include "run/terms.h"
 #include "write/repack.h"

@@ -14,6 +14,9 @@
 #include "write/unit.h"
 
 #include "base/error.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
+#include "numeric/quantize.h"
 
 /* What a unit's functions share. */
 typedef struct work_unit {

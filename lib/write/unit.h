@@ -5,6 +5,7 @@
 
 #include <moepack/pack.h>
 
+#include "numeric/quantize.h"
 #include "run/output.h"
 #include "write/plan.h"
 

@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "checkpoint/shard.h"
+#include "pack/manifest.h"
 #include "run/journal.h"
 #include "run/sidecar.h"
 #include "run/terms.h"

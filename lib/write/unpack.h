@@ -12,6 +12,7 @@
 #include <moepack/pack.h>
 
 #include "checkpoint/form.h"
+#include "numeric/quantize.h"
 #include "run/output.h"
 
 /* Shared experts or one routed expert, as a pack has them and as they are to be stored. */

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "checkpoint/config_rewrite.h"
 #include "checkpoint/families.h"
+#include "pack/manifest.h"
 #include "run/sidecar.h"
 
 #include <stdlib.h>

@@ -14,6 +14,9 @@
 #include "write/unpack.h"
 
 #include "base/error.h"
+#include "base/words.h"
+#include "checkpoint/tensor.h"
+#include "layout/sides.h"
 
 #include <string.h>
 

@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "base/words.h"
+#include "checkpoint/tensor.h"
 #include "run/work.h"
 
 #include <stdlib.h>

@@ -19,7 +19,10 @@
 
 #include "base/error.h"
 #include "base/ordered.h"
+#include "base/words.h"
 #include "experts/packed.h"
+#include "layout/sides.h"
+#include "numeric/quantize.h"
 #include "write/plan.h"
 
 #include <string.h>

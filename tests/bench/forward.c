@@ -8,9 +8,10 @@
 #include <string.h>
 
 #include <cblas.h>
-#include <moepack/reference.h>
 
 #include "clock.h"
+
+#include "forward/reference.h"
 
 #define H       4096u
 #define WIDTH   2048u

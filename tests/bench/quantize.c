@@ -11,6 +11,7 @@
 
 #include "base/parallel.h"
 #include "clock.h"
+#include "numeric/quantize.h"
 
 #define COLS      4096u
 #define ROWS      16384u /* 128 MiB of BF16 */

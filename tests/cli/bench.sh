@@ -38,7 +38,7 @@ assert_json '.[] | select(.kernel == "requantize:bf16:mxfp4") | [.bytes_in, .byt
 it "measures every kernel of the public header"
 # shellcheck disable=SC2086
 run moepack bench --level scalar --kernel '[!:]*[a-z0-9]' $fast --json
-sed -n '/^typedef struct mp_kernels/,/^} mp_kernels/p' "$ROOT/include/moepack/numeric.h" |
+sed -n '/^typedef struct mp_kernels/,/^} mp_kernels/p' "$ROOT/lib/numeric/kernels.h" |
     sed -n 's/^    [a-z0-9_]* (\*\([a-z0-9_]*\))(.*/\1/p' | sort >expected
 jq -r '.[].kernel | select(contains(":") | not)' "$stdout" | sort >found
 assert_file_is found <expected

@@ -7,6 +7,10 @@
 
 #include "fuzz.h"
 
+#include "base/words.h"
+#include "checkpoint/matrix.h"
+#include "checkpoint/tensor.h"
+
 #define TENSORS_MAX 200
 #define ROW_MAX     (1u << 20) /* bytes of a row that are worth reading */
 

@@ -4,6 +4,7 @@
 
 #include "fuzz.h"
 
+#include "checkpoint/config.h"
 #include "engine/backend.h"
 
 /* A block size that is there, or none. */

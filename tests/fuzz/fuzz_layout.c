@@ -6,6 +6,9 @@
 
 #include "fuzz.h"
 
+#include "base/words.h"
+#include "layout/sides.h"
+
 #define HEADER 4
 
 /* A buffer of n bytes that repeats the input, each time with another byte behind it. */

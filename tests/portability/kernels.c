@@ -10,6 +10,8 @@
 
 #include <moepack/numeric.h>
 
+#include "numeric/kernels.h"
+
 #define OFFSETS  64
 #define BUFFER   8192
 #define PATTERNS 4099 /* a prime, so that runs begin at ever different places */

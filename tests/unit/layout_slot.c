@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/words.h"
+#include "layout/sides.h"
+
 #define RECORDS_MAX 32
 
 const mp_target *const *layout_records(size_t *count)

@@ -4,6 +4,9 @@
 
 #include "null_error_calls.h"
 
+#include "place/replicas.h"
+#include "place/waterfill.h"
+
 /* ------------------------------------------------------------------------
  * place
  */
@@ -45,12 +48,6 @@ CALL(mp_slots_table)
 {
     mp_slot table[6];
     WITHOUT_MEMORY(mp_slots_table(&slots, row, table, err));
-}
-
-CALL(mp_replicas_init)
-{
-    mp_replicas replicas;
-    return mp_replicas_init(&replicas, row, 5, 6, err);
 }
 
 CALL(mp_recording_add)
@@ -100,69 +97,13 @@ CALL(mp_route)
     return mp_route(&options, row, ids, weights, 1, 1, slot_ids, slot_weights, of_ranks, err);
 }
 
-CALL(mp_waterfill_assign)
-{
-    const uint64_t load[] = {UINT64_MAX, 1};
-    const mp_waterfill waterfill = {.load = load};
-    const int32_t physical[] = {0};
-    int32_t shared[1];
-    return mp_waterfill_assign(&waterfill, &slots, physical, 1, 1, shared, 1, err);
-}
-
-static double loads[] = {1, 2};
-static mp_eplb_report figures[1];
-static const mp_eplb balanced = {.placement = {.layers = 1, .num_logical = 5, .num_physical = 6},
-                                 .ep = 2,
-                                 .load_trivial = loads,
-                                 .load = loads,
-                                 .report = figures};
-static const uint64_t choices[] = {1, 2};
-
-CALL(mp_eplb_svg)
-{
-    char *text;
-    WITHOUT_MEMORY(mp_eplb_svg(&balanced, &text, err));
-}
-
-CALL(mp_eplb_bars)
-{
-    char *text;
-    WITHOUT_MEMORY(mp_eplb_bars(&balanced, 40, &text, err));
-}
-
-CALL(mp_rank_load_svg)
-{
-    char *text;
-    WITHOUT_MEMORY(mp_rank_load_svg(choices, 2, &text, err));
-}
-
-CALL(mp_rank_load_bars)
-{
-    char *text;
-    WITHOUT_MEMORY(mp_rank_load_bars(choices, 2, 40, &text, err));
-}
-
 /* ------------------------------------------------------------------------ */
 
 const failing_call failing_place_calls[] = {
-    ROW(mp_placement_trivial),
-    ROW(mp_placement_parse),
-    ROW(mp_placement_write),
-    ROW(mp_placement_check),
-    ROW(mp_slots_init),
-    ROW(mp_slots_table),
-    ROW(mp_replicas_init),
-    ROW(mp_recording_add),
-    ROW(mp_recording_add_steps),
-    ROW(mp_recording_sum),
-    ROW(mp_eplb_balance),
-    ROW(mp_rank_load_parse),
-    ROW(mp_route),
-    ROW(mp_waterfill_assign),
-    ROW(mp_eplb_svg),
-    ROW(mp_eplb_bars),
-    ROW(mp_rank_load_svg),
-    ROW(mp_rank_load_bars),
+    ROW(mp_placement_trivial), ROW(mp_placement_parse),     ROW(mp_placement_write),
+    ROW(mp_placement_check),   ROW(mp_slots_init),          ROW(mp_slots_table),
+    ROW(mp_recording_add),     ROW(mp_recording_add_steps), ROW(mp_recording_sum),
+    ROW(mp_eplb_balance),      ROW(mp_rank_load_parse),     ROW(mp_route),
 };
 
 const size_t num_failing_place_calls = sizeof failing_place_calls / sizeof failing_place_calls[0];

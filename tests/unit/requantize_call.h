@@ -10,6 +10,8 @@
 
 #include <moepack/numeric.h>
 
+#include "numeric/quantize.h"
+
 /* A float32 matrix as a source. */
 static inline mp_rows float_rows(const float *w, size_t rows, size_t cols)
 {

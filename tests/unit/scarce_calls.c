@@ -10,6 +10,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "checkpoint/config.h"
+#include "checkpoint/matrix.h"
+#include "checkpoint/tensor.h"
+#include "forward/reference.h"
+#include "numeric/quantize.h"
+
 #define FIXTURE "testdata/fixtures/v4-fp4" /* two layers of 5 experts, H = 384, I = 256 */
 #define HIDDEN  384
 #define INTER   256
@@ -436,6 +442,41 @@ SCARCE(mp_shared_expert_add)
                                 &one_thread, y, err);
 }
 
+static const mp_layer_options as_w4a8 = {
+    .size = sizeof as_w4a8, .emulation = MP_EMULATE_W4A8, .requantize_shared = true};
+
+SCARCE(mp_layer_open)
+{
+    mp_layer *layer;
+    int rc = mp_layer_open(&layer, FIXTURE, "0", &as_w4a8, &one_thread, err);
+    mp_layer_release(layer);
+    return rc;
+}
+
+static const mp_layer *opened_layer(void)
+{
+    static mp_layer *layer;
+
+    if (!layer)
+        cr_assert_eq(mp_layer_open(&layer, FIXTURE, "0", &as_w4a8, &one_thread, NULL), 0);
+    return layer;
+}
+
+SCARCE(mp_layer_choose)
+{
+    int32_t ids[TOKENS * 8];
+    float weights[TOKENS * 8];
+    return mp_layer_choose(opened_layer(), tokens(), NULL, TOKENS, &one_thread, ids, weights, err);
+}
+
+SCARCE(mp_layer_forward)
+{
+    const mp_batch batch = {TOKENS, TOP_K, tokens(), chosen, weighed};
+    double y[TOKENS * HIDDEN];
+    uint32_t used;
+    return mp_layer_forward(opened_layer(), &batch, &one_thread, y, &used, err);
+}
+
 const scarce_call scarce_calls[] = {
     SCARCE_ROW(mp_read_text),
     SCARCE_ROW(mp_select_layers),
@@ -479,6 +520,9 @@ const scarce_call scarce_calls[] = {
     SCARCE_ROW(mp_layer_route),
     SCARCE_ROW(mp_shared_expert_open),
     SCARCE_ROW(mp_shared_expert_add),
+    SCARCE_ROW(mp_layer_open),
+    SCARCE_ROW(mp_layer_choose),
+    SCARCE_ROW(mp_layer_forward),
 };
 
 const size_t num_scarce_calls = SCARCE_COUNT(scarce_calls);

@@ -8,6 +8,8 @@
 #include <string.h>
 
 #include "engine/backend.h"
+#include "place/replicas.h"
+#include "place/waterfill.h"
 
 static const int32_t row[] = {0, 1, 2, 3, 4, 2};
 
@@ -133,15 +135,6 @@ SCARCE(mp_eplb_balance)
     return rc;
 }
 
-static const mp_eplb *balanced(void)
-{
-    static mp_eplb eplb;
-
-    if (!eplb.report)
-        cr_assert_eq(balance(&eplb, NULL), 0);
-    return &eplb;
-}
-
 SCARCE(mp_rank_load_parse)
 {
     static const char text[] = "{\"routed_counts\": [3, 4], \"tokens\": [2, 1]}";
@@ -171,44 +164,6 @@ SCARCE(mp_waterfill_assign)
     int32_t shared[2];
     cr_assert_eq(mp_slots_init(&slots, 5, 6, 2, 1, false, NULL), 0);
     return mp_waterfill_assign(&waterfill, &slots, ids, 2, 2, shared, 1, err);
-}
-
-static const uint64_t choices[] = {7, 2};
-
-SCARCE(mp_eplb_svg)
-{
-    char *text = NULL;
-    int rc = mp_eplb_svg(balanced(), &text, err);
-    if (rc == 0)
-        free(text);
-    return rc;
-}
-
-SCARCE(mp_eplb_bars)
-{
-    char *text = NULL;
-    int rc = mp_eplb_bars(balanced(), 40, &text, err);
-    if (rc == 0)
-        free(text);
-    return rc;
-}
-
-SCARCE(mp_rank_load_svg)
-{
-    char *text = NULL;
-    int rc = mp_rank_load_svg(choices, 2, &text, err);
-    if (rc == 0)
-        free(text);
-    return rc;
-}
-
-SCARCE(mp_rank_load_bars)
-{
-    char *text = NULL;
-    int rc = mp_rank_load_bars(choices, 2, 40, &text, err);
-    if (rc == 0)
-        free(text);
-    return rc;
 }
 
 /* ------------------------------------------------------------------------
@@ -314,10 +269,6 @@ const scarce_call scarce_places[] = {
     SCARCE_ROW(mp_rank_load_parse),
     SCARCE_ROW(mp_route),
     SCARCE_ROW(mp_waterfill_assign),
-    SCARCE_ROW(mp_eplb_svg),
-    SCARCE_ROW(mp_eplb_bars),
-    SCARCE_ROW(mp_rank_load_svg),
-    SCARCE_ROW(mp_rank_load_bars),
     SCARCE_ROW(mp_env_set),
     SCARCE_ROW(mp_env_add),
     SCARCE_ROW(mp_env_parse),

@@ -10,6 +10,8 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "forward/reference.h"
+#include "pack/manifest.h"
 #include "synth/synth.h"
 
 /* ------------------------------------------------------------------------
@@ -204,15 +206,6 @@ SCARCE(mp_pack_read)
     char bytes[8];
     return mp_pack_read(opened_pack(), 0, (mp_place){1, 0}, set, set->tensors, 4, sizeof bytes,
                         bytes, err);
-}
-
-SCARCE(mp_pack_svg)
-{
-    char *svg = NULL;
-    int rc = mp_pack_svg(opened_pack(), &svg, err);
-    if (rc == 0)
-        free(svg);
-    return rc;
 }
 
 SCARCE(mp_packed_experts_init)
@@ -495,7 +488,6 @@ const scarce_call scarce_runs[] = {
     SCARCE_ROW(mp_pack_open),
     SCARCE_ROW(mp_pack_layer),
     SCARCE_ROW(mp_pack_read),
-    SCARCE_ROW(mp_pack_svg),
     SCARCE_ROW(mp_packed_experts_init),
     SCARCE_ROW(mp_packed_route),
     SCARCE_ROW(mp_plan_init),

@@ -2,6 +2,8 @@
 /* The rules by which the engine resolves, at their boundaries. */
 #include "backend_case.h"
 
+#include "base/words.h"
+
 TestSuite(backend, .init = start_case, .fini = end_case);
 
 /* What sglang-0.5.15 has comes first in the enums. */

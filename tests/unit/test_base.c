@@ -19,6 +19,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/parallel.h"
+#include "base/words.h"
 
 static char dir[256];
 static mp_error err;

@@ -9,7 +9,11 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "experts/canonical.h"
+#include "layout/sides.h"
+#include "numeric/quantize.h"
 
 typedef struct fixture {
     char name[32];

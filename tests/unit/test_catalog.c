@@ -10,6 +10,10 @@
 #include "golden.h"
 #include "model_files.h"
 
+#include "base/words.h"
+#include "checkpoint/families.h"
+#include "checkpoint/matrix.h"
+
 TestSuite(catalog, .init = make_model_scratch, .fini = remove_model_scratch);
 
 static void open_fixture(const char *name)

@@ -9,6 +9,8 @@
 
 #include "store_files.h"
 
+#include "checkpoint/config.h"
+
 static mp_config config;
 
 static void init(void)

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../cmd/charts.h"
+
 static mp_error err;
 
 TestSuite(eplb, .timeout = 120);
@@ -380,7 +382,7 @@ Test(eplb, layers_never_chosen_are_balanced)
     cr_assert_eq(mp_placement_check(&e.placement, 2, NULL, &err), 0, "%s", err.message);
     cr_assert_eq(e.mean.balancedness_refined, 1);
     cr_assert_eq(e.mean.max_load, 0);
-    cr_assert_eq(mp_eplb_svg(&e, &svg, &err), 0);
+    cr_assert_eq(eplb_svg(&e, &svg, &err), 0);
     free(svg);
     mp_eplb_release(&e);
 }
@@ -476,7 +478,7 @@ Test(eplb, bars)
 {
     mp_eplb e = small_eplb();
     char *text;
-    cr_assert_eq(mp_eplb_bars(&e, 8, &text, &err), 0);
+    cr_assert_eq(eplb_bars(&e, 8, &text, &err), 0);
     cr_assert_str_eq(text, "layer  trivial         balanced\n"
                            "    0  0.923 #######.  0.947 ########\n"
                            "    1  1.000 ########  1.000 ########\n"
@@ -499,7 +501,7 @@ Test(eplb, svg_is_plain_and_covers_every_cell)
 {
     mp_eplb e = small_eplb();
     char *svg;
-    cr_assert_eq(mp_eplb_svg(&e, &svg, &err), 0);
+    cr_assert_eq(eplb_svg(&e, &svg, &err), 0);
     cr_assert_eq(strncmp(svg, "<svg xmlns=\"http://www.w3.org/2000/svg\"", 39), 0);
     cr_assert_not_null(strstr(svg, "prefers-color-scheme: dark"));
     cr_assert_null(strstr(svg, "<script"));
@@ -524,7 +526,7 @@ Test(eplb, svg_of_many_layers_and_gpus)
     mp_eplb e;
     char *svg;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), 0);
-    cr_assert_eq(mp_eplb_svg(&e, &svg, &err), 0);
+    cr_assert_eq(eplb_svg(&e, &svg, &err), 0);
     cr_assert_not_null(strstr(svg, "</svg>"));
     free(svg);
     mp_eplb_release(&e);

@@ -12,6 +12,8 @@
 
 #include "golden.h"
 
+#include "checkpoint/matrix.h"
+
 typedef struct fixture {
     char name[32];
     char family[16];

@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 
+#include "checkpoint/matrix.h"
 #include "checkpoint/storage.h"
 #include "model_files.h"
 

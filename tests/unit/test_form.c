@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Forms: what the catalog reads of experts that a style describes is what the style said, and
  * forms of fixtures are what their files hold. */
+#include "base/words.h"
+#include "checkpoint/families.h"
 #include "checkpoint/form.h"
 
 #include "model_files.h"

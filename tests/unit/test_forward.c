@@ -7,9 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <moepack/reference.h>
-
 #include "golden.h"
+
+#include "forward/reference.h"
+#include "numeric/quantize.h"
 
 #define GOLDEN "testdata/golden/forward.safetensors"
 

@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <moepack/reference.h>
-
 #include "golden.h"
 #include "model_files.h"
+
+#include "forward/reference.h"
 
 static void finish(void)
 {

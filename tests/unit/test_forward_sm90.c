@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The emulation of SM90's kernel against what the kernel itself gave. */
-#include <moepack/reference.h>
 
 #include "golden.h"
 #include "synth_scratch.h"
+
+#include "forward/reference.h"
+#include "numeric/kernels.h"
 
 TestSuite(forward_sm90, .init = make_scratch, .fini = remove_scratch);
 

@@ -7,6 +7,7 @@
 
 #include "base/digest.h"
 #include "model_files.h"
+#include "numeric/quantize.h"
 #include "run/sidecar.h"
 #include "run/terms.h"
 #include "write/repack.h"

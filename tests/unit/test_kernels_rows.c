@@ -9,6 +9,8 @@
 
 #include <moepack/numeric.h>
 
+#include "numeric/kernels.h"
+
 static const char *const levels[] = {"scalar", "avx2", "avx512", "neon"};
 
 #define EACH_LEVEL(k)                                                              \

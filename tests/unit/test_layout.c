@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "base/transpose.h"
+#include "base/words.h"
+#include "layout/sides.h"
 #include "layout/targets.h"
 
 #include "layout_slot.h"

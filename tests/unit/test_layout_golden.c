@@ -8,6 +8,8 @@
 #include "golden.h"
 #include "layout_slot.h"
 
+#include "base/words.h"
+
 #define MEGAMOE "testdata/golden/megamoe.safetensors"
 #define FUSEEP  "testdata/golden/fuseep.safetensors"
 

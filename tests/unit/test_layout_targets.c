@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/words.h"
+#include "layout/sides.h"
 #include "layout/targets.h"
 
 #include "layout_slot.h"

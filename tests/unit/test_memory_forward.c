@@ -2,9 +2,9 @@
 /* The reference forward without memory: every allocation fails once. */
 #include <criterion/criterion.h>
 
-#include <moepack/reference.h>
-
 #include "failing_memory.h"
+
+#include "forward/reference.h"
 
 #define TOKENS 3
 

@@ -11,6 +11,10 @@
 #include "failing_memory.h"
 #include "model_files.h"
 
+#include "pack/manifest.h"
+
+#include "../../cmd/charts.h"
+
 static const mp_context one_thread = {.threads = 1};
 static mp_plan plan;
 static char *text;
@@ -177,7 +181,7 @@ static int open_and_draw(mp_error *e)
     int rc = mp_pack_open(&pack, in_dir("out"), NULL, &one_thread, e);
 
     if (rc == 0)
-        rc = mp_pack_svg(&pack, &svg, e);
+        rc = pack_svg(&pack, &svg, e);
     if (rc == 0)
         cr_assert_str_eq(svg, drawing);
     free(svg);
@@ -195,7 +199,7 @@ Test(memory_pack, opening_and_drawing_a_pack)
     cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
     cr_assert_eq(mp_plan_run(&plan, in_dir("out"), MP_RUN_FORCE, &one_thread, &err), 0);
     cr_assert_eq(mp_pack_open(&pack, in_dir("out"), NULL, &one_thread, &err), 0);
-    cr_assert_eq(mp_pack_svg(&pack, &drawing, &err), 0);
+    cr_assert_eq(pack_svg(&pack, &drawing, &err), 0);
     mp_pack_release(&pack);
     cr_assert_gt(memory_exhaust(open_and_draw), 50);
     free(drawing);

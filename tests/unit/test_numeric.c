@@ -12,6 +12,8 @@
 
 #include "golden.h"
 
+#include "numeric/kernels.h"
+
 #define GOLDEN "testdata/golden/numerics.safetensors"
 #define CHUNK  4096 /* elements that a sweep encodes at a time */
 

@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "place/replicas.h"
+#include "place/slots.h"
+
 static mp_error err;
 
 TestSuite(place, .timeout = 60);
@@ -403,17 +406,6 @@ Test(place, rows_of_decoder_layers)
     cr_assert_eq(mp_placement_layer(&p, 1), 1);
     p.layers = 1;
     cr_assert_eq(mp_placement_row_of(&p, 60), 0);
-}
-
-Test(place, format_names)
-{
-    mp_placement_format format;
-    for (int f = 0; f < MP_PLACEMENT_FORMAT_COUNT; f++) {
-        cr_assert(
-            mp_placement_format_parse(mp_placement_format_name((mp_placement_format)f), &format));
-        cr_assert_eq((int)format, f);
-    }
-    cr_assert_not(mp_placement_format_parse("SGLANG", &format));
 }
 
 Test(place, writing_for_ranks_that_do_not_divide)

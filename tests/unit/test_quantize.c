@@ -6,7 +6,9 @@
 #include <sys/stat.h>
 
 #include "base/json.h"
+#include "checkpoint/matrix.h"
 #include "golden.h"
+#include "numeric/quantize.h"
 #include "quantize_run.h"
 TestSuite(quantize, .init = make_quantize_scratch, .fini = remove_quantize_scratch);
 

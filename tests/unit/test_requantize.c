@@ -11,6 +11,10 @@
 #include "golden.h"
 #include "requantize_call.h"
 
+#include "base/words.h"
+#include "numeric/kernels.h"
+#include "numeric/quantize.h"
+
 #define GOLDEN "testdata/golden/numerics.safetensors"
 
 static const mp_quant_options defaults = {.rounding = MP_ROUND_DEEPGEMM};

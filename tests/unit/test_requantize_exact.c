@@ -4,6 +4,8 @@
 
 #include <math.h>
 
+#include "numeric/quantize.h"
+
 #define ROWS   200 /* of tiles of 128 and of 72 */
 #define BLOCKS 11  /* of tiles of 4, 4 and 3 */
 #define COLS   (BLOCKS * 32)

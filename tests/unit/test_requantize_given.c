@@ -10,6 +10,9 @@
 
 #include "requantize_call.h"
 
+#include "numeric/kernels.h"
+#include "numeric/quantize.h"
+
 static const mp_quant_options defaults = {.rounding = MP_ROUND_DEEPGEMM};
 
 /* --- scales of rows --- */

@@ -9,6 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "place/slots.h"
+#include "place/waterfill.h"
+
+#include "../../cmd/charts.h"
+
 static mp_error err;
 
 TestSuite(route, .timeout = 120);
@@ -554,13 +559,13 @@ Test(route, drawings_of_rank_loads)
 {
     static const uint64_t choices[3] = {10, 0, 5};
     char *text;
-    cr_assert_eq(mp_rank_load_bars(choices, 3, 6, &text, &err), 0);
+    cr_assert_eq(rank_load_bars(choices, 3, 6, &text, &err), 0);
     cr_assert_str_eq(text, " rank     choices\n"
                            "    0          10 ######\n"
                            "    1           0 ......\n"
                            "    2           5 ###...\n");
     free(text);
-    cr_assert_eq(mp_rank_load_svg(choices, 3, &text, &err), 0);
+    cr_assert_eq(rank_load_svg(choices, 3, &text, &err), 0);
     cr_assert_not_null(strstr(text, "largest 10, balancedness 0.500"));
     /* Bars of 200, 0 and 100 pixels. */
     cr_assert_not_null(strstr(text, "v-200h31v200z"));

@@ -6,9 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include <moepack/reference.h>
-
 #include "golden.h"
+
+#include "forward/reference.h"
 
 static mp_error err;
 

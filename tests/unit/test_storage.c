@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "checkpoint/matrix.h"
 #include "checkpoint/storage.h"
 
 /* A storage without fusion or second scales. */

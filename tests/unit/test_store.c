@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/digest.h"
+#include "checkpoint/tensor.h"
 #include "store_files.h"
 
 TestSuite(store, .init = make_scratch, .fini = remove_scratch);

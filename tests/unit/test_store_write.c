@@ -6,6 +6,8 @@
 
 #include "store_files.h"
 
+#include "checkpoint/tensor.h"
+
 TestSuite(store_write, .init = make_scratch, .fini = remove_scratch);
 
 Test(store_write, writes_the_header_that_is_expected)

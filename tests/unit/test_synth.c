@@ -3,6 +3,7 @@
 #include "synth_scratch.h"
 
 #include "base/json.h"
+#include "checkpoint/families.h"
 #include "synth/parts.h"
 
 TestSuite(synth, .init = make_scratch, .fini = remove_scratch);

@@ -6,6 +6,8 @@
 #include <math.h>
 
 #include "base/json.h"
+#include "checkpoint/families.h"
+#include "checkpoint/matrix.h"
 #include "synth/synth_values.h"
 
 TestSuite(synth_forms, .init = make_scratch, .fini = remove_scratch);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/digest.h"
+#include "numeric/kernels.h"
 #include "synth/synth_values.h"
 
 TestSuite(synth_run, .init = make_scratch, .fini = remove_scratch);

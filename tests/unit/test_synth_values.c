@@ -5,6 +5,7 @@
 
 #include <math.h>
 
+#include "numeric/kernels.h"
 #include "synth/synth_values.h"
 
 TestSuite(synth_values, .init = make_scratch, .fini = remove_scratch);

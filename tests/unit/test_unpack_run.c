@@ -2,6 +2,8 @@
 /* Unpacking a part of a pack, packs that are not whole, and runs that are interrupted. */
 #include "unpack_files.h"
 
+#include "pack/manifest.h"
+
 TestSuite(unpack_run, .init = init, .fini = finish);
 
 Test(unpack_run, layers_that_are_asked_for)

@@ -3,10 +3,10 @@
  * found by exact and by numeric, and both name the slot. */
 #include <math.h>
 
-#include <moepack/reference.h>
-
 #include "verify_layouts.h"
 #include "verify_pack.h"
+
+#include "forward/reference.h"
 
 #define EXPERTS 8
 #define EP      2

@@ -22,6 +22,7 @@
 #include "base/digest.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "pack/manifest.h"
 #include "synth/synth.h"
 
 #define SOURCE "testdata/fixtures/v4-fp4"

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * moepack/reference.h - the reference forward of an MoE layer: what a layer
- * computes, exactly and as kernels compute it.
+ * forward/reference.h - the parts of the reference forward of an MoE layer.
  *
  * A forward takes three things: tokens with their choices of experts, weights
  * (an expert source: a checkpoint, or the ranks of a packed directory), and an
@@ -24,52 +23,21 @@
  * So a packed directory gives bit for bit what its source gives, where the weights
  * are the same.
  */
-#ifndef MOEPACK_REFERENCE_H
-#define MOEPACK_REFERENCE_H
+#ifndef MP_FORWARD_REFERENCE_H
+#define MP_FORWARD_REFERENCE_H
 
 #include <moepack/artifact.h>
+#include <moepack/forward.h>
 #include <moepack/layout.h>
 #include <moepack/model.h>
 #include <moepack/place.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-#pragma GCC visibility push(default)
-
 /* ------------------------------------------------------------------------
  * Emulations
- *
- *            weights       activations                      engine
- *   exact    as stored     float64 throughout               none
- *   w4a8     mxfp4         E4M3, UE8M0 scale of 32          DeepGEMM MegaMoE
- *   w4a4     mxfp4         E2M1, UE8M0 scale of 32          the same
- *   nvfp4    nvfp4         E2M1, E4M3 scale of 16 and a     the same
- *                          float32 scale a token
- *   bf16     bf16          BF16                             the same
- *   sm90-fp8 fp8_block     E4M3, float32 scale of 128,      the same, SM90
- *                          then UE8M0 scale of 64
- *   fuseep   int8_channel  INT8, float32 scale a token      Ascend FuseEP
- *
- * Formulas: moepack-forward(1), "ARITHMETIC".
  */
-
-typedef enum mp_emulation {
-    MP_EMULATE_EXACT,
-    MP_EMULATE_W4A8,
-    MP_EMULATE_W4A4,
-    MP_EMULATE_NVFP4,
-    MP_EMULATE_BF16,
-    MP_EMULATE_SM90_FP8,
-    MP_EMULATE_FUSEEP,
-    MP_EMULATIONS
-} mp_emulation;
 
 /* "exact", "w4a8", ...; a static string. */
 const char *mp_emulation_name(mp_emulation emulation);
-
-/* The emulation of that name; false if there is none. */
-bool mp_emulation_parse(const char *name, mp_emulation *emulation);
 
 /* The scheme of the weights that the kernel takes; MP_SCHEME_COUNT for exact, which takes
  * any. */
@@ -87,8 +55,8 @@ typedef enum mp_scoring {
     MP_SCORINGS
 } mp_scoring;
 
-/* "softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"; a static string. */
-const char *mp_scoring_name(mp_scoring scoring);
+/* The scoring of a name: "softmax", "sigmoid", "sqrtsoftplus", "sparsemixer"; false if there is
+ * none. */
 bool mp_scoring_parse(const char *name, mp_scoring *scoring);
 
 /* How experts are chosen from logits, and what the choices weigh. */
@@ -175,16 +143,7 @@ typedef struct mp_forward_options {
     const float *bias;     /* [H] */
 } mp_forward_options;
 
-/* Tokens and their choices. A shared expert is a choice like any other. */
-typedef struct mp_batch {
-    uint64_t tokens;
-    uint32_t k;
-    const float *x;       /* [tokens, H] */
-    const int32_t *ids;   /* [tokens, k]; -1: no choice */
-    const float *weights; /* [tokens, k] */
-} mp_batch;
-
-/* Computes an MoE layer.
+/* Computes an MoE layer. A shared expert is a choice of the batch like any other.
  * y: [tokens, H]; of emulations, BF16 values.
  * Only experts that a token chooses are read. Memory is options->memory, and a few MiB a
  * thread.
@@ -381,10 +340,5 @@ typedef struct mp_packed_dispatch {
 int mp_packed_route(const mp_packed_experts *experts, const mp_packed_dispatch *how,
                     const int32_t *ids, const float *weights, uint64_t tokens, uint32_t k,
                     uint32_t shared, int32_t *slot_ids, float *slot_weights, mp_error *err);
-
-#pragma GCC visibility pop
-#ifdef __cplusplus
-}
-#endif
 
 #endif

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cmd/bench_trials.h - what `moepack bench` measures.
+ * bench/trials.h - what `moepack bench` measures.
  *
  * Kernels run on data in the first caches; "decode:SCHEME", "encode:SCHEME" (from float32),
  * "check:SCHEME" (mp_rows_check_finite) and "requantize:SCHEME:SCHEME" (with statistics, as
  * repack does) on a tile of rows.
  */
-#ifndef MOEPACK_CMD_BENCH_TRIALS_H
-#define MOEPACK_CMD_BENCH_TRIALS_H
+#ifndef MP_BENCH_TRIALS_H
+#define MP_BENCH_TRIALS_H
 
 #include <moepack/numeric.h>
+
+#include "numeric/kernels.h"
 
 typedef struct bench_data bench_data;
 typedef struct bench_trial bench_trial;
@@ -27,6 +29,9 @@ struct bench_trial {
 /* All trials there are. */
 #define BENCH_TRIALS_MAX 128u
 size_t bench_trials(bench_trial trials[BENCH_TRIALS_MAX]);
+
+/* Whether this processor has the kernels of a level: "avx2". */
+bool bench_has_level(const char *level);
 
 /* Input and output of all of them, made by mp_kernels_best(), which also run. Null without
  * memory. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "place/svg.h"
+#include "svg.h"
 
 #include <string.h>
 
@@ -28,7 +28,7 @@ static const char *const style =
     "}\n"
     "</style>\n";
 
-void mp_svg_begin(FILE *out, uint32_t width, uint32_t height, const char *title)
+void svg_begin(FILE *out, uint32_t width, uint32_t height, const char *title)
 {
     fprintf(out,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%u\" height=\"%u\" "
@@ -37,7 +37,7 @@ void mp_svg_begin(FILE *out, uint32_t width, uint32_t height, const char *title)
             width, height, width, height, title, style, width, height);
 }
 
-void mp_svg_text(FILE *out, const char *text)
+void svg_text(FILE *out, const char *text)
 {
     static const char special[] = "&<>\"";
     static const char *const entities[] = {"&amp;", "&lt;", "&gt;", "&quot;"};
@@ -50,15 +50,15 @@ void mp_svg_text(FILE *out, const char *text)
     }
 }
 
-void mp_svg_ends(FILE *out, const char *thing, uint32_t left, uint32_t right, uint32_t y,
-                 uint32_t count)
+void svg_ends(FILE *out, const char *thing, uint32_t left, uint32_t right, uint32_t y,
+              uint32_t count)
 {
     fprintf(out, "<text x=\"%u\" y=\"%u\">%s 0</text>\n", left, y, thing);
     if (count > 1)
         fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">%u</text>\n", right, y, count - 1);
 }
 
-uint32_t mp_svg_cell(uint32_t room, uint32_t cells, uint32_t largest)
+uint32_t svg_cell(uint32_t room, uint32_t cells, uint32_t largest)
 {
     uint32_t size = room / cells;
     return size < 1 ? 1 : size > largest ? largest : size;

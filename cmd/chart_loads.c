@@ -8,15 +8,12 @@
  * that they can be told apart and the legend is exact.
  *
  * A drawing goes to a stream in memory, and a failure shows once, at its end (mp_text_finish). */
-#include <moepack/place.h>
+#include "charts.h"
+#include "output.h"
+#include "svg.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
-
-#include "base/error.h"
-#include "place/svg.h"
-#include "place/text.h"
 
 /* Pixels. */
 enum {
@@ -50,6 +47,24 @@ typedef struct heat_map {
     uint32_t cell_x, cell_y; /* size of a cell */
 } heat_map;
 
+static double mean_of(const double *values, uint32_t count)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < count; i++)
+        sum += values[i];
+    return sum / count;
+}
+
+/* Mean over largest load; 1 when nothing is loaded. */
+static double balance(const double *load, uint32_t ep)
+{
+    double largest = 0;
+    for (uint32_t gpu = 0; gpu < ep; gpu++)
+        if (load[gpu] > largest)
+            largest = load[gpu];
+    return largest > 0 ? mean_of(load, ep) / largest : 1;
+}
+
 static unsigned class_of(double load, double mean)
 {
     unsigned c = 0;
@@ -64,7 +79,7 @@ static unsigned class_of(double load, double mean)
 static void draw_runs(FILE *out, const heat_map *map, uint32_t layer, unsigned color)
 {
     const double *load = map->load + (size_t)layer * map->ep;
-    double mean = mp_mean(load, map->ep);
+    double mean = mean_of(load, map->ep);
     for (uint32_t gpu = 0; gpu < map->ep; gpu++) {
         uint32_t start = gpu;
         while (gpu < map->ep && class_of(load[gpu], mean) == color)
@@ -98,8 +113,8 @@ static void draw_axes(FILE *out, const heat_map *map)
         fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">%u</text>\n", map->x - 4,
                 map->y + layer * map->cell_y + map->cell_y / 2 + 4,
                 mp_placement_layer(map->placement, layer));
-    mp_svg_ends(out, "GPU", map->x, map->x + map->ep * map->cell_x,
-                map->y + map->layers * map->cell_y + 16, map->ep);
+    svg_ends(out, "GPU", map->x, map->x + map->ep * map->cell_x,
+             map->y + map->layers * map->cell_y + 16, map->ep);
 }
 
 static void draw_balancedness(FILE *out, const heat_map *map)
@@ -109,7 +124,7 @@ static void draw_balancedness(FILE *out, const heat_map *map)
     fputs("<path class=\"bar\" d=\"", out);
     for (uint32_t layer = 0; layer < map->layers; layer++) {
         uint32_t width =
-            (uint32_t)(BAR_WIDTH * mp_balance(map->load + (size_t)layer * map->ep, map->ep));
+            (uint32_t)(BAR_WIDTH * balance(map->load + (size_t)layer * map->ep, map->ep));
         fprintf(out, "M%u %uh%uv%uh-%uz", x, map->y + layer * map->cell_y, width, height, width);
     }
     fprintf(out, "\"/>\n<path class=\"frame\" d=\"M%u %uh%uv%uh-%uz\"/>\n", x, map->y,
@@ -118,12 +133,12 @@ static void draw_balancedness(FILE *out, const heat_map *map)
 
 static void draw_map(FILE *out, const heat_map *map)
 {
-    char number[MP_THOUSANDTHS];
+    char number[THOUSANDTHS];
     fprintf(out,
             "<text class=\"title\" x=\"%u\" y=\"%u\">%s</text>\n"
             "<text x=\"%u\" y=\"%u\">mean balancedness %s</text>\n",
             map->x, map->y - 26, map->title, map->x, map->y - 8,
-            mp_thousandths(map->mean_balancedness, number));
+            thousandths(map->mean_balancedness, number));
     draw_cells(out, map);
     draw_axes(out, map);
     draw_balancedness(out, map);
@@ -134,9 +149,9 @@ static void draw_legend(FILE *out, uint32_t x, uint32_t y)
     fprintf(out, "<text x=\"%u\" y=\"%u\">load / mean:</text>\n", x, y + 10);
     x += 80;
     for (unsigned color = 0; color < CLASSES; color++, x += SWATCH) {
-        char number[MP_THOUSANDTHS] = "";
+        char number[THOUSANDTHS] = "";
         if (color < CLASSES - 1)
-            mp_thousandths(class_bound[color] / 100.0, number);
+            thousandths(class_bound[color] / 100.0, number);
         fprintf(out,
                 "<rect class=\"c%u\" x=\"%u\" y=\"%u\" width=\"%d\" height=\"12\"/>\n"
                 "<text class=\"middle\" x=\"%u\" y=\"%u\">%.4s</text>\n",
@@ -153,43 +168,43 @@ static void draw_eplb(FILE *out, const mp_eplb *e)
                     .mean_balancedness = e->mean.balancedness_trivial,
                     .layers = layers,
                     .ep = e->ep,
-                    .x = MP_SVG_MARGIN + GUTTER,
+                    .x = SVG_MARGIN + GUTTER,
                     .y = HEADER,
-                    .cell_x = mp_svg_cell(MAP_WIDTH, e->ep, 24),
-                    .cell_y = mp_svg_cell(MAP_HEIGHT, layers, 16)};
+                    .cell_x = svg_cell(MAP_WIDTH, e->ep, 24),
+                    .cell_y = svg_cell(MAP_HEIGHT, layers, 16)};
     uint32_t panel = GUTTER + e->ep * map.cell_x + BAR_GAP + BAR_WIDTH;
     uint32_t legend = GUTTER + 80 + CLASSES * SWATCH, panels = e->result ? 3 : 2;
-    uint32_t width = panels * panel + (panels - 1) * MP_SVG_MARGIN;
+    uint32_t width = panels * panel + (panels - 1) * SVG_MARGIN;
     width = width > legend ? width : legend;
-    uint32_t height = HEADER + layers * map.cell_y + FOOTER + MP_SVG_MARGIN;
+    uint32_t height = HEADER + layers * map.cell_y + FOOTER + SVG_MARGIN;
 
-    mp_svg_begin(out, width + 2 * MP_SVG_MARGIN, height,
-                 "GPU loads by layer, before and after balancing");
+    svg_begin(out, width + 2 * SVG_MARGIN, height,
+              "GPU loads by layer, before and after balancing");
     draw_map(out, &map);
     map.title = "EPLB";
     map.load = e->load_eplb;
     map.mean_balancedness = e->mean.balancedness;
-    map.x += panel + MP_SVG_MARGIN;
+    map.x += panel + SVG_MARGIN;
     draw_map(out, &map);
     if (e->result) {
         map.title = e->result;
         map.load = e->load;
         map.mean_balancedness = e->mean.balancedness_refined;
-        map.x += panel + MP_SVG_MARGIN;
+        map.x += panel + SVG_MARGIN;
         draw_map(out, &map);
     }
-    draw_legend(out, MP_SVG_MARGIN + GUTTER, height - MP_SVG_MARGIN - 28);
+    draw_legend(out, SVG_MARGIN + GUTTER, height - SVG_MARGIN - 28);
     fputs("</svg>\n", out);
 }
 
-int mp_eplb_svg(const mp_eplb *e, char **svg, mp_error *err)
+int eplb_svg(const mp_eplb *e, char **svg, mp_error *err)
 {
     size_t length;
     FILE *out = open_memstream(svg, &length);
     if (!out)
-        return mp_fail_memory(err);
+        return cmd_fail(err, MP_ERR_IO, "out of memory");
     draw_eplb(out, e);
-    return mp_text_finish(out, svg, err);
+    return text_finish(out, svg, err);
 }
 
 /* ------------------------------------------------------------------------
@@ -198,23 +213,23 @@ int mp_eplb_svg(const mp_eplb *e, char **svg, mp_error *err)
 
 static void draw_rank_load(FILE *out, const uint64_t *choices, uint32_t ep)
 {
-    uint32_t bar = mp_svg_cell(2 * MAP_WIDTH, ep, 32);
+    uint32_t bar = svg_cell(2 * MAP_WIDTH, ep, 32);
     uint32_t width = ep * bar < MAP_WIDTH ? MAP_WIDTH : ep * bar;
-    uint32_t x = MP_SVG_MARGIN, bottom = HEADER + LOAD_HEIGHT;
+    uint32_t x = SVG_MARGIN, bottom = HEADER + LOAD_HEIGHT;
     uint64_t largest = 0, sum = 0;
-    char number[MP_THOUSANDTHS];
+    char number[THOUSANDTHS];
     for (uint32_t rank = 0; rank < ep; rank++) {
         sum += choices[rank];
         largest = choices[rank] > largest ? choices[rank] : largest;
     }
     double scale = largest > 0 ? (double)LOAD_HEIGHT / (double)largest : 0;
-    mp_svg_begin(out, width + 2 * MP_SVG_MARGIN + GUTTER, bottom + FOOTER, "choices of each rank");
+    svg_begin(out, width + 2 * SVG_MARGIN + GUTTER, bottom + FOOTER, "choices of each rank");
     fprintf(out,
             "<text class=\"title\" x=\"%u\" y=\"%u\">choices of each rank</text>\n"
             "<text x=\"%u\" y=\"%u\">largest %" PRIu64 ", balancedness %s</text>\n"
             "<path class=\"bar\" d=\"",
             x, HEADER - 26, x, HEADER - 8, largest,
-            mp_thousandths(mp_balancedness(choices, ep), number));
+            thousandths(mp_balancedness(choices, ep), number));
     for (uint32_t rank = 0; rank < ep; rank++) {
         uint32_t height = (uint32_t)((double)choices[rank] * scale);
         fprintf(out, "M%u %uv-%uh%uv%uz", x + rank * bar, bottom, height, bar > 2 ? bar - 1 : bar,
@@ -225,16 +240,16 @@ static void draw_rank_load(FILE *out, const uint64_t *choices, uint32_t ep)
             "\"/>\n<path class=\"frame\" d=\"M%u %uh%uM%u %uh%u\"/>\n"
             "<text x=\"%u\" y=\"%u\">mean</text>\n",
             x, bottom, ep * bar, x, mean, ep * bar, x + ep * bar + 4, mean + 4);
-    mp_svg_ends(out, "rank", x, x + ep * bar, bottom + 16, ep);
+    svg_ends(out, "rank", x, x + ep * bar, bottom + 16, ep);
     fputs("</svg>\n", out);
 }
 
-int mp_rank_load_svg(const uint64_t *choices, uint32_t ep, char **svg, mp_error *err)
+int rank_load_svg(const uint64_t *choices, uint32_t ep, char **svg, mp_error *err)
 {
     size_t length;
     FILE *out = open_memstream(svg, &length);
     if (!out)
-        return mp_fail_memory(err);
+        return cmd_fail(err, MP_ERR_IO, "out of memory");
     draw_rank_load(out, choices, ep);
-    return mp_text_finish(out, svg, err);
+    return text_finish(out, svg, err);
 }

@@ -4,13 +4,17 @@
  * A trial is a row of a table, a function that runs it once, and the bytes that it reads and
  * writes. All work on one bench_data, of which each uses what fits the caches, filled alike in
  * every process, so that what is compared is instructions. One thread. */
-#include "bench_trials.h"
+#include "bench/trials.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include "base/words.h"
+#include "numeric/kernels.h"
+#include "numeric/quantize.h"
 
 #define ELEMENTS 16384u /* that a kernel works on */
 #define ROWS     32u    /* of the tile that a path works on */
@@ -460,6 +464,11 @@ static size_t requantize_trials(bench_trial *trials)
         }
     }
     return count;
+}
+
+bool bench_has_level(const char *level)
+{
+    return mp_kernels_for(level) != NULL;
 }
 
 size_t bench_trials(bench_trial trials[BENCH_TRIALS_MAX])

@@ -9,14 +9,12 @@
  * everywhere. Ranks that are not here still have cells, from the placement, but only an outline for
  * a bar. Layer names come from a manifest that anyone may have written, and are escaped
  * (mp_svg_text). One thread. */
+#include "charts.h"
+#include "output.h"
+#include "svg.h"
 #include <inttypes.h>
-#include <moepack/artifact.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "base/error.h"
-#include "place/svg.h"
-#include "place/text.h"
 
 /* Pixels. */
 enum {
@@ -74,7 +72,7 @@ static int fill_layer(slot_map *map, uint32_t layer, uint32_t *copies, mp_error 
     mp_slot *table = calloc(total, sizeof *table);
     int rc = table
                  ? mp_slots_table(slots, mp_placement_row(&map->pack->placement, layer), table, err)
-                 : mp_fail_memory(err);
+                 : cmd_fail(err, MP_ERR_IO, "out of memory");
     if (rc == 0)
         memset(copies, 0, slots->num_logical * sizeof *copies);
     for (uint32_t i = 0; rc == 0 && i < total; i++)
@@ -102,7 +100,7 @@ static int fill(slot_map *map, mp_error *err)
     if (!__builtin_mul_overflow((size_t)map->layers * map->ep, map->columns, &count))
         map->cells = calloc(count, sizeof *map->cells);
     if (!copies || !map->cells)
-        rc = mp_fail_memory(err);
+        rc = cmd_fail(err, MP_ERR_IO, "out of memory");
     for (uint32_t layer = 0; rc == 0 && layer < map->layers; layer++)
         rc = fill_layer(map, layer, copies, err);
     free(copies);
@@ -161,7 +159,7 @@ static void draw_layers(FILE *out, const slot_map *map)
     for (uint32_t layer = 0; layer < map->layers; layer += step) {
         fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">", map->x - 4,
                 HEADER + layer * map->cell_y + map->cell_y / 2 + 4);
-        mp_svg_text(out, label(map->pack->manifest.layers[layer]));
+        svg_text(out, label(map->pack->manifest.layers[layer]));
         fputs("</text>\n", out);
     }
 }
@@ -199,7 +197,7 @@ static void draw_ranks(FILE *out, const slot_map *map, uint32_t top)
 static void draw(FILE *out, slot_map *map)
 {
     const mp_pack *pack = map->pack;
-    char title[160], bytes[MP_THOUSANDTHS];
+    char title[160], bytes[THOUSANDTHS];
     uint32_t letters = 0, with_gaps, map_bottom, width, bottom;
     uint64_t total = 0;
 
@@ -209,12 +207,12 @@ static void draw(FILE *out, slot_map *map)
     }
     for (uint32_t rank = 0; rank < map->ep; rank++)
         total += rank_bytes(pack, rank);
-    map->cell_x = mp_svg_cell(MAP_WIDTH, map->ep * map->columns, LARGEST_CELL);
-    map->cell_y = mp_svg_cell(MAP_HEIGHT, map->layers, LARGEST_CELL);
-    map->x = MP_SVG_MARGIN + letters * LETTER + 4;
+    map->cell_x = svg_cell(MAP_WIDTH, map->ep * map->columns, LARGEST_CELL);
+    map->cell_y = svg_cell(MAP_HEIGHT, map->layers, LARGEST_CELL);
+    map->x = SVG_MARGIN + letters * LETTER + 4;
     with_gaps = rank_x(map, map->ep) - RANK_GAP;
-    width = MP_SVG_MARGIN + 3 * SWATCH;
-    width = (width > with_gaps ? width : with_gaps) + MP_SVG_MARGIN;
+    width = SVG_MARGIN + 3 * SWATCH;
+    width = (width > with_gaps ? width : with_gaps) + SVG_MARGIN;
     map_bottom = HEADER + map->layers * map->cell_y;
     bottom = map_bottom + RANK_GAP + BARS;
 
@@ -222,8 +220,8 @@ static void draw(FILE *out, slot_map *map)
              pack->shape.sets[MP_SET_SLOTS].target->name, map->ep,
              mp_slots_per_rank(&pack->shape.slots), pack->shape.slots.num_logical,
              pack->shape.slots.num_physical);
-    mp_svg_begin(out, width, bottom + FOOTER, title);
-    fprintf(out, "<text class=\"title\" x=\"%u\" y=\"%d\">%s</text>\n", MP_SVG_MARGIN, HEADER - 40,
+    svg_begin(out, width, bottom + FOOTER, title);
+    fprintf(out, "<text class=\"title\" x=\"%u\" y=\"%d\">%s</text>\n", SVG_MARGIN, HEADER - 40,
             title);
     for (color c = ONCE; c < COLORS; c++)
         draw_color(out, map, c);
@@ -232,17 +230,17 @@ static void draw(FILE *out, slot_map *map)
     draw_layers(out, map);
     draw_ranks(out, map, map_bottom + RANK_GAP);
     fprintf(out, "<text x=\"%u\" y=\"%u\">bytes of each rank, %s GB in all</text>\n", map->x,
-            bottom + 16, mp_thousandths((double)total * 1e-9, bytes));
+            bottom + 16, thousandths((double)total * 1e-9, bytes));
     for (color c = ONCE; c < COLORS; c++)
         fprintf(out,
                 "<rect class=\"%s\" x=\"%u\" y=\"%u\" width=\"12\" height=\"12\"/>\n"
                 "<text x=\"%u\" y=\"%u\">%s</text>\n",
-                classes[c], MP_SVG_MARGIN + (c - ONCE) * SWATCH, bottom + 36,
-                MP_SVG_MARGIN + (c - ONCE) * SWATCH + 18, bottom + 46, meanings[c]);
+                classes[c], SVG_MARGIN + (c - ONCE) * SWATCH, bottom + 36,
+                SVG_MARGIN + (c - ONCE) * SWATCH + 18, bottom + 46, meanings[c]);
     fputs("</svg>\n", out);
 }
 
-int mp_pack_svg(const mp_pack *pack, char **svg, mp_error *err)
+int pack_svg(const mp_pack *pack, char **svg, mp_error *err)
 {
     const mp_slots *slots = &pack->shape.slots;
     slot_map map = {.pack = pack, .ep = slots->ep, .layers = (uint32_t)pack->manifest.num_layers};
@@ -251,15 +249,15 @@ int mp_pack_svg(const mp_pack *pack, char **svg, mp_error *err)
 
     *svg = NULL;
     /* The last rank has the most where shared experts are in one slot each. */
-    map.columns = mp_slots_on_rank(slots, slots->ep - 1);
+    map.columns = mp_slots_total(slots) - (slots->ep - 1) * mp_slots_per_rank(slots);
     if (pack->shape.num_sets > 1)
         map.columns += pack->shape.sets[MP_SET_SHARED].slots;
     int rc = fill(&map, err);
     if (rc == 0 && !(out = open_memstream(svg, &length)))
-        rc = mp_fail_memory(err);
+        rc = cmd_fail(err, MP_ERR_IO, "out of memory");
     if (rc == 0) {
         draw(out, &map);
-        rc = mp_text_finish(out, svg, err);
+        rc = text_finish(out, svg, err);
     }
     free(map.cells);
     return rc;
