@@ -36,10 +36,9 @@ typedef struct quantize_job {
     const quantize_options *o;
     mp_context context;
     mp_catalog catalog;
-    bool *layers;
     char *command;
     work_terms terms;
-    mp_quantize_plan plan;
+    mp_plan *plan;
 } quantize_job;
 
 static const cmd_choice formats[] = {
@@ -92,6 +91,7 @@ static int make_plan(quantize_job *job, mp_error *err)
 {
     const quantize_options *o = job->o;
     mp_quantize_options options = {
+        .size = sizeof options,
         .scheme = (mp_scheme)o->format,
         .style = style_name(o),
         .quant = {.rounding = o->rounding,
@@ -99,7 +99,7 @@ static int make_plan(quantize_job *job, mp_error *err)
                   .amax_floor = (float)o->amax_floor,
                   .allow_nonfinite = o->allow_nonfinite},
         .requantize_shared = o->requantize_shared,
-        .layers = job->layers,
+        .layers = o->layers,
         .max_shard_size = o->max_shard_size,
         .drop = o->drop,
         .zstd = job->terms.zstd,
@@ -108,7 +108,7 @@ static int make_plan(quantize_job *job, mp_error *err)
         .command = job->command,
     };
 
-    return mp_quantize_plan_init(&job->plan, &job->catalog, &options, err);
+    return mp_plan_quantize(&job->plan, &job->catalog, &options, err);
 }
 
 static int prepare(quantize_job *job, mp_error *err)
@@ -133,8 +133,6 @@ static int prepare(quantize_job *job, mp_error *err)
     }
     if (rc == 0)
         rc = mp_catalog_choose(&job->catalog, o->layers, err);
-    if (rc == 0)
-        rc = select_layers(o->layers, &job->catalog, &job->layers, err);
     if (rc == 0 && !(job->command = command_text(o)))
         rc = cmd_fail(err, MP_ERR_IO, "out of memory");
     return rc ? rc : make_plan(job, err);
@@ -142,9 +140,8 @@ static int prepare(quantize_job *job, mp_error *err)
 
 static void release(quantize_job *job)
 {
-    mp_quantize_plan_release(&job->plan);
+    mp_plan_release(job->plan);
     mp_catalog_release(&job->catalog);
-    free(job->layers);
     free(job->command);
     work_release(&job->terms);
 }
@@ -156,7 +153,7 @@ static void release(quantize_job *job)
 static int print_errors_json(const quantize_job *job, const mp_layer_error *errors, size_t count,
                              mp_error *err)
 {
-    json_t *json = work_json(&job->plan.work, job->o->work.out, &job->context);
+    json_t *json = work_json(mp_plan_get(job->plan)->work, job->o->work.out, &job->context);
     json_t *rows = error_table_json(errors, count);
 
     if (!json || json_object_set_new(json, "errors", rows) != 0) {
@@ -186,28 +183,22 @@ static int report_errors(const quantize_job *job, mp_error *err)
     return rc;
 }
 
-static int run_plan(const void *plan, const char *out, mp_run_mode mode, const mp_context *context,
-                    mp_error *err)
-{
-    return mp_quantize_plan_run(plan, out, mode, context, err);
-}
-
 static int run_quantize(const void *values, mp_error *err)
 {
     const quantize_options *o = values;
     quantize_job job = {.o = o};
-    const work_job work = {"quantize",     &o->common,         &o->work, &job.terms, &job.context,
-                           &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
+    work_job work = {"quantize", &o->common, &o->work, &job.terms, &job.context, NULL};
     int rc;
 
     cmd_context(&o->common, &job.context);
     rc = prepare(&job, err);
+    work.plan = job.plan;
     if (rc == 0)
         rc = work_do(&work, err);
     if (rc == 0 && work_writes_out(&o->work, &job.terms))
         rc = report_errors(&job, err);
     else if (rc == 0 && o->common.json && !o->work.dry_run)
-        rc = print_json(work_json(&job.plan.work, o->work.out, &job.context), err);
+        rc = print_json(work_json(mp_plan_get(job.plan)->work, o->work.out, &job.context), err);
     release(&job);
     return rc;
 }

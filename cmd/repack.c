@@ -53,10 +53,9 @@ typedef struct repack_job {
     const repack_options *o;
     mp_catalog catalog;
     mp_placement placement;
-    bool *layers, *ranks;
     char *command;
     work_terms terms;
-    mp_plan plan;
+    mp_plan *plan;
 } repack_job;
 
 static const cmd_choice alphas[] = {
@@ -139,21 +138,12 @@ static int read_placement(repack_job *job, mp_error *err)
     return rc;
 }
 
-static int select_ranks(repack_job *job, mp_error *err)
-{
-    if (!job->o->ranks)
-        return 0;
-    job->ranks = calloc(job->o->ep, sizeof *job->ranks);
-    if (!job->ranks)
-        return cmd_fail(err, MP_ERR_IO, "out of memory");
-    return mp_select_ranks(job->o->ranks, (uint32_t)job->o->ep, job->ranks, err);
-}
-
 static int make_plan(repack_job *job, mp_error *err)
 {
     const repack_options *o = job->o;
     const mp_target *target = mp_target_find(o->target);
     mp_repack_options options = {
+        .size = sizeof options,
         .target = target,
         .ep = (uint32_t)o->ep,
         .placement = o->placement ? &job->placement : NULL,
@@ -168,8 +158,8 @@ static int make_plan(repack_job *job, mp_error *err)
                   .scale_rule = o->scale_rule,
                   .amax_floor = (float)o->amax_floor,
                   .allow_nonfinite = o->allow_nonfinite},
-        .layers = job->layers,
-        .ranks = job->ranks,
+        .layers = o->layers,
+        .ranks = o->ranks,
         .max_shard_size = o->max_shard_size,
         .drop = o->drop,
         .zstd = job->terms.zstd,
@@ -180,7 +170,7 @@ static int make_plan(repack_job *job, mp_error *err)
 
     if (o->quantize)
         mp_scheme_parse(o->quantize, &options.quantize_to);
-    return mp_plan_init(&job->plan, &job->catalog, &options, err);
+    return mp_plan_repack(&job->plan, &job->catalog, &options, err);
 }
 
 static int prepare(repack_job *job, const mp_context *context, mp_error *err)
@@ -200,10 +190,6 @@ static int prepare(repack_job *job, const mp_context *context, mp_error *err)
         rc = mp_catalog_choose(&job->catalog, o->layers, err);
     if (rc == 0)
         rc = read_placement(job, err);
-    if (rc == 0)
-        rc = select_layers(o->layers, &job->catalog, &job->layers, err);
-    if (rc == 0)
-        rc = select_ranks(job, err);
     if (rc == 0 && !(job->command = command_text(o)))
         rc = cmd_fail(err, MP_ERR_IO, "out of memory");
     return rc ? rc : make_plan(job, err);
@@ -211,11 +197,9 @@ static int prepare(repack_job *job, const mp_context *context, mp_error *err)
 
 static void release(repack_job *job)
 {
-    mp_plan_release(&job->plan);
+    mp_plan_release(job->plan);
     mp_placement_release(&job->placement);
     mp_catalog_release(&job->catalog);
-    free(job->layers);
-    free(job->ranks);
     free(job->command);
     work_release(&job->terms);
 }
@@ -238,12 +222,6 @@ static int report_errors(const repack_options *o, mp_error *err)
         rc = check_errors_above(manifest.errors, manifest.num_errors, o->fail_above, err);
     mp_manifest_release(&manifest);
     return rc;
-}
-
-static int run_plan(const void *plan, const char *out, mp_run_mode mode, const mp_context *context,
-                    mp_error *err)
-{
-    return mp_plan_run(plan, out, mode, context, err);
 }
 
 /* With --update the manifest of the pack says how to pack. */
@@ -285,8 +263,7 @@ static int run_repack(const void *values, mp_error *err)
     const repack_options *o = values;
     repack_job job = {.o = o};
     mp_context context;
-    const work_job work = {"repack",       &o->common,         &o->work, &job.terms, &context,
-                           &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
+    work_job work = {"repack", &o->common, &o->work, &job.terms, &context, NULL};
     int rc;
 
     if (o->update)
@@ -295,10 +272,11 @@ static int run_repack(const void *values, mp_error *err)
         return err->code;
     cmd_context(&o->common, &context);
     rc = prepare(&job, &context, err);
+    work.plan = job.plan;
     if (rc == 0)
         rc = work_do(&work, err);
     if (rc == 0 && o->common.json && !o->work.dry_run)
-        rc = print_json(work_json(&job.plan.work, o->work.out, &context), err);
+        rc = print_json(work_json(mp_plan_get(job.plan)->work, o->work.out, &context), err);
     if (rc == 0 && work_writes_out(&o->work, &job.terms))
         rc = report_errors(o, err);
     release(&job);

@@ -19,51 +19,25 @@ typedef struct unpack_options {
 /* Everything that a run is made from. */
 typedef struct unpack_job {
     const unpack_options *o;
-    bool *layers;
     work_terms terms;
-    mp_unpack_plan plan;
+    mp_plan *plan;
 } unpack_job;
-
-static int select_packed_layers(unpack_job *job, mp_error *err)
-{
-    mp_manifest manifest;
-    int rc;
-
-    if (!job->o->layers)
-        return 0;
-    rc = mp_manifest_load(&manifest, job->o->pack, err);
-    if (rc != 0)
-        return rc;
-    job->layers = calloc(manifest.num_layers + 1, sizeof *job->layers);
-    rc = job->layers ? mp_select_layers(job->o->layers, (const char *const *)manifest.layers,
-                                        manifest.num_layers, job->layers, err)
-                     : cmd_fail(err, MP_ERR_IO, "out of memory");
-    mp_manifest_release(&manifest);
-    return rc;
-}
 
 static int prepare(unpack_job *job, const mp_context *context, mp_error *err)
 {
     const unpack_options *o = job->o;
-    mp_unpack_options options = {.max_shard_size = o->max_shard_size};
-    int rc;
+    mp_unpack_options options = {
+        .size = sizeof options,
+        .layers = o->layers,
+        .max_shard_size = o->max_shard_size,
+        .sha256 = o->work.sha256,
+    };
 
     if (work_settle(&o->work, &o->common, &job->terms, err) != 0)
         return err->code;
     options.zstd = job->terms.zstd;
     options.part = job->terms.shard.part;
-    options.sha256 = o->work.sha256;
-    rc = select_packed_layers(job, err);
-    if (rc != 0)
-        return rc;
-    options.layers = job->layers;
-    return mp_unpack_plan_init(&job->plan, o->pack, &options, context, err);
-}
-
-static int run_plan(const void *plan, const char *out, mp_run_mode mode, const mp_context *context,
-                    mp_error *err)
-{
-    return mp_unpack_plan_run(plan, out, mode, context, err);
+    return mp_plan_unpack(&job->plan, o->pack, &options, context, err);
 }
 
 static int run_unpack(const void *values, mp_error *err)
@@ -71,18 +45,17 @@ static int run_unpack(const void *values, mp_error *err)
     const unpack_options *o = values;
     unpack_job job = {.o = o};
     mp_context context;
-    const work_job work = {"unpack",       &o->common,         &o->work, &job.terms, &context,
-                           &job.plan.work, &job.plan.warnings, run_plan, &job.plan};
+    work_job work = {"unpack", &o->common, &o->work, &job.terms, &context, NULL};
     int rc;
 
     cmd_context(&o->common, &context);
     rc = prepare(&job, &context, err);
+    work.plan = job.plan;
     if (rc == 0)
         rc = work_do(&work, err);
     if (rc == 0 && o->common.json && !o->work.dry_run)
-        rc = print_json(work_json(&job.plan.work, o->work.out, &context), err);
-    mp_unpack_plan_release(&job.plan);
-    free(job.layers);
+        rc = print_json(work_json(mp_plan_get(job.plan)->work, o->work.out, &context), err);
+    mp_plan_release(job.plan);
     work_release(&job.terms);
     return rc;
 }

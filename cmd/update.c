@@ -26,13 +26,7 @@ static int cut_list(char *text, const char ***items, size_t *count, mp_error *er
     return 0;
 }
 
-static int run_update(const void *update, const char *out, mp_run_mode mode,
-                      const mp_context *context, mp_error *err)
-{
-    return mp_update_run(update, out, mode, context, err);
-}
-
-static int do_work(const update_request *r, const work_terms *terms, const mp_update *update,
+static int do_work(const update_request *r, const work_terms *terms, const mp_plan *plan,
                    const mp_context *context, mp_error *err)
 {
     const work_job work = {
@@ -41,18 +35,16 @@ static int do_work(const update_request *r, const work_terms *terms, const mp_up
         .options = r->work,
         .terms = terms,
         .context = context,
-        .work = &update->plan.work,
-        .warnings = &update->plan.warnings,
-        .run = run_update,
-        .plan = update,
+        .plan = plan,
     };
+    const mp_plan_info *info = mp_plan_get(plan);
 
     if (!r->common->quiet)
         fprintf(stderr, "moepack: repack: %llu of %llu sides of experts are packed again\n",
-                (unsigned long long)update->touched_units, (unsigned long long)update->units);
+                (unsigned long long)info->sides_anew, (unsigned long long)info->sides);
     int rc = work_do(&work, err);
     if (rc == 0 && r->common->json && !r->work->dry_run)
-        rc = print_json(work_json(&update->plan.work, r->work->out, context), err);
+        rc = print_json(work_json(info->work, r->work->out, context), err);
     return rc;
 }
 
@@ -62,7 +54,7 @@ int update_pack(const update_request *r, mp_error *err)
     const char **deltas = NULL;
     work_terms terms = {0};
     mp_context context;
-    mp_update update;
+    mp_plan *plan = NULL;
     size_t count = 0;
     int rc =
         text ? cut_list(text, &deltas, &count, err) : cmd_fail(err, MP_ERR_IO, "out of memory");
@@ -70,13 +62,16 @@ int update_pack(const update_request *r, mp_error *err)
     cmd_context(r->common, &context);
     if (rc == 0)
         rc = work_settle(r->work, r->common, &terms, err);
-    const mp_update_options options = {.allow_nonfinite = r->allow_nonfinite, .zstd = terms.zstd};
+    const mp_update_options options = {
+        .size = sizeof options,
+        .allow_nonfinite = r->allow_nonfinite,
+        .zstd = terms.zstd,
+    };
     if (rc == 0)
-        rc = mp_update_init(&update, r->pack, deltas, count, r->source, &options, &context, err);
-    if (rc == 0) {
-        rc = do_work(r, &terms, &update, &context, err);
-        mp_update_release(&update);
-    }
+        rc = mp_plan_update(&plan, r->pack, deltas, count, r->source, &options, &context, err);
+    if (rc == 0)
+        rc = do_work(r, &terms, plan, &context, err);
+    mp_plan_release(plan);
     work_release(&terms);
     free(deltas);
     free(text);

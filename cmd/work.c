@@ -44,27 +44,6 @@ void print_quant_options(FILE *f, mp_scale_rule scale_rule, double amax_floor, b
         fprintf(f, " --allow-nonfinite");
 }
 
-int select_layers(const char *list, const mp_catalog *catalog, bool **selected, mp_error *err)
-{
-    const char **prefixes;
-    int rc;
-
-    *selected = NULL;
-    if (!list)
-        return 0;
-    prefixes = malloc((catalog->num_layers + 1) * sizeof *prefixes);
-    *selected = calloc(catalog->num_layers + 1, sizeof **selected);
-    if (prefixes && *selected) {
-        for (size_t i = 0; i < catalog->num_layers; i++)
-            prefixes[i] = catalog->layers[i].prefix;
-        rc = mp_select_layers(list, prefixes, catalog->num_layers, *selected, err);
-    } else {
-        rc = cmd_fail(err, MP_ERR_IO, "out of memory");
-    }
-    free(prefixes);
-    return rc;
-}
-
 static uint64_t peak_scratch(const mp_work *work, const mp_context *context)
 {
     /* What threads take at most; files and buffers of the system come on top. */
@@ -120,7 +99,7 @@ static double seconds_now(void)
 /* Of a resumed run nobody knows how much was left to do, and the speed is left out. */
 static void print_done(const work_job *job, double seconds)
 {
-    const mp_work *work = job->work;
+    const mp_work *work = mp_plan_get(job->plan)->work;
     const mp_part *part = &work->part;
     mp_compress_report report;
     char size[SIZE_TEXT];
@@ -182,7 +161,7 @@ static int run(const work_job *job, mp_error *err)
                        : o->force               ? MP_RUN_FORCE
                                                 : MP_RUN_FRESH;
     double begin = seconds_now();
-    int rc = job->run(job->plan, o->out, mode, job->context, err);
+    int rc = mp_plan_run(job->plan, o->out, mode, job->context, err);
 
     if (rc == MP_ERR_CANCELLED && job->terms->shard.part.count > 0)
         return cmd_fail(err, rc, "interrupted: the same command continues %s.partial", o->out);
@@ -198,18 +177,19 @@ static int run(const work_job *job, mp_error *err)
 
 int work_do(const work_job *job, mp_error *err)
 {
+    const mp_plan_info *info = mp_plan_get(job->plan);
     char warning[64];
 
     snprintf(warning, sizeof warning, "moepack: %s: warning", job->name);
     if (!job->common->quiet)
-        print_problems(stderr, warning, job->warnings);
+        print_problems(stderr, warning, info->warnings);
     if (!job->options->dry_run) {
         if (job->common->verbose)
-            print_work(stderr, job->work, job->context);
+            print_work(stderr, info->work, job->context);
         return run(job, err);
     }
     if (job->common->json)
-        return print_json(work_json(job->work, NULL, job->context), err);
-    print_work(stdout, job->work, job->context);
+        return print_json(work_json(info->work, NULL, job->context), err);
+    print_work(stdout, info->work, job->context);
     return 0;
 }

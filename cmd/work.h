@@ -22,10 +22,6 @@ void print_option(FILE *f, const char *name, const char *value);
 void print_quant_options(FILE *f, mp_scale_rule scale_rule, double amax_floor,
                          bool allow_nonfinite);
 
-/* The layers of a catalog that a list names: malloc'ed, [num_layers]; null, without an error,
- * where the list is null. */
-int select_layers(const char *list, const mp_catalog *catalog, bool **selected, mp_error *err);
-
 /* What these commands have in common. */
 typedef struct work_options {
     const char *out;
@@ -63,10 +59,6 @@ int work_settle(const work_options *o, const common_options *common, work_terms 
                 mp_error *err);
 void work_release(work_terms *terms);
 
-/* Runs the plan into OUT; as mp_plan_run (pack.h). */
-typedef int work_run(const void *plan, const char *out, mp_run_mode mode, const mp_context *context,
-                     mp_error *err);
-
 /* A plan that is made, and what is printed of it. */
 typedef struct work_job {
     const char *name; /* of the command */
@@ -74,10 +66,7 @@ typedef struct work_job {
     const work_options *options;
     const work_terms *terms;
     const mp_context *context;
-    const mp_work *work;
-    const mp_problems *warnings;
-    work_run *run;
-    const void *plan;
+    const mp_plan *plan;
 } work_job;
 
 /* Prints warnings and the plan as the options say; unless they say so only, runs it, and prints

@@ -10,6 +10,12 @@
  *   - Objects are plain structs: thing_init or thing_open fills one,
  *     thing_release frees what it owns and leaves it empty. Releasing a zeroed
  *     or an already released object does nothing.
+ *   - Option structs begin with their size, which the caller sets: .size = sizeof options. Members
+ *     that are not set are zero, the usual choice. A program that was compiled when a struct had
+ *     fewer members goes on working; MP_ERR_USAGE for a size that the library does not know.
+ *   - Lists of layers and ranks are strings: "0-3,7,mtp.0". Numbers and ranges name decoder layers
+ *     by the number that ends their prefix ("model.layers.3"), or ranks; anything else is a whole
+ *     prefix. MP_ERR_USAGE for a list that cannot be read or an item that selects nothing.
  *   - What these headers declare is what the library exports.
  *   - The library never prints, never exits and keeps no state.
  *   - Sizes are uint64_t and count bytes unless the name says otherwise.
@@ -262,17 +268,6 @@ typedef char mp_hex_digest[33];
  * length: its bytes without the NUL, may be null.
  * MP_ERR_INPUT if it holds more than `limit` bytes, MP_ERR_IO. */
 int mp_read_text(const char *path, uint64_t limit, char **text, uint64_t *length, mp_error *err);
-
-/* Marks the layers that a list selects.
- * list: "0-3,7,mtp.0": numbers and ranges name decoder layers by the number that ends
- *   their prefix ("model.layers.3"); anything else is a whole prefix. Null: all.
- * prefixes: the `count` layers there are; selected: [count], filled.
- * MP_ERR_USAGE for a list that cannot be read or an item that selects nothing. */
-int mp_select_layers(const char *list, const char *const *prefixes, size_t count, bool *selected,
-                     mp_error *err);
-
-/* The same for ranks 0 .. ep-1: "0-3,7". */
-int mp_select_ranks(const char *list, uint32_t ep, bool *selected, mp_error *err);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -112,25 +112,17 @@ int mp_delta_verify(const char *delta, const char *source, const mp_context *con
 /* ------------------------------------------------------------------------
  * Carrying deltas of a checkpoint into a pack of it
  *
- *     mp_update update;
- *     if (mp_update_init(&update, "packed-6", deltas, 1, "step-7", NULL, NULL, &err) == 0)
- *         mp_update_run(&update, "packed-7", MP_RUN_FRESH, NULL, &err);
- *     mp_update_release(&update);
+ *     mp_plan *plan;
+ *     if (mp_plan_update(&plan, "packed-6", deltas, 1, "step-7", NULL, NULL, &err) == 0)
+ *         mp_plan_run(plan, "packed-7", MP_RUN_FRESH, NULL, &err);
+ *     mp_plan_release(plan);
  */
 
 typedef struct mp_update_options {
+    size_t size;          /* of this struct */
     bool allow_nonfinite; /* as of mp_repack_options, which a manifest does not say */
     int zstd;             /* level for a pack whose shards are compressed; 0: MP_ZSTD_AUTO */
 } mp_update_options;
-
-typedef struct mp_update {
-    mp_plan plan;                  /* of the pack that is written */
-    uint64_t units, touched_units; /* experts' sides that are written; that are packed anew */
-    bool from_base;                /* the source is the version that the deltas change */
-    mp_catalog catalog;            /* the source */
-    mp_pack pack;                  /* that is brought up to date */
-    struct mp_update_parts *parts; /* private */
-} mp_update;
 
 /* Plans the pack that repacking the new version would write, with the options that the manifest of
  * `pack` says: of experts whose tensors a delta has, slots are packed anew, all others are copied
@@ -139,19 +131,14 @@ typedef struct mp_update {
  * source: the version that the last delta leads to or, where its tensors are not those, the one
  *   that the first changes; then what is read of it goes through the deltas first.
  * options: may be null.
- * Keeps pointers to strings. Release update in any case.
+ * Keeps pointers to strings. Running it gives what a fresh run gives, byte for byte, and its
+ * manifest says the command that `pack` was made by.
  * MP_ERR_CHECK for a source that is neither, MP_ERR_UNSUPPORTED for full versions among the deltas,
  * MP_ERR_INPUT for a pack that this version would write in another form, MP_ERR_USAGE, MP_ERR_IO.
  */
-int mp_update_init(mp_update *update, const char *pack, const char *const *deltas, size_t count,
+int mp_plan_update(mp_plan **plan, const char *pack, const char *const *deltas, size_t count,
                    const char *source, const mp_update_options *options, const mp_context *context,
                    mp_error *err);
-void mp_update_release(mp_update *update);
-
-/* As mp_plan_run (pack.h): the result is that of a fresh run, byte for byte, and its manifest says
- * the command that `pack` was made by. */
-int mp_update_run(const mp_update *update, const char *out, mp_run_mode mode,
-                  const mp_context *context, mp_error *err);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -3,43 +3,43 @@
  * moepack/moepack.h - all of libmoepack: experts of Mixture-of-Experts
  * checkpoints, laid out for serving kernels.
  *
- *   base.h      errors, element types, schemes, how a long call runs
- *   store.h     safetensors files and sharded checkpoints
- *   model.h     config.json and the catalog of experts
- *   numeric.h   number formats, quantization schemes, kernels
- *   place.h     placement, slots, load balancing, routing
- *   layout.h    target layouts
- *   artifact.h  packed directories: the manifest
- *   pack.h      repacking, unpacking and quantizing
- *   forward.h   the reference forward of an MoE layer
- *   diff.h      how far two checkpoints or packs are apart
- *   verify.h    checks of packed directories
+ * One call packs, and one opens what it wrote:
  *
- * Each header opens with its concepts. A checkpoint is opened, its experts are
- * found, a plan is made, run, and the result is checked:
- *
- *     mp_context context = {0}; // one thread a processor
  *     mp_error err;
- *     mp_catalog catalog = {0};
- *     mp_plan plan = {0};
- *     mp_verify_report report = {0};
  *     mp_repack_options options = {
+ *         .size = sizeof options,
  *         .target = mp_target_find("megamoe-w4a8"),
  *         .ep = 8,
  *         .redundant = 32,
  *     };
- *     mp_verify_options checks = {.level = MP_VERIFY_EXACT, .source = "DeepSeek-V4-Flash"};
+ *     mp_pack pack;
  *
- *     if (mp_catalog_open(&catalog, "DeepSeek-V4-Flash", &context, &err) != 0 ||
- *         mp_plan_init(&plan, &catalog, &options, &err) != 0 ||
- *         mp_plan_run(&plan, "packed", MP_RUN_FRESH, &context, &err) != 0 ||
- *         mp_verify("packed", &checks, &context, &report, &err) != 0)
+ *     if (mp_repack("DeepSeek-V4-Flash", "packed", &options, NULL, &err) != 0 ||
+ *         mp_pack_open(&pack, "packed", NULL, NULL, &err) != 0)
  *         fprintf(stderr, "%s\n", err.message);
  *     else
- *         printf("%llu faults\n", (unsigned long long)report.total_faults);
- *     mp_verify_report_release(&report);
- *     mp_plan_release(&plan);
- *     mp_catalog_release(&catalog);
+ *         ... mp_pack_tensor, mp_pack_read
+ *     mp_pack_release(&pack);
+ *
+ * Each header opens with its concepts:
+ *
+ *   pack.h      repacking, unpacking and quantizing, at once or by plans
+ *   artifact.h  packs: the manifest, and reading what is in them
+ *   verify.h    checks of packs, snapshots and converted checkpoints
+ *   base.h      errors, options, element types, schemes, how a long call runs
+ *   model.h     the catalog of a checkpoint's experts
+ *   store.h     safetensors files and sharded checkpoints
+ *   snapshot.h  what engines wrote of their own state
+ *   place.h     placement, slots, load balancing, routing
+ *   layout.h    target layouts, tile by tile
+ *   numeric.h   rows of a quantization scheme
+ *   work.h      what a run writes, and runs in parts
+ *   compress.h  compressed shards
+ *   delta.h     changes between versions
+ *   diff.h      how far two checkpoints or packs are apart
+ *   forward.h   the reference forward of an MoE layer
+ *
+ * libmoepack(3) has whole programs.
  */
 #ifndef MOEPACK_MOEPACK_H
 #define MOEPACK_MOEPACK_H

@@ -2,15 +2,28 @@
 /*
  * moepack/pack.h - repacking, unpacking and requantizing checkpoints.
  *
- * Repacking goes in two steps. The plan fixes every output file (its header and
- * where each tensor lies) and the list of units of work, before a byte is
- * written. Running it executes the units in any order on any number of threads;
- * the bytes written do not depend on that.
+ * One call packs:
  *
- *     mp_plan plan;
- *     if (mp_plan_init(&plan, &catalog, &options, &err) == 0)
- *         mp_plan_run(&plan, "out", MP_RUN_FRESH, &context, &err);
- *     mp_plan_release(&plan);
+ *     mp_repack_options options = {
+ *         .size = sizeof options,
+ *         .target = mp_target_find("megamoe-w4a8"),
+ *         .ep = 8,
+ *     };
+ *     if (mp_repack("DeepSeek-V4-Flash", "packed", &options, NULL, &err) != 0)
+ *         ...
+ *
+ * It goes in two steps, which can be taken one by one. A plan fixes every output file (its header
+ * and where each tensor lies) and the list of units of work, before a byte is written. Running it
+ * executes the units in any order on any number of threads; the bytes written do not depend on
+ * that. There is a plan for each kind of run:
+ *
+ *     mp_plan *plan;
+ *     if (mp_plan_unpack(&plan, "packed", NULL, NULL, &err) != 0)
+ *         ...
+ *     printf("%zu files\n", mp_plan_get(plan)->work->num_files);
+ *     if (mp_plan_run(plan, "unpacked", MP_RUN_FRESH, NULL, &err) != 0)
+ *         ...
+ *     mp_plan_release(plan);
  */
 #ifndef MOEPACK_PACK_H
 #define MOEPACK_PACK_H
@@ -36,6 +49,7 @@ typedef enum mp_row_order {
 } mp_row_order;
 
 typedef struct mp_repack_options {
+    size_t size; /* of this struct */
     const mp_target *target;
     uint32_t ep;                   /* ranks, >= 1 */
     const mp_placement *placement; /* null: trivial, with `redundant` copies */
@@ -48,8 +62,8 @@ typedef struct mp_repack_options {
     bool quantize;          /* requantize to quantize_to where the source differs */
     mp_scheme quantize_to;  /* has to be the target's scheme */
     mp_quant_options quant;
-    const bool *layers;      /* [catalog.num_layers], null: all */
-    const bool *ranks;       /* [ep], null: all */
+    const char *layers;      /* that are packed, a list (base.h); null: all */
+    const char *ranks;       /* that are written, a list; null: all */
     uint64_t max_shard_size; /* 0: 5 GB */
     int zstd;                /* how shards are compressed; 0: not at all */
     mp_part part;            /* of the run; zeroed: all of it */
@@ -57,45 +71,51 @@ typedef struct mp_repack_options {
     const char *drop;        /* "bias,input_scale": what of an expert to leave behind where the
                                 target cannot carry it; null: nothing */
     const char *command;     /* for the manifest; paths already cut to their last part */
+    mp_run_mode mode;        /* of mp_repack alone: a plan is told when it is run */
 } mp_repack_options;
 
-/* A layer to pack. Its ids are those of the shape: routed experts, then shared ones. */
-typedef struct mp_plan_layer {
-    const mp_moe_layer *source;
-    bool lossless;        /* of the routed experts */
-    bool shared_lossless; /* of the others */
-    mp_expert *shared;    /* [shape.num_ids - source->num_experts], parts of source->shared */
-    mp_places places;     /* on the ranks that are written */
-    uint64_t first_unit;  /* index of this layer's first unit */
-} mp_plan_layer;
+/* Packs a checkpoint into OUT: opens it, makes the plan and runs it.
+ * context: may be null.
+ * Fails as mp_catalog_open, mp_plan_repack and mp_plan_run do. */
+int mp_repack(const char *source, const char *out, const mp_repack_options *options,
+              const mp_context *context, mp_error *err);
 
-typedef struct mp_plan {
-    const mp_catalog *catalog;
-    mp_repack_options options;
-    mp_role_set drop; /* of options.drop */
-    mp_shape shape;
-    mp_placement placement; /* rows for the packed layers only, or one row */
-    mp_plan_layer *layers;
-    size_t num_layers;
-    mp_work work;          /* a unit is an expert's side in a layer: layer, then id, then side */
-    uint32_t layer_stages; /* of work: 1, or one a side */
-    uint32_t *output_of;   /* [layer][rank][tensor] into work.outputs; UINT32_MAX: not written */
-    mp_problems warnings;
-} mp_plan;
+/* ------------------------------------------------------------------------
+ * Plans
+ */
 
-/* Makes the plan. Keeps pointers to the catalog and to what options points to.
- * MP_ERR_INPUT for a checkpoint with problems or a placement that does not fit it,
- * MP_ERR_UNSUPPORTED for a target that cannot take the source as it is (the message
- * names the option that would do), MP_ERR_USAGE for contradictory options. */
-int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_options *options,
-                 mp_error *err);
-void mp_plan_release(mp_plan *plan);
+/* A plan of any kind. */
+typedef struct mp_plan mp_plan;
 
-/* Runs the plan into OUT.partial and renames that to OUT when all is written,
- * synced and digested. After MP_ERR_IO or MP_ERR_CANCELLED OUT.partial stays, to be
- * resumed; after MP_ERR_INPUT (a NaN in the source, say) nothing is left. */
+/* What it is going to write. */
+typedef struct mp_plan_info {
+    const mp_work *work;
+    const mp_problems *warnings;
+    /* Of an update: sides of experts that are written, and those of them that are packed anew. */
+    uint64_t sides, sides_anew;
+} mp_plan_info;
+
+/* Good until the plan is released. */
+const mp_plan_info *mp_plan_get(const mp_plan *plan);
+
+/* Runs a plan into OUT.partial and renames that to OUT when all is written, synced and digested.
+ * OUT counts as whole where it holds the manifest, or the report, that the plan writes.
+ * After MP_ERR_IO or MP_ERR_CANCELLED OUT.partial stays, to be resumed; after MP_ERR_INPUT (a NaN
+ * in the source, say) nothing is left. Bytes of a pack that are read are not digested: mp_verify
+ * does that.
+ * MP_ERR_UNSUPPORTED from unpacking, where slots of a shared expert, or gate and up of one that
+ * are to be fused, have become different in what a single tensor has to say of them. */
 int mp_plan_run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp_context *context,
                 mp_error *err);
+
+void mp_plan_release(mp_plan *plan);
+
+/* Plans to pack. Keeps pointers to the catalog and to what options point to.
+ * MP_ERR_INPUT for a checkpoint with problems or a placement that does not fit it,
+ * MP_ERR_UNSUPPORTED for a target that cannot take the source as it is (the message names the
+ * option that would do), MP_ERR_USAGE for contradictory options. */
+int mp_plan_repack(mp_plan **plan, const mp_catalog *catalog, const mp_repack_options *options,
+                   mp_error *err);
 
 /* ------------------------------------------------------------------------
  * Unpacking a packed directory
@@ -106,37 +126,23 @@ int mp_plan_run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp
  */
 
 typedef struct mp_unpack_options {
-    const bool *layers;      /* [manifest.num_layers], null: all */
+    size_t size;             /* of this struct */
+    const char *layers;      /* that are written, a list (base.h); null: all */
     uint64_t max_shard_size; /* 0: 5 GB */
     int zstd;                /* how shards are compressed; 0: not at all */
     mp_part part;            /* of the run; zeroed: all of it */
     bool sha256;             /* write SHA256SUMS too */
 } mp_unpack_options;
 
-typedef struct mp_unpack_plan {
-    mp_pack pack;
-    mp_unpack_options options;
-    mp_work work; /* a unit is an expert's side in a layer */
-    mp_problems warnings;
-    struct mp_unpack_source *source; /* private */
-} mp_unpack_plan;
-
-/* Opens a pack and makes the plan. Of each expert one copy is read, on the first rank that is
+/* Opens a pack and plans to unpack it. Of each expert one copy is read, on the first rank that is
  * here; ranks may be missing as long as every expert is on another.
- * Keeps the pointer that options has.
+ * options: may be null. Keeps pointers to what they point to.
  * context: threads that read headers; may be null.
  * MP_ERR_INPUT for a directory that is no pack, does not hang together, or lacks an expert;
- * MP_ERR_UNSUPPORTED for a target or a form that this version does not know; MP_ERR_IO. */
-int mp_unpack_plan_init(mp_unpack_plan *plan, const char *pack, const mp_unpack_options *options,
-                        const mp_context *context, mp_error *err);
-void mp_unpack_plan_release(mp_unpack_plan *plan);
-
-/* As mp_plan_run. The bytes that are read are not digested: mp_verify does that. OUT counts as
- * whole where it holds the report.
- * MP_ERR_UNSUPPORTED where slots of a shared expert, or gate and up of one that are to be fused,
- * have become different in what a single tensor has to say of them. */
-int mp_unpack_plan_run(const mp_unpack_plan *plan, const char *out, mp_run_mode mode,
-                       const mp_context *context, mp_error *err);
+ * MP_ERR_UNSUPPORTED for a target or a form that this version does not know; MP_ERR_USAGE for a
+ * list that selects nothing; MP_ERR_IO. */
+int mp_plan_unpack(mp_plan **plan, const char *pack, const mp_unpack_options *options,
+                   const mp_context *context, mp_error *err);
 
 /* ------------------------------------------------------------------------
  * Requantizing a checkpoint
@@ -146,12 +152,13 @@ int mp_unpack_plan_run(const mp_unpack_plan *plan, const char *out, mp_run_mode 
  */
 
 typedef struct mp_quantize_options {
+    size_t size;             /* of this struct */
     mp_scheme scheme;        /* of the experts that are written */
     const char *style;       /* "deepseek-v4", "deepseek-v3", "compressed-tensors", "modelopt":
                                 how their tensors are named and typed; null: as is usual */
     mp_quant_options quant;  /* rounding, scale_rule, amax_floor, allow_nonfinite */
     bool requantize_shared;  /* shared experts too; else they stay as they are */
-    const bool *layers;      /* [catalog.num_layers], null: all; others stay as they are */
+    const char *layers;      /* a list (base.h), null: all; others stay as they are */
     uint64_t max_shard_size; /* 0: 5 GB */
     int zstd;                /* how shards are compressed; 0: not at all */
     mp_part part;            /* of the run; zeroed: all of it */
@@ -160,53 +167,13 @@ typedef struct mp_quantize_options {
     const char *command;     /* for the report; paths already cut to their last part */
 } mp_quantize_options;
 
-/* A layer, or all that is in none (source is null). */
-typedef struct mp_quantize_layer {
-    const mp_moe_layer *source;
-    bool routed, shared;               /* which experts are requantized */
-    bool lossless, shared_lossless;    /* though only in another style */
-    mp_form form, shared_form;         /* how they are written */
-    uint64_t first_unit, expert_units; /* a unit is a matrix of an expert, the shared one last */
-    uint64_t first_copy, copy_units;   /* then come copies of tensors: indexes into first_piece */
-} mp_quantize_layer;
-
-/* Bytes of a tensor that stay as they are. */
-typedef struct mp_quantize_piece {
-    const mp_tensor *from;
-    uint32_t output; /* index into work.outputs */
-    uint64_t offset;
-    uint64_t bytes;
-} mp_quantize_piece;
-
-typedef struct mp_quantize_plan {
-    const mp_catalog *catalog;
-    mp_quantize_options options;
-    mp_role_set drop;          /* of options.drop */
-    mp_quantize_layer *layers; /* a stage of the work each; those of the catalog, and the rest */
-    size_t num_layers;
-    mp_work work;
-    uint32_t *output_of;       /* [expert unit][part] into work.outputs; UINT32_MAX: none */
-    mp_quantize_piece *pieces; /* by stage, then in the order of outputs */
-    size_t num_pieces;
-    size_t *first_piece; /* [copy unit], and one more */
-    char *config;        /* text of config.json; null where the source has none */
-    char *hf_config;     /* text of hf_quant_config.json; null: none is written */
-    bool quantized_rest; /* tensors that stay are quantized too */
-    mp_problems warnings;
-} mp_quantize_plan;
-
-/* Makes the plan. Keeps pointers to the catalog and to what options point to.
+/* Plans to requantize. Keeps pointers to the catalog and to what options point to.
  * MP_ERR_INPUT for a checkpoint with problems; MP_ERR_UNSUPPORTED for a style that does not have
  * the scheme, sizes that it cannot divide, biases and scales of activations that the form has no
  * place for (the message names the option that leaves them behind), or where config.json cannot
  * say how experts are stored; MP_ERR_USAGE. */
-int mp_quantize_plan_init(mp_quantize_plan *plan, const mp_catalog *catalog,
-                          const mp_quantize_options *options, mp_error *err);
-void mp_quantize_plan_release(mp_quantize_plan *plan);
-
-/* As mp_plan_run. OUT counts as whole where it holds the report, moepack-quantize.json. */
-int mp_quantize_plan_run(const mp_quantize_plan *plan, const char *out, mp_run_mode mode,
-                         const mp_context *context, mp_error *err);
+int mp_plan_quantize(mp_plan **plan, const mp_catalog *catalog, const mp_quantize_options *options,
+                     mp_error *err);
 
 #define MP_QUANTIZE_REPORT "moepack-quantize.json"
 

@@ -24,6 +24,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
+#include "base/select.h"
 #include "checkpoint/safetensors.h"
 
 const char *mp_snapshot_kind_name(mp_snapshot_kind kind)

@@ -13,6 +13,7 @@
 #include "checkpoint/towers.h"
 
 #include "base/error.h"
+#include "base/select.h"
 #include "checkpoint/complete.h"
 #include "checkpoint/config.h"
 #include "checkpoint/fused.h"

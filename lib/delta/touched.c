@@ -27,7 +27,7 @@
 
 typedef struct touching {
     mp_touched *t;
-    const mp_plan *plan;
+    const mp_repack_plan *plan;
     const mp_chain *chain;
     const mp_patch_link **links; /* [num_links] of fused tensors */
     size_t *tensor;              /* [num_links] */
@@ -35,12 +35,12 @@ typedef struct touching {
     size_t num_links;
 } touching;
 
-static const mp_checkpoint *source_of(const mp_plan *plan)
+static const mp_checkpoint *source_of(const mp_repack_plan *plan)
 {
     return &plan->catalog->checkpoint;
 }
 
-static size_t index_of(const mp_plan *plan, const mp_tensor *tensor)
+static size_t index_of(const mp_repack_plan *plan, const mp_tensor *tensor)
 {
     return (size_t)(tensor - source_of(plan)->tensors);
 }
@@ -195,7 +195,7 @@ static void mark_units(const touching *g)
     }
 }
 
-int mp_touched_init(mp_touched *t, const mp_plan *plan, const mp_chain *chain,
+int mp_touched_init(mp_touched *t, const mp_repack_plan *plan, const mp_chain *chain,
                     const mp_context *context, mp_error *err)
 {
     size_t tensors = source_of(plan)->num_tensors;
@@ -220,7 +220,7 @@ int mp_touched_init(mp_touched *t, const mp_plan *plan, const mp_chain *chain,
     return rc;
 }
 
-void mp_touched_release(mp_touched *t, const mp_plan *plan)
+void mp_touched_release(mp_touched *t, const mp_repack_plan *plan)
 {
     for (size_t i = 0; t->slices && i < source_of(plan)->num_tensors; i++)
         free(t->slices[i]);

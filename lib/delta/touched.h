@@ -6,6 +6,7 @@
 #include <moepack/pack.h>
 
 #include "delta/chain.h"
+#include "write/plan.h"
 
 typedef struct mp_touched {
     bool *tensor;  /* [tensors of the catalog]: some delta has it */
@@ -18,8 +19,8 @@ typedef struct mp_touched {
 /* chain: its base has the tensors of the plan's catalog. Where an expert is requantized, all of its
  * layer are touched with it: the manifest has the error of a layer, to which each adds.
  * Release touched in any case. */
-int mp_touched_init(mp_touched *touched, const mp_plan *plan, const mp_chain *chain,
+int mp_touched_init(mp_touched *touched, const mp_repack_plan *plan, const mp_chain *chain,
                     const mp_context *context, mp_error *err);
-void mp_touched_release(mp_touched *touched, const mp_plan *plan);
+void mp_touched_release(mp_touched *touched, const mp_repack_plan *plan);
 
 #endif

@@ -17,12 +17,14 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/options.h"
 #include "checkpoint/shard.h"
 #include "numeric/quantize.h"
 #include "run/journal.h"
 #include "run/output.h"
 #include "run/terms.h"
 #include "run/work.h"
+#include "write/any.h"
 #include "write/plan.h"
 #include "write/repack.h"
 #include "write/unit.h"
@@ -36,7 +38,7 @@
 static int copy_slot(const mp_update *update, const mp_unit *unit, const mp_slot_tensor *tensor,
                      mp_place place, mp_outputs *outputs, uint8_t *scratch, mp_error *err)
 {
-    const mp_plan *plan = &update->plan;
+    const mp_repack_plan *plan = &update->plan;
     const mp_checkpoint *rank = &update->pack.ranks[place.rank];
     const mp_out_tensor *out =
         mp_plan_output(plan, unit->layer_index, place.rank, unit->set, tensor);
@@ -128,7 +130,7 @@ static int list_digests(mp_update *update, mp_error *err)
 /* Forgets those of tensors that a touched unit writes to. */
 static void forget_digests(mp_update *update)
 {
-    const mp_plan *plan = &update->plan;
+    const mp_repack_plan *plan = &update->plan;
 
     for (uint64_t u = 0; u < plan->work.num_units; u++) {
         const mp_unit unit = mp_plan_unit(plan, u);
@@ -206,12 +208,9 @@ static int check_done(const void *user, const char *out, const char *terms, mp_e
     return mp_repack_job(&update->plan).check_done(&update->plan, out, terms, err);
 }
 
-int mp_update_run(const mp_update *update, const char *out, mp_run_mode mode,
-                  const mp_context *context, mp_error *err)
+static int run_update(const mp_update *update, const char *out, mp_run_mode mode,
+                      const mp_context *context, mp_error *err)
 {
-    err = MP_NEVER_NULL(err);
-    if (!update->parts)
-        return mp_fail(err, MP_ERR_USAGE, "nothing is planned");
     mp_job job = mp_repack_job(&update->plan);
     int rc = mp_repack_check_forms(&update->plan, err);
 
@@ -247,14 +246,31 @@ static int open_source(mp_update *update, const char *const *deltas, size_t coun
     return rc;
 }
 
-int mp_update_init(mp_update *update, const char *pack, const char *const *deltas, size_t count,
-                   const char *source, const mp_update_options *options, const mp_context *context,
-                   mp_error *err)
+static void release_update(mp_update *update)
 {
-    mp_repack_options repack;
+    mp_update_parts *parts = update->parts;
+
+    if (parts) {
+        /* A plan that was never made has no tensors to count slices by. */
+        if (update->plan.catalog)
+            mp_touched_release(&parts->touched, &update->plan);
+        mp_chain_release(&parts->chain);
+        mp_spool_release(&parts->spool);
+        free(parts->known);
+    }
+    free(parts);
+    mp_repack_plan_release(&update->plan);
+    mp_catalog_release(&update->catalog);
+    mp_pack_release(&update->pack);
+    *update = (mp_update){0};
+}
+
+static int make(mp_update *update, const char *pack, const char *const *deltas, size_t count,
+                const char *source, const mp_update_options *options, const mp_context *context,
+                mp_error *err)
+{
     int rc;
 
-    err = MP_NEVER_NULL(err);
     *update = (mp_update){.parts = mp_alloc_zeroed(1, sizeof *update->parts)};
     if (!update->parts)
         return mp_fail_memory(err);
@@ -263,9 +279,7 @@ int mp_update_init(mp_update *update, const char *pack, const char *const *delta
     if (rc == 0)
         rc = open_source(update, deltas, count, source, context, err);
     if (rc == 0)
-        rc = mp_update_options_of(update, options, &repack, err);
-    if (rc == 0)
-        rc = mp_plan_init(&update->plan, &update->catalog, &repack, err);
+        rc = mp_update_plan(update, options, err);
     if (rc == 0)
         rc = mp_repack_check_same_form(&update->plan, &update->pack.manifest, pack, err);
     if (rc == 0)
@@ -277,7 +291,7 @@ int mp_update_init(mp_update *update, const char *pack, const char *const *delta
     if (rc == 0)
         rc = mp_update_settle_source(update, pack, context, err);
     if (rc != 0) {
-        mp_update_release(update);
+        release_update(update);
         return rc;
     }
     forget_digests(update);
@@ -288,23 +302,37 @@ int mp_update_init(mp_update *update, const char *pack, const char *const *delta
     return 0;
 }
 
-void mp_update_release(mp_update *update)
-{
-    mp_update_parts *parts = update->parts;
+typedef struct updating {
+    mp_plan plan;
+    mp_update of;
+} updating;
 
-    if (parts) {
-        /* A plan that was never made has no tensors to count slices by. */
-        if (update->plan.catalog)
-            mp_touched_release(&parts->touched, &update->plan);
-        mp_chain_release(&parts->chain);
-        mp_spool_release(&parts->spool);
-        free(parts->known);
-        free(parts->layers);
-        free(parts->ranks);
-    }
-    free(parts);
-    mp_plan_release(&update->plan);
-    mp_catalog_release(&update->catalog);
-    mp_pack_release(&update->pack);
-    *update = (mp_update){0};
+static int run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp_context *context,
+               mp_error *err)
+{
+    return run_update(&((const updating *)plan)->of, out, mode, context, err);
+}
+
+static void release(mp_plan *plan)
+{
+    release_update(&((updating *)plan)->of);
+}
+
+int mp_plan_update(mp_plan **plan, const char *pack, const char *const *deltas, size_t count,
+                   const char *source, const mp_update_options *options, const mp_context *context,
+                   mp_error *err)
+{
+    updating *u = mp_alloc_zeroed(1, sizeof *u);
+    mp_update_options own;
+
+    *plan = NULL;
+    if (!u)
+        return mp_fail_memory(err);
+    err = MP_NEVER_NULL(err);
+    int rc = mp_options_take("mp_update_options", &own, sizeof own, options, err);
+    if (rc == 0)
+        rc = make(&u->of, pack, deltas, count, source, &own, context, err);
+    u->plan = (mp_plan){
+        {&u->of.plan.work, &u->of.plan.warnings, u->of.units, u->of.touched_units}, run, release};
+    return mp_plan_hand_over(&u->plan, rc, plan);
 }

@@ -10,18 +10,18 @@
 #include "pack/manifest.h"
 
 /* The layers of the catalog that the pack has. */
-static int find_layers(mp_update *update, mp_error *err)
+static int find_layers(mp_update *update, bool **layers, mp_error *err)
 {
     const mp_manifest *m = &update->pack.manifest;
     const mp_catalog *catalog = &update->catalog;
     size_t found = 0;
 
-    update->parts->layers = mp_alloc_zeroed(catalog->num_layers, sizeof(bool));
-    if (!update->parts->layers)
+    *layers = mp_alloc_zeroed(catalog->num_layers, sizeof(bool));
+    if (!*layers)
         return mp_fail_memory(err);
     for (size_t i = 0; i < catalog->num_layers; i++)
         if (found < m->num_layers && strcmp(catalog->layers[i].prefix, m->layers[found]) == 0) {
-            update->parts->layers[i] = true;
+            (*layers)[i] = true;
             found++;
         }
     if (found < m->num_layers)
@@ -30,17 +30,17 @@ static int find_layers(mp_update *update, mp_error *err)
     return 0;
 }
 
-static int find_ranks(mp_update *update, mp_error *err)
+static int find_ranks(mp_update *update, bool **ranks, mp_error *err)
 {
     const mp_manifest *m = &update->pack.manifest;
 
     if (m->num_ranks == m->ep_size)
         return 0;
-    update->parts->ranks = mp_alloc_zeroed(m->ep_size, sizeof(bool));
-    if (!update->parts->ranks)
+    *ranks = mp_alloc_zeroed(m->ep_size, sizeof(bool));
+    if (!*ranks)
         return mp_fail_memory(err);
     for (size_t r = 0; r < m->num_ranks; r++)
-        update->parts->ranks[m->ranks[r].rank] = true;
+        (*ranks)[m->ranks[r].rank] = true;
     return 0;
 }
 
@@ -72,8 +72,7 @@ static uint64_t shard_size(const mp_pack *pack)
     return limit ? limit : 1;
 }
 
-int mp_update_options_of(mp_update *update, const mp_update_options *options,
-                         mp_repack_options *repack, mp_error *err)
+int mp_update_plan(mp_update *update, const mp_update_options *options, mp_error *err)
 {
     const mp_manifest *m = &update->pack.manifest;
     const mp_target *target = mp_target_find(m->target);
@@ -82,15 +81,13 @@ int mp_update_options_of(mp_update *update, const mp_update_options *options,
     if (!target)
         return mp_fail(err, MP_ERR_UNSUPPORTED, "%s: target \"%s\" is not known", update->pack.dir,
                        m->target);
-    if (find_layers(update, err) != 0 || find_ranks(update, err) != 0)
-        return err->code;
     mp_role_set_text(m->dropped, update->parts->drop);
     char *sums = mp_path_join(update->pack.dir, MP_SUMS_NAME);
     if (!sums)
         return mp_fail_memory(err);
     bool summed = mp_path_exists(sums);
     free(sums);
-    *repack = (mp_repack_options){
+    mp_repack_options repack = {
         .target = target,
         .ep = (uint32_t)m->ep_size,
         .placement = &update->pack.placement,
@@ -105,14 +102,18 @@ int mp_update_options_of(mp_update *update, const mp_update_options *options,
         .quant = {.rounding = routed && shared ? target->rounding : m->rounding,
                   .scale_rule = routed && shared ? MP_SCALE_CEIL : m->scale_rule,
                   .amax_floor = routed && shared ? 0 : (float)m->amax_floor,
-                  .allow_nonfinite = options && options->allow_nonfinite},
-        .layers = update->parts->layers,
-        .ranks = update->parts->ranks,
+                  .allow_nonfinite = options->allow_nonfinite},
         .max_shard_size = shard_size(&update->pack),
         .drop = m->dropped ? update->parts->drop : NULL,
         .command = m->command,
     };
     if (mp_manifest_compressed(m))
-        repack->zstd = options && options->zstd ? options->zstd : MP_ZSTD_AUTO;
-    return 0;
+        repack.zstd = options->zstd ? options->zstd : MP_ZSTD_AUTO;
+    bool *layers = NULL, *ranks = NULL;
+    if (find_layers(update, &layers, err) != 0 || find_ranks(update, &ranks, err) != 0) {
+        free(layers);
+        free(ranks);
+        return err->code;
+    }
+    return mp_repack_plan_of(&update->plan, &update->catalog, &repack, layers, ranks, err);
 }

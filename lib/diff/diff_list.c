@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/select.h"
 #include "base/words.h"
 #include "checkpoint/conventions.h"
 #include "checkpoint/matrix.h"

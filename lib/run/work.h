@@ -57,7 +57,7 @@ typedef struct mp_job {
     bool (*owns)(const char *name);
 } mp_job;
 
-/* Runs a job into OUT.partial and renames that to OUT; as mp_plan_run (pack.h). */
+/* Runs a job into OUT.partial and renames that to OUT; as mp_repack_plan_run (pack.h). */
 int mp_job_run(const mp_job *job, const char *out, mp_run_mode mode, const mp_context *context,
                mp_error *err);
 

@@ -22,6 +22,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "base/select.h"
 #include "base/words.h"
 #include "checkpoint/matrix.h"
 #include "verify/converted_modules.h"

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/select.h"
 #include "pack/manifest.h"
 
 /* Reads and parses moepack.json; *usable is false where that is a fault. */

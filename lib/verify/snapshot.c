@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/select.h"
 
 typedef struct check {
     mp_snapshot s;

@@ -16,6 +16,7 @@
 #include "checkpoint/matrix.h"
 #include "checkpoint/rules.h"
 #include "experts/canonical.h"
+#include "write/plan.h"
 
 #include <string.h>
 
@@ -23,7 +24,7 @@
 #define DROPPABLE \
     (MP_ROLE_BIT(MP_ROLE_BIAS) | MP_ROLE_BIT(MP_ROLE_INPUT_SCALE) | MP_ROLE_BIT(MP_ROLE_OFFSET))
 
-int mp_check_options(mp_plan *plan, mp_error *err)
+int mp_check_options(mp_repack_plan *plan, mp_error *err)
 {
     const mp_repack_options *options = &plan->options;
 
@@ -103,8 +104,8 @@ static int check_scheme(const mp_repack_options *options, const mp_moe_layer *la
                    reason(target), scheme);
 }
 
-static int refuse_tensor(const mp_plan *plan, const mp_target *target, const mp_matrix *matrix,
-                         mp_role role, mp_error *err)
+static int refuse_tensor(const mp_repack_plan *plan, const mp_target *target,
+                         const mp_matrix *matrix, mp_role role, mp_error *err)
 {
     const mp_tensor *tensor = mp_matrix_tensor(matrix, role);
 
@@ -130,8 +131,8 @@ static bool carries(const mp_target *target, const mp_dims *dims, const mp_stora
 
 /* Nothing of an expert is left behind silently. Zero points of what is requantized take part
  * in its values. */
-static int check_carried(const mp_plan *plan, const mp_target *target, const mp_storage *storage,
-                         const mp_expert *expert, mp_error *err)
+static int check_carried(const mp_repack_plan *plan, const mp_target *target,
+                         const mp_storage *storage, const mp_expert *expert, mp_error *err)
 {
     const mp_dims dims = {plan->catalog->hidden_size, plan->catalog->moe_intermediate_size};
 
@@ -169,7 +170,7 @@ static int check_folded(const mp_target *target, const mp_storage *storage, cons
     return 0;
 }
 
-void mp_check_activation(mp_plan *plan)
+void mp_check_activation(mp_repack_plan *plan)
 {
     const mp_target *target = plan->options.target;
 
@@ -186,7 +187,7 @@ void mp_check_activation(mp_plan *plan)
     }
 }
 
-int mp_check_layer(const mp_plan *plan, const mp_moe_layer *layer, mp_error *err)
+int mp_check_layer(const mp_repack_plan *plan, const mp_moe_layer *layer, mp_error *err)
 {
     int rc = check_scheme(&plan->options, layer, err);
 
@@ -199,7 +200,7 @@ int mp_check_layer(const mp_plan *plan, const mp_moe_layer *layer, mp_error *err
     return rc;
 }
 
-int mp_check_shared(const mp_plan *plan, const mp_slot_set *set, const mp_moe_layer *layer,
+int mp_check_shared(const mp_repack_plan *plan, const mp_slot_set *set, const mp_moe_layer *layer,
                     mp_error *err)
 {
     const mp_storage *storage = &layer->shared_storage;
@@ -227,8 +228,9 @@ int mp_check_shared(const mp_plan *plan, const mp_slot_set *set, const mp_moe_la
  * Optional tensors
  */
 
-int mp_check_optional(const mp_plan *plan, const mp_plan_layer *layer, const mp_slot_set *set,
-                      const mp_slot_tensor *tensor, bool *has, mp_error *err)
+int mp_check_optional(const mp_repack_plan *plan, const mp_plan_layer *layer,
+                      const mp_slot_set *set, const mp_slot_tensor *tensor, bool *has,
+                      mp_error *err)
 {
     const mp_moe_layer *source = layer->source;
     uint32_t all = 0, count = 0;

@@ -14,7 +14,7 @@
 #define NOT_WRITTEN UINT32_MAX
 
 /* Where the number of an output stands. */
-static uint32_t *number_of(const mp_plan *plan, uint32_t layer, uint32_t rank,
+static uint32_t *number_of(const mp_repack_plan *plan, uint32_t layer, uint32_t rank,
                            const mp_slot_set *set, const mp_slot_tensor *tensor)
 {
     uint64_t row = (uint64_t)layer * plan->options.ep + rank;
@@ -22,7 +22,7 @@ static uint32_t *number_of(const mp_plan *plan, uint32_t layer, uint32_t rank,
     return &plan->output_of[row * plan->shape.num_tensors + mp_set_number(set, tensor)];
 }
 
-const mp_out_tensor *mp_plan_output(const mp_plan *plan, uint32_t layer, uint32_t rank,
+const mp_out_tensor *mp_plan_output(const mp_repack_plan *plan, uint32_t layer, uint32_t rank,
                                     const mp_slot_set *set, const mp_slot_tensor *tensor)
 {
     uint32_t output = *number_of(plan, layer, rank, set, tensor);
@@ -35,7 +35,7 @@ bool mp_holds_codes(const mp_target *target)
     return mp_scheme_row_bytes(target->scheme, 2) == 1;
 }
 
-static int reserve(mp_plan *plan, mp_error *err)
+static int reserve(mp_repack_plan *plan, mp_error *err)
 {
     uint64_t all;
 
@@ -52,7 +52,7 @@ static int reserve(mp_plan *plan, mp_error *err)
 }
 
 /* Adds one tensor of a layer on a rank: [slots, shape of a slot]. */
-static int add_output(mp_plan *plan, uint32_t rank, uint32_t layer, const mp_slot_set *set,
+static int add_output(mp_repack_plan *plan, uint32_t rank, uint32_t layer, const mp_slot_set *set,
                       const mp_slot_tensor *tensor, mp_error *err)
 {
     const char *prefix = plan->layers[layer].source->prefix;
@@ -70,7 +70,7 @@ static int add_output(mp_plan *plan, uint32_t rank, uint32_t layer, const mp_slo
         dims, layer * plan->layer_stages + (plan->layer_stages > 1 ? tensor->side : 0), err);
 }
 
-static int add_layer(mp_plan *plan, uint32_t rank, uint32_t layer, mp_error *err)
+static int add_layer(mp_repack_plan *plan, uint32_t rank, uint32_t layer, mp_error *err)
 {
     for (unsigned s = 0; s < plan->shape.num_sets; s++) {
         const mp_slot_set *set = &plan->shape.sets[s];
@@ -88,7 +88,7 @@ static int add_layer(mp_plan *plan, uint32_t rank, uint32_t layer, mp_error *err
     return 0;
 }
 
-static int make_files(mp_plan *plan, uint32_t rank, uint64_t first, mp_error *err)
+static int make_files(mp_repack_plan *plan, uint32_t rank, uint64_t first, mp_error *err)
 {
     char dir[MP_RANK_NAME_MAX], number[16], ep[16];
     const char *const metadata[] = {
@@ -108,14 +108,14 @@ static int make_files(mp_plan *plan, uint32_t rank, uint64_t first, mp_error *er
                          metadata, sizeof metadata / sizeof metadata[0] / 2, err);
 }
 
-int mp_plan_files(mp_plan *plan, mp_error *err)
+int mp_plan_files(mp_repack_plan *plan, mp_error *err)
 {
     if (reserve(plan, err) != 0)
         return err->code;
     for (uint32_t rank = 0; rank < plan->options.ep; rank++) {
         uint64_t first = plan->work.num_outputs;
 
-        if (plan->options.ranks && !plan->options.ranks[rank])
+        if (plan->ranks_chosen && !plan->ranks_chosen[rank])
             continue;
         for (uint32_t layer = 0; layer < plan->num_layers; layer++)
             if (add_layer(plan, rank, layer, err) != 0)

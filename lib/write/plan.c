@@ -17,7 +17,9 @@
 
 #include "base/error.h"
 #include "base/ordered.h"
+#include "base/select.h"
 #include "base/words.h"
+#include "checkpoint/layers.h"
 #include "checkpoint/matrix.h"
 #include "layout/sides.h"
 #include "run/work.h"
@@ -31,7 +33,7 @@
  * Units
  */
 
-mp_unit mp_plan_unit(const mp_plan *plan, uint64_t index)
+mp_unit mp_plan_unit(const mp_repack_plan *plan, uint64_t index)
 {
     size_t l =
         mp_last_begun(&plan->layers[0].first_unit, sizeof *plan->layers, plan->num_layers, index);
@@ -69,7 +71,7 @@ static uint64_t tile_bytes(const mp_storage *storage, const mp_slot_set *set, mp
     return mp_round_up(mp_ceil_div(rows, tiles ? tiles : 1), tiling.group) * parts * written;
 }
 
-mp_side_source mp_unit_source(const mp_plan *plan, const mp_unit *unit)
+mp_side_source mp_unit_source(const mp_repack_plan *plan, const mp_unit *unit)
 {
     const mp_moe_layer *layer = unit->layer->source;
     const mp_storage *storage = unit->is_shared ? &layer->shared_storage : &layer->storage;
@@ -87,7 +89,7 @@ mp_side_source mp_unit_source(const mp_plan *plan, const mp_unit *unit)
     };
 }
 
-bool mp_unit_is_lossless(const mp_plan *plan, const mp_unit *unit)
+bool mp_unit_is_lossless(const mp_repack_plan *plan, const mp_unit *unit)
 {
     /* Scales that are no powers of two are seen only when they are read. */
     if (unit->is_shared)
@@ -96,7 +98,7 @@ bool mp_unit_is_lossless(const mp_plan *plan, const mp_unit *unit)
     return unit->layer->lossless;
 }
 
-static uint64_t unit_bytes_read(const mp_plan *plan, const mp_unit *unit)
+static uint64_t unit_bytes_read(const mp_repack_plan *plan, const mp_unit *unit)
 {
     const mp_side_source from = mp_unit_source(plan, unit);
     uint64_t rows = mp_side_rows(&from.dims, from.side), cols = mp_side_cols(&from.dims, from.side);
@@ -106,7 +108,7 @@ static uint64_t unit_bytes_read(const mp_plan *plan, const mp_unit *unit)
                                            mp_storage_scale_row_bytes(from.storage, cols));
 }
 
-uint64_t mp_unit_bytes_written(const mp_plan *plan, const mp_unit *unit)
+uint64_t mp_unit_bytes_written(const mp_repack_plan *plan, const mp_unit *unit)
 {
     const mp_slot_set *set = unit->set;
     uint64_t bytes = 0;
@@ -124,7 +126,7 @@ uint64_t mp_unit_bytes_written(const mp_plan *plan, const mp_unit *unit)
  * Layers and placement
  */
 
-static int choose_layers(mp_plan *plan, mp_error *err)
+static int choose_layers(mp_repack_plan *plan, mp_error *err)
 {
     const mp_catalog *catalog = plan->catalog;
     const mp_moe_layer *first = NULL;
@@ -135,7 +137,7 @@ static int choose_layers(mp_plan *plan, mp_error *err)
     for (size_t i = 0; i < catalog->num_layers; i++) {
         const mp_moe_layer *layer = &catalog->layers[i];
 
-        if (plan->options.layers && !plan->options.layers[i])
+        if (plan->layers_chosen && !plan->layers_chosen[i])
             continue;
         if (!first)
             first = layer;
@@ -172,7 +174,7 @@ static uint32_t row_by_number(const mp_catalog *catalog, const mp_placement *giv
 }
 
 /* The same, read as one for each MoE layer, of the model or of those that are packed. */
-static uint32_t row_by_order(const mp_plan *plan, const mp_placement *given, size_t packed)
+static uint32_t row_by_order(const mp_repack_plan *plan, const mp_placement *given, size_t packed)
 {
     if (given->layers == 1)
         return 0;
@@ -184,8 +186,8 @@ static uint32_t row_by_order(const mp_plan *plan, const mp_placement *given, siz
 /* How to read the rows of a placement. A file that states layers means decoder layers; a list
  * alone is read the way that its length fits, and refused where both ways do and differ: the one
  * would give a layer the experts of another. */
-static int choose_reading(const mp_plan *plan, const mp_placement *given, mp_row_order *reading,
-                          mp_error *err)
+static int choose_reading(const mp_repack_plan *plan, const mp_placement *given,
+                          mp_row_order *reading, mp_error *err)
 {
     const mp_catalog *catalog = plan->catalog;
     uint64_t decoder = catalog->config.num_hidden_layers, rows = given->layers, mtp = 0;
@@ -227,7 +229,7 @@ static int choose_reading(const mp_plan *plan, const mp_placement *given, mp_row
     return 0;
 }
 
-static int take_given_placement(mp_plan *plan, const mp_placement *given, mp_error *err)
+static int take_given_placement(mp_repack_plan *plan, const mp_placement *given, mp_error *err)
 {
     const mp_catalog *catalog = plan->catalog;
     uint32_t experts = plan->layers[0].source->num_experts;
@@ -266,7 +268,7 @@ static int take_given_placement(mp_plan *plan, const mp_placement *given, mp_err
     return 0;
 }
 
-static int settle_placement(mp_plan *plan, mp_error *err)
+static int settle_placement(mp_repack_plan *plan, mp_error *err)
 {
     const mp_repack_options *options = &plan->options;
     uint32_t experts = plan->layers[0].source->num_experts;
@@ -284,7 +286,7 @@ static int settle_placement(mp_plan *plan, mp_error *err)
     return rc ? rc : mp_placement_check(&plan->placement, options->ep, &plan->warnings, err);
 }
 
-static int settle_shape(mp_plan *plan, mp_error *err)
+static int settle_shape(mp_repack_plan *plan, mp_error *err)
 {
     const mp_catalog *catalog = plan->catalog;
     const mp_shape_terms terms = {
@@ -305,7 +307,7 @@ static int settle_shape(mp_plan *plan, mp_error *err)
  */
 
 /* The views of the shared expert that are packed: one a slot, or the whole of it. */
-static int add_shared(const mp_plan *plan, mp_plan_layer *layer, mp_error *err)
+static int add_shared(const mp_repack_plan *plan, mp_plan_layer *layer, mp_error *err)
 {
     uint32_t routed = layer->source->num_experts, count = plan->shape.num_ids - routed;
     const mp_slot_set *set = mp_shape_set(&plan->shape, routed);
@@ -327,7 +329,7 @@ static int add_shared(const mp_plan *plan, mp_plan_layer *layer, mp_error *err)
     return 0;
 }
 
-static int settle_layers(mp_plan *plan, mp_error *err)
+static int settle_layers(mp_repack_plan *plan, mp_error *err)
 {
     mp_work *work = &plan->work;
 
@@ -343,7 +345,7 @@ static int settle_layers(mp_plan *plan, mp_error *err)
         if (plan->options.shared != MP_SHARED_NONE && add_shared(plan, layer, err) != 0)
             return err->code;
         if (mp_places_init(&layer->places, &plan->shape,
-                           mp_placement_row(&plan->placement, (uint32_t)i), plan->options.ranks,
+                           mp_placement_row(&plan->placement, (uint32_t)i), plan->ranks_chosen,
                            err) != 0)
             return err->code;
         /* Ascending, for mp_plan_unit to look up. */
@@ -357,7 +359,7 @@ static int settle_layers(mp_plan *plan, mp_error *err)
  * The whole
  */
 
-static void count_units(mp_plan *plan)
+static void count_units(mp_repack_plan *plan)
 {
     mp_work *work = &plan->work;
 
@@ -373,15 +375,39 @@ static void count_units(mp_plan *plan)
     work->scratch_bytes = mp_plan_scratch(plan);
 }
 
-int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_options *options,
-                 mp_error *err)
+int mp_repack_plan_init(mp_repack_plan *plan, const mp_catalog *catalog,
+                        const mp_repack_options *options, mp_error *err)
 {
+    bool *layers = NULL, *ranks = NULL;
+
     err = MP_NEVER_NULL(err);
+    memset(plan, 0, sizeof *plan);
+    if (options->layers && mp_catalog_select(catalog, options->layers, &layers, err) != 0)
+        return err->code;
+    if (options->ranks) {
+        ranks = mp_alloc(options->ep, sizeof *ranks);
+        if (!ranks)
+            mp_fail_memory(err);
+        if (!ranks || mp_select_ranks(options->ranks, options->ep, ranks, err) != 0) {
+            free(layers);
+            free(ranks);
+            return err->code;
+        }
+    }
+    return mp_repack_plan_of(plan, catalog, options, layers, ranks, err);
+}
+
+int mp_repack_plan_of(mp_repack_plan *plan, const mp_catalog *catalog,
+                      const mp_repack_options *options, bool *layers, bool *ranks, mp_error *err)
+{
     int rc;
 
-    memset(plan, 0, sizeof *plan);
-    plan->catalog = catalog;
-    plan->options = *options;
+    *plan = (mp_repack_plan){
+        .catalog = catalog,
+        .options = *options,
+        .layers_chosen = layers,
+        .ranks_chosen = ranks,
+    };
     /* Scales of shared experts may have to become powers of two; only where loss is allowed. */
     plan->options.quant.ue8m0 = options->requantize_shared;
     /* Put the form of the target that is meant in its place, before anything asks the target. */
@@ -389,9 +415,9 @@ int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_optio
         plan->options.target = options->target->nz;
     if (options->alphas == MP_ALPHAS_FP4XFP4 && options->target->fp4xfp4)
         plan->options.target = options->target->fp4xfp4;
-    if (options->ep == 0)
-        return mp_fail(err, MP_ERR_USAGE, "at least one rank is needed");
-    rc = mp_catalog_check(catalog, err);
+    rc = options->ep ? 0 : mp_fail(err, MP_ERR_USAGE, "at least one rank is needed");
+    if (rc == 0)
+        rc = mp_catalog_check(catalog, err);
     if (rc == 0)
         rc = mp_check_options(plan, err);
     if (rc == 0)
@@ -408,18 +434,20 @@ int mp_plan_init(mp_plan *plan, const mp_catalog *catalog, const mp_repack_optio
         mp_check_activation(plan);
         count_units(plan);
     } else {
-        mp_plan_release(plan);
+        mp_repack_plan_release(plan);
     }
     return rc;
 }
 
-void mp_plan_release(mp_plan *plan)
+void mp_repack_plan_release(mp_repack_plan *plan)
 {
     for (size_t i = 0; i < plan->num_layers; i++) {
         mp_places_release(&plan->layers[i].places);
         free(plan->layers[i].shared);
     }
     free(plan->layers);
+    free(plan->layers_chosen);
+    free(plan->ranks_chosen);
     free(plan->output_of);
     mp_work_release(&plan->work);
     mp_placement_release(&plan->placement);

@@ -17,6 +17,7 @@
 #include "base/ordered.h"
 #include "base/words.h"
 #include "checkpoint/form.h"
+#include "checkpoint/layers.h"
 #include "experts/stored.h"
 #include "numeric/quantize.h"
 
@@ -139,16 +140,17 @@ static int plan_layer(mp_quantize_plan *plan, mp_quantize_layer *layer, mp_error
 static int plan_layers(mp_quantize_plan *plan, mp_error *err)
 {
     const mp_catalog *catalog = plan->catalog;
-    const bool *selected = plan->options.layers;
 
     plan->layers = mp_alloc_zeroed(catalog->num_layers + 1, sizeof *plan->layers);
     if (!plan->layers)
         return mp_fail_memory(err);
+    if (mp_catalog_select(catalog, plan->options.layers, &plan->layers_chosen, err) != 0)
+        return err->code;
     /* The last has no source and no experts. */
     plan->num_layers = catalog->num_layers + 1;
     for (size_t i = 0; i < catalog->num_layers; i++) {
         plan->layers[i].source = &catalog->layers[i];
-        if ((!selected || selected[i]) && plan_layer(plan, &plan->layers[i], err) != 0)
+        if (plan->layers_chosen[i] && plan_layer(plan, &plan->layers[i], err) != 0)
             return err->code;
     }
     return 0;
@@ -244,6 +246,7 @@ void mp_quantize_plan_release(mp_quantize_plan *plan)
         mp_form_release(&plan->layers[i].shared_form);
     }
     free(plan->layers);
+    free(plan->layers_chosen);
     free(plan->output_of);
     free(plan->pieces);
     free(plan->first_piece);

@@ -15,6 +15,51 @@
 #include "run/output.h"
 #include "run/work.h"
 
+/* A layer, or all that is in none (source is null). */
+typedef struct mp_quantize_layer {
+    const mp_moe_layer *source;
+    bool routed, shared;               /* which experts are requantized */
+    bool lossless, shared_lossless;    /* though only in another style */
+    mp_form form, shared_form;         /* how they are written */
+    uint64_t first_unit, expert_units; /* a unit is a matrix of an expert, the shared one last */
+    uint64_t first_copy, copy_units;   /* then come copies of tensors: indexes into first_piece */
+} mp_quantize_layer;
+
+/* Bytes of a tensor that stay as they are. */
+typedef struct mp_quantize_piece {
+    const mp_tensor *from;
+    uint32_t output; /* index into work.outputs */
+    uint64_t offset;
+    uint64_t bytes;
+} mp_quantize_piece;
+
+typedef struct mp_quantize_plan {
+    const mp_catalog *catalog;
+    mp_quantize_options options;
+    bool *layers_chosen;       /* [catalog.num_layers] */
+    mp_role_set drop;          /* of options.drop */
+    mp_quantize_layer *layers; /* a stage of the work each; those of the catalog, and the rest */
+    size_t num_layers;
+    mp_work work;
+    uint32_t *output_of;       /* [expert unit][part] into work.outputs; UINT32_MAX: none */
+    mp_quantize_piece *pieces; /* by stage, then in the order of outputs */
+    size_t num_pieces;
+    size_t *first_piece; /* [copy unit], and one more */
+    char *config;        /* text of config.json; null where the source has none */
+    char *hf_config;     /* text of hf_quant_config.json; null: none is written */
+    bool quantized_rest; /* tensors that stay are quantized too */
+    mp_problems warnings;
+} mp_quantize_plan;
+
+/* mp_plan_quantize, into a plan of the caller's, with options that are whole. */
+int mp_quantize_plan_init(mp_quantize_plan *plan, const mp_catalog *catalog,
+                          const mp_quantize_options *options, mp_error *err);
+void mp_quantize_plan_release(mp_quantize_plan *plan);
+
+/* mp_plan_run. */
+int mp_quantize_plan_run(const mp_quantize_plan *plan, const char *out, mp_run_mode mode,
+                         const mp_context *context, mp_error *err);
+
 /* What a matrix of an expert is written as. */
 typedef enum mp_written {
     MP_WRITTEN_WEIGHT,

@@ -40,7 +40,7 @@ static int print_terms(const void *user, FILE *f, mp_error *err)
             (double)o->quant.amax_floor, o->quant.ue8m0, o->quant.allow_nonfinite);
     fprintf(f, "requantize-shared %d\ndrop %s\n", o->requantize_shared,
             plan->drop ? mp_role_set_text(plan->drop, dropped) : "nothing");
-    mp_terms_selection(f, "layers", o->layers, plan->catalog->num_layers);
+    mp_terms_selection(f, "layers", plan->layers_chosen, plan->catalog->num_layers);
     fprintf(f, "max-shard-size %" PRIu64 "\n", mp_work_shard_size(o->max_shard_size));
     if (plan->config) {
         mp_hex_digest_of(plan->config, strlen(plan->config), text);

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "numeric/quantize.h"
 #include "place/slots.h"
+#include "write/plan.h"
 #include "write/unit.h"
 
 #include <string.h>
@@ -22,7 +23,7 @@ static uint64_t unit_of(const mp_plan_layer *layer, uint32_t expert, int side)
  * which do not wait for each other. An expert is done once, when its first copy comes up. */
 static size_t list_units(const void *user, uint32_t stage, uint64_t *units)
 {
-    const mp_plan *plan = user;
+    const mp_repack_plan *plan = user;
     uint32_t index = stage / plan->layer_stages;
     const mp_plan_layer *layer = &plan->layers[index];
     const int32_t *row = mp_placement_row(&plan->placement, index);
@@ -78,7 +79,7 @@ static bool owns(const char *name)
     return ours;
 }
 
-mp_job mp_repack_job(const mp_plan *plan)
+mp_job mp_repack_job(const mp_repack_plan *plan)
 {
     return (mp_job){
         .plan = plan,
@@ -95,8 +96,8 @@ mp_job mp_repack_job(const mp_plan *plan)
     };
 }
 
-int mp_plan_run(const mp_plan *plan, const char *out, mp_run_mode mode, const mp_context *context,
-                mp_error *err)
+int mp_repack_plan_run(const mp_repack_plan *plan, const char *out, mp_run_mode mode,
+                       const mp_context *context, mp_error *err)
 {
     err = MP_NEVER_NULL(err);
     mp_job job = mp_repack_job(plan);

@@ -20,6 +20,7 @@
 #include "pack/manifest.h"
 #include "run/compress.h"
 #include "run/sidecar.h"
+#include "write/plan.h"
 
 #include <errno.h>
 #include <math.h>
@@ -29,7 +30,7 @@
 
 /* What describing a run needs. */
 typedef struct description {
-    const mp_plan *plan;
+    const mp_repack_plan *plan;
     const mp_progress_state *state;
     const char *partial;
     mp_manifest *m;
@@ -166,8 +167,8 @@ static void drop_tensors(mp_form *form, mp_role_set drop)
 
 /* How experts of a layer come out when they are unpacked: as the source has them where they
  * went through as they were, else in the usual style of the scheme they were brought to. */
-static int form_of(const mp_plan *plan, const mp_plan_layer *layer, bool shared, mp_form *form,
-                   mp_error *err)
+static int form_of(const mp_repack_plan *plan, const mp_plan_layer *layer, bool shared,
+                   mp_form *form, mp_error *err)
 {
     const mp_moe_layer *source = layer->source;
     uint32_t id = shared ? source->num_experts : 0;
@@ -189,7 +190,7 @@ static int form_of(const mp_plan *plan, const mp_plan_layer *layer, bool shared,
                          form, err);
 }
 
-static int describe_forms(const mp_plan *plan, mp_manifest *m, mp_error *err)
+static int describe_forms(const mp_repack_plan *plan, mp_manifest *m, mp_error *err)
 {
     bool shared = plan->options.shared != MP_SHARED_NONE;
     mp_form form;
@@ -213,7 +214,7 @@ static int describe_forms(const mp_plan *plan, mp_manifest *m, mp_error *err)
     return 0;
 }
 
-int mp_repack_check_forms(const mp_plan *plan, mp_error *err)
+int mp_repack_check_forms(const mp_repack_plan *plan, mp_error *err)
 {
     mp_manifest m = {0};
     int rc = describe_forms(plan, &m, err);
@@ -327,7 +328,7 @@ static int add_error(const description *d, const mp_plan_layer *layer, uint32_t 
 
 static int describe_errors(const description *d, mp_error *err)
 {
-    const mp_plan *plan = d->plan;
+    const mp_repack_plan *plan = d->plan;
     mp_manifest *m = d->m;
 
     if (!d->state->stats)
@@ -373,7 +374,7 @@ static bool is_lossless(const description *d, const mp_plan_layer *layer, bool s
 
 static void describe_quantization(const description *d)
 {
-    const mp_plan *plan = d->plan;
+    const mp_repack_plan *plan = d->plan;
     mp_manifest *m = d->m;
     mp_scheme source = plan->layers[0].source->storage.scheme;
     bool mixed = false;
@@ -395,7 +396,7 @@ static void describe_quantization(const description *d)
 
 static int describe_run(const description *d, mp_error *err)
 {
-    const mp_plan *plan = d->plan;
+    const mp_repack_plan *plan = d->plan;
     const mp_repack_options *options = &plan->options;
     const mp_catalog *catalog = plan->catalog;
     mp_manifest *m = d->m;
@@ -419,7 +420,7 @@ static int describe_run(const description *d, mp_error *err)
     return 0;
 }
 
-int mp_repack_finish_update(const mp_plan *plan, const mp_progress_state *state,
+int mp_repack_finish_update(const mp_repack_plan *plan, const mp_progress_state *state,
                             const mp_manifest *before, const bool *anew, const char *partial,
                             mp_error *err)
 {

@@ -25,11 +25,12 @@
 #include "pack/manifest.h"
 #include "run/sidecar.h"
 #include "run/terms.h"
+#include "write/plan.h"
 #include "write/repack.h"
 
 #define CONFIG_LIMIT (16u << 20)
 
-int mp_repack_placement(const mp_plan *plan, char **text, mp_error *err)
+int mp_repack_placement(const mp_repack_plan *plan, char **text, mp_error *err)
 {
     return mp_placement_write(&plan->placement, MP_PLACEMENT_SGLANG, plan->options.ep, text, err);
 }
@@ -38,7 +39,7 @@ int mp_repack_placement(const mp_plan *plan, char **text, mp_error *err)
  * What the plan decides
  */
 
-static int describe_texts(const mp_plan *plan, mp_manifest *m, mp_error *err)
+static int describe_texts(const mp_repack_plan *plan, mp_manifest *m, mp_error *err)
 {
     const mp_catalog *catalog = plan->catalog;
     char *text, *path;
@@ -61,7 +62,7 @@ static int describe_texts(const mp_plan *plan, mp_manifest *m, mp_error *err)
     return 0;
 }
 
-static int describe_source(const mp_plan *plan, mp_manifest *m, mp_error *err)
+static int describe_source(const mp_repack_plan *plan, mp_manifest *m, mp_error *err)
 {
     const mp_checkpoint *ckpt = &plan->catalog->checkpoint;
 
@@ -79,7 +80,7 @@ static int describe_source(const mp_plan *plan, mp_manifest *m, mp_error *err)
     return 0;
 }
 
-static int describe_layers(const mp_plan *plan, mp_manifest *m, mp_error *err)
+static int describe_layers(const mp_repack_plan *plan, mp_manifest *m, mp_error *err)
 {
     m->layers = mp_alloc_zeroed(plan->num_layers, sizeof *m->layers);
     if (!m->layers)
@@ -121,7 +122,7 @@ static size_t files_in(const mp_work *work, size_t first, const char *dir)
     return f - first;
 }
 
-static int describe_ranks(const mp_plan *plan, mp_manifest *m, mp_error *err)
+static int describe_ranks(const mp_repack_plan *plan, mp_manifest *m, mp_error *err)
 {
     const mp_work *work = &plan->work;
     char dir[MP_RANK_NAME_MAX];
@@ -136,7 +137,7 @@ static int describe_ranks(const mp_plan *plan, mp_manifest *m, mp_error *err)
          * none. */
         size_t count = files_in(work, first, mp_rank_name(number, dir));
 
-        if (plan->options.ranks && !plan->options.ranks[number])
+        if (plan->ranks_chosen && !plan->ranks_chosen[number])
             continue;
         m->num_ranks++;
         rank->rank = number;
@@ -152,7 +153,7 @@ static int describe_ranks(const mp_plan *plan, mp_manifest *m, mp_error *err)
     return 0;
 }
 
-int mp_repack_describe(const mp_plan *plan, mp_manifest *m, mp_error *err)
+int mp_repack_describe(const mp_repack_plan *plan, mp_manifest *m, mp_error *err)
 {
     const mp_repack_options *options = &plan->options;
 
@@ -237,7 +238,7 @@ static void print_manifest(const mp_manifest *m, bool sized, bool ruled, bool so
 
 int mp_repack_terms(const void *user, FILE *f, mp_error *err)
 {
-    const mp_plan *plan = user;
+    const mp_repack_plan *plan = user;
     const mp_repack_options *o = &plan->options;
     mp_manifest m = {0};
     int rc = mp_repack_describe(plan, &m, err);
@@ -268,8 +269,8 @@ static int text_of(const mp_manifest *m, bool sized, bool ruled, bool sourced, c
 }
 
 /* Holds what the manifest of a pack says against what the plan would have it say. */
-static int check_same(const mp_plan *plan, const mp_manifest *made, const char *dir, bool sourced,
-                      mp_error *err)
+static int check_same(const mp_repack_plan *plan, const mp_manifest *made, const char *dir,
+                      bool sourced, mp_error *err)
 {
     /* Where nothing was requantized, rules that would have changed nothing do not make it another
      * pack. */
@@ -303,8 +304,8 @@ int mp_repack_check_done(const void *plan, const char *out, const char *terms, m
     return rc;
 }
 
-int mp_repack_check_same_form(const mp_plan *plan, const mp_manifest *manifest, const char *dir,
-                              mp_error *err)
+int mp_repack_check_same_form(const mp_repack_plan *plan, const mp_manifest *manifest,
+                              const char *dir, mp_error *err)
 {
     return check_same(plan, manifest, dir, false, err);
 }

@@ -17,10 +17,11 @@
 #include "base/words.h"
 #include "checkpoint/matrix.h"
 #include "numeric/quantize.h"
+#include "write/plan.h"
 
 /* What a unit's functions share. */
 typedef struct work_unit {
-    const mp_plan *plan;
+    const mp_repack_plan *plan;
     const mp_unit *unit;
     mp_outputs *outputs;
     mp_side_source from;
@@ -54,7 +55,7 @@ static uint64_t packed_bytes(const mp_side_source *from, const mp_slot_set *set)
     return mp_round_up(bytes, 64);
 }
 
-uint64_t mp_plan_scratch(const mp_plan *plan)
+uint64_t mp_plan_scratch(const mp_repack_plan *plan)
 {
     uint64_t most = 0;
 
@@ -185,7 +186,7 @@ static int write_tensors(work_unit *w, mp_quant_stats *stats, mp_error *err)
     return rc;
 }
 
-int mp_unit_run(const mp_plan *plan, const mp_unit *unit, mp_outputs *outputs, void *scratch,
+int mp_unit_run(const mp_repack_plan *plan, const mp_unit *unit, mp_outputs *outputs, void *scratch,
                 mp_quant_stats *stats, mp_error *err)
 {
     work_unit w = {

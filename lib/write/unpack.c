@@ -29,7 +29,7 @@ static int print_terms(const void *user, FILE *f, mp_error *err)
 
     (void)err;
     fprintf(f, "unpack %s\n", plan->pack.xxh3);
-    mp_terms_selection(f, "layers", plan->options.layers, plan->pack.manifest.num_layers);
+    mp_terms_selection(f, "layers", plan->layers_chosen, plan->pack.manifest.num_layers);
     fprintf(f, "max-shard-size %" PRIu64 "\n", mp_work_shard_size(plan->options.max_shard_size));
     return 0;
 }

@@ -43,6 +43,24 @@ struct mp_unpack_source {
     char *hf_quant_config; /* of hf_quant_config.json; null: none */
 };
 
+typedef struct mp_unpack_plan {
+    mp_pack pack;
+    mp_unpack_options options;
+    bool *layers_chosen; /* [manifest.num_layers] */
+    mp_work work;        /* a unit is an expert's side in a layer */
+    mp_problems warnings;
+    struct mp_unpack_source *source;
+} mp_unpack_plan;
+
+/* mp_plan_unpack, into a plan of the caller's, with options that are whole. */
+int mp_unpack_plan_init(mp_unpack_plan *plan, const char *pack, const mp_unpack_options *options,
+                        const mp_context *context, mp_error *err);
+void mp_unpack_plan_release(mp_unpack_plan *plan);
+
+/* mp_plan_run. */
+int mp_unpack_plan_run(const mp_unpack_plan *plan, const char *out, mp_run_mode mode,
+                       const mp_context *context, mp_error *err);
+
 /* What a unit does. */
 typedef struct mp_unpack_unit {
     const mp_unpack_layer *layer;

@@ -14,6 +14,7 @@
 #include "write/unpack.h"
 
 #include "base/error.h"
+#include "base/select.h"
 #include "base/words.h"
 #include "checkpoint/tensor.h"
 #include "run/work.h"
@@ -115,12 +116,16 @@ static int settle_layers(mp_unpack_plan *plan, mp_error *err)
     mp_work *work = &plan->work;
 
     source->layers = mp_alloc_zeroed(m->num_layers, sizeof *source->layers);
-    if (!source->layers)
+    plan->layers_chosen = mp_alloc(m->num_layers, sizeof *plan->layers_chosen);
+    if (!source->layers || !plan->layers_chosen)
         return mp_fail_memory(err);
+    if (mp_select_layers(plan->options.layers, (const char *const *)m->layers, m->num_layers,
+                         plan->layers_chosen, err) != 0)
+        return err->code;
     for (uint32_t l = 0; l < m->num_layers; l++) {
         mp_unpack_layer *layer = &source->layers[source->num_layers];
 
-        if (plan->options.layers && !plan->options.layers[l])
+        if (!plan->layers_chosen[l])
             continue;
         source->num_layers++;
         if (settle_layer(plan, l, layer, err) != 0)
@@ -334,6 +339,7 @@ void mp_unpack_plan_release(mp_unpack_plan *plan)
         free(source->hf_quant_config);
     }
     free(source);
+    free(plan->layers_chosen);
     mp_work_release(&plan->work);
     mp_pack_release(&plan->pack);
     mp_problems_release(&plan->warnings);

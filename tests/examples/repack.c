@@ -8,22 +8,14 @@
 static int pack(const char *source, const char *out, mp_error *err)
 {
     mp_repack_options options = {
+        .size = sizeof options,
         .target = mp_target_find("megamoe-w4a8"),
         .ep = 2,
         .redundant = 2,
         .shared = MP_SHARED_NONE,
     };
-    mp_catalog catalog = {0};
-    mp_plan plan = {0};
-    int rc = mp_catalog_open(&catalog, source, NULL, err);
 
-    if (rc == 0)
-        rc = mp_plan_init(&plan, &catalog, &options, err);
-    if (rc == 0)
-        rc = mp_plan_run(&plan, out, MP_RUN_FRESH, NULL, err);
-    mp_plan_release(&plan);
-    mp_catalog_release(&catalog);
-    return rc;
+    return mp_repack(source, out, &options, NULL, err);
 }
 
 /* Holds every slot against the expert of the source that it has to be. */

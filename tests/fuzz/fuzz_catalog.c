@@ -10,6 +10,7 @@
 #include "base/words.h"
 #include "checkpoint/matrix.h"
 #include "checkpoint/tensor.h"
+#include "write/plan.h"
 
 #define TENSORS_MAX 200
 #define ROW_MAX     (1u << 20) /* bytes of a row that are worth reading */
@@ -134,14 +135,14 @@ static void check_plan(const mp_catalog *catalog)
         .quantize_to = MP_SCHEME_MXFP4,
     };
     mp_error err = {0};
-    mp_plan plan;
+    mp_repack_plan plan;
 
-    if (mp_plan_init(&plan, catalog, &options, &err) != 0)
+    if (mp_repack_plan_init(&plan, catalog, &options, &err) != 0)
         require_message(&err);
     else
         require(plan.work.num_units > 0 && plan.work.num_files > 0 && plan.work.bytes_written > 0,
                 "plan");
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
 }
 
 static void check_catalog(const mp_catalog *catalog)

@@ -3,10 +3,11 @@
  * what is done is done again when it is opened again. */
 #include "fuzz.h"
 #include "run/terms.h"
+#include "write/plan.h"
 #include "write/repack.h"
 
 static mp_catalog catalog;
-static mp_plan plans[2]; /* lossless, and requantizing */
+static mp_repack_plan plans[2]; /* lossless, and requantizing */
 
 static void put_tensor(mp_tensor_spec *spec, mp_dtype dtype, const uint64_t shape[2],
                        const char *name)
@@ -50,15 +51,16 @@ static void make_plans(void)
 
     put_source();
     require(mp_catalog_open(&catalog, in_dir("model.safetensors"), NULL, &err) == 0, err.message);
-    options.layers = first;
-    require(mp_plan_init(&plans[0], &catalog, &options, &err) == 0, err.message);
-    options.layers = second;
+    options.layers = "0";
+    require(mp_repack_plan_init(&plans[0], &catalog, &options, &err) == 0, err.message);
+    options.layers = "1";
     options.quantize = true;
     options.quantize_to = MP_SCHEME_MXFP4;
-    require(mp_plan_init(&plans[1], &catalog, &options, &err) == 0, err.message);
+    require(mp_repack_plan_init(&plans[1], &catalog, &options, &err) == 0, err.message);
 }
 
-static bool same_state(const mp_progress_state *a, const mp_progress_state *b, const mp_plan *plan)
+static bool same_state(const mp_progress_state *a, const mp_progress_state *b,
+                       const mp_repack_plan *plan)
 {
     bool same = true;
 
@@ -73,7 +75,7 @@ static bool same_state(const mp_progress_state *a, const mp_progress_state *b, c
 }
 
 /* Opens the journal that is there; false if it is of other terms. */
-static bool open_journal(const mp_plan *plan, mp_progress_state *state, uint64_t *size)
+static bool open_journal(const mp_repack_plan *plan, mp_progress_state *state, uint64_t *size)
 {
     mp_job job = mp_repack_job(plan);
     mp_journal journal;
@@ -92,7 +94,7 @@ static bool open_journal(const mp_plan *plan, mp_progress_state *state, uint64_t
     return opened;
 }
 
-static void check_journal(const mp_plan *plan)
+static void check_journal(const mp_repack_plan *plan)
 {
     mp_progress_state state, again;
     uint64_t size, size_again;
@@ -107,7 +109,7 @@ static void check_journal(const mp_plan *plan)
 }
 
 /* The head of a plan's journal, and data behind it. */
-static void put_behind_head(const mp_plan *plan, const uint8_t *data, size_t size)
+static void put_behind_head(const mp_repack_plan *plan, const uint8_t *data, size_t size)
 {
     mp_progress_state state;
     uint64_t head;

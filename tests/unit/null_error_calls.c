@@ -13,6 +13,7 @@
 #include "failing_memory.h"
 #include "null_error_calls.h"
 
+#include "base/select.h"
 #include "checkpoint/config.h"
 #include "checkpoint/matrix.h"
 #include "checkpoint/tensor.h"
@@ -52,19 +53,6 @@ CALL(mp_read_text)
 {
     char *text;
     return mp_read_text(MISSING, 1, &text, NULL, err);
-}
-
-CALL(mp_select_layers)
-{
-    const char *prefix = "layers.0";
-    bool selected[1];
-    return mp_select_layers("7", &prefix, 1, selected, err);
-}
-
-CALL(mp_select_ranks)
-{
-    bool selected[2];
-    return mp_select_ranks("7", 2, selected, err);
 }
 
 CALL(mp_kernels_check)
@@ -253,52 +241,41 @@ CALL(mp_diff)
  * pack, verify
  */
 
-static mp_repack_options repack(void)
+CALL(mp_plan_repack)
 {
-    return (mp_repack_options){.target = mp_target_find("megamoe-w4a8"), .ep = 1};
+    const mp_repack_options options = {.size = sizeof options,
+                                       .target = mp_target_find("megamoe-w4a8")};
+    mp_plan *plan;
+    return mp_plan_repack(&plan, opened(), &options, err);
 }
 
-CALL(mp_plan_init)
+CALL(mp_repack)
 {
-    mp_plan plan;
-    mp_repack_options options = repack();
-    options.target = mp_target_find("megamoe-nvfp4");
-    return mp_plan_init(&plan, opened(), &options, err);
+    const mp_repack_options options = {.size = sizeof options};
+    return mp_repack(MISSING, MISSING "/out", &options, NULL, err);
 }
 
 CALL(mp_plan_run)
 {
-    mp_plan plan;
-    mp_repack_options options = repack();
-    cr_assert_eq(mp_plan_init(&plan, opened(), &options, NULL), 0);
-    int rc = mp_plan_run(&plan, MISSING "/out", MP_RUN_FRESH, NULL, err);
-    mp_plan_release(&plan);
+    mp_plan *plan;
+    cr_assert_eq(mp_plan_quantize(&plan, opened(), NULL, NULL), 0);
+    int rc = mp_plan_run(plan, MISSING "/out", MP_RUN_FRESH, NULL, err);
+    mp_plan_release(plan);
     return rc;
 }
 
-CALL(mp_unpack_plan_init)
+CALL(mp_plan_unpack)
 {
-    mp_unpack_plan plan;
-    return mp_unpack_plan_init(&plan, MISSING, &(mp_unpack_options){0}, NULL, err);
+    mp_plan *plan;
+    return mp_plan_unpack(&plan, MISSING, NULL, NULL, err);
 }
 
-CALL(mp_unpack_plan_run)
+CALL(mp_plan_quantize)
 {
-    mp_unpack_plan plan = {0};
-    return mp_unpack_plan_run(&plan, MISSING "/out", MP_RUN_FRESH, NULL, err);
-}
-
-CALL(mp_quantize_plan_init)
-{
-    mp_quantize_plan plan;
-    const mp_quantize_options options = {.scheme = MP_SCHEME_MXFP8, .style = "none"};
-    return mp_quantize_plan_init(&plan, opened(), &options, err);
-}
-
-CALL(mp_quantize_plan_run)
-{
-    mp_quantize_plan plan = {.catalog = opened()};
-    return mp_quantize_plan_run(&plan, MISSING "/out", MP_RUN_FRESH, NULL, err);
+    const mp_quantize_options options = {
+        .size = sizeof options, .scheme = MP_SCHEME_MXFP8, .style = "none"};
+    mp_plan *plan;
+    return mp_plan_quantize(&plan, opened(), &options, err);
 }
 
 CALL(mp_compress)
@@ -352,17 +329,11 @@ CALL(mp_delta_apply)
     return mp_delta_apply(FIXTURE, deltas, 1, MISSING "/out", NULL, MP_RUN_FRESH, NULL, err);
 }
 
-CALL(mp_update_init)
+CALL(mp_plan_update)
 {
     const char *const deltas[] = {MISSING};
-    mp_update update;
-    return mp_update_init(&update, MISSING, deltas, 1, FIXTURE, NULL, NULL, err);
-}
-
-CALL(mp_update_run)
-{
-    const mp_update update = {0};
-    return mp_update_run(&update, MISSING "/out", MP_RUN_FRESH, NULL, err);
+    mp_plan *plan;
+    return mp_plan_update(&plan, MISSING, deltas, 1, FIXTURE, NULL, NULL, err);
 }
 
 CALL(mp_delta_verify)
@@ -394,8 +365,6 @@ CALL(mp_verify)
 
 const failing_call failing_calls[] = {
     ROW(mp_read_text),
-    ROW(mp_select_layers),
-    ROW(mp_select_ranks),
     ROW(mp_kernels_check),
     ROW(mp_checkpoint_open),
     ROW(mp_tensor_read),
@@ -415,12 +384,11 @@ const failing_call failing_calls[] = {
     ROW(mp_pack_open),
     ROW(mp_pack_read),
     ROW(mp_diff),
-    ROW(mp_plan_init),
+    ROW(mp_plan_repack),
+    ROW(mp_repack),
     ROW(mp_plan_run),
-    ROW(mp_unpack_plan_init),
-    ROW(mp_unpack_plan_run),
-    ROW(mp_quantize_plan_init),
-    ROW(mp_quantize_plan_run),
+    ROW(mp_plan_unpack),
+    ROW(mp_plan_quantize),
     ROW(mp_compress),
     ROW(mp_compress_measure),
     ROW(mp_part_how),
@@ -431,8 +399,7 @@ const failing_call failing_calls[] = {
     ROW(mp_delta_fold),
     ROW(mp_delta_apply),
     ROW(mp_delta_verify),
-    ROW(mp_update_init),
-    ROW(mp_update_run),
+    ROW(mp_plan_update),
     ROW(mp_quantize_errors),
     ROW(mp_verify),
     ROW(mp_snapshot_find),

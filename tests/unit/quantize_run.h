@@ -7,6 +7,8 @@
 
 #include "model_files.h"
 
+#include "write/quantize.h"
+
 static mp_catalog made; /* what was written */
 static mp_quantize_plan plan;
 

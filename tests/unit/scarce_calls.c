@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/select.h"
 #include "checkpoint/config.h"
 #include "checkpoint/matrix.h"
 #include "checkpoint/tensor.h"

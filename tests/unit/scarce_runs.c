@@ -90,10 +90,12 @@ static mp_catalog *opened(void)
     return &catalog;
 }
 
-static int plan_repack(mp_plan *plan, const mp_catalog *catalog, mp_error *err)
+static const mp_repack_options *repack_options(void)
 {
-    const mp_repack_options options = {.target = mp_target_find("deepep-bf16"), .ep = 2};
-    return mp_plan_init(plan, catalog, &options, err);
+    static mp_repack_options options = {.size = sizeof options, .ep = 2};
+
+    options.target = mp_target_find("deepep-bf16");
+    return &options;
 }
 
 const char *packed_step(unsigned seed)
@@ -102,15 +104,9 @@ const char *packed_step(unsigned seed)
 
     if (!dirs[seed][0]) {
         char name[16];
-        mp_catalog catalog;
-        mp_plan plan;
         snprintf(name, sizeof name, "packed-%u", seed);
         snprintf(dirs[seed], sizeof dirs[0], "%s", in_scratch(name));
-        cr_assert_eq(mp_catalog_open(&catalog, step(seed), NULL, NULL), 0);
-        cr_assert_eq(plan_repack(&plan, &catalog, NULL), 0);
-        cr_assert_eq(mp_plan_run(&plan, dirs[seed], MP_RUN_FRESH, NULL, NULL), 0);
-        mp_plan_release(&plan);
-        mp_catalog_release(&catalog);
+        cr_assert_eq(mp_repack(step(seed), dirs[seed], repack_options(), NULL, NULL), 0);
     }
     return dirs[seed];
 }
@@ -230,63 +226,63 @@ SCARCE(mp_packed_route)
  * pack
  */
 
-SCARCE(mp_plan_init)
+SCARCE(mp_repack)
 {
-    mp_plan plan;
-    int rc = plan_repack(&plan, opened(), err);
-    mp_plan_release(&plan);
+    return mp_repack(step(1), fresh("out"), repack_options(), &one_thread, err);
+}
+
+SCARCE(mp_plan_repack)
+{
+    mp_plan *plan;
+    int rc = mp_plan_repack(&plan, opened(), repack_options(), err);
+    mp_plan_release(plan);
     return rc;
 }
 
 SCARCE(mp_plan_run)
 {
-    static mp_plan plan;
-    if (plan.work.num_units == 0)
-        cr_assert_eq(plan_repack(&plan, opened(), NULL), 0);
-    return mp_plan_run(&plan, fresh("out"), MP_RUN_FRESH, &one_thread, err);
+    static mp_plan *plan;
+    if (!plan)
+        cr_assert_eq(mp_plan_repack(&plan, opened(), repack_options(), NULL), 0);
+    return mp_plan_run(plan, fresh("out"), MP_RUN_FRESH, &one_thread, err);
 }
 
-static int plan_unpack(mp_unpack_plan *plan, mp_error *err)
+SCARCE(mp_plan_unpack)
 {
-    return mp_unpack_plan_init(plan, packed_step(1), &(mp_unpack_options){0}, &one_thread, err);
-}
-
-SCARCE(mp_unpack_plan_init)
-{
-    mp_unpack_plan plan;
-    int rc = plan_unpack(&plan, err);
-    mp_unpack_plan_release(&plan);
+    mp_plan *plan;
+    int rc = mp_plan_unpack(&plan, packed_step(1), NULL, &one_thread, err);
+    mp_plan_release(plan);
     return rc;
 }
 
-SCARCE(mp_unpack_plan_run)
+SCARCE(run_of_unpacking)
 {
-    static mp_unpack_plan plan;
-    if (plan.work.num_units == 0)
-        cr_assert_eq(plan_unpack(&plan, NULL), 0);
-    return mp_unpack_plan_run(&plan, fresh("out"), MP_RUN_FRESH, &one_thread, err);
+    static mp_plan *plan;
+    if (!plan)
+        cr_assert_eq(mp_plan_unpack(&plan, packed_step(1), NULL, &one_thread, NULL), 0);
+    return mp_plan_run(plan, fresh("out"), MP_RUN_FRESH, &one_thread, err);
 }
 
-static int plan_quantize(mp_quantize_plan *plan, mp_error *err)
+static int plan_quantize(mp_plan **plan, mp_error *err)
 {
-    return mp_quantize_plan_init(plan, opened(),
-                                 &(mp_quantize_options){.scheme = MP_SCHEME_INT8_CHANNEL}, err);
+    const mp_quantize_options options = {.size = sizeof options, .scheme = MP_SCHEME_INT8_CHANNEL};
+    return mp_plan_quantize(plan, opened(), &options, err);
 }
 
-SCARCE(mp_quantize_plan_init)
+SCARCE(mp_plan_quantize)
 {
-    mp_quantize_plan plan;
+    mp_plan *plan;
     int rc = plan_quantize(&plan, err);
-    mp_quantize_plan_release(&plan);
+    mp_plan_release(plan);
     return rc;
 }
 
-SCARCE(mp_quantize_plan_run)
+SCARCE(run_of_quantizing)
 {
-    static mp_quantize_plan plan;
-    if (plan.work.num_units == 0)
+    static mp_plan *plan;
+    if (!plan)
         cr_assert_eq(plan_quantize(&plan, NULL), 0);
-    return mp_quantize_plan_run(&plan, fresh("out"), MP_RUN_FRESH, &one_thread, err);
+    return mp_plan_run(plan, fresh("out"), MP_RUN_FRESH, &one_thread, err);
 }
 
 SCARCE(mp_quantize_errors)
@@ -295,7 +291,7 @@ SCARCE(mp_quantize_errors)
     mp_layer_error *errors = NULL;
     size_t count = 0;
     if (!written)
-        written = scarce_mp_quantize_plan_run(NULL) == 0;
+        written = scarce_run_of_quantizing(NULL) == 0;
     int rc = mp_quantize_errors(in_scratch("out"), &errors, &count, err);
     if (rc == 0)
         mp_quantize_errors_free(errors, count);
@@ -366,26 +362,26 @@ SCARCE(mp_delta_verify)
     return rc;
 }
 
-static int plan_update(mp_update *update, mp_error *err)
+static int plan_update(mp_plan **plan, mp_error *err)
 {
     const char *const deltas[] = {changes()};
-    return mp_update_init(update, packed_step(1), deltas, 1, step(1), NULL, &one_thread, err);
+    return mp_plan_update(plan, packed_step(1), deltas, 1, step(1), NULL, &one_thread, err);
 }
 
-SCARCE(mp_update_init)
+SCARCE(mp_plan_update)
 {
-    mp_update update;
-    int rc = plan_update(&update, err);
-    mp_update_release(&update);
+    mp_plan *plan;
+    int rc = plan_update(&plan, err);
+    mp_plan_release(plan);
     return rc;
 }
 
-SCARCE(mp_update_run)
+SCARCE(run_of_an_update)
 {
-    static mp_update update;
-    if (update.units == 0)
-        cr_assert_eq(plan_update(&update, NULL), 0);
-    return mp_update_run(&update, fresh("out"), MP_RUN_FRESH, &one_thread, err);
+    static mp_plan *plan;
+    if (!plan)
+        cr_assert_eq(plan_update(&plan, NULL), 0);
+    return mp_plan_run(plan, fresh("out"), MP_RUN_FRESH, &one_thread, err);
 }
 
 SCARCE(mp_diff)
@@ -416,13 +412,10 @@ SCARCE(mp_verify)
 /* A run of one part, which is done and not finished. */
 static void do_a_part(const char *out)
 {
-    mp_plan plan;
-    const mp_repack_options options = {
-        .target = mp_target_find("deepep-bf16"), .ep = 2, .part = {1, 1, "repack of step 1"}};
+    mp_repack_options options = *repack_options();
 
-    cr_assert_eq(mp_plan_init(&plan, opened(), &options, NULL), 0);
-    cr_assert_eq(mp_plan_run(&plan, out, MP_RUN_FRESH, &one_thread, NULL), 0);
-    mp_plan_release(&plan);
+    options.part = (mp_part){1, 1, "repack of step 1"};
+    cr_assert_eq(mp_repack(step(1), out, &options, &one_thread, NULL), 0);
 }
 
 SCARCE(mp_part_how)
@@ -481,37 +474,22 @@ SCARCE(mp_synth)
 }
 
 const scarce_call scarce_runs[] = {
-    SCARCE_ROW(mp_manifest_text),
-    SCARCE_ROW(mp_manifest_parse),
-    SCARCE_ROW(mp_manifest_load),
-    SCARCE_ROW(mp_manifest_shape),
-    SCARCE_ROW(mp_pack_open),
-    SCARCE_ROW(mp_pack_layer),
-    SCARCE_ROW(mp_pack_read),
-    SCARCE_ROW(mp_packed_experts_init),
-    SCARCE_ROW(mp_packed_route),
-    SCARCE_ROW(mp_plan_init),
-    SCARCE_ROW(mp_plan_run),
-    SCARCE_ROW(mp_unpack_plan_init),
-    SCARCE_ROW(mp_unpack_plan_run),
-    SCARCE_ROW(mp_quantize_plan_init),
-    SCARCE_ROW(mp_quantize_plan_run),
-    SCARCE_ROW(mp_quantize_errors),
-    SCARCE_ROW(mp_compress),
-    SCARCE_ROW(mp_compress_measure),
-    SCARCE_ROW(mp_delta_write),
-    SCARCE_ROW(mp_delta_fold),
-    SCARCE_ROW(mp_delta_apply),
-    SCARCE_ROW(mp_delta_verify),
-    SCARCE_ROW(mp_update_init),
-    SCARCE_ROW(mp_update_run),
-    SCARCE_ROW(mp_diff),
-    SCARCE_ROW(mp_verify),
-    SCARCE_ROW(mp_part_how),
-    SCARCE_ROW(mp_run_publish),
-    SCARCE_ROW(mp_checksums_write),
-    SCARCE_ROW(mp_checksums_check),
-    SCARCE_ROW(mp_synth),
+    SCARCE_ROW(mp_manifest_text),    SCARCE_ROW(mp_manifest_parse),
+    SCARCE_ROW(mp_manifest_load),    SCARCE_ROW(mp_manifest_shape),
+    SCARCE_ROW(mp_pack_open),        SCARCE_ROW(mp_pack_layer),
+    SCARCE_ROW(mp_pack_read),        SCARCE_ROW(mp_packed_experts_init),
+    SCARCE_ROW(mp_packed_route),     SCARCE_ROW(mp_repack),
+    SCARCE_ROW(mp_plan_repack),      SCARCE_ROW(mp_plan_run),
+    SCARCE_ROW(mp_plan_unpack),      SCARCE_ROW(run_of_unpacking),
+    SCARCE_ROW(mp_plan_quantize),    SCARCE_ROW(run_of_quantizing),
+    SCARCE_ROW(mp_quantize_errors),  SCARCE_ROW(mp_compress),
+    SCARCE_ROW(mp_compress_measure), SCARCE_ROW(mp_delta_write),
+    SCARCE_ROW(mp_delta_fold),       SCARCE_ROW(mp_delta_apply),
+    SCARCE_ROW(mp_delta_verify),     SCARCE_ROW(mp_plan_update),
+    SCARCE_ROW(run_of_an_update),    SCARCE_ROW(mp_diff),
+    SCARCE_ROW(mp_verify),           SCARCE_ROW(mp_part_how),
+    SCARCE_ROW(mp_run_publish),      SCARCE_ROW(mp_checksums_write),
+    SCARCE_ROW(mp_checksums_check),  SCARCE_ROW(mp_synth),
 };
 
 const size_t num_scarce_runs = SCARCE_COUNT(scarce_runs);

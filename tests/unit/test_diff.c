@@ -606,7 +606,7 @@ ParameterizedTest(pack_case *c, diff, packs)
 }
 
 /* The pack that verify_pack.h describes; of some ranks only, if not null. */
-static void pack_v4(const bool *ranks)
+static void pack_v4(const char *ranks)
 {
     mp_placement placement = load_placement(SOURCE "/placement.json", 5);
 
@@ -669,9 +669,7 @@ Test(diff, a_copy_that_differs)
 
 Test(diff, layers_and_ranks_that_are_not_packed)
 {
-    const bool ranks[] = {false, true};
-
-    pack_v4(ranks);
+    pack_v4("1");
     compare(out, SOURCE);
     cr_assert_eq(found.num_only[0], 0);
     cr_assert_eq(found.num_only[1], 4); /* 4 0 of layers.0, 0 1 of mtp.0; copies of 2, 1 remain */

@@ -10,9 +10,10 @@
 #include "numeric/quantize.h"
 #include "run/sidecar.h"
 #include "run/terms.h"
+#include "write/plan.h"
 #include "write/repack.h"
 
-static mp_plan plan;
+static mp_repack_plan plan;
 static mp_progress_state state;
 static mp_journal journal;
 
@@ -30,7 +31,7 @@ static void finish(void)
 {
     mp_journal_close(&journal);
     mp_progress_release(&state);
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
     remove_model_scratch();
 }
 
@@ -38,8 +39,8 @@ TestSuite(journal, .init = init, .fini = finish);
 
 static void make_plan(void)
 {
-    mp_plan_release(&plan);
-    cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0, "%s", err.message);
+    mp_repack_plan_release(&plan);
+    cr_assert_eq(mp_repack_plan_init(&plan, &catalog, &options, &err), 0, "%s", err.message);
     mp_progress_release(&state);
     cr_assert_eq(mp_progress_init(&state, &plan.work, &err), 0, "%s", err.message);
 }
@@ -480,8 +481,8 @@ Test(journal, of_another_number_of_ranks)
     make_source(true);
     expect_opens_journal();
     options.ep = 1;
-    mp_plan_release(&plan);
-    cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
+    mp_repack_plan_release(&plan);
+    cr_assert_eq(mp_repack_plan_init(&plan, &catalog, &options, &err), 0);
     cr_assert_eq(open_journal(), MP_ERR_INPUT);
     cr_assert_str_eq(err.message, "cannot resume: the interrupted run had \"ep 3\", this one has "
                                   "\"ep 1\"; start over with --force");
@@ -505,20 +506,18 @@ Test(journal, of_another_placement)
 
 Test(journal, of_other_layers_and_ranks)
 {
-    const bool layers[] = {true, false}, ranks[] = {true, true, false};
-
     make_source(true);
     expect_opens_journal();
-    options.ranks = ranks;
-    mp_plan_release(&plan);
-    cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
+    options.ranks = "0,1";
+    mp_repack_plan_release(&plan);
+    cr_assert_eq(mp_repack_plan_init(&plan, &catalog, &options, &err), 0);
     cr_assert_eq(open_journal(), MP_ERR_INPUT);
     cr_assert_not_null(strstr(err.message, "had \"ranks 3\", this one has \"ranks 2\""), "%s",
                        err.message);
     options.ranks = NULL;
-    options.layers = layers;
-    mp_plan_release(&plan);
-    cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
+    options.layers = "0";
+    mp_repack_plan_release(&plan);
+    cr_assert_eq(mp_repack_plan_init(&plan, &catalog, &options, &err), 0);
     cr_assert_eq(open_journal(), MP_ERR_INPUT);
     cr_assert_not_null(strstr(err.message, "had \"layers 2\", this one has \"layers 1\""), "%s",
                        err.message);
@@ -528,7 +527,7 @@ Test(journal, of_another_source)
 {
     make_source(true);
     expect_opens_journal();
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
     add_tensor(MP_BF16, 7, 0, "layers.0.ffn_norm.weight");
     expect_model();
     make_plan();

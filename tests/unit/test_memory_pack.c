@@ -12,16 +12,17 @@
 #include "model_files.h"
 
 #include "pack/manifest.h"
+#include "write/plan.h"
 
 #include "../../cmd/charts.h"
 
 static const mp_context one_thread = {.threads = 1};
-static mp_plan plan;
+static mp_repack_plan plan;
 static char *text;
 
 static void finish(void)
 {
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
     free(text);
     remove_model_scratch();
 }
@@ -105,7 +106,7 @@ static mp_repack_options options_for(uint32_t ep, uint32_t redundant)
 static int make_plan(mp_error *e)
 {
     mp_repack_options options = options_for(2, 1);
-    int rc = mp_plan_init(&plan, &catalog, &options, e);
+    int rc = mp_repack_plan_init(&plan, &catalog, &options, e);
 
     if (rc == 0) {
         cr_assert_eq(plan.work.num_units, 12);
@@ -115,7 +116,7 @@ static int make_plan(mp_error *e)
         for (size_t f = 0; f < plan.work.num_files; f++)
             cr_assert(plan.work.files[f].path && plan.work.files[f].header);
     }
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
     return rc;
 }
 
@@ -147,7 +148,7 @@ static char want[MANIFEST_SIZE];
 static int run_plan(mp_error *e)
 {
     static char have[MANIFEST_SIZE];
-    int rc = mp_plan_run(&plan, in_dir("out"), MP_RUN_FORCE, &one_thread, e);
+    int rc = mp_repack_plan_run(&plan, in_dir("out"), MP_RUN_FORCE, &one_thread, e);
 
     if (rc == 0) {
         read_manifest(have);
@@ -165,8 +166,8 @@ Test(memory_pack, running_a_plan)
     memory_include_jansson();
     add_fp4_expert("layers.0", 0, 128, 128);
     expect_model();
-    cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
-    cr_assert_eq(mp_plan_run(&plan, in_dir("out"), MP_RUN_FORCE, &one_thread, &err), 0);
+    cr_assert_eq(mp_repack_plan_init(&plan, &catalog, &options, &err), 0);
+    cr_assert_eq(mp_repack_plan_run(&plan, in_dir("out"), MP_RUN_FORCE, &one_thread, &err), 0);
     read_manifest(want);
     cr_assert_gt(memory_exhaust(run_plan), 150);
 }
@@ -196,8 +197,8 @@ Test(memory_pack, opening_and_drawing_a_pack)
 
     put_source();
     expect_model();
-    cr_assert_eq(mp_plan_init(&plan, &catalog, &options, &err), 0);
-    cr_assert_eq(mp_plan_run(&plan, in_dir("out"), MP_RUN_FORCE, &one_thread, &err), 0);
+    cr_assert_eq(mp_repack_plan_init(&plan, &catalog, &options, &err), 0);
+    cr_assert_eq(mp_repack_plan_run(&plan, in_dir("out"), MP_RUN_FORCE, &one_thread, &err), 0);
     cr_assert_eq(mp_pack_open(&pack, in_dir("out"), NULL, &one_thread, &err), 0);
     cr_assert_eq(pack_svg(&pack, &drawing, &err), 0);
     mp_pack_release(&pack);

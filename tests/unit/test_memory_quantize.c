@@ -8,6 +8,7 @@
 #include "checkpoint/form.h"
 #include "failing_memory.h"
 #include "model_files.h"
+#include "write/quantize.h"
 
 static const mp_context one_thread = {.threads = 1};
 

@@ -4,10 +4,11 @@
 
 #include "run/output.h"
 #include "verify_pack.h"
+#include "write/plan.h"
 #include "write/repack.h"
 
 static mp_catalog catalog;
-static mp_plan plan;
+static mp_repack_plan plan;
 
 static void make_plan(void)
 {
@@ -15,12 +16,12 @@ static void make_plan(void)
 
     make_scratch();
     succeed(mp_catalog_open(&catalog, SOURCE, NULL, &err));
-    succeed(mp_plan_init(&plan, &catalog, &options, &err));
+    succeed(mp_repack_plan_init(&plan, &catalog, &options, &err));
 }
 
 static void release_plan(void)
 {
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
     mp_catalog_release(&catalog);
     remove_pack();
 }

@@ -19,7 +19,7 @@ static const uint64_t slot_bytes[] = {
     HIDDEN *INTER / 32,
 };
 
-static mp_plan plan;
+static mp_repack_plan plan;
 static mp_repack_options options;
 
 static void init(void)
@@ -30,7 +30,7 @@ static void init(void)
 
 static void finish(void)
 {
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
     remove_model_scratch();
 }
 
@@ -38,9 +38,9 @@ TestSuite(plan, .init = init, .fini = finish);
 
 static int make_plan(void)
 {
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
     err = (mp_error){0};
-    return mp_plan_init(&plan, &catalog, &options, &err);
+    return mp_repack_plan_init(&plan, &catalog, &options, &err);
 }
 
 static void expect_plan(void)
@@ -381,12 +381,11 @@ Test(plan, splits_files)
 
 Test(plan, some_layers)
 {
-    const bool layers[] = {false, true, true};
     int32_t map[3][6] = {{0, 1, 2, 3, 4, 0}, {4, 3, 2, 1, 0, 0}, {2, 2, 0, 1, 3, 4}};
     mp_placement placement = {.layers = 3, .num_logical = 5, .num_physical = 6, .map = &map[0][0]};
 
     make_source();
-    options.layers = layers;
+    options.layers = "1,mtp.0";
     options.placement = &placement;
     expect_plan();
     cr_assert_eq(plan.num_layers, 2);
@@ -406,14 +405,13 @@ Test(plan, some_layers)
 
 Test(plan, some_ranks)
 {
-    const bool ranks[] = {true, false, true};
     uint64_t whole;
 
     make_source();
     options.redundant = 1;
     expect_plan();
     whole = plan.work.bytes_read;
-    options.ranks = ranks;
+    options.ranks = "0,2";
     expect_plan();
     cr_assert_eq(plan.work.num_files, 2);
     cr_assert_str_eq(plan.work.files[0].path, "rank-000/model-00001-of-00001.safetensors");
@@ -583,7 +581,6 @@ static void make_layers_2_and_3(void)
 /* Engines index their placements by decoder layer, dense ones counted. */
 Test(plan, a_placement_of_all_decoder_layers)
 {
-    const bool decoder[] = {true, true, false};
     int32_t map[4][3] = {{0, 1, 2}, {0, 1, 2}, {1, 2, 0}, {2, 0, 1}};
     mp_placement placement = {.layers = 4, .num_logical = 3, .num_physical = 3, .map = &map[0][0]};
 
@@ -591,7 +588,7 @@ Test(plan, a_placement_of_all_decoder_layers)
     options.placement = &placement;
     expect_no_plan(MP_ERR_INPUT, "placement: no row among 4 for mtp.0: add one, or leave the layer "
                                  "out with --layers");
-    options.layers = decoder;
+    options.layers = "0-3";
     expect_plan();
     expect_copies(0, "2.0"); /* expert 0 of layer 2 */
     expect_copies(6, "1.0");
@@ -627,7 +624,6 @@ Test(plan, a_placement_of_all_moe_layers)
  * makes up for its dense layer. */
 Test(plan, a_placement_that_can_be_read_in_two_ways)
 {
-    const bool decoder[] = {true, true, false};
     int32_t map[3][3] = {{1, 2, 0}, {2, 0, 1}, {0, 1, 2}};
     mp_placement placement = {.layers = 3, .num_logical = 3, .num_physical = 3, .map = &map[0][0]};
 
@@ -648,7 +644,7 @@ Test(plan, a_placement_that_can_be_read_in_two_ways)
     options.rows = MP_ROWS_LAYER;
     expect_no_plan(MP_ERR_INPUT, "placement: no row among 3 for mtp.0: add one, or leave the layer "
                                  "out with --layers");
-    options.layers = decoder;
+    options.layers = "0-3";
     expect_plan();
     expect_copies(0, "1.0"); /* row 1 */
     expect_copies(6, "0.0");
@@ -695,17 +691,15 @@ Test(plan, a_placement_that_states_its_layers)
 
 Test(plan, layers_of_different_kinds)
 {
-    const bool first[] = {true, false}, none[] = {false, false};
-
     add_fp4_layer("layers.0", 3, HIDDEN, INTER);
     add_fp4_layer("mtp.0", 6, HIDDEN, INTER);
     expect_model();
     expect_no_plan(MP_ERR_UNSUPPORTED,
                    "mtp.0 has 6 experts and layers.0 3: pack them separately with --layers");
-    options.layers = first;
+    options.layers = "0";
     expect_plan();
-    options.layers = none;
-    expect_no_plan(MP_ERR_USAGE, "no layer selected");
+    options.layers = "1";
+    expect_no_plan(MP_ERR_USAGE, "list \"1\": \"1\" names no layer");
 }
 
 Test(plan, a_checkpoint_with_problems)

@@ -8,7 +8,7 @@
 #define HIDDEN 384
 #define INTER  128
 
-static mp_plan plan;
+static mp_repack_plan plan;
 static mp_repack_options options;
 
 static void init(void)
@@ -19,7 +19,7 @@ static void init(void)
 
 static void finish(void)
 {
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
     remove_model_scratch();
 }
 
@@ -27,9 +27,9 @@ TestSuite(plan_shared, .init = init, .fini = finish);
 
 static int make_plan(void)
 {
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
     err = (mp_error){0};
-    return mp_plan_init(&plan, &catalog, &options, &err);
+    return mp_repack_plan_init(&plan, &catalog, &options, &err);
 }
 
 static void expect_plan(void)
@@ -215,13 +215,12 @@ Test(plan_shared, scales_that_are_no_powers_of_two_may_requantize)
 
 Test(plan_shared, on_some_ranks)
 {
-    const bool ranks[] = {false, true};
     mp_unit unit;
     uint32_t count;
 
     make_bf16(1);
     options.shared = MP_SHARED_FUSED;
-    options.ranks = ranks;
+    options.ranks = "1";
     expect_plan();
     unit = mp_plan_unit(&plan, 8);
     cr_assert_eq(mp_places_of(&unit.layer->places, unit.id, &count)->rank, 1);

@@ -10,6 +10,7 @@
 #include "golden.h"
 #include "numeric/quantize.h"
 #include "quantize_run.h"
+#include "write/quantize.h"
 TestSuite(quantize, .init = make_quantize_scratch, .fini = remove_quantize_scratch);
 
 /* ------------------------------------------------------------------------
@@ -474,8 +475,7 @@ Test(quantize, turns_scales_of_activations_around)
 
 Test(quantize, only_some_layers)
 {
-    const bool layers[] = {false, true};
-    const mp_quantize_options o = {.scheme = MP_SCHEME_BF16, .layers = layers};
+    const mp_quantize_options o = {.scheme = MP_SCHEME_BF16, .layers = "mtp.0"};
 
     open_source(fixture_path("v4-fp4"));
     quantize(&o, "out");

@@ -48,8 +48,7 @@ Test(quantize_files, brings_the_files_that_engines_need)
 Test(quantize_files, leaves_descriptions_of_what_is_gone)
 {
     const mp_quantize_options o = {.scheme = MP_SCHEME_BF16};
-    const bool layers[] = {false, true};
-    mp_quantize_options half = {.scheme = MP_SCHEME_BF16, .layers = layers};
+    mp_quantize_options half = {.scheme = MP_SCHEME_BF16, .layers = "mtp.0"};
     char *text;
 
     open_source(fixture_path("modelslim-w8a8"));

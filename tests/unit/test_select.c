@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "base/select.h"
+
 /* Layers 0, 1, 7 and 10 of a decoder, and two MTP blocks, of which one is named as a
  * layer of its own. */
 static const char *const prefixes[] = {

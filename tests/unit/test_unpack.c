@@ -2,6 +2,8 @@
 /* Unpacking: the tensors of a source come back from every target that takes them as they are. */
 #include "unpack_files.h"
 
+#include "write/unpack.h"
+
 TestSuite(unpack, .init = init, .fini = finish);
 
 static const part bf16[] = {{".weight", MP_BF16, 1, 1, false}, {0}};

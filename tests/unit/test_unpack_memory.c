@@ -3,6 +3,8 @@
 #include "failing_memory.h"
 #include "unpack_files.h"
 
+#include "write/unpack.h"
+
 TestSuite(unpack_memory, .init = init, .fini = finish);
 
 static int plan_once(mp_error *e)

@@ -3,15 +3,14 @@
 #include "unpack_files.h"
 
 #include "pack/manifest.h"
+#include "write/unpack.h"
 
 TestSuite(unpack_run, .init = init, .fini = finish);
 
 Test(unpack_run, layers_that_are_asked_for)
 {
-    const bool layers[] = {false, true};
-
     make_small_pack(NOTHING_ELSE);
-    unpack((mp_unpack_options){.layers = layers});
+    unpack((mp_unpack_options){.layers = "1"});
     expect_source_but("layers.0.");
     cr_assert_str_eq(unpacking.warnings.text[0], "1 of the model's 2 MoE layers are unpacked");
 }

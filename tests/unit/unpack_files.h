@@ -11,6 +11,9 @@
 
 #include "model_files.h"
 
+#include "write/plan.h"
+#include "write/unpack.h"
+
 #define EXPERTS 5
 
 static mp_unpack_plan unpacking;
@@ -188,16 +191,16 @@ static const mp_context one_thread = {.threads = 1};
 
 static inline void pack_as(const mp_catalog *from, const char *name, mp_repack_options options)
 {
-    mp_plan plan;
+    mp_repack_plan plan;
 
     if (!options.ep)
         options.ep = 3;
     if (!options.redundant && !options.placement && options.ep == 3)
         options.redundant = 1; /* six slots */
-    cr_assert_eq(mp_plan_init(&plan, from, &options, &err), 0, "%s", err.message);
-    cr_assert_eq(mp_plan_run(&plan, in_dir(name), MP_RUN_FRESH, &one_thread, &err), 0, "%s",
+    cr_assert_eq(mp_repack_plan_init(&plan, from, &options, &err), 0, "%s", err.message);
+    cr_assert_eq(mp_repack_plan_run(&plan, in_dir(name), MP_RUN_FRESH, &one_thread, &err), 0, "%s",
                  err.message);
-    mp_plan_release(&plan);
+    mp_repack_plan_release(&plan);
 }
 
 static inline void pack(const char *target, mp_repack_options options)

@@ -24,6 +24,7 @@
 #include "base/json.h"
 #include "pack/manifest.h"
 #include "synth/synth.h"
+#include "write/plan.h"
 
 #define SOURCE "testdata/fixtures/v4-fp4"
 #define HIDDEN 384
@@ -73,14 +74,14 @@ static inline void pack_source(const char *source, mp_repack_options options)
 {
     mp_context context = {.threads = 1};
     mp_catalog catalog;
-    mp_plan plan;
+    mp_repack_plan plan;
 
     if (!options.target)
         options.target = mp_target_find("megamoe-w4a8");
     succeed(mp_catalog_open(&catalog, source, &context, &err));
-    succeed(mp_plan_init(&plan, &catalog, &options, &err));
-    succeed(mp_plan_run(&plan, out, MP_RUN_FRESH, &context, &err));
-    mp_plan_release(&plan);
+    succeed(mp_repack_plan_init(&plan, &catalog, &options, &err));
+    succeed(mp_repack_plan_run(&plan, out, MP_RUN_FRESH, &context, &err));
+    mp_repack_plan_release(&plan);
     mp_catalog_release(&catalog);
 }
 
