@@ -20,7 +20,8 @@ static int run_apply(const void *values, mp_error *err)
 {
     const apply_options *o = values;
     mp_run_mode mode = o->work.resume ? MP_RUN_RESUME : o->work.force ? MP_RUN_FORCE : MP_RUN_FRESH;
-    mp_delta_apply_options options = {.base_version = o->base_version};
+    mp_delta_apply_options options = {.size = sizeof(mp_delta_apply_options),
+                                      .base_version = o->base_version};
     mp_compress_report report;
     mp_context context;
     char size[SIZE_TEXT];

@@ -65,13 +65,14 @@ static uint32_t rank_x(const slot_map *map, uint32_t rank)
 /* Sets the cells of a layer. copies: room for a number for each routed expert. */
 static int fill_layer(slot_map *map, uint32_t layer, uint32_t *copies, mp_error *err)
 {
-    const mp_shape *shape = &map->pack->shape;
+    const mp_shape *shape = mp_pack_get(map->pack)->shape;
     const mp_slots *slots = &shape->slots;
     uint32_t total = mp_slots_total(slots);
     cell *cells = map->cells + (size_t)layer * map->ep * map->columns;
     mp_slot *table = calloc(total, sizeof *table);
     int rc = table
-                 ? mp_slots_table(slots, mp_placement_row(&map->pack->placement, layer), table, err)
+                 ? mp_slots_table(slots, mp_placement_row(mp_pack_get(map->pack)->placement, layer),
+                                  table, err)
                  : cmd_fail(err, MP_ERR_IO, "out of memory");
     if (rc == 0)
         memset(copies, 0, slots->num_logical * sizeof *copies);
@@ -95,7 +96,7 @@ static int fill_layer(slot_map *map, uint32_t layer, uint32_t *copies, mp_error 
 static int fill(slot_map *map, mp_error *err)
 {
     size_t count;
-    uint32_t *copies = calloc(map->pack->shape.slots.num_logical, sizeof *copies);
+    uint32_t *copies = calloc(mp_pack_get(map->pack)->shape->slots.num_logical, sizeof *copies);
     int rc = 0;
     if (!__builtin_mul_overflow((size_t)map->layers * map->ep, map->columns, &count))
         map->cells = calloc(count, sizeof *map->cells);
@@ -159,16 +160,18 @@ static void draw_layers(FILE *out, const slot_map *map)
     for (uint32_t layer = 0; layer < map->layers; layer += step) {
         fprintf(out, "<text class=\"end\" x=\"%u\" y=\"%u\">", map->x - 4,
                 HEADER + layer * map->cell_y + map->cell_y / 2 + 4);
-        svg_text(out, label(map->pack->manifest.layers[layer]));
+        svg_text(out, label(mp_pack_get(map->pack)->manifest->layers[layer]));
         fputs("</text>\n", out);
     }
 }
 
 static uint64_t rank_bytes(const mp_pack *pack, uint32_t rank)
 {
+    const mp_checkpoint *files = mp_pack_rank(pack, rank);
     uint64_t bytes = 0;
-    for (size_t i = 0; i < pack->ranks[rank].num_tensors; i++)
-        bytes += pack->ranks[rank].tensors[i].bytes;
+
+    for (size_t i = 0; files && i < files->num_tensors; i++)
+        bytes += files->tensors[i].bytes;
     return bytes;
 }
 
@@ -186,8 +189,8 @@ static void draw_ranks(FILE *out, const slot_map *map, uint32_t top)
         fprintf(out,
                 "<path class=\"%s\" d=\"M%u %uh%uv%uh-%uz\"><title>rank %u: %" PRIu64
                 " bytes</title></path>\n",
-                map->pack->open[rank] ? "bar" : "frame", rank_x(map, rank), top, width,
-                map->pack->open[rank] ? height : (uint32_t)BARS, width, rank, bytes);
+                mp_pack_rank(map->pack, rank) ? "bar" : "frame", rank_x(map, rank), top, width,
+                mp_pack_rank(map->pack, rank) ? height : (uint32_t)BARS, width, rank, bytes);
         if (width >= 5 * LETTER || rank == 0)
             fprintf(out, "<text x=\"%u\" y=\"%d\">%s%u</text>\n", rank_x(map, rank), HEADER - 8,
                     rank == 0 ? "rank " : "", rank);
@@ -202,7 +205,7 @@ static void draw(FILE *out, slot_map *map)
     uint64_t total = 0;
 
     for (uint32_t layer = 0; layer < map->layers; layer++) {
-        uint32_t length = (uint32_t)strlen(label(pack->manifest.layers[layer]));
+        uint32_t length = (uint32_t)strlen(label(mp_pack_get(pack)->manifest->layers[layer]));
         letters = length > letters ? length : letters;
     }
     for (uint32_t rank = 0; rank < map->ep; rank++)
@@ -217,9 +220,10 @@ static void draw(FILE *out, slot_map *map)
     bottom = map_bottom + RANK_GAP + BARS;
 
     snprintf(title, sizeof title, "%s: %u ranks of %u slots, %u experts as %u physical",
-             pack->shape.sets[MP_SET_SLOTS].target->name, map->ep,
-             mp_slots_per_rank(&pack->shape.slots), pack->shape.slots.num_logical,
-             pack->shape.slots.num_physical);
+             mp_pack_get(pack)->shape->sets[MP_SET_SLOTS].target->name, map->ep,
+             mp_slots_per_rank(&mp_pack_get(pack)->shape->slots),
+             mp_pack_get(pack)->shape->slots.num_logical,
+             mp_pack_get(pack)->shape->slots.num_physical);
     svg_begin(out, width, bottom + FOOTER, title);
     fprintf(out, "<text class=\"title\" x=\"%u\" y=\"%d\">%s</text>\n", SVG_MARGIN, HEADER - 40,
             title);
@@ -242,16 +246,17 @@ static void draw(FILE *out, slot_map *map)
 
 int pack_svg(const mp_pack *pack, char **svg, mp_error *err)
 {
-    const mp_slots *slots = &pack->shape.slots;
-    slot_map map = {.pack = pack, .ep = slots->ep, .layers = (uint32_t)pack->manifest.num_layers};
+    const mp_slots *slots = &mp_pack_get(pack)->shape->slots;
+    slot_map map = {
+        .pack = pack, .ep = slots->ep, .layers = (uint32_t)mp_pack_get(pack)->manifest->num_layers};
     size_t length;
     FILE *out = NULL;
 
     *svg = NULL;
     /* The last rank has the most where shared experts are in one slot each. */
     map.columns = mp_slots_total(slots) - (slots->ep - 1) * mp_slots_per_rank(slots);
-    if (pack->shape.num_sets > 1)
-        map.columns += pack->shape.sets[MP_SET_SHARED].slots;
+    if (mp_pack_get(pack)->shape->num_sets > 1)
+        map.columns += mp_pack_get(pack)->shape->sets[MP_SET_SHARED].slots;
     int rc = fill(&map, err);
     if (rc == 0 && !(out = open_memstream(svg, &length)))
         rc = cmd_fail(err, MP_ERR_IO, "out of memory");

@@ -17,7 +17,8 @@ typedef struct compress_options {
 
 static int run(const compress_options *o, bool decompress, mp_error *err)
 {
-    mp_compress_options options = {.decompress = decompress, .level = MP_ZSTD_AUTO};
+    mp_compress_options options = {
+        .size = sizeof(mp_compress_options), .decompress = decompress, .level = MP_ZSTD_AUTO};
     mp_compress_report report;
     mp_context context;
     mp_run_mode mode = o->work.resume ? MP_RUN_RESUME : o->work.force ? MP_RUN_FORCE : MP_RUN_FRESH;

@@ -61,6 +61,7 @@ static int run(const delta_options *o, bool fold, mp_error *err)
 {
     const char *name = fold ? "fold" : "delta";
     const mp_delta_options options = {
+        .size = sizeof(mp_delta_options),
         .version = o->version,
         .encoding = o->encoding,
         .checksum = o->checksum,

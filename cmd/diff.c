@@ -207,8 +207,10 @@ static int print_report(const diff_options *o, const mp_diff_report *report, mp_
 static int run_diff(const void *values, mp_error *err)
 {
     const diff_options *o = values;
-    const mp_diff_options options = {
-        .layers = o->layers, .tolerance = o->tolerance, .placement = o->placement};
+    const mp_diff_options options = {.size = sizeof(mp_diff_options),
+                                     .layers = o->layers,
+                                     .tolerance = o->tolerance,
+                                     .placement = o->placement};
     mp_diff_report report;
     mp_context context;
 

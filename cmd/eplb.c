@@ -68,6 +68,7 @@ static int balance(eplb_job *job, mp_error *err)
     mp_context context;
     uint64_t physical = o->physical ? o->physical : job->counts.num_logical + o->redundant;
     const mp_eplb_options options = {
+        .size = sizeof(mp_eplb_options),
         /* Too many stay too many, for the library to refuse by its own words. */
         .num_physical = physical > UINT32_MAX ? UINT32_MAX : (uint32_t)physical,
         .ep = (uint32_t)o->ep,

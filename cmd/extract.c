@@ -36,17 +36,18 @@ typedef struct slice {
 /* Finds the first copy of the expert on a rank that is here. */
 static int find_slice(const mp_pack *pack, size_t layer, uint64_t expert, slice *s, mp_error *err)
 {
-    uint32_t num_ids = pack->shape.num_ids, count;
+    uint32_t num_ids = mp_pack_get(pack)->shape->num_ids, count;
 
     if (expert >= num_ids)
         return cmd_fail(err, MP_ERR_USAGE, "--expert %" PRIu64 ": %s has the experts 0 to %u",
-                        expert, pack->manifest.layers[layer], num_ids - 1);
+                        expert, mp_pack_get(pack)->manifest->layers[layer], num_ids - 1);
     const mp_place *copies = mp_pack_copies(pack, layer, (uint32_t)expert, &count);
     if (count == 0)
         return cmd_fail(err, MP_ERR_INPUT,
                         "%s: no rank that is present holds a copy of expert %" PRIu64,
-                        pack->manifest.layers[layer], expert);
-    *s = (slice){.set = mp_shape_set(&pack->shape, (uint32_t)expert), .place = copies[0]};
+                        mp_pack_get(pack)->manifest->layers[layer], expert);
+    *s = (slice){.set = mp_shape_set(mp_pack_get(pack)->shape, (uint32_t)expert),
+                 .place = copies[0]};
     for (unsigned t = 0; t < s->set->num_tensors; t++) {
         const mp_slot_tensor *tensor = &s->set->tensors[t];
         const mp_tensor *whole = mp_pack_tensor(pack, layer, s->place.rank, s->set, tensor);
@@ -74,9 +75,10 @@ static int write_slice(const mp_pack *pack, size_t layer, const extract_options 
     int rc = data ? 0 : cmd_fail(err, MP_ERR_IO, "out of memory");
 
     snprintf(expert, sizeof expert, "%" PRIu64, o->expert);
-    const char *metadata[] = {
-        "format", "pt",  "target", pack->manifest.target, "layer", pack->manifest.layers[layer],
-        "expert", expert};
+    const char *metadata[] = {"format", "pt",
+                              "target", mp_pack_get(pack)->manifest->target,
+                              "layer",  mp_pack_get(pack)->manifest->layers[layer],
+                              "expert", expert};
     if (rc == 0)
         rc = mp_safetensors_header(s->specs, s->num_tensors, metadata, 4, MP_SAFETENSORS_ALIGN,
                                    &header, &header_bytes, offsets, err);
@@ -99,9 +101,9 @@ static int write_slice(const mp_pack *pack, size_t layer, const extract_options 
 static int run_extract(const void *values, mp_error *err)
 {
     const extract_options *o = values;
-    const mp_pack_options options = {.partial = true};
+    const mp_pack_options options = {.size = sizeof options, .partial = true};
     mp_context context;
-    mp_pack pack;
+    mp_pack *pack;
     size_t layer;
     slice s;
 
@@ -109,12 +111,12 @@ static int run_extract(const void *values, mp_error *err)
     int rc = mp_pack_open(&pack, o->pack, &options, &context, err);
     if (rc != 0)
         return blame_file(o->pack, err);
-    rc = mp_pack_layer(&pack, o->layer, &layer, err);
+    rc = mp_pack_layer(pack, o->layer, &layer, err);
     if (rc == 0)
-        rc = find_slice(&pack, layer, o->expert, &s, err);
+        rc = find_slice(pack, layer, o->expert, &s, err);
     if (rc == 0)
-        rc = write_slice(&pack, layer, o, &s, err);
-    mp_pack_release(&pack);
+        rc = write_slice(pack, layer, o, &s, err);
+    mp_pack_release(pack);
     return rc;
 }
 

@@ -20,7 +20,7 @@ typedef struct packed {
     uint64_t *layer_bytes; /* [m->num_layers], of tensors on all ranks */
     const mp_verify_report *report;
     mp_compress_report shards;
-    mp_pack pack; /* open where ranges or a drawing are asked for, and no problem forbids it */
+    mp_pack *pack; /* open where ranges or a drawing are asked for, and no problem forbids it */
     bool ranges;
 } packed;
 
@@ -127,7 +127,7 @@ static int print_pack_json(const packed *p, bool with_tensors, mp_error *err)
     if (json && is_compressed(p))
         json_object_set_new(json, "zstd", zstd_json(&p->shards));
     if (json && p->ranges)
-        json_object_set_new(json, "ranges", ranges_json(&p->pack));
+        json_object_set_new(json, "ranges", ranges_json(p->pack));
     return print_json(json, err);
 }
 
@@ -208,7 +208,7 @@ static int print_all(const inspect_options *o, packed *p, mp_error *err)
         if (o->tensors)
             print_packed_tensors(p->m);
         if (p->ranges)
-            print_ranges(&p->pack);
+            print_ranges(p->pack);
     }
     if (rc != 0 || report->total_faults == 0)
         return rc;
@@ -240,16 +240,16 @@ static int print_opened(const inspect_options *o, packed *p, const mp_context *c
     if (rc != 0)
         return rc;
     p->ranges = o->ranges;
-    rc = write_svg(o->svg, &p->pack, err);
+    rc = write_svg(o->svg, p->pack, err);
     if (rc == 0)
         rc = print_all(o, p, err);
-    mp_pack_release(&p->pack);
+    mp_pack_release(p->pack);
     return rc;
 }
 
 int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *err)
 {
-    mp_verify_options how = {.level = MP_VERIFY_STRUCTURE};
+    mp_verify_options how = {.size = sizeof(mp_verify_options), .level = MP_VERIFY_STRUCTURE};
     mp_verify_report report = {0};
     mp_manifest m;
     int rc = mp_manifest_load(&m, o->path, err);

@@ -23,9 +23,9 @@ typedef void visit_range(void *user, const range *r);
  * out. */
 static void each_range(const mp_pack *pack, visit_range *visit, void *user)
 {
-    for (size_t layer = 0; layer < pack->manifest.num_layers; layer++)
-        for (uint32_t id = 0, count; id < pack->shape.num_ids; id++) {
-            const mp_slot_set *set = mp_shape_set(&pack->shape, id);
+    for (size_t layer = 0; layer < mp_pack_get(pack)->manifest->num_layers; layer++)
+        for (uint32_t id = 0, count; id < mp_pack_get(pack)->shape->num_ids; id++) {
+            const mp_slot_set *set = mp_shape_set(mp_pack_get(pack)->shape, id);
             const mp_place *copies = mp_pack_copies(pack, layer, id, &count);
 
             for (uint32_t i = 0; i < count * set->num_tensors; i++) {
@@ -35,11 +35,11 @@ static void each_range(const mp_pack *pack, visit_range *visit, void *user)
 
                 if (!whole)
                     continue;
-                range r = {.layer = pack->manifest.layers[layer],
+                range r = {.layer = mp_pack_get(pack)->manifest->layers[layer],
                            .expert = id,
                            .place = place,
                            .tensor = whole->name,
-                           .file = pack->ranks[place.rank].shards[whole->shard].name,
+                           .file = mp_pack_rank(pack, place.rank)->shards[whole->shard].name,
                            .offset = whole->offset + place.slot * tensor->slot_bytes,
                            .length = tensor->slot_bytes};
                 mp_rank_name(place.rank, r.rank);

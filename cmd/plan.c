@@ -26,8 +26,7 @@ typedef struct plan_job {
     const plan_options *o;
     mp_backend_flags flags;
     mp_env env;
-    mp_pack pack; /* to check */
-    bool has_pack;
+    mp_pack *pack; /* to check; or null */
     mp_placement placement;
     plan_result result;
 } plan_job;
@@ -190,10 +189,9 @@ static int read_env(plan_job *job, mp_error *err)
 /* On a login node there may be no more than the ranks of one machine. */
 static int open_pack(plan_job *job, const char *dir, const mp_context *context, mp_error *err)
 {
-    const mp_pack_options some = {.partial = true};
+    const mp_pack_options some = {.size = sizeof some, .partial = true};
     int rc = mp_pack_open(&job->pack, dir, &some, context, err);
 
-    job->has_pack = rc == 0;
     job->result.pack = dir;
     return rc;
 }
@@ -202,13 +200,13 @@ static int open_pack(plan_job *job, const char *dir, const mp_context *context, 
 static int open_packed(plan_job *job, const char *dir, const mp_context *context, mp_error *err)
 {
     mp_backend_model *model = &job->result.model;
-    const mp_manifest *m = &job->pack.manifest;
     size_t length = strlen(dir) + sizeof "/" MP_CONFIG_NAME;
     char *path;
     int rc = open_pack(job, dir, context, err);
 
     if (rc != 0)
         return rc;
+    const mp_manifest *m = mp_pack_get(job->pack)->manifest;
     path = malloc(length);
     if (!path)
         return cmd_fail(err, MP_ERR_IO, "out of memory");
@@ -299,12 +297,13 @@ static void take_flags_of_pack(plan_job *job)
 {
     const plan_options *o = job->o;
 
-    if (!job->has_pack)
+    if (!job->pack)
         return;
     if (o->shared < 0)
-        job->flags.shared = job->pack.manifest.shared;
+        job->flags.shared = mp_pack_get(job->pack)->manifest->shared;
     if (!o->redundant_given && !o->placement)
-        job->flags.redundant = job->pack.manifest.num_physical - job->pack.manifest.num_experts;
+        job->flags.redundant = mp_pack_get(job->pack)->manifest->num_physical -
+                               mp_pack_get(job->pack)->manifest->num_experts;
 }
 
 /* A placement says how many redundant experts there are. */
@@ -328,7 +327,9 @@ static int read_placement(plan_job *job, mp_error *err)
 
 static int check_pack(plan_job *job, mp_error *err)
 {
-    const mp_manifest *m = &job->pack.manifest;
+    if (!job->pack)
+        return 0;
+    const mp_manifest *m = mp_pack_get(job->pack)->manifest;
     const mp_backend_pack pack = {
         .target = m->target,
         .alphas = m->alphas,
@@ -343,8 +344,6 @@ static int check_pack(plan_job *job, mp_error *err)
     };
     plan_result *r = &job->result;
 
-    if (!job->has_pack)
-        return 0;
     return mp_backend_check_pack(&r->backend, &r->model, &pack,
                                  job->o->placement ? &job->placement : NULL, &r->checks,
                                  &r->mismatches, err);
@@ -368,7 +367,7 @@ static int work_out(plan_job *job, const mp_context *context, mp_error *err)
     rc = read_placement(job, err);
     if (rc == 0 && o->pack) {
         /* The model may be a pack too; its facts were taken. */
-        mp_pack_release(&job->pack);
+        mp_pack_release(job->pack);
         rc = open_pack(job, o->pack, context, err);
     }
     if (rc == 0)
@@ -406,7 +405,7 @@ static void release(plan_job *job)
     mp_problems_release(&job->result.mismatches);
     mp_backend_release(&job->result.backend);
     mp_placement_release(&job->placement);
-    mp_pack_release(&job->pack);
+    mp_pack_release(job->pack);
     mp_env_release(&job->env);
 }
 

@@ -417,6 +417,7 @@ static int run_verify(const void *values, mp_error *err)
         return err->code;
 
     mp_verify_options options = {
+        .size = sizeof(mp_verify_options),
         .level = (mp_verify_level)level,
         .source = o->source,
         .layers = o->layers,

@@ -164,37 +164,29 @@ const mp_slot_set *mp_shape_set(const mp_shape *shape, uint32_t id);
 /* The tensor of a set for a side and role, or null. */
 const mp_slot_tensor *mp_set_tensor(const mp_slot_set *set, mp_side side, mp_role role);
 
-/* Where the copies of each id of a layer are. Private to the library: mp_pack_copies. */
-typedef struct mp_places {
-    uint32_t num_ids;
-    uint32_t *first;  /* [num_ids + 1] */
-    mp_place *places; /* those of id e are places[first[e]] .. places[first[e + 1] - 1], in order
-                         of ranks and slots */
-} mp_places;
-
 /* ------------------------------------------------------------------------
  * A packed directory, open
  *
- *     mp_pack pack;
+ *     mp_pack *pack;
  *     if (mp_pack_open(&pack, "packed", NULL, &context, &err) == 0)
- *         ... mp_pack_tensor, mp_pack_read
- *     mp_pack_release(&pack);
+ *         ... mp_pack_get, mp_pack_tensor, mp_pack_read
+ *     mp_pack_release(pack);
  */
 
-typedef struct mp_pack {
-    char *dir;
-    mp_manifest manifest;
-    mp_hex_digest xxh3; /* of moepack.json */
-    mp_shape shape;
-    mp_placement placement; /* as the manifest has it by its digest */
-    mp_checkpoint *ranks;   /* [ep]: the files of each; those that are not open are empty */
-    bool *open;             /* [ep] */
-    uint32_t num_open;
-    const mp_tensor **tensors; /* [layer][ep][tensor]; null: not open, or optional and not there */
-    mp_places *places;         /* [manifest.num_layers], on open ranks */
-} mp_pack;
+/* An open pack. */
+typedef struct mp_pack mp_pack;
+
+/* What it is. */
+typedef struct mp_pack_info {
+    const char *dir;
+    const mp_manifest *manifest;
+    const char *xxh3; /* of moepack.json */
+    const mp_shape *shape;
+    const mp_placement *placement; /* as the manifest has it by its digest */
+} mp_pack_info;
 
 typedef struct mp_pack_options {
+    size_t size;       /* of this struct */
     const char *ranks; /* that are opened, as mp_select_ranks reads it; null: all of the pack's */
     bool partial;      /* ranks that are missing are passed over, unless none is there */
 } mp_pack_options;
@@ -207,16 +199,22 @@ typedef struct mp_pack_options {
  * MP_ERR_INPUT for a directory that is no pack or does not hang together, MP_ERR_UNSUPPORTED
  * for what a later version wrote, MP_ERR_USAGE for ranks that the pack does not have,
  * MP_ERR_IO. */
-int mp_pack_open(mp_pack *pack, const char *dir, const mp_pack_options *options,
+int mp_pack_open(mp_pack **pack, const char *dir, const mp_pack_options *options,
                  const mp_context *context, mp_error *err);
 void mp_pack_release(mp_pack *pack);
+
+/* Good until the pack is released. */
+const mp_pack_info *mp_pack_get(const mp_pack *pack);
+
+/* The files of a rank; null where that is not open. */
+const mp_checkpoint *mp_pack_rank(const mp_pack *pack, uint32_t rank);
 
 /* Index of the layer that a prefix ("model.layers.3") or a number names. MP_ERR_USAGE where that
  * is none, or more than one. */
 int mp_pack_layer(const mp_pack *pack, const char *name, size_t *layer, mp_error *err);
 
 /* The places of an expert on open ranks: *count of them, in order of ranks and slots.
- * layer: index of manifest.layers; id: as mp_shape counts. */
+ * layer: index of manifest->layers; id: as mp_shape counts. */
 const mp_place *mp_pack_copies(const mp_pack *pack, size_t layer, uint32_t id, uint32_t *count);
 
 /* A tensor of a layer on a rank; null where the rank is not open or has none. */

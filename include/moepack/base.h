@@ -7,9 +7,10 @@
  *   - A function that can fail returns 0 (MP_OK) or a negative mp_code and
  *     fills an mp_error, which may be null. After a failure the objects passed in are still safe
  *     to release, and nothing else about them is promised.
- *   - Objects are plain structs: thing_init or thing_open fills one,
- *     thing_release frees what it owns and leaves it empty. Releasing a zeroed
- *     or an already released object does nothing.
+ *   - Objects are opaque (mp_plan, mp_pack, mp_layer), made by the library and freed by
+ *     thing_release, which takes null too; thing_get shows what is known of one. Or they are plain
+ *     structs: thing_init or thing_open fills one, thing_release frees what it owns and leaves it
+ *     empty. Releasing a zeroed or an already released one does nothing.
  *   - Option structs begin with their size, which the caller sets: .size = sizeof options. Members
  *     that are not set are zero, the usual choice. A program that was compiled when a struct had
  *     fewer members goes on working; MP_ERR_USAGE for a size that the library does not know.

@@ -18,6 +18,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 
 typedef struct mp_compress_options {
+    size_t size;     /* of this struct */
     bool decompress; /* else compress */
     int level;       /* of compress, not MP_ZSTD_NONE */
 } mp_compress_options;

@@ -44,6 +44,7 @@ typedef enum mp_delta_checksum {
 } mp_delta_checksum;
 
 typedef struct mp_delta_options {
+    size_t size;      /* of this struct */
     uint64_t version; /* of NEW: 1 or more; what it changes is the version that OLD says it is,
                          else the one before */
     mp_delta_encoding encoding;
@@ -85,6 +86,7 @@ int mp_delta_fold(const char *const *deltas, size_t count, const char *out,
                   mp_delta_report *report, mp_error *err);
 
 typedef struct mp_delta_apply_options {
+    size_t size;           /* of this struct */
     uint64_t base_version; /* of a base that does not say which one it is */
     int zstd;              /* how shards are compressed; 0: not at all */
 } mp_delta_apply_options;

@@ -30,6 +30,7 @@ extern "C" {
 #pragma GCC visibility push(default)
 
 typedef struct mp_diff_options {
+    size_t size;        /* of this struct */
     const char *layers; /* as mp_select_layers reads it; null: all, and what is in no layer */
     double tolerance;   /* a pair whose rel_l2 is at most this is no difference; < 0: none is */
     /* Of a snapshot, the file of the placement that its engine had; null: what it says of it. */

@@ -12,14 +12,14 @@
  *         .ep = 8,
  *         .redundant = 32,
  *     };
- *     mp_pack pack;
+ *     mp_pack *pack = NULL;
  *
  *     if (mp_repack("DeepSeek-V4-Flash", "packed", &options, NULL, &err) != 0 ||
  *         mp_pack_open(&pack, "packed", NULL, NULL, &err) != 0)
  *         fprintf(stderr, "%s\n", err.message);
  *     else
  *         ... mp_pack_tensor, mp_pack_read
- *     mp_pack_release(&pack);
+ *     mp_pack_release(pack);
  *
  * Each header opens with its concepts:
  *

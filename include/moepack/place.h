@@ -233,6 +233,7 @@ typedef enum mp_eplb_objective {
 } mp_eplb_objective;
 
 typedef struct mp_eplb_options {
+    size_t size;           /* of this struct */
     uint32_t num_physical; /* P */
     uint32_t ep;           /* GPUs; divides P */
     uint32_t nodes;        /* divides ep and, unless global, groups; 0 is 1 */

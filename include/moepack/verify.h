@@ -42,6 +42,7 @@ typedef enum mp_verify_level {
 const char *mp_verify_level_name(mp_verify_level level);
 
 typedef struct mp_verify_options {
+    size_t size; /* of this struct */
     mp_verify_level level;
     const char *source; /* checkpoint; needed for exact and numeric, not looked at otherwise */
     const char *layers; /* what digest, exact and numeric look at, as mp_select_layers reads it */

@@ -21,6 +21,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json_edit.h"
+#include "base/options.h"
 #include "checkpoint/shard.h"
 #include "delta/chain.h"
 #include "delta/checksum.h"
@@ -483,9 +484,10 @@ static void release(apply_plan *plan)
 }
 
 int mp_delta_apply(const char *base, const char *const *deltas, size_t count, const char *out,
-                   const mp_delta_apply_options *options, mp_run_mode mode,
-                   const mp_context *context, mp_error *err)
+                   const mp_delta_apply_options *given, mp_run_mode mode, const mp_context *context,
+                   mp_error *err)
 {
+    mp_delta_apply_options options;
     apply_plan plan = {0};
     const mp_job job = {
         .plan = &plan,
@@ -503,7 +505,9 @@ int mp_delta_apply(const char *base, const char *const *deltas, size_t count, co
     };
 
     err = MP_NEVER_NULL(err);
-    uint64_t unnumbered = options ? options->base_version : MP_BASE_FIRST;
+    if (mp_options_take("mp_delta_apply_options", &options, sizeof options, given, err) != 0)
+        return err->code;
+    uint64_t unnumbered = given ? options.base_version : MP_BASE_FIRST;
     int rc = mp_chain_open(&plan.chain, base, unnumbered, deltas, count, context, err);
     if (rc == 0)
         rc = make_work(&plan, err);
@@ -514,7 +518,7 @@ int mp_delta_apply(const char *base, const char *const *deltas, size_t count, co
     if (rc == 0 && mode == MP_RUN_FORCE && mp_path_exists(out) && !has_files(&plan, out))
         rc = mp_fail(err, MP_ERR_USAGE,
                      "\"%s\" exists and does not hold the same shards: not replaced", out);
-    plan.work.zstd = options ? options->zstd : MP_ZSTD_NONE;
+    plan.work.zstd = options.zstd;
     if (rc == 0)
         rc = mp_job_run(&job, out, mode, context, err);
     release(&plan);

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/options.h"
 #include "base/zstd_frames.h"
 #include "checkpoint/shard.h"
 #include "delta/checksum.h"
@@ -253,17 +254,20 @@ static int write_fold(folding *f, const char *out, const mp_delta_options *optio
 }
 
 int mp_delta_fold(const char *const *deltas, size_t count, const char *out,
-                  const mp_delta_options *options, mp_run_mode mode, const mp_context *context,
+                  const mp_delta_options *given, mp_run_mode mode, const mp_context *context,
                   mp_delta_report *report, mp_error *err)
 {
+    mp_delta_options options;
     folding f = {.spool.fd = -1};
 
     err = MP_NEVER_NULL(err);
     if (report)
         *report = (mp_delta_report){0};
+    if (mp_options_take("mp_delta_options", &options, sizeof options, given, err) != 0)
+        return err->code;
     if (count == 0)
         return mp_fail(err, MP_ERR_USAGE, "there is no delta to fold");
-    int rc = mp_delta_level(options, &f.level, err);
+    int rc = mp_delta_level(&options, &f.level, err);
     if (rc == 0)
         rc = mp_delta_check_out(out, mode, err);
     if (rc == 0)
@@ -273,7 +277,7 @@ int mp_delta_fold(const char *const *deltas, size_t count, const char *out,
     if (rc == 0)
         rc = measure_items(&f, err);
     if (rc == 0)
-        rc = write_fold(&f, out, options, mode, context, report, err);
+        rc = write_fold(&f, out, &options, mode, context, report, err);
     for (size_t i = 0; i < f.count; i++)
         mp_version_release(&f.chain[i]);
     free(f.chain);

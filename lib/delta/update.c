@@ -20,6 +20,7 @@
 #include "base/options.h"
 #include "checkpoint/shard.h"
 #include "numeric/quantize.h"
+#include "pack/pack.h"
 #include "run/journal.h"
 #include "run/output.h"
 #include "run/terms.h"
@@ -261,7 +262,7 @@ static void release_update(mp_update *update)
     free(parts);
     mp_repack_plan_release(&update->plan);
     mp_catalog_release(&update->catalog);
-    mp_pack_release(&update->pack);
+    mp_pack_unload(&update->pack);
     *update = (mp_update){0};
 }
 
@@ -275,7 +276,7 @@ static int make(mp_update *update, const char *pack, const char *const *deltas, 
     if (!update->parts)
         return mp_fail_memory(err);
     update->parts->spool.fd = -1;
-    rc = mp_pack_open(&update->pack, pack, NULL, context, err);
+    rc = mp_pack_load(&update->pack, pack, NULL, context, err);
     if (rc == 0)
         rc = open_source(update, deltas, count, source, context, err);
     if (rc == 0)

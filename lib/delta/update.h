@@ -9,6 +9,7 @@
 #include "delta/chain.h"
 #include "delta/spool.h"
 #include "delta/touched.h"
+#include "pack/pack.h"
 #include "write/plan.h"
 
 typedef struct mp_update_parts {

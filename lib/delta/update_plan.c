@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "delta/update.h"
 #include "pack/manifest.h"
+#include "pack/pack.h"
 
 /* The layers of the catalog that the pack has. */
 static int find_layers(mp_update *update, bool **layers, mp_error *err)

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/options.h"
 #include "delta/files.h"
 #include "delta/patch.h"
 #include "delta/publish.h"
@@ -360,19 +361,22 @@ static int write_delta(writing *w, const char *out, mp_run_mode mode, const mp_c
     return mp_delta_publish(&output, out, mode, context, err);
 }
 
-int mp_delta_write(const char *from, const char *to, const char *out,
-                   const mp_delta_options *options, mp_run_mode mode, const mp_context *context,
-                   mp_delta_report *report, mp_error *err)
+int mp_delta_write(const char *from, const char *to, const char *out, const mp_delta_options *given,
+                   mp_run_mode mode, const mp_context *context, mp_delta_report *report,
+                   mp_error *err)
 {
-    writing w = {.options = options, .spool.fd = -1};
+    mp_delta_options options;
+    writing w = {.options = &options, .spool.fd = -1};
     mp_delta_report own = {0};
 
     err = MP_NEVER_NULL(err);
     if (report)
         *report = own;
-    if (options->version == 0)
+    if (mp_options_take("mp_delta_options", &options, sizeof options, given, err) != 0)
+        return err->code;
+    if (options.version == 0)
         return mp_fail(err, MP_ERR_USAGE, "version 0 is the base: no delta leads to it");
-    int rc = mp_delta_level(options, &w.level, err);
+    int rc = mp_delta_level(&options, &w.level, err);
     if (rc == 0)
         rc = mp_delta_check_out(out, mode, err);
     if (rc == 0)
@@ -381,10 +385,10 @@ int mp_delta_write(const char *from, const char *to, const char *out,
         rc = compare_versions(&w, report ? &report->unlike : &own.unlike, err);
     if (rc == 0) {
         w.terms = (mp_delta_terms){
-            .version = options->version,
+            .version = options.version,
             /* A full version that does not say its number is taken to be the one before. */
-            .base = w.from.numbered ? w.from.terms.version : options->version - 1,
-            .checksum = options->checksum,
+            .base = w.from.numbered ? w.from.terms.version : options.version - 1,
+            .checksum = options.checksum,
         };
         rc = write_delta(&w, out, mode, context, report, err);
     }

@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/options.h"
 #include "base/parallel.h"
 
 /* Numbers of a tensor without rows that are decoded at a time. */
@@ -343,7 +344,7 @@ static int compare(diff_run *run, diff_side sides[2], const mp_diff_options *opt
     return rc;
 }
 
-int mp_diff(const char *a, const char *b, const mp_diff_options *options, const mp_context *context,
+int mp_diff(const char *a, const char *b, const mp_diff_options *given, const mp_context *context,
             mp_diff_report *report, mp_error *err)
 {
     err = MP_NEVER_NULL(err);
@@ -351,11 +352,14 @@ int mp_diff(const char *a, const char *b, const mp_diff_options *options, const 
     diff_run run = {.list = {.side = {&sides[0], &sides[1]}, .report = report}, .context = context};
 
     *report = (mp_diff_report){0};
-    int rc = mp_diff_side_open(&sides[0], a, context, err);
+    mp_diff_options own;
+    int rc = mp_options_take("mp_diff_options", &own, sizeof own, given, err);
+    if (rc == 0)
+        rc = mp_diff_side_open(&sides[0], a, context, err);
     if (rc == 0)
         rc = mp_diff_side_open(&sides[1], b, context, err);
     if (rc == 0)
-        rc = compare(&run, sides, options, err);
+        rc = compare(&run, sides, &own, err);
     mp_diff_side_release(&sides[0]);
     mp_diff_side_release(&sides[1]);
     if (rc != 0)

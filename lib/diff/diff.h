@@ -12,6 +12,7 @@
 #include "experts/dumped_rows.h"
 #include "experts/packed.h"
 #include "experts/stored.h"
+#include "pack/pack.h"
 
 /* ------------------------------------------------------------------------
  * Sides, in diff_side.c

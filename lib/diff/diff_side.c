@@ -10,6 +10,7 @@
 #include "checkpoint/config.h"
 #include "checkpoint/names.h"
 #include "diff/diff_snapshot.h"
+#include "pack/pack.h"
 
 static bool is_directory(const char *path)
 {
@@ -79,7 +80,7 @@ int mp_diff_side_open(diff_side *side, const char *path, const mp_context *conte
     } else if (is_directory(path) && mp_is_packed(path)) {
         side->kind = DIFF_PACK;
         side->whole = true;
-        rc = mp_pack_open(&side->pack, path, NULL, context, err);
+        rc = mp_pack_load(&side->pack, path, NULL, context, err);
     } else if (kind != MP_SNAPSHOT_NONE) {
         side->kind = DIFF_SNAPSHOT;
         side->whole = true;
@@ -94,7 +95,7 @@ void mp_diff_side_release(diff_side *side)
 {
     if (side->snapshot)
         mp_diff_snapshot_release(side);
-    mp_pack_release(&side->pack);
+    mp_pack_unload(&side->pack);
     mp_catalog_release(&side->catalog);
     free(side->unread);
     *side = (diff_side){0};

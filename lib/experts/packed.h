@@ -19,6 +19,8 @@
 
 #include <moepack/artifact.h>
 
+#include "pack/pack.h"
+
 typedef struct mp_packed_side {
     /* What is read: set by the caller. place may be changed before each begin. */
     const mp_pack *pack;

@@ -21,6 +21,7 @@
 #include "checkpoint/config.h"
 #include "checkpoint/families.h"
 #include "forward/reference.h"
+#include "pack/pack.h"
 
 struct mp_layer {
     mp_layer_options options;
@@ -158,7 +159,7 @@ static int open_slots(mp_layer *layer, const char *path, const char *name,
     const mp_layer_options *o = &layer->options;
     const mp_manifest *m = &layer->pack.manifest;
     size_t index = 0;
-    int rc = mp_pack_open(&layer->pack, path, NULL, context, err);
+    int rc = mp_pack_load(&layer->pack, path, NULL, context, err);
 
     if (rc == 0)
         rc = mp_pack_layer(&layer->pack, name, &index, err);
@@ -232,7 +233,7 @@ void mp_layer_release(mp_layer *layer)
     if (!layer)
         return;
     mp_catalog_experts_release(&layer->experts);
-    mp_pack_release(&layer->pack);
+    mp_pack_unload(&layer->pack);
     mp_shared_expert_release(&layer->alone);
     mp_layer_router_release(&layer->router);
     mp_catalog_release(&layer->catalog);

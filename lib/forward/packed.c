@@ -4,6 +4,7 @@
 #include "experts/packed.h"
 #include "base/error.h"
 #include "forward/reference.h"
+#include "pack/pack.h"
 
 /* Rows that are read at once. */
 #define TILE_ROWS 512

@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "forward/reference.h"
+#include "pack/pack.h"
 
 typedef struct route_job {
     const mp_packed_experts *e;

@@ -32,6 +32,8 @@
 #include <moepack/model.h>
 #include <moepack/place.h>
 
+#include "pack/pack.h"
+
 /* ------------------------------------------------------------------------
  * Emulations
  */

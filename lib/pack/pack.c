@@ -26,6 +26,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/options.h"
 #include "base/select.h"
 #include "checkpoint/tensor.h"
 #include "pack/manifest.h"
@@ -259,7 +260,7 @@ static int place_experts(mp_pack *pack, mp_error *err)
 }
 
 /* In this order: the manifest gives the shape, and the shape says what to expect of the rest. */
-int mp_pack_open(mp_pack *pack, const char *dir, const mp_pack_options *options,
+int mp_pack_load(mp_pack *pack, const char *dir, const mp_pack_options *options,
                  const mp_context *context, mp_error *err)
 {
     static const mp_pack_options usual = {0};
@@ -276,12 +277,52 @@ int mp_pack_open(mp_pack *pack, const char *dir, const mp_pack_options *options,
         rc = open_ranks(pack, options ? options : &usual, context, err);
     if (rc == 0)
         rc = place_experts(pack, err);
-    if (rc != 0)
-        mp_pack_release(pack);
+    if (rc != 0) {
+        mp_pack_unload(pack);
+        return rc;
+    }
+    pack->info =
+        (mp_pack_info){pack->dir, &pack->manifest, pack->xxh3, &pack->shape, &pack->placement};
+    return 0;
+}
+
+int mp_pack_open(mp_pack **pack, const char *dir, const mp_pack_options *options,
+                 const mp_context *context, mp_error *err)
+{
+    mp_pack *made = mp_alloc_zeroed(1, sizeof *made);
+    mp_pack_options own;
+
+    *pack = NULL;
+    if (!made)
+        return mp_fail_memory(err);
+    int rc = mp_options_take("mp_pack_options", &own, sizeof own, options, err);
+    if (rc == 0)
+        rc = mp_pack_load(made, dir, &own, context, err);
+    if (rc == 0)
+        *pack = made;
+    else
+        free(made);
     return rc;
 }
 
 void mp_pack_release(mp_pack *pack)
+{
+    if (pack)
+        mp_pack_unload(pack);
+    free(pack);
+}
+
+const mp_pack_info *mp_pack_get(const mp_pack *pack)
+{
+    return &pack->info;
+}
+
+const mp_checkpoint *mp_pack_rank(const mp_pack *pack, uint32_t rank)
+{
+    return rank < pack->shape.slots.ep && pack->open[rank] ? &pack->ranks[rank] : NULL;
+}
+
+void mp_pack_unload(mp_pack *pack)
 {
     for (uint32_t r = 0; pack->ranks && r < pack->shape.slots.ep; r++)
         mp_checkpoint_release(&pack->ranks[r]);

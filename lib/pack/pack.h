@@ -1,9 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pack/pack.h - parts of opening a pack, for those who go through its files by themselves. */
+/* pack/pack.h - an open pack, and parts of opening one for those who go through its files by
+ * themselves. */
 #ifndef MP_PACK_PACK_H
 #define MP_PACK_PACK_H
 
 #include <moepack/artifact.h>
+
+#include "pack/shape.h"
+
+struct mp_pack {
+    mp_pack_info info;
+    char *dir;
+    mp_manifest manifest;
+    mp_hex_digest xxh3; /* of moepack.json */
+    mp_shape shape;
+    mp_placement placement; /* as the manifest has it by its digest */
+    mp_checkpoint *ranks;   /* [ep]: the files of each; those that are not open are empty */
+    bool *open;             /* [ep] */
+    uint32_t num_open;
+    const mp_tensor **tensors; /* [layer][ep][tensor]; null: not open, or optional and not there */
+    mp_places *places;         /* [manifest.num_layers], on open ranks */
+};
+
+/* mp_pack_open, into a pack of the caller's, which must not move; with options that are whole, or
+ * null. */
+int mp_pack_load(mp_pack *pack, const char *dir, const mp_pack_options *options,
+                 const mp_context *context, mp_error *err);
+
+/* Frees what the pack owns and leaves it empty. */
+void mp_pack_unload(mp_pack *pack);
 
 /* Drops a side of `slots` slots from a place on from the page cache. Never fails. */
 void mp_pack_forget(const mp_pack *pack, size_t layer, mp_place place, uint32_t slots,

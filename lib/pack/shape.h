@@ -29,6 +29,14 @@ int mp_manifest_target(const mp_manifest *manifest, const mp_target **target, mp
 /* The number of a tensor of a set among those of a layer. */
 unsigned mp_set_number(const mp_slot_set *set, const mp_slot_tensor *tensor);
 
+/* Where the copies of each id of a layer are. */
+typedef struct mp_places {
+    uint32_t num_ids;
+    uint32_t *first;  /* [num_ids + 1] */
+    mp_place *places; /* those of id e are places[first[e]] .. places[first[e + 1] - 1], in order
+                         of ranks and slots */
+} mp_places;
+
 /* row: of the placement, whose ids are below the shape's.
  * ranks: [ep] that count; null: all. MP_ERR_IO without memory. */
 int mp_places_init(mp_places *places, const mp_shape *shape, const int32_t *row, const bool *ranks,

@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/options.h"
 #include "base/parallel.h"
 #include "place/best.h"
 #include "place/rows.h"
@@ -425,10 +426,15 @@ static int alloc_result(mp_eplb *e, uint32_t layers, uint32_t n, uint32_t p, uin
     return complete ? 0 : mp_fail_memory(err);
 }
 
-int mp_eplb_balance(mp_eplb *e, const mp_counts *counts, const mp_eplb_options *options,
+int mp_eplb_balance(mp_eplb *e, const mp_counts *counts, const mp_eplb_options *given,
                     const mp_context *context, mp_error *err)
 {
+    mp_eplb_options own;
+    const mp_eplb_options *options = &own;
+
     *e = (mp_eplb){0};
+    if (mp_options_take("mp_eplb_options", &own, sizeof own, given, err) != 0)
+        return MP_ERR_USAGE;
     balancing all = {.e = e, .counts = counts, .options = options, .context = context};
     all.windows = counts->window ? counts->windows : 1;
     int rc = check_counts(counts, err);

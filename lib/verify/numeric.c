@@ -558,13 +558,13 @@ int mp_check_numeric(const mp_exact *exact, mp_check *check, mp_error *err)
             rc = name_layer(check, exact, i, &report->numeric[report->num_numeric++], err);
     if (rc != 0)
         return rc;
-    rc = mp_pack_open(&pack, check->dir, &how, check->context, &why);
+    rc = mp_pack_load(&pack, check->dir, &how, check->context, &why);
     mp_begin_phase(check->context, "computing");
     if (rc == 0)
         rc = check_layers(exact, check, &pack, err);
     else
         rc = report_unopened(check, mp_spot_of_rank(MP_VERIFY_NUMERIC, -1), rc, &why, check->dir,
                              err);
-    mp_pack_release(&pack);
+    mp_pack_unload(&pack);
     return rc;
 }

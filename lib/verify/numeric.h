@@ -9,6 +9,7 @@
 #define MP_VERIFY_NUMERIC_H
 
 #include "forward/reference.h"
+#include "pack/pack.h"
 #include "verify/check.h"
 #include "verify/exact.h"
 

@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/options.h"
 #include "base/parallel.h"
 #include "checkpoint/shard.h"
 #include "verify/check.h"
@@ -196,16 +197,21 @@ static int find_kind(const char *out, bool *packed, mp_snapshot_kind *kind, mp_e
     return *packed ? 0 : mp_snapshot_find(out, kind, err);
 }
 
-int mp_verify(const char *out, const mp_verify_options *options, const mp_context *context,
+int mp_verify(const char *out, const mp_verify_options *given, const mp_context *context,
               mp_verify_report *report, mp_error *err)
 {
     /* err may be null, and the steps below read err->code. */
     mp_error why = {0}; /* what became a fault is no error */
     mp_snapshot_kind kind = MP_SNAPSHOT_NONE;
+    mp_verify_options own;
+    const mp_verify_options *options = &own;
     bool packed;
-    int rc;
+    int rc = mp_options_take("mp_verify_options", &own, sizeof own, given, err);
 
-    *report = (mp_verify_report){.level = options->level, .subject = "pack"};
+    *report = (mp_verify_report){.subject = "pack"};
+    if (rc != 0)
+        return rc;
+    report->level = options->level;
     if (options->level >= MP_VERIFY_EXACT && !options->source)
         return mp_fail(err, MP_ERR_USAGE, "level %s needs the source checkpoint",
                        mp_verify_level_name(options->level));

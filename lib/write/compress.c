@@ -24,6 +24,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/options.h"
 #include "checkpoint/compress.h"
 #include "numeric/quantize.h"
 #include "run/journal.h"
@@ -292,12 +293,13 @@ static int init_plan(compress_plan *plan, const char *out, mp_run_mode mode, mp_
     return rc;
 }
 
-int mp_compress(const char *from, const char *out, const mp_compress_options *options,
+int mp_compress(const char *from, const char *out, const mp_compress_options *given,
                 mp_run_mode mode, const mp_context *context, mp_compress_report *report,
                 mp_error *err)
 {
+    mp_compress_options own;
     /* A unit has all threads to itself. */
-    compress_plan plan = {.from = from, .options = options, .context = context};
+    compress_plan plan = {.from = from, .options = &own, .context = context};
     const mp_job job = {
         .plan = &plan,
         .work = &plan.work,
@@ -313,9 +315,11 @@ int mp_compress(const char *from, const char *out, const mp_compress_options *op
     };
 
     err = MP_NEVER_NULL(err);
-    if (!options->decompress && options->level != MP_ZSTD_AUTO &&
-        (options->level < 1 || options->level > MP_ZSTD_LEVEL_MAX))
-        return mp_fail(err, MP_ERR_USAGE, "level %d is not between 1 and %d", options->level,
+    if (mp_options_take("mp_compress_options", &own, sizeof own, given, err) != 0)
+        return err->code;
+    if (!own.decompress && own.level != MP_ZSTD_AUTO &&
+        (own.level < 1 || own.level > MP_ZSTD_LEVEL_MAX))
+        return mp_fail(err, MP_ERR_USAGE, "level %d is not between 1 and %d", own.level,
                        MP_ZSTD_LEVEL_MAX);
     int rc = check_apart(from, out, err);
     if (rc == 0)
@@ -323,7 +327,7 @@ int mp_compress(const char *from, const char *out, const mp_compress_options *op
     if (rc == 0)
         rc = mp_job_run(&job, out, mode, context, err);
     if (rc == 0 && report)
-        rc = mp_compress_measure(options->decompress ? from : out, context, report, err);
+        rc = mp_compress_measure(own.decompress ? from : out, context, report, err);
     mp_entries_release(&plan.entries);
     free(plan.partial);
     return rc;

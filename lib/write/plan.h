@@ -6,6 +6,7 @@
 #include <moepack/pack.h>
 
 #include "experts/canonical.h"
+#include "pack/pack.h"
 #include "pack/shape.h"
 
 /* Wanted size of a tile: of rows, in cache, and worth a system call; of columns, or of rows that

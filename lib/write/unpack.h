@@ -13,6 +13,7 @@
 
 #include "checkpoint/form.h"
 #include "numeric/quantize.h"
+#include "pack/pack.h"
 #include "run/output.h"
 
 /* Shared experts or one routed expert, as a pack has them and as they are to be stored. */

@@ -17,6 +17,7 @@
 #include "base/select.h"
 #include "base/words.h"
 #include "checkpoint/tensor.h"
+#include "pack/pack.h"
 #include "run/work.h"
 
 #include <stdlib.h>
@@ -312,7 +313,7 @@ int mp_unpack_plan_init(mp_unpack_plan *plan, const char *dir, const mp_unpack_o
     err = MP_NEVER_NULL(err);
     *plan =
         (mp_unpack_plan){.options = *options, .source = mp_alloc_zeroed(1, sizeof *plan->source)};
-    rc = plan->source ? mp_pack_open(&plan->pack, dir, &how, context, err) : mp_fail_memory(err);
+    rc = plan->source ? mp_pack_load(&plan->pack, dir, &how, context, err) : mp_fail_memory(err);
     if (rc == 0)
         rc = settle_layers(plan, err);
     if (rc == 0)
@@ -341,7 +342,7 @@ void mp_unpack_plan_release(mp_unpack_plan *plan)
     free(source);
     free(plan->layers_chosen);
     mp_work_release(&plan->work);
-    mp_pack_release(&plan->pack);
+    mp_pack_unload(&plan->pack);
     mp_problems_release(&plan->warnings);
     memset(plan, 0, sizeof *plan);
 }

@@ -41,8 +41,11 @@ static double run(mp_eplb *e, const mp_counts *c, mp_eplb_options options)
 static void measure(const problem *p, spread kind)
 {
     mp_counts c = make_counts(p->layers, p->experts, kind);
-    mp_eplb_options options = {
-        .num_physical = p->physical, .ep = p->gpus, .nodes = p->nodes, .groups = p->groups};
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                               .num_physical = p->physical,
+                               .ep = p->gpus,
+                               .nodes = p->nodes,
+                               .groups = p->groups};
     mp_eplb plain, swapped, best;
     double *bound = malloc(p->layers * sizeof(*bound));
     double plain_s = run(&plain, &c, options);

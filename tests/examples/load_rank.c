@@ -32,14 +32,16 @@ static int load(const mp_checkpoint *rank, const mp_tensor *tensor, XXH3_state_t
 static int load_layer(const mp_pack *pack, size_t layer, uint32_t rank, XXH3_state_t *state,
                       mp_error *err)
 {
-    for (unsigned s = 0; s < pack->shape.num_sets; s++) {
-        const mp_slot_set *set = &pack->shape.sets[s];
+    const mp_shape *shape = mp_pack_get(pack)->shape;
+
+    for (unsigned s = 0; s < shape->num_sets; s++) {
+        const mp_slot_set *set = &shape->sets[s];
 
         for (unsigned t = 0; t < set->num_tensors; t++) {
             const mp_tensor *tensor = mp_pack_tensor(pack, layer, rank, set, &set->tensors[t]);
 
             /* Optional ones need not be there. */
-            if (tensor && load(&pack->ranks[rank], tensor, state, err) != 0)
+            if (tensor && load(mp_pack_rank(pack, rank), tensor, state, err) != 0)
                 return err->code;
         }
     }
@@ -49,7 +51,7 @@ static int load_layer(const mp_pack *pack, size_t layer, uint32_t rank, XXH3_sta
 int main(int argc, char **argv)
 {
     XXH3_state_t *state = XXH3_createState();
-    mp_pack pack;
+    mp_pack *pack;
     mp_error err;
 
     if (argc != 3 || !state) {
@@ -57,15 +59,15 @@ int main(int argc, char **argv)
         return 2;
     }
     /* Of the other ranks, nothing is opened. */
-    mp_pack_options options = {.ranks = argv[2]};
+    mp_pack_options options = {.size = sizeof options, .ranks = argv[2]};
     int rc = mp_pack_open(&pack, argv[1], &options, NULL, &err);
     uint32_t rank = (uint32_t)strtoul(argv[2], NULL, 10);
 
-    for (size_t layer = 0; rc == 0 && layer < pack.manifest.num_layers; layer++)
-        rc = load_layer(&pack, layer, rank, state, &err);
+    for (size_t layer = 0; rc == 0 && layer < mp_pack_get(pack)->manifest->num_layers; layer++)
+        rc = load_layer(pack, layer, rank, state, &err);
     if (rc != 0)
         fprintf(stderr, "load_rank: %s\n", err.message);
-    mp_pack_release(&pack);
+    mp_pack_release(pack);
     XXH3_freeState(state);
     return rc == 0 ? 0 : 1;
 }

@@ -22,6 +22,7 @@ static int pack(const char *source, const char *out, mp_error *err)
 static int check(const char *source, const char *out, mp_error *err)
 {
     mp_verify_options options = {
+        .size = sizeof options,
         .level = MP_VERIFY_EXACT,
         .source = source,
     };
@@ -42,26 +43,26 @@ static int check(const char *source, const char *out, mp_error *err)
  * the packed weights of its gate and up begin. */
 static int look(const char *out, uint32_t expert, mp_error *err)
 {
-    mp_pack pack = {0};
+    mp_pack *pack;
     int rc = mp_pack_open(&pack, out, NULL, NULL, err);
 
     if (rc != 0)
         return rc;
-    const mp_slot_set *set = mp_shape_set(&pack.shape, expert);
+    const mp_slot_set *set = mp_shape_set(mp_pack_get(pack)->shape, expert);
     const mp_slot_tensor *w = mp_set_tensor(set, MP_L1, MP_ROLE_WEIGHT);
     uint32_t count;
-    const mp_place *at = mp_pack_copies(&pack, 0, expert, &count);
+    const mp_place *at = mp_pack_copies(pack, 0, expert, &count);
 
     for (uint32_t i = 0; i < count; i++) {
         unsigned char b[3];
 
-        rc = mp_pack_read(&pack, 0, at[i], set, w, 0, sizeof b, b, err);
+        rc = mp_pack_read(pack, 0, at[i], set, w, 0, sizeof b, b, err);
         if (rc != 0)
             break;
         printf("rank %u, slot %u: ", at[i].rank, at[i].slot);
         printf("%02x %02x %02x\n", b[0], b[1], b[2]);
     }
-    mp_pack_release(&pack);
+    mp_pack_release(pack);
     return rc;
 }
 

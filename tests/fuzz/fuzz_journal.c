@@ -45,7 +45,6 @@ static void put_source(void)
 
 static void make_plans(void)
 {
-    static const bool first[] = {true, false}, second[] = {false, true};
     mp_repack_options options = {.target = mp_target_find("megamoe-w4a8"), .ep = 1};
     mp_error err = {0};
 

@@ -62,8 +62,10 @@ static void check_counts(const char *text, size_t size)
         require_refusal(rc, &err);
         return;
     }
-    mp_eplb_options options = {
-        .num_physical = counts.num_logical * 2, .ep = counts.num_logical, .refine = 3};
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                               .num_physical = counts.num_logical * 2,
+                               .ep = counts.num_logical,
+                               .refine = 3};
     require(mp_eplb_balance(&e, &counts, &options, NULL, &err) == 0, "balance");
     require(mp_placement_check(&e.placement, options.ep, NULL, &err) == 0, "balanced placement");
     mp_eplb_release(&e);

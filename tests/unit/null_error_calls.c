@@ -20,6 +20,7 @@
 #include "forward/reference.h"
 #include "numeric/quantize.h"
 #include "pack/manifest.h"
+#include "pack/pack.h"
 
 #define FIXTURE "testdata/fixtures/v4-fp4"
 
@@ -196,7 +197,7 @@ CALL(mp_layer_forward)
 
 CALL(mp_pack_open)
 {
-    mp_pack pack;
+    mp_pack *pack;
     return mp_pack_open(&pack, MISSING, NULL, NULL, err);
 }
 
@@ -234,7 +235,8 @@ CALL(mp_manifest_shape)
 CALL(mp_diff)
 {
     mp_diff_report report;
-    return mp_diff(FIXTURE, MISSING, &(mp_diff_options){0}, NULL, &report, err);
+    return mp_diff(FIXTURE, MISSING, &(mp_diff_options){.size = sizeof(mp_diff_options)}, NULL,
+                   &report, err);
 }
 
 /* ------------------------------------------------------------------------
@@ -280,7 +282,7 @@ CALL(mp_plan_quantize)
 
 CALL(mp_compress)
 {
-    const mp_compress_options options = {0};
+    const mp_compress_options options = {.size = sizeof(mp_compress_options)};
     return mp_compress(MISSING, MISSING "/out", &options, MP_RUN_FRESH, NULL, NULL, err);
 }
 
@@ -311,14 +313,14 @@ CALL(mp_checksums_check)
 
 CALL(mp_delta_write)
 {
-    const mp_delta_options options = {.version = 1};
+    const mp_delta_options options = {.size = sizeof(mp_delta_options), .version = 1};
     return mp_delta_write(MISSING, FIXTURE, MISSING "/out", &options, MP_RUN_FRESH, NULL, NULL,
                           err);
 }
 
 CALL(mp_delta_fold)
 {
-    const mp_delta_options options = {0};
+    const mp_delta_options options = {.size = sizeof(mp_delta_options)};
     const char *const deltas[] = {MISSING};
     return mp_delta_fold(deltas, 1, MISSING "/out", &options, MP_RUN_FRESH, NULL, NULL, err);
 }
@@ -358,7 +360,9 @@ CALL(mp_quantize_errors)
 CALL(mp_verify)
 {
     mp_verify_report report;
-    return mp_verify(MISSING, &(mp_verify_options){.layers = "0"}, NULL, &report, err);
+    return mp_verify(MISSING,
+                     &(mp_verify_options){.size = sizeof(mp_verify_options), .layers = "0"}, NULL,
+                     &report, err);
 }
 
 /* ------------------------------------------------------------------------ */

@@ -76,8 +76,9 @@ CALL(mp_eplb_balance)
     mp_eplb eplb;
     float numbers[] = {1, 2, 3, 4, 5};
     const mp_counts counts = {.layers = 1, .num_logical = 5, .count = numbers};
-    return mp_eplb_balance(&eplb, &counts, &(mp_eplb_options){.num_physical = 6, .ep = 4}, NULL,
-                           err);
+    return mp_eplb_balance(
+        &eplb, &counts,
+        &(mp_eplb_options){.size = sizeof(mp_eplb_options), .num_physical = 6, .ep = 4}, NULL, err);
 }
 
 CALL(mp_rank_load_parse)

@@ -123,7 +123,8 @@ static int balance(mp_eplb *eplb, mp_error *err)
 {
     static float numbers[] = {9, 2, 3, 4, 5, 1, 8, 2, 7, 3};
     const mp_counts counts = {.layers = 2, .num_logical = 5, .count = numbers};
-    const mp_eplb_options options = {.num_physical = 6, .ep = 2, .refine = 3};
+    const mp_eplb_options options = {
+        .size = sizeof options, .num_physical = 6, .ep = 2, .refine = 3};
     return mp_eplb_balance(eplb, &counts, &options, &one_thread, err);
 }
 

@@ -113,7 +113,8 @@ const char *packed_step(unsigned seed)
 
 static int write_delta(const char *out, uint64_t version, mp_error *err)
 {
-    const mp_delta_options options = {.version = version, .encoding = MP_DELTA_XOR};
+    const mp_delta_options options = {
+        .size = sizeof options, .version = version, .encoding = MP_DELTA_XOR};
     mp_delta_report report = {0};
     int rc = mp_delta_write(step((unsigned)version), step((unsigned)version + 1), out, &options,
                             MP_RUN_FRESH, &one_thread, &report, err);
@@ -139,17 +140,17 @@ const char *changes(void)
 
 static const mp_pack *opened_pack(void)
 {
-    static mp_pack pack;
+    static mp_pack *pack;
 
-    if (pack.manifest.num_layers == 0)
+    if (!pack)
         cr_assert_eq(mp_pack_open(&pack, packed_step(1), NULL, NULL, NULL), 0);
-    return &pack;
+    return pack;
 }
 
 SCARCE(mp_manifest_text)
 {
     char *text = NULL;
-    int rc = mp_manifest_text(&opened_pack()->manifest, &text, err);
+    int rc = mp_manifest_text(mp_pack_get(opened_pack())->manifest, &text, err);
     if (rc == 0)
         free(text);
     return rc;
@@ -160,7 +161,7 @@ SCARCE(mp_manifest_parse)
     static char *text;
     mp_manifest manifest;
     if (!text)
-        cr_assert_eq(mp_manifest_text(&opened_pack()->manifest, &text, NULL), 0);
+        cr_assert_eq(mp_manifest_text(mp_pack_get(opened_pack())->manifest, &text, NULL), 0);
     int rc = mp_manifest_parse(&manifest, text, strlen(text), err);
     if (rc == 0)
         mp_manifest_release(&manifest);
@@ -179,14 +180,14 @@ SCARCE(mp_manifest_load)
 SCARCE(mp_manifest_shape)
 {
     mp_shape shape;
-    return mp_manifest_shape(&opened_pack()->manifest, &shape, err);
+    return mp_manifest_shape(mp_pack_get(opened_pack())->manifest, &shape, err);
 }
 
 SCARCE(mp_pack_open)
 {
-    mp_pack pack;
+    mp_pack *pack;
     int rc = mp_pack_open(&pack, packed_step(1), NULL, &one_thread, err);
-    mp_pack_release(&pack);
+    mp_pack_release(pack);
     return rc;
 }
 
@@ -305,8 +306,9 @@ SCARCE(mp_quantize_errors)
 static int compress(mp_error *err)
 {
     mp_compress_report report;
-    return mp_compress(step(1), fresh("out"), &(mp_compress_options){.level = 1}, MP_RUN_FRESH,
-                       &one_thread, &report, err);
+    return mp_compress(step(1), fresh("out"),
+                       &(mp_compress_options){.size = sizeof(mp_compress_options), .level = 1},
+                       MP_RUN_FRESH, &one_thread, &report, err);
 }
 
 SCARCE(mp_compress)
@@ -339,7 +341,8 @@ SCARCE(mp_delta_fold)
         snprintf(second, sizeof second, "%s", in_scratch("second"));
         cr_assert_eq(write_delta(second, 2, NULL), 0);
     }
-    int rc = mp_delta_fold(deltas, 2, fresh("out"), &(mp_delta_options){0}, MP_RUN_FRESH,
+    int rc = mp_delta_fold(deltas, 2, fresh("out"),
+                           &(mp_delta_options){.size = sizeof(mp_delta_options)}, MP_RUN_FRESH,
                            &one_thread, &report, err);
     mp_problems_release(&report.unlike);
     return rc;
@@ -387,7 +390,7 @@ SCARCE(run_of_an_update)
 SCARCE(mp_diff)
 {
     mp_diff_report report;
-    int rc = mp_diff(step(1), packed_step(1), &(mp_diff_options){0}, &one_thread, &report, err);
+    int rc = mp_diff(step(1), packed_step(1), NULL, &one_thread, &report, err);
     if (rc == 0)
         mp_diff_report_release(&report);
     return rc;
@@ -395,7 +398,8 @@ SCARCE(mp_diff)
 
 SCARCE(mp_verify)
 {
-    const mp_verify_options options = {.level = MP_VERIFY_NUMERIC, .source = step(1), .tokens = 1};
+    const mp_verify_options options = {
+        .size = sizeof options, .level = MP_VERIFY_NUMERIC, .source = step(1), .tokens = 1};
     mp_verify_report report;
     int rc = mp_verify(packed_step(1), &options, &one_thread, &report, err);
     if (rc == 0)

@@ -13,7 +13,7 @@
 #include "verify_pack.h"
 
 static mp_diff_report found;
-static const mp_diff_options any = {.tolerance = -1};
+static const mp_diff_options any = {.size = sizeof(mp_diff_options), .tolerance = -1};
 
 static void compare_as(const char *a, const char *b, const mp_diff_options *options)
 {
@@ -163,7 +163,7 @@ Test(diff, bits_that_differ_in_value_only)
     cr_assert_eq(x->rel_l2, 0);
     cr_assert_not(found.equal);
     compare_as(in_scratch("a.safetensors"), in_scratch("b.safetensors"),
-               &(mp_diff_options){.tolerance = 0});
+               &(mp_diff_options){.size = sizeof(mp_diff_options), .tolerance = 0});
     cr_assert(found.equal);
     cr_assert_eq(found.tolerated, 1);
     cr_assert_not(pair_of("x")->equal);
@@ -595,7 +595,9 @@ ParameterizedTest(pack_case *c, diff, packs)
     snprintf(source, sizeof source, "testdata/fixtures/%s", c->source);
     c->options.target = mp_target_find(c->target);
     pack_source(source, c->options);
-    compare_as(out, source, &(mp_diff_options){.tolerance = c->most > 0 ? c->most : -1});
+    compare_as(out, source,
+               &(mp_diff_options){.size = sizeof(mp_diff_options),
+                                  .tolerance = c->most > 0 ? c->most : -1});
     cr_assert_eq(found.num_pairs, c->pairs, "%s: %zu pairs", c->target, found.num_pairs);
     cr_assert(found.equal, "%s: worst %s, %g", c->target, found.pairs[found.worst].name,
               found.pairs[found.worst].rel_l2);
@@ -678,7 +680,8 @@ Test(diff, layers_and_ranks_that_are_not_packed)
     cr_assert_str_eq(found.only_in[1][2], "mtp.0.0");
     cr_assert_str_eq(found.only_in[1][3], "mtp.0.1");
     cr_assert_eq(found.differing, 0);
-    compare_as(out, SOURCE, &(mp_diff_options){.tolerance = -1, .layers = "0"});
+    compare_as(out, SOURCE,
+               &(mp_diff_options){.size = sizeof(mp_diff_options), .tolerance = -1, .layers = "0"});
     cr_assert_eq(found.num_only[1], 2);
     cr_assert_eq(found.num_pairs, 9);
 }
@@ -732,7 +735,8 @@ Test(diff, stops_when_told_to)
 
 static void refuse(const char *a, const char *b, const char *layers, int code, const char *message)
 {
-    const mp_diff_options options = {.tolerance = -1, .layers = layers};
+    const mp_diff_options options = {
+        .size = sizeof(mp_diff_options), .tolerance = -1, .layers = layers};
 
     cr_assert_eq(mp_diff(a, b, &options, NULL, &found, &err), code, "%s", err.message);
     cr_assert_str_eq(err.message, message);

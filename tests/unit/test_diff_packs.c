@@ -9,7 +9,7 @@
 #include "verify_pack.h"
 
 static mp_diff_report found;
-static const mp_diff_options any = {.tolerance = -1};
+static const mp_diff_options any = {.size = sizeof(mp_diff_options), .tolerance = -1};
 
 static void remove_all(void)
 {

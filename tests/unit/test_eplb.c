@@ -67,6 +67,7 @@ Test(eplb, golden)
     {
         const char *algorithm = json_string_value(json_object_get(one, "algorithm"));
         mp_eplb_options options = {
+            .size = sizeof(mp_eplb_options),
             .num_physical = number(one, "num_physical"),
             .ep = number(one, "ep"),
             .nodes = number(one, "nodes"),
@@ -177,7 +178,8 @@ static void check_against_slow(int nodes, int node_gpus, int node_groups, int si
     counts.count = malloc((size_t)(3 * n) * sizeof(float));
     for (int i = 0; i < 3 * n; i++)
         counts.count[i] = random_weight();
-    mp_eplb_options options = {.num_physical = (uint32_t)p,
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                               .num_physical = (uint32_t)p,
                                .ep = (uint32_t)gpus,
                                .nodes = (uint32_t)nodes,
                                .groups = (uint32_t)(nodes * node_groups),
@@ -319,8 +321,11 @@ Test(eplb, refinement_keeps_its_promises)
         uint32_t nodes = 1u << rand() % 3, groups = nodes * (1 + (uint32_t)rand() % 2);
         uint32_t n = groups * (1 + (uint32_t)rand() % 9), ep = nodes * (1 + (uint32_t)rand() % 5);
         uint32_t room = (n + ep - 1) / ep + (uint32_t)rand() % 3;
-        mp_eplb_options options = {
-            .num_physical = ep * room, .ep = ep, .nodes = nodes, .groups = groups};
+        mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                                   .num_physical = ep * room,
+                                   .ep = ep,
+                                   .nodes = nodes,
+                                   .groups = groups};
         mp_counts counts = zipf_counts(4, n, 0.2 + (round % 7) * 0.25, 0.2);
         mp_eplb plain, refined;
         cr_assert_eq(mp_eplb_balance(&plain, &counts, &options, NULL, &err), 0, "%s", err.message);
@@ -342,7 +347,8 @@ Test(eplb, refined_zipf_is_within_one_percent)
 {
     srand(11);
     mp_counts counts = zipf_counts(58, 256, 1.2, 0);
-    mp_eplb_options options = {.num_physical = 288, .ep = 32, .refine = 100};
+    mp_eplb_options options = {
+        .size = sizeof(mp_eplb_options), .num_physical = 288, .ep = 32, .refine = 100};
     mp_eplb e;
     double greedy = 0, refined = 0;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), 0);
@@ -363,7 +369,8 @@ Test(eplb, copies_that_cannot_be_parted_are_reported)
     /* 12 physical experts on 3 GPUs; expert 0 gets ten of them, so seven sit beside another. */
     float w[] = {1000, 1, 1};
     mp_counts counts = {.layers = 1, .num_logical = 3, .count = w};
-    mp_eplb_options options = {.num_physical = 12, .ep = 3, .refine = 50};
+    mp_eplb_options options = {
+        .size = sizeof(mp_eplb_options), .num_physical = 12, .ep = 3, .refine = 50};
     mp_eplb e;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), 0);
     cr_assert_eq(e.replica_count[0], 10);
@@ -375,7 +382,8 @@ Test(eplb, layers_never_chosen_are_balanced)
 {
     float w[] = {0, 0, 0, 0, 0};
     mp_counts counts = {.layers = 1, .num_logical = 5, .count = w};
-    mp_eplb_options options = {.num_physical = 6, .ep = 2, .refine = 9};
+    mp_eplb_options options = {
+        .size = sizeof(mp_eplb_options), .num_physical = 6, .ep = 2, .refine = 9};
     mp_eplb e;
     char *svg;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), 0);
@@ -391,7 +399,12 @@ Test(eplb, loads_near_the_largest_float)
 {
     float w[] = {3e38f, 3e38f, 3e38f, 3e38f, 1, 2};
     mp_counts counts = {.layers = 1, .num_logical = 6, .count = w};
-    mp_eplb_options options = {.num_physical = 8, .ep = 2, .nodes = 2, .groups = 2, .refine = 9};
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                               .num_physical = 8,
+                               .ep = 2,
+                               .nodes = 2,
+                               .groups = 2,
+                               .refine = 9};
     mp_eplb e;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), 0);
     cr_assert_eq(mp_placement_check(&e.placement, 2, NULL, &err), 0, "%s", err.message);
@@ -411,7 +424,8 @@ static void refuse(mp_eplb_options options, float bad, const char *message)
 
 Test(eplb, what_does_not_divide)
 {
-    const mp_eplb_options good = {.num_physical = 12, .ep = 4, .nodes = 2, .groups = 2};
+    const mp_eplb_options good = {
+        .size = sizeof(mp_eplb_options), .num_physical = 12, .ep = 4, .nodes = 2, .groups = 2};
     mp_eplb_options o = good;
     o.num_physical = 5;
     refuse(o, 1, "5 physical experts for 6 logical ones");
@@ -441,7 +455,8 @@ Test(eplb, auto_falls_back_to_global)
 {
     float w[] = {40, 3, 22, 1, 5, 9};
     mp_counts counts = {.layers = 1, .num_logical = 6, .count = w};
-    mp_eplb_options options = {.num_physical = 8, .ep = 4, .nodes = 2, .groups = 3};
+    mp_eplb_options options = {
+        .size = sizeof(mp_eplb_options), .num_physical = 8, .ep = 4, .nodes = 2, .groups = 3};
     mp_eplb fallback, global;
     cr_assert_eq(mp_eplb_balance(&fallback, &counts, &options, NULL, &err), 0);
     options.algorithm = MP_EPLB_GLOBAL;
@@ -454,7 +469,7 @@ Test(eplb, auto_falls_back_to_global)
 Test(eplb, empty_counts)
 {
     mp_counts counts = {0};
-    mp_eplb_options options = {.num_physical = 8, .ep = 4};
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options), .num_physical = 8, .ep = 4};
     mp_eplb e;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), MP_ERR_INPUT);
     cr_assert_str_eq(err.message, "no layers in the counts");
@@ -468,7 +483,7 @@ static mp_eplb small_eplb(void)
 {
     static float w[] = {8, 1, 1, 2, /**/ 3, 3, 3, 3};
     mp_counts counts = {.layers = 2, .num_logical = 4, .count = w};
-    mp_eplb_options options = {.num_physical = 6, .ep = 2};
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options), .num_physical = 6, .ep = 2};
     mp_eplb e;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), 0);
     return e;
@@ -522,7 +537,7 @@ Test(eplb, svg_of_many_layers_and_gpus)
 {
     srand(3);
     mp_counts counts = zipf_counts(300, 40, 1.0, 0.2);
-    mp_eplb_options options = {.num_physical = 500, .ep = 500};
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options), .num_physical = 500, .ep = 500};
     mp_eplb e;
     char *svg;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), 0);

@@ -65,7 +65,8 @@ Test(best, results_are_valid_and_never_worse)
         uint32_t n = groups * (1 + (uint32_t)(7 * uniform()));
         uint32_t ep = nodes * (1 + (uint32_t)(5 * uniform()));
         uint32_t room = (n + ep - 1) / ep + (uint32_t)(3 * uniform());
-        mp_eplb_options options = {.num_physical = ep * room,
+        mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                                   .num_physical = ep * room,
                                    .ep = ep,
                                    .nodes = nodes,
                                    .groups = groups,
@@ -95,7 +96,8 @@ Test(best, threads_do_not_matter)
 {
     state = 5;
     mp_counts counts = make_counts(7, 61, LOG_NORMAL);
-    mp_eplb_options options = {.num_physical = 77, .ep = 11, .algorithm = MP_EPLB_BEST};
+    mp_eplb_options options = {
+        .size = sizeof(mp_eplb_options), .num_physical = 77, .ep = 11, .algorithm = MP_EPLB_BEST};
     mp_eplb one, many;
     cr_assert_eq(mp_eplb_balance(&one, &counts, &options, &(mp_context){.threads = 1}, &err), 0);
     cr_assert_eq(mp_eplb_balance(&many, &counts, &options, &(mp_context){.threads = 5}, &err), 0);
@@ -117,7 +119,8 @@ typedef struct problem {
 static double mean_gap(const problem *p, spread kind)
 {
     mp_counts counts = make_counts(p->layers, p->experts, kind);
-    mp_eplb e = balance(&counts, (mp_eplb_options){.num_physical = p->physical,
+    mp_eplb e = balance(&counts, (mp_eplb_options){.size = sizeof(mp_eplb_options),
+                                                   .num_physical = p->physical,
                                                    .ep = p->gpus,
                                                    .nodes = p->nodes,
                                                    .groups = p->groups,
@@ -152,8 +155,10 @@ Test(best, few_hot_experts_that_need_fillers)
 {
     float w[] = {600, 560, 120, 120, 20, 10, 10, 10};
     mp_counts counts = {.layers = 1, .num_logical = 8, .count = w};
-    mp_eplb e =
-        balance(&counts, (mp_eplb_options){.num_physical = 16, .ep = 8, .algorithm = MP_EPLB_BEST});
+    mp_eplb e = balance(&counts, (mp_eplb_options){.size = sizeof(mp_eplb_options),
+                                                   .num_physical = 16,
+                                                   .ep = 8,
+                                                   .algorithm = MP_EPLB_BEST});
     cr_assert_eq(e.report->max_load, 232);
     cr_assert_float_eq(e.report->max_load_refined, 590.0 / 3, 1e-9);
     mp_eplb_release(&e);
@@ -213,9 +218,10 @@ Test(best, small_instances_against_the_optimum)
         mp_counts counts = make_counts(1, n, (spread)(all % SPREADS));
         exact x = {counts.count, n, gpus, room, {0}, INFINITY};
         choose_sets(&x, 0);
-        mp_eplb e = balance(
-            &counts,
-            (mp_eplb_options){.num_physical = gpus * room, .ep = gpus, .algorithm = MP_EPLB_BEST});
+        mp_eplb e = balance(&counts, (mp_eplb_options){.size = sizeof(mp_eplb_options),
+                                                       .num_physical = gpus * room,
+                                                       .ep = gpus,
+                                                       .algorithm = MP_EPLB_BEST});
         cr_assert_leq(e.report->lower_bound, x.best * (1 + 1e-9), "a bound that is none");
         if (e.report->colocated_replicas == 0)
             cr_assert_geq(e.report->max_load_refined, x.best * (1 - 1e-9));
@@ -279,7 +285,7 @@ static double excess(const mp_counts *c, const mp_placement *p, uint32_t ep)
 
 Test(best, windows_of_drifting_traffic)
 {
-    mp_eplb_options options = {.num_physical = 72, .ep = 12};
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options), .num_physical = 72, .ep = 12};
     state = 21;
     mp_counts counts = drifting(6, 60, 8, 0);
     mp_eplb plain = balance(&counts, options);
@@ -366,7 +372,8 @@ static double largest_loads(const mp_eplb *e)
 
 Test(best, mild_drift_takes_few_moves)
 {
-    mp_eplb_options options = {.num_physical = 144, .ep = 16, .algorithm = MP_EPLB_BEST};
+    mp_eplb_options options = {
+        .size = sizeof(mp_eplb_options), .num_physical = 144, .ep = 16, .algorithm = MP_EPLB_BEST};
     state = 31;
     mp_counts before = make_counts(6, 128, ZIPF_12), now = drift(&before, 0.1);
     mp_eplb old = balance(&before, options), free_best = balance(&now, options);
@@ -377,8 +384,11 @@ Test(best, mild_drift_takes_few_moves)
     double moves = total_moves(&few, &old.placement);
 
     /* The best placement itself, renumbered only: what any other algorithm does. */
-    mp_eplb_options other = {
-        .num_physical = 144, .ep = 16, .algorithm = MP_EPLB_GLOBAL, .from = &old.placement};
+    mp_eplb_options other = {.size = sizeof(mp_eplb_options),
+                             .num_physical = 144,
+                             .ep = 16,
+                             .algorithm = MP_EPLB_GLOBAL,
+                             .from = &old.placement};
     mp_eplb renumbered = balance(&now, other);
     double of_other = total_moves(&renumbered, &old.placement);
     cr_assert_leq(moves, of_other / 2, "%f moves, %f of the renumbered one", moves, of_other);
@@ -414,7 +424,8 @@ Test(best, limits_hold_from_any_placement)
         mp_counts counts = make_counts(2, n, (spread)(round % SPREADS));
         mp_placement old;
         cr_assert_eq(mp_placement_trivial(&old, round % 3 ? 2 : 1, n, ep * 5 - n, &err), 0);
-        mp_eplb_options options = {.num_physical = ep * 5,
+        mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                                   .num_physical = ep * 5,
                                    .ep = ep,
                                    .nodes = nodes,
                                    .groups = nodes * 2,
@@ -441,8 +452,12 @@ Test(best, limits_hold_from_any_placement)
 /* A placement with its GPUs and nodes in another order is the same one: nothing moves. */
 Test(best, numbers_of_gpus_and_nodes_do_not_matter)
 {
-    mp_eplb_options options = {
-        .num_physical = 48, .ep = 8, .nodes = 2, .groups = 4, .algorithm = MP_EPLB_HIERARCHICAL};
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                               .num_physical = 48,
+                               .ep = 8,
+                               .nodes = 2,
+                               .groups = 4,
+                               .algorithm = MP_EPLB_HIERARCHICAL};
     static const uint32_t order[] = {6, 4, 7, 5, 2, 0, 1, 3};
     state = 51;
     mp_counts counts = make_counts(1, 40, ZIPF_08);
@@ -481,7 +496,8 @@ static uint32_t least_moves(const int32_t *old, const int32_t *row, uint32_t roo
 
 Test(best, renumbering_moves_least)
 {
-    mp_eplb_options options = {.num_physical = 30, .ep = 5, .algorithm = MP_EPLB_GLOBAL};
+    mp_eplb_options options = {
+        .size = sizeof(mp_eplb_options), .num_physical = 30, .ep = 5, .algorithm = MP_EPLB_GLOBAL};
     state = 61;
     for (int round = 0; round < 20; round++) {
         mp_counts counts = make_counts(1, 24, (spread)(round % SPREADS)), now = drift(&counts, 0.3);
@@ -505,7 +521,11 @@ Test(best, contradictions)
 {
     float w[] = {1, 2, 3};
     mp_counts counts = {.layers = 1, .num_logical = 3, .count = w};
-    mp_eplb_options options = {.num_physical = 4, .ep = 2, .algorithm = MP_EPLB_BEST, .refine = 5};
+    mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                               .num_physical = 4,
+                               .ep = 2,
+                               .algorithm = MP_EPLB_BEST,
+                               .refine = 5};
     mp_eplb e;
     cr_assert_eq(mp_eplb_balance(&e, &counts, &options, NULL, &err), MP_ERR_USAGE);
     int32_t map[] = {0, 1, 2, 0, /**/ 0, 1, 2, 0};
@@ -526,7 +546,8 @@ static mp_placement scarce_old;
 static int balance_scarcely(mp_error *e)
 {
     const mp_context context = {.threads = 1};
-    const mp_eplb_options options = {.num_physical = 24,
+    const mp_eplb_options options = {.size = sizeof(mp_eplb_options),
+                                     .num_physical = 24,
                                      .ep = 8,
                                      .nodes = 2,
                                      .groups = 4,

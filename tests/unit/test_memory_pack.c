@@ -12,6 +12,7 @@
 #include "model_files.h"
 
 #include "pack/manifest.h"
+#include "pack/pack.h"
 #include "write/plan.h"
 
 #include "../../cmd/charts.h"
@@ -179,14 +180,14 @@ static int open_and_draw(mp_error *e)
 {
     mp_pack pack;
     char *svg = NULL;
-    int rc = mp_pack_open(&pack, in_dir("out"), NULL, &one_thread, e);
+    int rc = mp_pack_load(&pack, in_dir("out"), NULL, &one_thread, e);
 
     if (rc == 0)
         rc = pack_svg(&pack, &svg, e);
     if (rc == 0)
         cr_assert_str_eq(svg, drawing);
     free(svg);
-    mp_pack_release(&pack);
+    mp_pack_unload(&pack);
     return rc;
 }
 
@@ -199,9 +200,9 @@ Test(memory_pack, opening_and_drawing_a_pack)
     expect_model();
     cr_assert_eq(mp_repack_plan_init(&plan, &catalog, &options, &err), 0);
     cr_assert_eq(mp_repack_plan_run(&plan, in_dir("out"), MP_RUN_FORCE, &one_thread, &err), 0);
-    cr_assert_eq(mp_pack_open(&pack, in_dir("out"), NULL, &one_thread, &err), 0);
+    cr_assert_eq(mp_pack_load(&pack, in_dir("out"), NULL, &one_thread, &err), 0);
     cr_assert_eq(pack_svg(&pack, &drawing, &err), 0);
-    mp_pack_release(&pack);
+    mp_pack_unload(&pack);
     cr_assert_gt(memory_exhaust(open_and_draw), 50);
     free(drawing);
 }

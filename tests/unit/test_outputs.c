@@ -64,7 +64,10 @@ Test(outputs, a_run_of_a_batch_a_unit_is_right)
 
     job.unit_bytes = gigabytes;
     succeed(mp_job_run(&job, out, MP_RUN_FRESH, &context, &err));
-    succeed(mp_verify(out, &(mp_verify_options){.level = MP_VERIFY_EXACT, .source = SOURCE},
+    succeed(mp_verify(out,
+                      &(mp_verify_options){.size = sizeof(mp_verify_options),
+                                           .level = MP_VERIFY_EXACT,
+                                           .source = SOURCE},
                       &context, &report, &err));
     cr_assert_eq(report.total_faults, 0);
 }

@@ -195,8 +195,12 @@ Test(snapshot_memory, readers_survive_any_failed_allocation)
 
 static int check_parts(mp_error *e)
 {
-    const mp_verify_options options = {
-        .level = MP_VERIFY_EXACT, .source = SOURCE, .layers = "0", .sample = 3, .seed = 1};
+    const mp_verify_options options = {.size = sizeof(mp_verify_options),
+                                       .level = MP_VERIFY_EXACT,
+                                       .source = SOURCE,
+                                       .layers = "0",
+                                       .sample = 3,
+                                       .seed = 1};
     const mp_context context = {.threads = 1};
     mp_verify_report r;
     int rc = mp_verify(in_scratch("parts"), &options, &context, &r, e);
@@ -217,7 +221,7 @@ Test(snapshot_memory, verify_survives_any_failed_allocation)
 
 static int compare_parts(mp_error *e)
 {
-    const mp_diff_options options = {.tolerance = -1};
+    const mp_diff_options options = {.size = sizeof(mp_diff_options), .tolerance = -1};
     const mp_context context = {.threads = 1};
     mp_diff_report r;
     int rc = mp_diff(in_scratch("parts"), SOURCE, &options, &context, &r, e);

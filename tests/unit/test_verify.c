@@ -94,8 +94,11 @@ Test(verify, lists_every_part_that_it_checked)
                  {1, MP_VERIFY_EXACT}};
 
     flip(1, tensor_name(0, 0), 0, 1);
-    succeed(verify_with(
-        (mp_verify_options){.level = MP_VERIFY_EXACT, .source = SOURCE, .ranks = "1"}, 1));
+    succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                            .level = MP_VERIFY_EXACT,
+                                            .source = SOURCE,
+                                            .ranks = "1"},
+                        1));
     cr_assert_eq(report.num_parts, sizeof parts / sizeof parts[0]);
     for (size_t i = 0; i < report.num_parts; i++) {
         cr_expect_eq(report.parts[i].rank, parts[i].rank, "part %zu", i);
@@ -106,13 +109,16 @@ Test(verify, lists_every_part_that_it_checked)
 
 Test(verify, needs_a_source_for_exact)
 {
-    cr_assert_eq(verify_with((mp_verify_options){.level = MP_VERIFY_EXACT}, 1), MP_ERR_USAGE);
+    cr_assert_eq(
+        verify_with(
+            (mp_verify_options){.size = sizeof(mp_verify_options), .level = MP_VERIFY_EXACT}, 1),
+        MP_ERR_USAGE);
     cr_assert_str_eq(err.message, "level exact needs the source checkpoint");
 }
 
 Test(verify, takes_a_null_for_an_error_that_nobody_wants)
 {
-    mp_verify_options options = {.level = MP_VERIFY_EXACT};
+    mp_verify_options options = {.size = sizeof(mp_verify_options), .level = MP_VERIFY_EXACT};
 
     cr_assert_eq(mp_verify(out, &options, NULL, &report, NULL), MP_ERR_USAGE);
     put_text(at("rank-000/" MP_INDEX_NAME), "[]");
@@ -440,16 +446,21 @@ Test(verify, looks_at_selected_ranks_and_layers_only)
     flip(0, tensor_name(0, 0), 0, 1);
     flip(1, tensor_name(1, 0), 0, 1);
     put_text(at("rank-001/notes.txt"), "x");
-    succeed(verify_with(
-        (mp_verify_options){
-            .level = MP_VERIFY_EXACT, .source = SOURCE, .layers = "mtp.0", .ranks = "0"},
-        1));
+    succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                            .level = MP_VERIFY_EXACT,
+                                            .source = SOURCE,
+                                            .layers = "mtp.0",
+                                            .ranks = "0"},
+                        1));
     expect_count(0);
     cr_expect_eq(report.files, 1);
     cr_expect_eq(report.tensors, KINDS);
     cr_expect_eq(report.slots, SLOTS);
-    succeed(verify_with(
-        (mp_verify_options){.level = MP_VERIFY_EXACT, .source = SOURCE, .layers = "0"}, 1));
+    succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                            .level = MP_VERIFY_EXACT,
+                                            .source = SOURCE,
+                                            .layers = "0"},
+                        1));
     expect_count(3);
     expect(0, MP_VERIFY_DIGEST, 0, "layers.0", -1, tensor_name(0, 0), -1, "changed");
     expect(1, MP_VERIFY_EXACT, 0, "layers.0", 0, tensor_name(0, 0), 0, "holds");
@@ -457,11 +468,14 @@ Test(verify, looks_at_selected_ranks_and_layers_only)
 
 Test(verify, refuses_selections_of_nothing)
 {
-    mp_verify_options options = {.level = MP_VERIFY_DIGEST, .layers = "0-1,model.layers.0"};
+    mp_verify_options options = {.size = sizeof(mp_verify_options),
+                                 .level = MP_VERIFY_DIGEST,
+                                 .layers = "0-1,model.layers.0"};
 
     cr_expect_eq(verify_with(options, 1), MP_ERR_USAGE);
     cr_expect_not_null(strstr(err.message, "model.layers.0"), "%s", err.message);
-    options = (mp_verify_options){.level = MP_VERIFY_DIGEST, .ranks = "2"};
+    options = (mp_verify_options){
+        .size = sizeof(mp_verify_options), .level = MP_VERIFY_DIGEST, .ranks = "2"};
     cr_expect_eq(verify_with(options, 1), MP_ERR_USAGE);
     cr_expect_not_null(strstr(err.message, "\"2\""), "%s", err.message);
 }
@@ -479,7 +493,8 @@ static void damage_everything(void)
 
 Test(verify, report_does_not_depend_on_threads)
 {
-    mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = SOURCE};
+    mp_verify_options options = {
+        .size = sizeof(mp_verify_options), .level = MP_VERIFY_EXACT, .source = SOURCE};
 
     damage_everything();
     for (unsigned kind = 0; kind < KINDS; kind++)
@@ -514,7 +529,8 @@ static void cancel_after_some(void *user, uint64_t done, uint64_t total)
 
 Test(verify, stops_when_it_is_cancelled)
 {
-    mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = SOURCE};
+    mp_verify_options options = {
+        .size = sizeof(mp_verify_options), .level = MP_VERIFY_EXACT, .source = SOURCE};
     uint64_t last = 0;
     mp_context context = {.threads = 2,
                           .cancel = &cancel_flag,
@@ -528,7 +544,7 @@ Test(verify, stops_when_it_is_cancelled)
 
 Test(verify, stops_between_ranks_at_level_structure)
 {
-    mp_verify_options options = {.level = MP_VERIFY_STRUCTURE};
+    mp_verify_options options = {.size = sizeof(mp_verify_options), .level = MP_VERIFY_STRUCTURE};
     mp_context context = {.cancel = &cancel_flag};
 
     cancel_flag = 1;
@@ -545,7 +561,8 @@ static void keep_progress(void *user, uint64_t done, uint64_t total)
 
 Test(verify, progress_ends_at_all_bytes_of_both_levels)
 {
-    mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = SOURCE};
+    mp_verify_options options = {
+        .size = sizeof(mp_verify_options), .level = MP_VERIFY_EXACT, .source = SOURCE};
     uint64_t seen[2] = {0};
     mp_context context = {.threads = 2, .progress = keep_progress, .progress_user = seen};
 

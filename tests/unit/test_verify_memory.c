@@ -43,8 +43,12 @@ TestSuite(verify_memory, .init = make_damaged_pack, .fini = remove_pack);
 
 static int check_at(mp_verify_level level, mp_error *e)
 {
-    mp_verify_options options = {
-        .level = level, .source = source, .sample = 1, .seed = 3, .tokens = 1};
+    mp_verify_options options = {.size = sizeof(mp_verify_options),
+                                 .level = level,
+                                 .source = source,
+                                 .sample = 1,
+                                 .seed = 3,
+                                 .tokens = 1};
     mp_context context = {.threads = 1};
     mp_verify_report r;
 
@@ -69,8 +73,12 @@ static int compute_pack(mp_error *e)
 
 Test(verify_memory, survives_any_failed_allocation)
 {
-    verify_with(
-        (mp_verify_options){.level = MP_VERIFY_EXACT, .source = source, .sample = 1, .seed = 3}, 1);
+    verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                    .level = MP_VERIFY_EXACT,
+                                    .source = source,
+                                    .sample = 1,
+                                    .seed = 3},
+                1);
     faults = report.total_faults;
     cr_assert_gt(faults, 0);
     cr_expect_not_null(strstr(report.faults[0].detail, "holds expert "));
@@ -79,10 +87,13 @@ Test(verify_memory, survives_any_failed_allocation)
 
 Test(verify_memory, survives_any_failed_allocation_of_numeric)
 {
-    verify_with(
-        (mp_verify_options){
-            .level = MP_VERIFY_NUMERIC, .source = source, .sample = 1, .seed = 3, .tokens = 1},
-        1);
+    verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                    .level = MP_VERIFY_NUMERIC,
+                                    .source = source,
+                                    .sample = 1,
+                                    .seed = 3,
+                                    .tokens = 1},
+                1);
     faults = report.total_faults;
     cr_assert_gt(faults, 0);
     cr_assert_eq(report.faults[0].level, MP_VERIFY_NUMERIC);

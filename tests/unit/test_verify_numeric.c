@@ -7,6 +7,7 @@
 #include "verify_pack.h"
 
 #include "forward/reference.h"
+#include "pack/pack.h"
 
 #define EXPERTS 8
 #define EP      2
@@ -49,8 +50,11 @@ static void make_numeric_pack(const char *family, mp_scheme scheme, const char *
 
 static void verify_numeric(void)
 {
-    succeed(verify_with(
-        (mp_verify_options){.level = MP_VERIFY_NUMERIC, .source = source, .tokens = 16}, 2));
+    succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                            .level = MP_VERIFY_NUMERIC,
+                                            .source = source,
+                                            .tokens = 16},
+                        2));
 }
 
 static const mp_verify_numeric *figures(void)
@@ -432,8 +436,11 @@ Test(verify_numeric, finds_a_nan_scale, .fini = remove_pack)
 Test(verify_numeric, takes_another_tolerance, .fini = remove_pack)
 {
     make_w4a8();
-    mp_verify_options options = {
-        .level = MP_VERIFY_NUMERIC, .source = source, .tokens = 3, .tolerance = 1e-3};
+    mp_verify_options options = {.size = sizeof(mp_verify_options),
+                                 .level = MP_VERIFY_NUMERIC,
+                                 .source = source,
+                                 .tokens = 3,
+                                 .tolerance = 1e-3};
 
     succeed(verify_with(options, 2));
     expect_count(1);
@@ -448,7 +455,8 @@ Test(verify_numeric, takes_another_tolerance, .fini = remove_pack)
 
 Test(verify_numeric, computes_ranks_whose_siblings_are_elsewhere, .fini = remove_pack)
 {
-    mp_verify_options options = {.level = MP_VERIFY_NUMERIC, .ranks = "1", .tokens = 5};
+    mp_verify_options options = {
+        .size = sizeof(mp_verify_options), .level = MP_VERIFY_NUMERIC, .ranks = "1", .tokens = 5};
 
     make_w4a8();
     options.source = source;
@@ -461,7 +469,11 @@ Test(verify_numeric, computes_ranks_whose_siblings_are_elsewhere, .fini = remove
 
 Test(verify_numeric, computes_a_sample, .fini = remove_pack)
 {
-    mp_verify_options options = {.level = MP_VERIFY_NUMERIC, .sample = 2, .tokens = 5, .seed = 9};
+    mp_verify_options options = {.size = sizeof(mp_verify_options),
+                                 .level = MP_VERIFY_NUMERIC,
+                                 .sample = 2,
+                                 .tokens = 5,
+                                 .seed = 9};
     uint64_t exact;
 
     make_w4a8();
@@ -477,7 +489,8 @@ Test(verify_numeric, computes_a_sample, .fini = remove_pack)
 /* Figures depend on the seed and on nothing else. */
 Test(verify_numeric, gives_the_same_figures_on_any_number_of_threads, .fini = remove_pack)
 {
-    mp_verify_options options = {.level = MP_VERIFY_NUMERIC, .tokens = 20};
+    mp_verify_options options = {
+        .size = sizeof(mp_verify_options), .level = MP_VERIFY_NUMERIC, .tokens = 20};
 
     make_fused();
     options.source = source;
@@ -507,7 +520,10 @@ Test(verify_numeric, says_where_a_layer_cannot_be_opened, .fini = remove_pack)
 Test(verify_numeric, needs_the_source, .fini = remove_pack)
 {
     make_w4a8();
-    cr_assert_eq(verify_with((mp_verify_options){.level = MP_VERIFY_NUMERIC}, 1), MP_ERR_USAGE);
+    cr_assert_eq(
+        verify_with(
+            (mp_verify_options){.size = sizeof(mp_verify_options), .level = MP_VERIFY_NUMERIC}, 1),
+        MP_ERR_USAGE);
     cr_expect_str_eq(err.message, "level numeric needs the source checkpoint");
 }
 
@@ -536,7 +552,10 @@ Test(verify_numeric, refuses_two_shared_experts_in_one_tensor, .fini = remove_pa
                                             .requantize_shared = true,
                                             .quantize = true,
                                             .quantize_to = MP_SCHEME_MXFP4});
-    cr_assert_eq(verify_with((mp_verify_options){.level = MP_VERIFY_NUMERIC, .source = source}, 1),
+    cr_assert_eq(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                                 .level = MP_VERIFY_NUMERIC,
+                                                 .source = source},
+                             1),
                  MP_ERR_UNSUPPORTED);
     cr_expect_str_eq(err.message, "level numeric: 2 shared experts in one tensor are not computed; "
                                   "check at level exact");
@@ -556,7 +575,7 @@ Test(verify_numeric, slots_of_ranks_that_are_not_open_cannot_be_computed, .fini 
     float slot_weights[2];
 
     make_w4a8();
-    succeed(mp_pack_open(&pack, out, &only, NULL, &err));
+    succeed(mp_pack_load(&pack, out, &only, NULL, &err));
     succeed(mp_packed_experts_init(&experts, &pack, 0, &err));
     succeed(mp_forward(&experts.source, &how, &(mp_batch){1, 1, x, ids, weights}, NULL, y, &err));
     cr_assert_eq(
@@ -567,5 +586,5 @@ Test(verify_numeric, slots_of_ranks_that_are_not_open_cannot_be_computed, .fini 
                                  slot_ids, slot_weights, &err),
                  MP_ERR_INPUT);
     cr_expect_str_eq(err.message, "rank 0 is missing: all 2 are needed");
-    mp_pack_release(&pack);
+    mp_pack_unload(&pack);
 }

@@ -122,8 +122,11 @@ static void check_case(const pack_case *c)
     make_source(c);
     for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++) {
         make_pack_on(c, ranks[i].ep, ranks[i].redundant);
-        succeed(verify_with(
-            (mp_verify_options){.level = MP_VERIFY_NUMERIC, .source = source, .tokens = 12}, 2));
+        succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                                .level = MP_VERIFY_NUMERIC,
+                                                .source = source,
+                                                .tokens = 12},
+                            2));
         expect_count(0);
         check_figures(c, ranks[i].ep);
     }

@@ -48,7 +48,10 @@ static const mp_repack_options requantized = {
 
 static void verify_against(const char *path)
 {
-    succeed(verify_with((mp_verify_options){.level = MP_VERIFY_EXACT, .source = path}, 2));
+    succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                            .level = MP_VERIFY_EXACT,
+                                            .source = path},
+                        2));
 }
 
 TestSuite(verify_source, .init = make_scratch, .fini = remove_pack);
@@ -59,7 +62,8 @@ TestSuite(verify_source, .init = make_scratch, .fini = remove_pack);
 
 static void expect_other_source(const char *path, const char *why)
 {
-    mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = path};
+    mp_verify_options options = {
+        .size = sizeof(mp_verify_options), .level = MP_VERIFY_EXACT, .source = path};
     char message[1200];
 
     cr_assert_eq(verify_with(options, 1), MP_ERR_INPUT, "%s", err.message);
@@ -117,7 +121,9 @@ Test(verify_source, refuses_other_shards)
 
 Test(verify_source, fails_where_there_is_no_source)
 {
-    mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = "no/such/checkpoint"};
+    mp_verify_options options = {.size = sizeof(mp_verify_options),
+                                 .level = MP_VERIFY_EXACT,
+                                 .source = "no/such/checkpoint"};
 
     make_source(&qwen3);
     pack_source(source, requantized);
@@ -356,7 +362,7 @@ Test(verify_source, finds_shared_experts_that_were_requantized)
 Test(verify_source, finds_weights_that_are_not_in_the_form_that_is_said)
 {
     mp_synth_options int8 = deepseek_v3;
-    mp_verify_options options = {.level = MP_VERIFY_STRUCTURE};
+    mp_verify_options options = {.size = sizeof(mp_verify_options), .level = MP_VERIFY_STRUCTURE};
     mp_manifest m;
 
     int8.scheme = MP_SCHEME_INT8_CHANNEL;
@@ -380,10 +386,12 @@ Test(verify_source, finds_weights_that_are_not_in_the_form_that_is_said)
 
 static void verify_sample(uint32_t sample, uint64_t seed)
 {
-    succeed(verify_with(
-        (mp_verify_options){
-            .level = MP_VERIFY_EXACT, .source = source, .sample = sample, .seed = seed},
-        2));
+    succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                            .level = MP_VERIFY_EXACT,
+                                            .source = source,
+                                            .sample = sample,
+                                            .seed = seed},
+                        2));
 }
 
 /* Every expert damaged: the faults say which ones were looked at. */
@@ -436,7 +444,8 @@ static void keep_progress(void *user, uint64_t done, uint64_t total)
 /* Shared experts are always looked at, and progress ends at its end. */
 Test(verify_source, samples_routed_experts_only)
 {
-    mp_verify_options options = {.level = MP_VERIFY_EXACT, .source = source, .sample = 1};
+    mp_verify_options options = {
+        .size = sizeof(mp_verify_options), .level = MP_VERIFY_EXACT, .source = source, .sample = 1};
     uint64_t last[2] = {0};
     mp_context context = {.threads = 2, .progress = keep_progress, .progress_user = last};
 

@@ -8,7 +8,7 @@ TestSuite(verify_structure, .init = make_pack, .fini = remove_pack);
 
 static void expect_unsupported(const char *message)
 {
-    mp_verify_options options = {.level = MP_VERIFY_STRUCTURE};
+    mp_verify_options options = {.size = sizeof(mp_verify_options), .level = MP_VERIFY_STRUCTURE};
 
     cr_assert_eq(verify_with(options, 1), MP_ERR_UNSUPPORTED, "%s", err.message);
     cr_expect_str_eq(err.message, message);
@@ -28,7 +28,7 @@ static void expect_tensor(int64_t rank, const char *layer, const char *tensor, c
 Test(verify_structure, wants_a_manifest)
 {
     char message[700];
-    mp_verify_options options = {.level = MP_VERIFY_STRUCTURE};
+    mp_verify_options options = {.size = sizeof(mp_verify_options), .level = MP_VERIFY_STRUCTURE};
 
     cr_assert_eq(unlink(at(MP_MANIFEST_NAME)), 0);
     cr_assert_eq(verify_with(options, 1), MP_ERR_INPUT);
@@ -662,7 +662,8 @@ Test(verify_ranks, checks_a_pack_of_some_ranks)
     verify(MP_VERIFY_EXACT);
     expect_count(0);
     cr_expect_eq(report.slots, 2 * 2);
-    mp_verify_options options = {.level = MP_VERIFY_DIGEST, .ranks = "1"};
+    mp_verify_options options = {
+        .size = sizeof(mp_verify_options), .level = MP_VERIFY_DIGEST, .ranks = "1"};
     succeed(verify_with(options, 1));
     cr_expect_eq(report.tensors, 8);
     for (int i = 0; i < 2; i++) {

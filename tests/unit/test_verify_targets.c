@@ -148,7 +148,10 @@ static void remove_case(void)
 
 static void verify_case(void)
 {
-    succeed(verify_with((mp_verify_options){.level = MP_VERIFY_EXACT, .source = source}, 2));
+    succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                            .level = MP_VERIFY_EXACT,
+                                            .source = source},
+                        2));
 }
 
 static const char *prefix(void)
@@ -292,7 +295,8 @@ static void check_sound(void)
     expect_count(0);
     cr_expect_eq(report.slots, EP * (sets_slots + (is_apart() ? num_slots() : 0)), "%s",
                  now->target);
-    verify_with((mp_verify_options){.level = MP_VERIFY_STRUCTURE}, 1);
+    verify_with(
+        (mp_verify_options){.size = sizeof(mp_verify_options), .level = MP_VERIFY_STRUCTURE}, 1);
     expect_count(0);
 }
 

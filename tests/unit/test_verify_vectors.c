@@ -52,7 +52,10 @@ TestSuite(verify_vectors, .fini = remove_all);
 
 static void verify_now(void)
 {
-    succeed(verify_with((mp_verify_options){.level = MP_VERIFY_EXACT, .source = source}, 2));
+    succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
+                                            .level = MP_VERIFY_EXACT,
+                                            .source = source},
+                        2));
 }
 
 static const mp_matrix *matrix(unsigned layer, unsigned expert, mp_projection projection)
@@ -292,7 +295,7 @@ Test(verify_vectors, does_not_miss_what_was_dropped)
 
 Test(verify_vectors, misses_what_is_not_optional)
 {
-    mp_verify_options options = {.level = MP_VERIFY_STRUCTURE};
+    mp_verify_options options = {.size = sizeof(mp_verify_options), .level = MP_VERIFY_STRUCTURE};
 
     make_nvfp4(MP_STYLE_MODELOPT, NULL);
     rewrite_without(0, "model.layers.0.experts.l2_alpha", "model.layers.0.experts.l2_global_scale");

@@ -298,7 +298,9 @@ static inline int verify_with(mp_verify_options options, int threads)
 
 static inline void verify(mp_verify_level level)
 {
-    succeed(verify_with((mp_verify_options){.level = level, .source = SOURCE}, 2));
+    succeed(verify_with(
+        (mp_verify_options){.size = sizeof(mp_verify_options), .level = level, .source = SOURCE},
+        2));
 }
 
 /* Fault i has these members; detail: a part of its text. */
