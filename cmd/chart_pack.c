@@ -67,7 +67,7 @@ static int fill_layer(slot_map *map, uint32_t layer, uint32_t *copies, mp_error 
 {
     const mp_shape *shape = mp_pack_get(map->pack)->shape;
     const mp_slots *slots = &shape->slots;
-    uint32_t total = mp_slots_total(slots);
+    uint32_t total = slots->total;
     cell *cells = map->cells + (size_t)layer * map->ep * map->columns;
     mp_slot *table = calloc(total, sizeof *table);
     int rc = table
@@ -88,7 +88,7 @@ static int fill_layer(slot_map *map, uint32_t layer, uint32_t *copies, mp_error 
     free(table);
     for (uint32_t rank = 0; rc == 0 && shape->num_sets > 1 && rank < map->ep; rank++)
         for (uint32_t i = 0; i < shape->sets[MP_SET_SHARED].slots; i++)
-            cells[(size_t)rank * map->columns + mp_slots_per_rank(slots) + i] =
+            cells[(size_t)rank * map->columns + slots->per_rank + i] =
                 (cell){SHARED, slots->num_logical + i};
     return rc;
 }
@@ -221,8 +221,7 @@ static void draw(FILE *out, slot_map *map)
 
     snprintf(title, sizeof title, "%s: %u ranks of %u slots, %u experts as %u physical",
              mp_pack_get(pack)->shape->sets[MP_SET_SLOTS].target->name, map->ep,
-             mp_slots_per_rank(&mp_pack_get(pack)->shape->slots),
-             mp_pack_get(pack)->shape->slots.num_logical,
+             mp_pack_get(pack)->shape->slots.per_rank, mp_pack_get(pack)->shape->slots.num_logical,
              mp_pack_get(pack)->shape->slots.num_physical);
     svg_begin(out, width, bottom + FOOTER, title);
     fprintf(out, "<text class=\"title\" x=\"%u\" y=\"%d\">%s</text>\n", SVG_MARGIN, HEADER - 40,
@@ -254,7 +253,7 @@ int pack_svg(const mp_pack *pack, char **svg, mp_error *err)
 
     *svg = NULL;
     /* The last rank has the most where shared experts are in one slot each. */
-    map.columns = mp_slots_total(slots) - (slots->ep - 1) * mp_slots_per_rank(slots);
+    map.columns = slots->total - (slots->ep - 1) * slots->per_rank;
     if (mp_pack_get(pack)->shape->num_sets > 1)
         map.columns += mp_pack_get(pack)->shape->sets[MP_SET_SHARED].slots;
     int rc = fill(&map, err);

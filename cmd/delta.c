@@ -3,6 +3,7 @@
  * commands in one file, since they write the same kind of directory, take the same options but a
  * few, and report the same figures. Whatever is unlike between two versions is listed whole: a full
  * version is needed then, and the list says why. */
+#include "choices.h"
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
@@ -24,6 +25,13 @@ typedef struct delta_options {
     work_options work;
 } delta_options;
 
+static const cmd_choice encodings[] = {
+    {"auto", MP_DELTA_AUTO},
+    {"xor", MP_DELTA_XOR},
+    {"overwrite", MP_DELTA_OVERWRITE},
+    {NULL, 0},
+};
+
 /* ------------------------------------------------------------------------
  * What was written
  */
@@ -40,16 +48,17 @@ static void print_report(const char *name, const delta_options *o, const mp_delt
     fprintf(stderr,
             "moepack: %s: %s: version %06" PRIu64 " from %06" PRIu64 ", %s: %" PRIu64 " of %" PRIu64
             " tensors and %s of %s changed (%.3g%%), %s stored: %.3g%%\n",
-            name, o->work.out, r->version, r->base_version, mp_delta_encoding_name(r->encoding),
-            r->changed_tensors, r->tensors, size_text(r->changed_bytes, changed),
-            size_text(r->bytes, bytes), 100 * share(r->changed_bytes, r->bytes),
-            size_text(r->stored_bytes, stored), 100 * share(r->stored_bytes, r->bytes));
+            name, o->work.out, r->version, r->base_version,
+            choice_name(encodings, (int)r->encoding), r->changed_tensors, r->tensors,
+            size_text(r->changed_bytes, changed), size_text(r->bytes, bytes),
+            100 * share(r->changed_bytes, r->bytes), size_text(r->stored_bytes, stored),
+            100 * share(r->stored_bytes, r->bytes));
 }
 
 static json_t *report_json(const mp_delta_report *r)
 {
     return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "encoding",
-                     mp_delta_encoding_name(r->encoding), "version", (json_int_t)r->version,
+                     choice_name(encodings, (int)r->encoding), "version", (json_int_t)r->version,
                      "base_version", (json_int_t)r->base_version, "tensors", (json_int_t)r->tensors,
                      "changed_tensors", (json_int_t)r->changed_tensors, "bytes",
                      (json_int_t)r->bytes, "changed_bytes", (json_int_t)r->changed_bytes,
@@ -107,13 +116,6 @@ static int run_fold(const void *values, mp_error *err)
 /* ------------------------------------------------------------------------
  * The commands
  */
-
-static const cmd_choice encodings[] = {
-    {"auto", MP_DELTA_AUTO},
-    {"xor", MP_DELTA_XOR},
-    {"overwrite", MP_DELTA_OVERWRITE},
-    {NULL, 0},
-};
 
 static const cmd_choice checksums[] = {
     {"xxh3-128", MP_DELTA_XXH3_128},

@@ -112,17 +112,11 @@ static int run_finish(const void *values, mp_error *err)
     const finish_options *o = values;
     given g = {0};
     char *how = NULL, *out = NULL;
-    int rc = mp_run_publish(o->out, err);
+    int rc = mp_run_finish(o->out, &how, err);
 
-    if (rc != MP_ERR_CHECK) /* all but that had been done, or it failed */
+    if (rc != 0 || !how)
         return rc;
-    rc = mp_part_how(o->out, &how, err);
-    if (rc == MP_ERR_CHECK && mp_run_is_whole(o->out))
-        return 0; /* twice is once */
-    if (rc == 0 && !how)
-        rc = fail_unsaid(err);
-    if (rc == 0)
-        rc = read_given(how, &g, err);
+    rc = read_given(how, &g, err);
     if (rc == 0 && !(out = seen_from(g.directory, o->out)))
         rc = cmd_fail(err, MP_ERR_IO, "cannot tell where \"%s\" is", o->out);
     if (rc == 0)

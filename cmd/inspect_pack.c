@@ -146,8 +146,8 @@ static void print_pack(const packed *p, const output_ink *ink)
            (unsigned long long)m->num_experts, plural(m->num_experts),
            (unsigned long long)m->num_physical);
     printf("%llu rank%s of %u slot%s, shared experts: %s", (unsigned long long)m->ep_size,
-           plural(m->ep_size), mp_slots_per_rank(&p->shape.slots),
-           plural(mp_slots_per_rank(&p->shape.slots)), mp_shared_mode_name(m->shared));
+           plural(m->ep_size), p->shape.slots.per_rank, plural(p->shape.slots.per_rank),
+           mp_shared_mode_name(m->shared));
     if (m->shared == MP_SHARED_SEPARATE)
         printf(" (%llu)", (unsigned long long)m->num_shared_experts);
     putchar('\n');

@@ -12,7 +12,7 @@ typedef struct range {
     uint32_t expert; /* as mp_shape counts */
     mp_place place;
     const char *tensor;
-    char rank[MP_RANK_NAME_MAX]; /* directory of the file */
+    char rank[24]; /* directory of the file */
     const char *file;
     uint64_t offset, length;
 } range;
@@ -42,7 +42,7 @@ static void each_range(const mp_pack *pack, visit_range *visit, void *user)
                            .file = mp_pack_rank(pack, place.rank)->shards[whole->shard].name,
                            .offset = whole->offset + place.slot * tensor->slot_bytes,
                            .length = tensor->slot_bytes};
-                mp_rank_name(place.rank, r.rank);
+                snprintf(r.rank, sizeof r.rank, "rank-%03" PRIu32, place.rank);
                 visit(user, &r);
             }
         }

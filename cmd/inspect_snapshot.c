@@ -6,6 +6,12 @@
 
 #include <inttypes.h>
 
+static const char *const kinds[] = {
+    [MP_SNAPSHOT_PRESHARDED] = "SGLang presharded",
+    [MP_SNAPSHOT_SHARDED_STATE] = "sharded_state",
+    [MP_SNAPSHOT_BIG_TENSOR] = "BigTensorLoader",
+};
+
 static uint64_t bytes_of(const mp_checkpoint *view)
 {
     uint64_t bytes = 0;
@@ -38,9 +44,8 @@ static int print_snapshot_json(const mp_snapshot *s, bool with_tensors, mp_error
             json_object_set_new(rank, "tensors", tensors_json(view));
         json_array_append_new(ranks, rank);
     }
-    return print_json(json_pack("{s:s, s:o, s:I, s:o}", "snapshot", mp_snapshot_kind_name(s->kind),
-                                "ranks", ranks, "shards", (json_int_t)s->num_files, "problems",
-                                findings_json(s)),
+    return print_json(json_pack("{s:s, s:o, s:I, s:o}", "snapshot", kinds[s->kind], "ranks", ranks,
+                                "shards", (json_int_t)s->num_files, "problems", findings_json(s)),
                       err);
 }
 
@@ -48,8 +53,8 @@ static void print_snapshot(const mp_snapshot *s, bool with_tensors, const output
 {
     char bytes[SIZE_TEXT];
 
-    printf("%s%s%s, %zu rank%s, %zu file%s\n", ink->bold, mp_snapshot_kind_name(s->kind),
-           ink->plain, s->num_ranks, plural(s->num_ranks), s->num_files, plural(s->num_files));
+    printf("%s%s%s, %zu rank%s, %zu file%s\n", ink->bold, kinds[s->kind], ink->plain, s->num_ranks,
+           plural(s->num_ranks), s->num_files, plural(s->num_files));
     for (size_t r = 0; r < s->num_ranks; r++) {
         const mp_checkpoint *view = &s->ranks[r].tensors;
 

@@ -66,7 +66,7 @@ static json_t *layer_json(const map_job *job, uint32_t layer)
 {
     json_t *slots = json_array();
 
-    for (uint32_t slot = 0; slot < mp_slots_total(&job->slots); slot++) {
+    for (uint32_t slot = 0; slot < job->slots.total; slot++) {
         if (json_array_append_new(slots, slot_json(&job->table[slot])) != 0) {
             json_decref(slots);
             return NULL;
@@ -79,7 +79,7 @@ static void print_layer(const map_job *job, uint32_t layer, const output_ink *in
 {
     printf("%slayer %u%s\n   slot   rank  local  kind    expert  replica\n", ink->bold,
            printed_layer(job, layer), ink->plain);
-    for (uint32_t i = 0; i < mp_slots_total(&job->slots); i++) {
+    for (uint32_t i = 0; i < job->slots.total; i++) {
         const mp_slot *s = &job->table[i];
 
         printf("%7u %6u %6u  %s  %6u  %7u\n", s->slot, s->rank, s->local, kind_name(s->kind),
@@ -111,7 +111,7 @@ static int print_table(map_job *job, mp_error *err)
     return print_json(json_pack("{s:i, s:i, s:i, s:i, s:i, s:o}", "num_logical",
                                 (int)s->num_logical, "num_physical", (int)s->num_physical,
                                 "ep_size", (int)s->ep, "shared", (int)s->shared, "slots_per_rank",
-                                (int)mp_slots_per_rank(s), "layers", layers),
+                                (int)s->per_rank, "layers", layers),
                       err);
 }
 
@@ -161,7 +161,7 @@ static int print_slots_of(map_job *job, mp_error *err)
             json_decref(layers);
             return err->code;
         }
-        for (uint32_t i = 0; i < mp_slots_total(s); i++)
+        for (uint32_t i = 0; i < s->total; i++)
             if (job->table[i].checkpoint_id == id)
                 job->found[count++] = job->table[i].slot;
         if (!job->o->common.json) {
@@ -195,7 +195,7 @@ static int print_summary(const map_job *job, const mp_problems *warnings, mp_err
                           err);
     printf("%u row%s, %u logical and %u physical experts, %u rank%s of %u slot%s\n", p->layers,
            plural(p->layers), p->num_logical, p->num_physical, job->slots.ep, plural(job->slots.ep),
-           mp_slots_per_rank(&job->slots), plural(mp_slots_per_rank(&job->slots)));
+           job->slots.per_rank, plural(job->slots.per_rank));
     return 0;
 }
 
@@ -245,8 +245,8 @@ static int prepare(map_job *job, mp_error *err)
         rc = select_layers(job, err);
     if (rc != 0)
         return rc;
-    job->table = malloc(mp_slots_total(&job->slots) * sizeof(*job->table));
-    job->found = malloc(mp_slots_total(&job->slots) * sizeof(*job->found));
+    job->table = malloc(job->slots.total * sizeof(*job->table));
+    job->found = malloc(job->slots.total * sizeof(*job->found));
     return job->table && job->found ? 0 : cmd_fail(err, MP_ERR_IO, "out of memory");
 }
 

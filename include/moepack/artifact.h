@@ -24,9 +24,6 @@ extern "C" {
 /* Names inside a packed directory. */
 #define MP_MANIFEST_NAME  "moepack.json"
 #define MP_PLACEMENT_NAME "placement.json"
-/* "rank-007" */
-#define MP_RANK_NAME_MAX 24
-char *mp_rank_name(uint32_t rank, char name[MP_RANK_NAME_MAX]);
 
 typedef struct mp_packed_tensor {
     char *name; /* "layers.3.experts.l1_weight" */

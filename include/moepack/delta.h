@@ -33,9 +33,6 @@ typedef enum mp_delta_encoding {
     MP_DELTA_OVERWRITE /* a u32 count, that many ascending u32 positions, that many bytes */
 } mp_delta_encoding;
 
-/* "auto", "xor", "overwrite"; a static string. */
-const char *mp_delta_encoding_name(mp_delta_encoding encoding);
-
 /* What of the new tensor's bytes a delta holds. */
 typedef enum mp_delta_checksum {
     MP_DELTA_XXH3_128,

@@ -11,8 +11,8 @@
  *
  * Between source and target stands the canonical form: a side of an expert in
  * the target's scheme and the source's row order. L1 has two parts, gate and up,
- * of [I, H] each; L2 has one, [H, I]. With them go their scales, row-major, as
- * mp_scheme_form_of (numeric.h) says.
+ * of [I, H] each; L2 has one, [H, I]. With them go their scales, row-major,
+ * one for each block of the scheme (moepack-format(5)).
  *
  * Weights go through in tiles: rectangles of the canonical form that become one
  * extent of the packed tensor. Scales, which are small, go through whole.
@@ -124,12 +124,6 @@ typedef struct mp_target {
  * is but one. Returns its rank. */
 uint32_t mp_slots_shape(const mp_target *target, const mp_slot_tensor *tensor, uint64_t slots,
                         uint64_t shape[5]);
-
-/* Cuts a side into tiles whose rectangles hold about `bytes` bytes, at least one group:
- * how many there are, and number `index` of them, in the order of their extents. */
-uint64_t mp_tile_count(const mp_target *target, const mp_dims *dims, mp_side side, uint64_t bytes);
-mp_tile mp_tile_at(const mp_target *target, const mp_dims *dims, mp_side side, uint64_t bytes,
-                   uint64_t index);
 
 /* The target of that name, or null; all of them, *count. */
 const mp_target *mp_target_find(const char *name);

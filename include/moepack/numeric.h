@@ -34,8 +34,8 @@ typedef struct mp_quant_options {
  */
 
 /* Rows row0 .. row0+rows-1 of a stored matrix of `cols` columns.
- * weight: rows of mp_scheme_row_bytes() each, contiguous. Neither it nor scale
- *   needs to be aligned.
+ * weight: rows of whole bytes, two codes a byte for 4-bit schemes (int4_group: of whole 4-byte
+ *   words), contiguous. Neither it nor scale needs to be aligned.
  * scale: the scale rows that cover these rows, contiguous; the first is scale row
  *   row0 / block_rows. Null for a scheme without scales.
  * scale_dtype and block_rows x block_cols of one scale, ragged edges allowed:
@@ -61,26 +61,6 @@ typedef struct mp_rows {
     float global_scale;
     bool global_divides;
 } mp_rows;
-
-/* Bytes of one row of weights of a scheme, cols columns; cols fills whole
- * bytes (a multiple of 2 for 4-bit schemes). int4_group has whole words of 4. */
-uint64_t mp_scheme_row_bytes(mp_scheme scheme, uint64_t cols);
-
-/* How the library writes a scheme. Where `canonical` is false it does not (f16, f32,
- * fp8_tensor, int4_group), and the other members are 0. Without scales block_* are 1. */
-typedef struct mp_scheme_form {
-    bool canonical;
-    bool has_nan; /* codes can say NaN */
-    bool has_scale;
-    bool has_global; /* nvfp4: a float32 for the whole matrix besides */
-    mp_dtype scale_dtype;
-    uint32_t block_rows; /* of one scale; UINT32_MAX columns: one a row */
-    uint32_t block_cols;
-    uint32_t cols_of; /* the number of columns is a multiple of it */
-} mp_scheme_form;
-
-/* A static record; null if there is no such scheme. */
-const mp_scheme_form *mp_scheme_form_of(mp_scheme scheme);
 
 /* Decodes to float32 [rows, cols] (checkpoint formulas w = code * scale, the
  * product rounded once to float32; for nvfp4 code * scale, which is exact, times

@@ -118,18 +118,14 @@ typedef struct mp_slots {
     uint32_t ep;           /* ranks; divides P */
     uint32_t shared;       /* S, fused shared experts */
     bool shared_once;      /* in one slot each, instead of one on every rank */
+    uint32_t per_rank;     /* slots of a rank: P / ep + S, or P / ep with shared_once */
+    uint32_t total;        /* slots of all ranks */
 } mp_slots;
 
 /* MP_ERR_INPUT when a count is 0 (shared may be), num_physical < num_logical, ep
  * does not divide num_physical, or slots do not fit an int32_t. */
 int mp_slots_init(mp_slots *s, uint32_t num_logical, uint32_t num_physical, uint32_t ep,
                   uint32_t shared, bool shared_once, mp_error *err);
-
-/* Slots of a rank: P / ep + S, or P / ep with shared_once. */
-uint32_t mp_slots_per_rank(const mp_slots *s);
-
-/* Slots of all ranks. */
-uint32_t mp_slots_total(const mp_slots *s);
 
 typedef enum mp_slot_kind { MP_SLOT_ROUTED, MP_SLOT_SHARED } mp_slot_kind;
 
@@ -143,7 +139,7 @@ typedef struct mp_slot {
     uint32_t replica;       /* copies of the same checkpoint id in slots before this one */
 } mp_slot;
 
-/* Describes all slots of a layer into mp_slots_total entries. MP_ERR_IO without memory. */
+/* Describes all slots of a layer into s->total entries. MP_ERR_IO without memory. */
 int mp_slots_table(const mp_slots *s, const int32_t *row, mp_slot *table, mp_error *err);
 
 /* ------------------------------------------------------------------------

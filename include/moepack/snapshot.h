@@ -29,9 +29,6 @@ typedef enum mp_snapshot_kind {
     MP_SNAPSHOT_BIG_TENSOR
 } mp_snapshot_kind;
 
-/* "SGLang presharded", "sharded_state", "BigTensorLoader"; a static string. */
-const char *mp_snapshot_kind_name(mp_snapshot_kind kind);
-
 /* Which kind a directory is, by the names of its files; a file is none. MP_ERR_IO where it cannot
  * be read. */
 int mp_snapshot_find(const char *dir, mp_snapshot_kind *kind, mp_error *err);

@@ -82,18 +82,12 @@ typedef enum mp_run_mode {
  * is MP_ERR_USAGE: it would discard the other parts. Where parts are finished, and OUT is there,
  * nothing is left to do. */
 
-/* Whether a directory is what a run leaves: it holds moepack.json, or the report of another
- * command. */
-bool mp_run_is_whole(const char *dir);
-
-/* Sets *how, malloc'ed, to the mp_part.how of a run in parts, by the first part that has one; to
- * null where none has, so that whoever is to finish the run has to know how.
- * MP_ERR_CHECK where there is no OUT.partial. */
-int mp_part_how(const char *out, char **how, mp_error *err);
-
-/* Renames OUT.partial to OUT where nothing but that is left to do: all is there, and no journal.
- * MP_ERR_CHECK where it is not so; MP_ERR_IO. */
-int mp_run_publish(const char *out, mp_error *err);
+/* Finishes a run in parts as far as that goes without its plan. Where nothing is left to do but to
+ * rename OUT.partial to OUT, does that; where OUT is whole already, does nothing: *how is null.
+ * Else sets *how, malloc'ed, to the mp_part.how of the first part that has one: MP_RUN_FINISH of a
+ * plan that is made in this way does the rest.
+ * MP_ERR_CHECK where no part has begun, MP_ERR_INPUT where no part says how; MP_ERR_IO. */
+int mp_run_finish(const char *out, char **how, mp_error *err);
 
 /* ------------------------------------------------------------------------
  * Digests for others

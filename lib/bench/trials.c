@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "base/words.h"
+#include "numeric/forms.h"
 #include "numeric/kernels.h"
 #include "numeric/quantize.h"
 

@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "base/words.h"
 #include "checkpoint/matrix.h"
+#include "numeric/forms.h"
 
 #include <moepack/numeric.h>
 

@@ -27,14 +27,6 @@
 #include "base/select.h"
 #include "checkpoint/safetensors.h"
 
-const char *mp_snapshot_kind_name(mp_snapshot_kind kind)
-{
-    static const char *const names[] = {"no snapshot", "SGLang presharded", "sharded_state",
-                                        "BigTensorLoader"};
-
-    return names[kind];
-}
-
 /* Types as Python prints them. */
 static const struct {
     mp_dtype dtype;

@@ -23,6 +23,7 @@
 #include "delta/patch.h"
 #include "delta/publish.h"
 #include "delta/spool.h"
+#include "delta/version.h"
 #include "delta/xor.h"
 
 typedef struct folding {

@@ -30,6 +30,7 @@
 #include "base/parallel.h"
 #include "delta/checksum.h"
 #include "delta/patch.h"
+#include "delta/version.h"
 #include "numeric/quantize.h"
 #include "run/journal.h"
 #include "run/output.h"

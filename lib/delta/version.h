@@ -15,6 +15,9 @@
 
 #define MP_DELTA_PACK_NAME "pack.json"
 
+/* "auto", "xor", "overwrite"; a static string. */
+const char *mp_delta_encoding_name(mp_delta_encoding encoding);
+
 /* What the index of a delta says of it. */
 typedef struct mp_delta_terms {
     uint64_t version, base;

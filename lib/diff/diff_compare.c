@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "numeric/forms.h"
 #include "numeric/kernels.h"
 #include "numeric/rows.h"
 #include "numeric/scales.h"

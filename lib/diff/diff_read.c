@@ -22,6 +22,7 @@
 #include "checkpoint/tensor.h"
 #include "diff/diff_snapshot.h"
 #include "layout/sides.h"
+#include "numeric/forms.h"
 #include "pack/pack.h"
 
 /* Bytes of a tile of columns. */

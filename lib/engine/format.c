@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "checkpoint/config_said.h"
 #include "engine/layer_forms.h"
+#include "numeric/forms.h"
 
 /* Objects that may hold the language model's facts, outermost first. */
 static const char *const nested_keys[] = {"text_config", "language_config", "llm_config",

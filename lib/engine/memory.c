@@ -107,7 +107,7 @@ static mp_symm_buffer buffer_for(const mp_backend *b, const mp_backend_model *mo
 {
     return (mp_symm_buffer){
         .ranks = b->slots.ep,
-        .experts = mp_slots_total(&b->slots),
+        .experts = b->slots.total,
         .max_tokens = max_tokens,
         .topk = model->experts_per_token + b->slots.shared,
         .hidden_size = model->hidden_size,

@@ -18,6 +18,8 @@
 #include "base/error.h"
 #include "base/words.h"
 #include "layout/sides.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 #include "numeric/rows.h"
 
 /* Bytes of a tile of columns where rows are asked for. */

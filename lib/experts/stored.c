@@ -19,6 +19,7 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "checkpoint/matrix.h"
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 
 /* Bytes of a bias that are read at once where every other number is wanted. */

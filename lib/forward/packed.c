@@ -13,7 +13,7 @@
 static mp_packed_side side_of(const mp_packed_experts *e, uint32_t id, mp_side side)
 {
     const mp_shape *shape = &e->pack->shape;
-    uint32_t total = mp_slots_total(&shape->slots), per_rank = mp_slots_per_rank(&shape->slots);
+    uint32_t total = shape->slots.total, per_rank = shape->slots.per_rank;
     bool apart = id >= total;
     uint32_t number = apart ? id - total : id, slots = apart ? e->apart : per_rank;
 
@@ -41,7 +41,7 @@ static int read_side(const void *user, uint32_t id, mp_side side, uint64_t row0,
 static void settle_tiles(mp_packed_experts *e)
 {
     const mp_shape *shape = &e->pack->shape;
-    uint32_t ids[] = {0, mp_slots_total(&shape->slots)};
+    uint32_t ids[] = {0, shape->slots.total};
 
     for (unsigned s = 0; s < shape->num_sets; s++) {
         for (int side = 0; side < MP_SIDES; side++) {
@@ -76,7 +76,7 @@ int mp_packed_experts_init(mp_packed_experts *experts, const mp_pack *pack, size
     *experts = (mp_packed_experts){
         .source = {.hidden_size = shape->sets[MP_SET_SLOTS].dims.hidden_size,
                    .intermediate_size = shape->sets[MP_SET_SLOTS].dims.intermediate_size,
-                   .count = mp_slots_total(&shape->slots) + apart * shape->slots.ep,
+                   .count = shape->slots.total + apart * shape->slots.ep,
                    .user = experts,
                    .read = read_side},
         .pack = pack,

@@ -142,7 +142,7 @@ static void take_token(const route_job *job, uint32_t rank, uint64_t token, uint
            columns * sizeof *job->weights);
     memcpy(to, slots, job->k * sizeof *to);
     for (uint32_t s = 0; s < job->shared; s++) {
-        uint32_t apart = mp_slots_total(&job->e->pack->shape.slots) + rank * job->e->apart + s;
+        uint32_t apart = job->e->pack->shape.slots.total + rank * job->e->apart + s;
 
         to[job->k + s] = fused ? slots[job->k + s] : (int32_t)apart;
     }

@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "forward/pass.h"
+#include "numeric/forms.h"
 #include "numeric/kernels.h"
 #include "numeric/quantize.h"
 

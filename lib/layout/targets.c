@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "layout/sides.h"
+#include "numeric/forms.h"
 
 #include <string.h>
 

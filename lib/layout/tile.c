@@ -15,6 +15,8 @@
 #include "base/error.h"
 #include "base/words.h"
 #include "layout/sides.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 
 /* What tiles of a side are cut from. */
 typedef struct cut {

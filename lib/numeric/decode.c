@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "base/words.h"
+#include "numeric/forms.h"
 #include "numeric/kernels.h"
 #include "numeric/rows.h"
 #include "numeric/scales.h"

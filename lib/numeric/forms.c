@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The form in which each scheme is written. */
+#include "numeric/forms.h"
 #include "numeric/encode.h"
 #include "numeric/kernels.h"
 

@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "numeric/encode.h"
+#include "numeric/forms.h"
 #include "numeric/job.h"
 #include "numeric/kernels.h"
 #include "numeric/quantize.h"

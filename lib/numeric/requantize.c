@@ -21,6 +21,7 @@
 
 #include "base/error.h"
 #include "numeric/encode.h"
+#include "numeric/forms.h"
 #include "numeric/job.h"
 #include "numeric/kernels.h"
 #include "numeric/quantize.h"

@@ -12,6 +12,10 @@
 /* The source scheme of layers that have several. */
 #define MP_MANIFEST_MIXED "mixed"
 
+/* "rank-007": where a rank's files are. */
+#define MP_RANK_NAME_MAX 24
+char *mp_rank_name(uint32_t rank, char name[MP_RANK_NAME_MAX]);
+
 #define MP_SEAL_CUT    "\n}\n"
 #define MP_SEAL_BEFORE ",\n  \"xxh3\": \""
 #define MP_SEAL_AFTER  "\"\n}\n"

@@ -84,8 +84,7 @@ int mp_shape_init(mp_shape *shape, const mp_shape_terms *terms, mp_problems *war
         mp_slots_init(&shape->slots, (uint32_t)terms->num_experts, (uint32_t)terms->num_physical,
                       (uint32_t)terms->ep_size, terms->shared == MP_SHARED_FUSED ? shared : 0,
                       false, err) != 0 ||
-        add_set(shape, terms->target, "experts", dims, mp_slots_per_rank(&shape->slots), warnings,
-                err) != 0)
+        add_set(shape, terms->target, "experts", dims, shape->slots.per_rank, warnings, err) != 0)
         return err->code;
     if (terms->shared == MP_SHARED_SEPARATE) {
         if (apart->single) { /* all of them as one expert that is as wide */

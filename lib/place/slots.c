@@ -34,7 +34,9 @@ int mp_slots_init(mp_slots *s, uint32_t num_logical, uint32_t num_physical, uint
     if (total > INT32_MAX || (uint64_t)num_logical + shared > INT32_MAX)
         return mp_fail(err, MP_ERR_INPUT, "slots: %llu slots do not fit 32-bit ids",
                        (unsigned long long)total);
-    *s = (mp_slots){num_logical, num_physical, ep, shared, shared_once};
+    *s = (mp_slots){num_logical,    num_physical, ep,
+                    shared,         shared_once,  num_physical / ep + (shared_once ? 0 : shared),
+                    (uint32_t)total};
     return 0;
 }
 
@@ -43,27 +45,17 @@ uint32_t mp_slots_routed_per_rank(const mp_slots *s)
     return s->num_physical / s->ep;
 }
 
-uint32_t mp_slots_per_rank(const mp_slots *s)
-{
-    return mp_slots_routed_per_rank(s) + (s->shared_once ? 0 : s->shared);
-}
-
 uint32_t mp_slots_on_rank(const mp_slots *s, uint32_t rank)
 {
     bool tail = s->shared_once && rank == s->ep - 1;
-    return mp_slots_per_rank(s) + (tail ? s->shared : 0);
+    return s->per_rank + (tail ? s->shared : 0);
 }
 
 uint32_t mp_slots_rank(const mp_slots *s, uint32_t slot)
 {
-    uint32_t rank = slot / mp_slots_per_rank(s);
+    uint32_t rank = slot / s->per_rank;
     /* Slots of shared experts that are there once lie behind the last rank's routed ones. */
     return rank < s->ep ? rank : s->ep - 1;
-}
-
-uint32_t mp_slots_total(const mp_slots *s)
-{
-    return s->num_physical + s->shared * (s->shared_once ? 1 : s->ep);
 }
 
 uint32_t mp_slots_of_physical(const mp_slots *s, uint32_t physical)
@@ -82,7 +74,7 @@ uint32_t mp_slots_of_shared(const mp_slots *s, uint32_t rank, uint32_t shared)
 {
     if (s->shared_once)
         return s->num_physical + shared;
-    return rank * mp_slots_per_rank(s) + mp_slots_routed_per_rank(s) + shared;
+    return rank * s->per_rank + mp_slots_routed_per_rank(s) + shared;
 }
 
 uint32_t mp_slots_of_checkpoint_id(const mp_slots *s, const int32_t *row, uint32_t checkpoint_id,
@@ -108,7 +100,7 @@ static void locate(const mp_slots *s, const int32_t *row, uint32_t slot, mp_slot
 {
     uint32_t routed = mp_slots_routed_per_rank(s);
     uint32_t rank = mp_slots_rank(s, slot);
-    uint32_t local = slot - rank * mp_slots_per_rank(s);
+    uint32_t local = slot - rank * s->per_rank;
     *out = (mp_slot){.slot = slot, .rank = rank, .local = local};
     if (local < routed) {
         *physical = rank * routed + local;
@@ -136,7 +128,7 @@ int mp_slots_table(const mp_slots *s, const int32_t *row, mp_slot *table, mp_err
     uint32_t *copies = mp_alloc_zeroed(s->num_logical, sizeof(*copies));
     if (!copies)
         return mp_fail_memory(err);
-    uint32_t total = mp_slots_total(s);
+    uint32_t total = s->total;
     for (uint32_t slot = 0; slot < total; slot++) {
         uint32_t physical;
         locate(s, row, slot, &table[slot], &physical);

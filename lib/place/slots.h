@@ -11,7 +11,7 @@ uint32_t mp_slots_routed_per_rank(const mp_slots *s);
 /* Slots of this rank, the shared ones at the end of the last rank counted. */
 uint32_t mp_slots_on_rank(const mp_slots *s, uint32_t rank);
 
-/* The rank that holds a slot < mp_slots_total. */
+/* The rank that holds a slot < s->total. */
 uint32_t mp_slots_rank(const mp_slots *s, uint32_t slot);
 
 /* The slot of a physical expert; physical < num_physical. */
@@ -27,7 +27,7 @@ bool mp_slots_is_shared(const mp_slots *s, uint32_t checkpoint_id);
 uint32_t mp_slots_of_checkpoint_id(const mp_slots *s, const int32_t *row, uint32_t checkpoint_id,
                                    uint32_t *slots);
 
-/* Describes one slot; slot < mp_slots_total. Looks at the row up to that slot. */
+/* Describes one slot; slot < s->total. Looks at the row up to that slot. */
 void mp_slots_describe(const mp_slots *s, const int32_t *row, uint32_t slot, mp_slot *out);
 
 /* Slot of fused shared expert s < shared on a rank; with shared_once its only one. */

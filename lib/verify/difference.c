@@ -21,6 +21,7 @@
 #include "base/error.h"
 #include "base/words.h"
 #include "layout/sides.h"
+#include "numeric/forms.h"
 #include "verify/exact.h"
 
 #define VALUE_TEXT  24

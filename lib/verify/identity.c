@@ -18,6 +18,8 @@
 #include "base/error.h"
 #include "base/words.h"
 #include "layout/sides.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 #include "verify/exact.h"
 
 /* A slot's first rows, and a candidate's. The candidate's canonical form lies in scratch, which

@@ -74,7 +74,7 @@ static uint32_t all_slots(const mp_numeric_layer *layer)
 
 uint32_t mp_numeric_rank(const mp_numeric_layer *layer, uint32_t slot)
 {
-    uint32_t total = mp_slots_total(&layer->pack->shape.slots);
+    uint32_t total = layer->pack->shape.slots.total;
 
     /* Slots apart exist only where `apart` is not 0. */
     return slot < total ? mp_slots_rank(&layer->pack->shape.slots, slot)
@@ -84,7 +84,7 @@ uint32_t mp_numeric_rank(const mp_numeric_layer *layer, uint32_t slot)
 /* The checkpoint id that belongs into a slot. */
 static uint32_t expert_of(const mp_numeric_layer *layer, uint32_t slot)
 {
-    uint32_t total = mp_slots_total(&layer->pack->shape.slots);
+    uint32_t total = layer->pack->shape.slots.total;
     mp_slot described;
 
     if (slot >= total)
@@ -248,9 +248,8 @@ static void put_choice(mp_numeric_batch *b, const draft *d, const mp_numeric_lay
 
     if (d->all_ids[from] < 0)
         return; /* a zero expert's */
-    uint32_t slot = apart
-                        ? mp_slots_total(&slots->pack->shape.slots) + rank * slots->apart + j - d->k
-                        : (uint32_t)d->slots[slot_from];
+    uint32_t slot = apart ? slots->pack->shape.slots.total + rank * slots->apart + j - d->k
+                          : (uint32_t)d->slots[slot_from];
     float slot_weight =
         apart ? (float)(1 / layer->packed_model.factor) : d->slot_weights[slot_from];
 

@@ -29,13 +29,13 @@ static mp_spot spot_of_slot(const mp_numeric_layer *layer, uint32_t slot)
 {
     const mp_packed_experts *slots = &layer->slots;
     const mp_check *check = layer->check;
-    uint32_t total = mp_slots_total(&slots->pack->shape.slots), rank = mp_numeric_rank(layer, slot);
+    uint32_t total = slots->pack->shape.slots.total, rank = mp_numeric_rank(layer, slot);
     mp_spot spot = mp_numeric_spot(layer);
 
     spot.rank = rank;
     /* Slots apart are counted behind those of all ranks, `apart` of them for each. */
     if (slot < total)
-        spot.slot = slot - rank * mp_slots_per_rank(&slots->pack->shape.slots);
+        spot.slot = slot - rank * slots->pack->shape.slots.per_rank;
     else if (!check->shape.sets[check->shape.num_sets - 1].target->single)
         spot.slot = (slot - total) % slots->apart;
     return spot;
@@ -52,7 +52,7 @@ static char *name_choice(const mp_numeric_layer *layer, uint32_t slot, uint32_t 
         snprintf(text, NAME_TEXT, "expert %u", expert);
     else
         snprintf(text, NAME_TEXT, "shared expert %u%s", expert - experts,
-                 slot < mp_slots_total(&layer->pack->shape.slots) ? "" : " (apart)");
+                 slot < layer->pack->shape.slots.total ? "" : " (apart)");
     return text;
 }
 

@@ -24,6 +24,7 @@
 #include "base/file.h"
 #include "base/zstd_file.h"
 #include "checkpoint/shard.h"
+#include "pack/manifest.h"
 
 char *mp_packed_tensor_name(const mp_check *check, size_t layer, unsigned tensor)
 {

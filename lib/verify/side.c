@@ -21,6 +21,8 @@
 #include "base/error.h"
 #include "base/words.h"
 #include "layout/sides.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 #include "verify/exact.h"
 #include "verify/locate.h"
 

@@ -12,6 +12,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "pack/manifest.h"
 
 int mp_check_file(mp_check *check, const mp_spot *spot, const char *dir, const char *name,
                   uint64_t *size, bool *there, mp_error *err)

@@ -4,6 +4,8 @@
 #include "write/plan.h"
 
 #include "base/error.h"
+#include "numeric/forms.h"
+#include "pack/manifest.h"
 #include "run/work.h"
 #include "write/check.h"
 

@@ -10,7 +10,9 @@
 #include "run/partial.h"
 #include "run/parts.h"
 
-bool mp_run_is_whole(const char *dir)
+/* Whether a directory is what a run leaves: it holds moepack.json, or the report of another
+ * command. */
+static bool is_whole(const char *dir)
 {
     static const char *const names[] = {MP_MANIFEST_NAME, MP_QUANTIZE_REPORT, MP_UNPACK_NAME};
     bool whole = false;
@@ -20,61 +22,60 @@ bool mp_run_is_whole(const char *dir)
     return whole;
 }
 
-/* OUT.partial, malloc'ed; null without memory. */
-static char *partial_of(const char *out)
+/* Renames OUT.partial to OUT where all is there, and no journal. */
+static int publish(const char *out, const char *partial, bool *done, mp_error *err)
 {
-    char *bare = mp_without_slashes(out), *partial = bare ? mp_format("%s.partial", bare) : NULL;
+    char *journal = mp_path_join(partial, MP_JOURNAL_NAME);
+    mp_parts parts = {0};
+    int rc = journal ? 0 : mp_fail_memory(err);
+    bool may = journal && is_whole(partial) && !mp_path_exists(journal) && !mp_path_exists(out);
 
-    free(bare);
-    return partial;
+    if (rc == 0 && may)
+        rc = mp_parts_list(partial, &parts, err);
+    if (rc == 0 && may && parts.num == 0) {
+        rc = mp_partial_publish(out, partial, MP_RUN_FINISH, err);
+        *done = rc == 0;
+    }
+    mp_parts_release(&parts);
+    free(journal);
+    return rc;
 }
 
-int mp_part_how(const char *out, char **how, mp_error *err)
+/* What the first journal that says so says of how the run was started. */
+static int find_how(const char *partial, char **how, mp_error *err)
 {
-    char name[MP_PART_NAME_MAX], *dir = partial_of(out);
-    char *whole = dir ? mp_path_join(dir, MP_JOURNAL_NAME) : NULL;
+    char name[MP_PART_NAME_MAX], *whole = mp_path_join(partial, MP_JOURNAL_NAME);
     mp_parts parts = {0};
-    int rc = 0;
+    int rc = whole ? mp_parts_list(partial, &parts, err) : mp_fail_memory(err);
 
-    err = MP_NEVER_NULL(err);
-    *how = NULL;
-    if (!whole)
-        rc = mp_fail_memory(err);
-    else if (!mp_path_exists(dir))
-        rc = mp_fail(err, MP_ERR_CHECK, "no part has begun: there is no \"%s\"", dir);
-    if (rc == 0)
-        rc = mp_parts_list(dir, &parts, err);
     for (size_t i = 0; rc == 0 && !*how && i < parts.num; i++)
-        rc = mp_journal_how(dir, mp_part_journal(parts.numbers[i], parts.count, name), how, err);
+        rc =
+            mp_journal_how(partial, mp_part_journal(parts.numbers[i], parts.count, name), how, err);
     if (rc == 0 && !*how && mp_path_exists(whole))
-        rc = mp_journal_how(dir, MP_JOURNAL_NAME, how, err);
+        rc = mp_journal_how(partial, MP_JOURNAL_NAME, how, err);
+    if (rc == 0 && !*how)
+        rc =
+            mp_fail(err, MP_ERR_INPUT,
+                    "the parts' journals do not say how they were started: repeat the command with "
+                    "--shard finish");
     mp_parts_release(&parts);
-    free(dir);
     free(whole);
     return rc;
 }
 
-int mp_run_publish(const char *out, mp_error *err)
+int mp_run_finish(const char *out, char **how, mp_error *err)
 {
-    char *bare = mp_without_slashes(out), *dir = partial_of(out);
-    char *journal = dir ? mp_path_join(dir, MP_JOURNAL_NAME) : NULL;
-    mp_parts parts = {0};
-    int rc = 0;
+    char *bare = mp_without_slashes(out), *partial = bare ? mp_format("%s.partial", bare) : NULL;
+    bool done = false;
 
     err = MP_NEVER_NULL(err);
-    if (!bare || !journal)
-        rc = mp_fail_memory(err);
-    else if (!mp_run_is_whole(dir) || mp_path_exists(journal) || mp_path_exists(bare))
-        rc = mp_fail(err, MP_ERR_CHECK, "\"%s\" is not complete", dir);
-    if (rc == 0)
-        rc = mp_parts_list(dir, &parts, err);
-    if (rc == 0 && parts.num > 0)
-        rc = mp_fail(err, MP_ERR_CHECK, "\"%s\" is being written in %u parts", dir, parts.count);
-    if (rc == 0)
-        rc = mp_partial_publish(bare, dir, MP_RUN_FINISH, err);
-    mp_parts_release(&parts);
+    *how = NULL;
+    int rc = partial ? publish(bare, partial, &done, err) : mp_fail_memory(err);
+    if (rc == 0 && !done && mp_path_exists(partial))
+        rc = find_how(partial, how, err);
+    else if (rc == 0 && !done && !is_whole(bare))
+        rc = mp_fail(err, MP_ERR_CHECK, "no part has begun: there is no \"%s\"", partial);
     free(bare);
-    free(dir);
-    free(journal);
+    free(partial);
     return rc;
 }

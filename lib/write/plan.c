@@ -22,6 +22,7 @@
 #include "checkpoint/layers.h"
 #include "checkpoint/matrix.h"
 #include "layout/sides.h"
+#include "numeric/forms.h"
 #include "run/work.h"
 #include "write/check.h"
 #include "write/unit.h"

@@ -19,6 +19,7 @@
 #include "checkpoint/form.h"
 #include "checkpoint/layers.h"
 #include "experts/stored.h"
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 
 #include <stdlib.h>

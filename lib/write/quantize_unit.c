@@ -20,6 +20,7 @@
 #include "checkpoint/matrix.h"
 #include "checkpoint/tensor.h"
 #include "experts/stored.h"
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 
 #include <math.h>

@@ -16,6 +16,8 @@
 #include "base/error.h"
 #include "base/words.h"
 #include "checkpoint/matrix.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 #include "write/plan.h"
 

@@ -17,6 +17,7 @@
 #include "base/words.h"
 #include "checkpoint/tensor.h"
 #include "layout/sides.h"
+#include "numeric/forms.h"
 
 #include <string.h>
 

@@ -22,6 +22,8 @@
 #include "base/words.h"
 #include "experts/packed.h"
 #include "layout/sides.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 #include "write/plan.h"
 

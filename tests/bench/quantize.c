@@ -11,6 +11,7 @@
 
 #include "base/parallel.h"
 #include "clock.h"
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 
 #define COLS      4096u

@@ -8,6 +8,8 @@
 
 #include "base/words.h"
 #include "layout/sides.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 
 #define HEADER 4
 

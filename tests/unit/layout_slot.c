@@ -10,6 +10,8 @@
 
 #include "base/words.h"
 #include "layout/sides.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 
 #define RECORDS_MAX 32
 

@@ -10,6 +10,7 @@
 
 #include <moepack/numeric.h>
 
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 
 /* A float32 matrix as a source. */

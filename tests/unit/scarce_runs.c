@@ -422,7 +422,7 @@ static void do_a_part(const char *out)
     cr_assert_eq(mp_repack(step(1), out, &options, &one_thread, NULL), 0);
 }
 
-SCARCE(mp_part_how)
+SCARCE(mp_run_finish)
 {
     static char out[256];
     char *how = NULL;
@@ -430,14 +430,14 @@ SCARCE(mp_part_how)
         snprintf(out, sizeof out, "%s", in_scratch("parts"));
         do_a_part(out);
     }
-    int rc = mp_part_how(out, &how, err);
+    int rc = mp_run_finish(out, &how, err);
     if (rc == 0)
         free(how);
     return rc;
 }
 
 /* What was finished but for the name. */
-SCARCE(mp_run_publish)
+SCARCE(finish_of_a_name)
 {
     char partial[256];
     const char *out = in_scratch("published");
@@ -447,7 +447,8 @@ SCARCE(mp_run_publish)
         cr_assert_eq(rename(out, partial), 0);
     else if (!mp_path_exists(partial))
         cr_assert_eq(rename(packed_step(2), partial), 0);
-    int rc = mp_run_publish(packed_step(2), err);
+    char *how;
+    int rc = mp_run_finish(packed_step(2), &how, err);
     if (rc == 0)
         cr_assert_eq(rename(packed_step(2), out), 0);
     return rc;
@@ -491,8 +492,8 @@ const scarce_call scarce_runs[] = {
     SCARCE_ROW(mp_delta_fold),       SCARCE_ROW(mp_delta_apply),
     SCARCE_ROW(mp_delta_verify),     SCARCE_ROW(mp_plan_update),
     SCARCE_ROW(run_of_an_update),    SCARCE_ROW(mp_diff),
-    SCARCE_ROW(mp_verify),           SCARCE_ROW(mp_part_how),
-    SCARCE_ROW(mp_run_publish),      SCARCE_ROW(mp_checksums_write),
+    SCARCE_ROW(mp_verify),           SCARCE_ROW(mp_run_finish),
+    SCARCE_ROW(finish_of_a_name),    SCARCE_ROW(mp_checksums_write),
     SCARCE_ROW(mp_checksums_check),  SCARCE_ROW(mp_synth),
 };
 

@@ -151,10 +151,10 @@ Test(backend, fused_shared_experts_have_slots)
     flags.shared = MP_SHARED_FUSED;
     flags.redundant = 32;
     resolve_well();
-    cr_assert_eq(mp_slots_per_rank(&backend.slots), 37);
+    cr_assert_eq(backend.slots.per_rank, 37);
     flags.shared = MP_SHARED_SEPARATE;
     resolve_well();
-    cr_assert_eq(mp_slots_per_rank(&backend.slots), 36);
+    cr_assert_eq(backend.slots.per_rank, 36);
 }
 
 /* ------------------------------------------------------------------------

@@ -13,6 +13,8 @@
 #include "checkpoint/matrix.h"
 #include "experts/canonical.h"
 #include "layout/sides.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 
 typedef struct fixture {

@@ -13,6 +13,7 @@
 #include "checkpoint/form.h"
 #include "checkpoint/names.h"
 #include "engine/backend.h"
+#include "numeric/forms.h"
 
 #include "model_files.h"
 

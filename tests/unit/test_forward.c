@@ -10,6 +10,7 @@
 #include "golden.h"
 
 #include "forward/reference.h"
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 
 #define GOLDEN "testdata/golden/forward.safetensors"

@@ -9,6 +9,8 @@
 #include "base/words.h"
 #include "layout/sides.h"
 #include "layout/targets.h"
+#include "layout/tile.h"
+#include "numeric/forms.h"
 
 #include "layout_slot.h"
 

@@ -100,8 +100,8 @@ static void check_slots(uint32_t n, uint32_t redundant, uint32_t ep, uint32_t sh
     cr_assert_eq(mp_slots_init(&s, n, n + redundant, ep, shared, false, &err), 0);
 
     uint32_t total = lay_out(p.map, n, n + redundant, ep, shared, expected);
-    cr_assert_eq(mp_slots_total(&s), total);
-    cr_assert_eq(mp_slots_per_rank(&s) * ep, total);
+    cr_assert_eq(s.total, total);
+    cr_assert_eq(s.per_rank * ep, total);
     cr_assert_eq(mp_slots_table(&s, p.map, table, &err), 0);
     for (uint32_t slot = 0; slot < total; slot++) {
         mp_slot one;
@@ -168,8 +168,8 @@ Test(place, shared_once_lies_behind_all_routed_slots)
     mp_slot slot;
     cr_assert_eq(mp_placement_trivial(&p, 1, 7, 2, &err), 0);
     cr_assert_eq(mp_slots_init(&s, 7, 9, 3, 2, true, &err), 0);
-    cr_assert_eq(mp_slots_total(&s), 11);
-    cr_assert_eq(mp_slots_per_rank(&s), 3);
+    cr_assert_eq(s.total, 11);
+    cr_assert_eq(s.per_rank, 3);
     cr_assert_eq(mp_slots_on_rank(&s, 1), 3);
     cr_assert_eq(mp_slots_on_rank(&s, 2), 5);
     for (uint32_t i = 0; i < 9; i++)

@@ -12,6 +12,7 @@
 #include "requantize_call.h"
 
 #include "base/words.h"
+#include "numeric/forms.h"
 #include "numeric/kernels.h"
 #include "numeric/quantize.h"
 

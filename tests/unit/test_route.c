@@ -497,7 +497,8 @@ static void refuse_fill(mp_waterfill w, uint32_t shared, uint32_t k, int32_t bad
                         const char *message)
 {
     int32_t physical[] = {0, 1, 2, bad}, out[4];
-    mp_slots slots = {4, 4, 2, shared, false};
+    mp_slots slots;
+    cr_assert_eq(mp_slots_init(&slots, 4, 4, 2, shared, false, NULL), 0);
     cr_assert_eq(mp_waterfill_assign(&w, &slots, physical, 2, k, out, 1, &err), code);
     cr_assert_str_eq(err.message, message);
 }

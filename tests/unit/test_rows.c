@@ -11,6 +11,7 @@
 #include "failing_memory.h"
 #include "requantize_call.h"
 
+#include "numeric/forms.h"
 #include "numeric/quantize.h"
 
 static const mp_quant_options defaults = {.rounding = MP_ROUND_DEEPGEMM};

@@ -8,6 +8,8 @@
 
 #include <moepack/numeric.h>
 
+#include "numeric/forms.h"
+
 static uint32_t random_state = 1;
 
 static uint32_t next_random(void)

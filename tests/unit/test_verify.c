@@ -2,6 +2,8 @@
 /* verify, digest and exact: every planted fault is found, in its place and by its name. */
 #include "verify_pack.h"
 
+#include "layout/tile.h"
+
 TestSuite(verify, .init = make_pack, .fini = remove_pack);
 
 /* Tensors of a slot, and what is known of them apart from the layout's code. */

@@ -4,6 +4,9 @@
 #include "verify_layouts.h"
 #include "verify_pack.h"
 
+#include "layout/tile.h"
+#include "numeric/forms.h"
+
 /* A tensor of a slot. */
 typedef struct tensor_case {
     const char *name;
