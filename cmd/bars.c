@@ -16,7 +16,7 @@ char *thousandths(double value, char text[THOUSANDTHS])
 int text_finish(FILE *out, char **text, mp_error *err)
 {
     bool failed = ferror(out) != 0;
-    if (fclose(out) == 0 && !failed)
+    if (fclose(out) == 0 && !failed && *text)
         return 0;
     free(*text);
     *text = NULL;
