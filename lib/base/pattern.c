@@ -4,8 +4,9 @@
  *
  * The expressions in these lists are simple. They are brought into the form of regcomp(3), as far
  * as both mean the same: what it would read otherwise (look-ahead, back references, a backslash
- * between brackets) or would need much memory for (counts in braces, deep groups) is not
- * understood, and said to be so. Wildcards become such expressions too: a regex takes time that
+ * between brackets) or would need much memory for (counts in braces, deep groups, repetitions of
+ * repetitions: regcomp writes x+ as xx*, which doubles what x is) is not understood, and said to be
+ * so. Wildcards become such expressions too: a regex takes time that
  * grows with the name only, where fnmatch(3) tries every way to place the stars.
  */
 #include "base/pattern.h"
@@ -13,7 +14,8 @@
 #include <string.h>
 
 #define EXPRESSION_MAX 512 /* bytes */
-#define GROUPS_MAX     16  /* in one another */
+#define GROUPS_MAX     16
+#define DOUBLED_MAX    4 /* groups with a plus */
 
 /* Copies an escape; \d is the one that regcomp lacks. */
 static bool copy_escape(const char **from, char **to)
@@ -50,7 +52,7 @@ static bool copy_brackets(const char **from, char **to)
  * bytes a byte. */
 static bool translate_expression(const char *from, char *to)
 {
-    unsigned groups = 0;
+    unsigned groups = 0, doubled = 0;
 
     to = stpcpy(to, "^(");
     while (*from) {
@@ -70,11 +72,14 @@ static bool translate_expression(const char *from, char *to)
             bool repeats = strchr("*+?", *from) != NULL;
 
             groups += *from == '(';
+            doubled += strncmp(from, ")+", 2) == 0;
             *to++ = *from++;
             if (repeats && *from == '?') /* the shortest match matches what the longest does */
                 from++;
+            if (repeats && *from && strchr("*+?", *from)) /* an error to Python, or possessive */
+                return false;
         }
-        if (groups > GROUPS_MAX)
+        if (groups > GROUPS_MAX || doubled > DOUBLED_MAX)
             return false;
     }
     strcpy(to, ")");

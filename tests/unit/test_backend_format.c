@@ -60,6 +60,15 @@ Test(backend_format, patterns_mean_modules)
         {"re:(", MP_MATCH_UNKNOWN},
         {"re:\\", MP_MATCH_UNKNOWN},
         {"re:((((((((((((((((((m))))))))))))))))))", MP_MATCH_UNKNOWN},
+        /* Each plus doubles what regcomp makes of what is before it. */
+        {"re:((m)+)+odel", MP_MATCH_YES},
+        {"re:(((((m)+)+)+)+)+odel", MP_MATCH_UNKNOWN},
+        {"re:(((((m)+?)+?)+?)+?)+?odel", MP_MATCH_UNKNOWN},
+        {"re:m++odel", MP_MATCH_UNKNOWN},
+        {"re:m*+odel", MP_MATCH_UNKNOWN},
+        {"re:m+??odel", MP_MATCH_UNKNOWN},
+        {"re:\\w++", MP_MATCH_UNKNOWN},
+        {"re:m??m+?odel", MP_MATCH_YES},
     };
     char longest[4096] = "re:";
 
