@@ -447,8 +447,8 @@ static int append(mp_journal *journal, const char *text, size_t length, mp_error
     return 0;
 }
 
-int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const uint64_t *units,
-                     size_t count, mp_error *err)
+int mp_journal_done(mp_journal *journal, const mp_work *work, const mp_progress_state *state,
+                    const uint64_t *done, size_t count, mp_error *err)
 {
     char *text = NULL;
     size_t length;
@@ -460,7 +460,10 @@ int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const 
     for (size_t i = 0; i < count; i++) {
         char line[LINE_SIZE];
 
-        print_unit(line, units[i], state->stats ? &state->stats[units[i]] : NULL);
+        if (done[i] < work->num_units)
+            print_unit(line, done[i], state->stats ? &state->stats[done[i]] : NULL);
+        else
+            snprintf(line, sizeof line, STAGE "%" PRIu64, done[i] - work->num_units);
         fprintf(f, "%s\n", line);
     }
     rc = mp_text_finish(f, &text, err);
@@ -480,23 +483,13 @@ int mp_journal_tensor(mp_journal *journal, const mp_progress_state *state, size_
     return append(journal, line, strlen(line), err);
 }
 
-static int append_number(mp_journal *journal, const char *kind, uint64_t number, mp_error *err)
+int mp_journal_plain(mp_journal *journal, size_t output, mp_error *err)
 {
     char line[LINE_SIZE];
-    int n = snprintf(line, sizeof line, "%s%" PRIu64 "\n", kind, number);
+    int n = snprintf(line, sizeof line, PLAIN "%zu\n", output);
     int rc = append(journal, line, (size_t)n, err);
 
     return rc ? rc : mp_file_sync(journal->fd, journal->path, err);
-}
-
-int mp_journal_stage(mp_journal *journal, uint32_t stage, mp_error *err)
-{
-    return append_number(journal, STAGE, stage, err);
-}
-
-int mp_journal_plain(mp_journal *journal, size_t output, mp_error *err)
-{
-    return append_number(journal, PLAIN, output, err);
 }
 
 /* Prints all that is done. */

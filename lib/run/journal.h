@@ -74,17 +74,16 @@ int mp_journal_restart(mp_journal *journal, const mp_work *work, mp_progress_sta
 /* MP_ERR_IO when another process holds a journal in a directory. */
 int mp_journal_check_free(const char *dir, const char *name, mp_error *err);
 
-/* Appends and syncs lines for these units, whose data is durable. */
-int mp_journal_units(mp_journal *journal, const mp_progress_state *state, const uint64_t *units,
-                     size_t count, mp_error *err);
+/* Appends and syncs lines for what is durable: units by their numbers, and stages that are
+ * compressed, each as work->num_units and its number, behind its units. */
+int mp_journal_done(mp_journal *journal, const mp_work *work, const mp_progress_state *state,
+                    const uint64_t *done, size_t count, mp_error *err);
 
 /* Appends (without sync) a line for a digested tensor. */
 int mp_journal_tensor(mp_journal *journal, const mp_progress_state *state, size_t output,
                       mp_error *err);
 
-/* Appends and syncs a line for a stage that is compressed, or a tensor that is in the plain file
- * again: both durably. */
-int mp_journal_stage(mp_journal *journal, uint32_t stage, mp_error *err);
+/* Appends and syncs a line for a tensor that is in the plain file again, durably. */
 int mp_journal_plain(mp_journal *journal, size_t output, mp_error *err);
 
 #endif

@@ -64,9 +64,10 @@ typedef struct run {
     mp_progress_state state;
     uint64_t *units; /* [work->stage_units] to do in the stage at hand */
 
-    /* Finished units whose data is not known to be durable. */
+    /* Finished units and compressed stages whose data is not known to be durable, numbered as for
+     * mp_journal_done. */
     pthread_mutex_t lock; /* guards all below, and the journal */
-    uint64_t *pending;    /* [work->num_units] */
+    uint64_t *pending;    /* [work->num_units + work->num_stages] */
     size_t num_pending;
     uint64_t pending_bytes;
     bool syncing;
@@ -84,14 +85,14 @@ static bool is_part(const run *r)
  * Making units durable
  */
 
-/* Takes the pending units out of the run. */
-static size_t take_pending(run *r, uint64_t *units)
+/* Takes what is pending out of the run. */
+static size_t take_pending(run *r, uint64_t *done)
 {
     size_t count;
 
     pthread_mutex_lock(&r->lock);
     count = r->num_pending;
-    memcpy(units, r->pending, count * sizeof *units);
+    memcpy(done, r->pending, count * sizeof *done);
     r->num_pending = 0;
     r->pending_bytes = 0;
     pthread_mutex_unlock(&r->lock);
@@ -101,23 +102,23 @@ static size_t take_pending(run *r, uint64_t *units)
 /* Syncs what is pending and journals it. Other threads go on meanwhile. */
 static int make_durable(run *r, mp_error *err)
 {
-    uint64_t *units = mp_alloc(r->work->num_units, sizeof *units);
+    uint64_t *done = mp_alloc(r->work->num_units + r->work->num_stages, sizeof *done);
     size_t count = 0;
-    int rc = units ? 0 : mp_fail_memory(err);
+    int rc = done ? 0 : mp_fail_memory(err);
 
     if (rc == 0) {
-        /* Take the units first: everything they wrote is marked by then. A unit that finishes in
-         * between is synced as well, but waits for the next batch. */
-        count = take_pending(r, units);
+        /* Take them first: everything they wrote is marked by then. A unit that finishes in between
+         * is synced as well, but waits for the next batch. */
+        count = take_pending(r, done);
         rc = mp_outputs_sync(&r->outputs, err);
     }
     pthread_mutex_lock(&r->lock);
     r->sync_failed |= rc != 0;
     if (!r->sync_failed)
-        rc = mp_journal_units(&r->journal, &r->state, units, count, err);
+        rc = mp_journal_done(&r->journal, r->work, &r->state, done, count, err);
     r->syncing = false;
     pthread_mutex_unlock(&r->lock);
-    free(units);
+    free(done);
     return rc;
 }
 
@@ -203,25 +204,39 @@ static uint64_t list_units(run *r, uint32_t stage)
     return left;
 }
 
-/* Makes the frames of a stage in files that are filled at once. */
-static int make_frames(run *r, uint32_t stage, const mp_context *context, mp_error *err)
+/* Tensors that shrink are put back into their plain files, to be compressed. Where none does, which
+ * is usual, nothing is synced. */
+static int put_shrinking_back(run *r, uint32_t stage, const mp_context *context, mp_error *err)
 {
     mp_outputs *outputs = &r->outputs;
+    bool durable = false;
     int rc = mp_at_once_look(outputs, stage, r->state.plain, context, err);
 
-    if (rc == 0)
-        rc = mp_outputs_sync(outputs, err);
     for (size_t o = 0; rc == 0 && o < r->work->num_outputs; o++) {
         if (!r->state.plain[o] || !mp_at_once_has(outputs, &r->work->outputs[o]))
             continue;
-        rc = mp_journal_plain(&r->journal, o, err);
+        if (!durable)
+            rc = make_durable(r, err);
+        durable = true;
+        if (rc == 0)
+            rc = mp_journal_plain(&r->journal, o, err);
         mp_at_once_give_up(outputs, o);
     }
+    return rc;
+}
+
+/* Makes the frames of a stage in files that are filled at once. They become durable with one of the
+ * next batches: nothing that is done already is written over, so that until then the stage can be
+ * ended once more. */
+static int make_frames(run *r, uint32_t stage, const mp_context *context, mp_error *err)
+{
+    int rc = put_shrinking_back(r, stage, context, err);
+
     if (rc == 0)
-        rc = mp_at_once_end_stage(outputs, stage, context, err);
+        rc = mp_at_once_end_stage(&r->outputs, stage, context, err);
     if (rc == 0)
-        rc = mp_outputs_sync(outputs, err);
-    return rc ? rc : mp_journal_stage(&r->journal, stage, err);
+        r->pending[r->num_pending++] = r->work->num_units + stage;
+    return rc;
 }
 
 /* What follows once the tensors of a stage are digested, if the files are this process's own. */
@@ -230,14 +245,16 @@ static int end_stage(run *r, uint32_t stage, mp_error *err)
     /* Of compressed bytes there is no progress: they have been counted. */
     const mp_context quiet = {.threads = mp_threads(r->context),
                               .cancel = r->context ? r->context->cancel : NULL};
-    bool frames = !r->state.stage_done[stage] && mp_at_once_has_stage(&r->outputs, stage);
-    bool finishes = mp_outputs_finishes(&r->outputs, stage);
-    int rc = frames || finishes ? make_durable(r, err) : 0;
+    int rc = 0;
 
-    if (rc == 0 && frames)
+    if (!r->state.stage_done[stage] && mp_at_once_has_stage(&r->outputs, stage))
         rc = make_frames(r, stage, &quiet, err);
-    if (rc == 0 && finishes)
-        rc = mp_outputs_compress(&r->outputs, stage, r->partial, &quiet, err);
+    /* A plain file is removed once it is compressed, and what it held has to be in the journal. */
+    if (rc == 0 && mp_outputs_finishes(&r->outputs, stage)) {
+        rc = make_durable(r, err);
+        if (rc == 0)
+            rc = mp_outputs_compress(&r->outputs, stage, r->partial, &quiet, err);
+    }
     return rc ? rc : mp_sums_advance(&r->sums, &r->outputs, stage, r->partial, r->context, err);
 }
 
@@ -374,7 +391,7 @@ static int init_run(run *r, const char *out, mp_error *err)
     r->out = mp_without_slashes(out);
     r->partial = r->out ? mp_format("%s.partial", r->out) : NULL;
     r->units = mp_alloc(work->stage_units, sizeof *r->units);
-    r->pending = mp_alloc(work->num_units, sizeof *r->pending);
+    r->pending = mp_alloc(work->num_units + work->num_stages, sizeof *r->pending);
     if (!r->partial || !r->units || !r->pending)
         return mp_fail_memory(err);
     if (mp_terms_text(r->job, &r->terms, err) != 0 ||

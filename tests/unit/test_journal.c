@@ -140,9 +140,9 @@ static void digest_tensor(size_t output, const char *of)
 /* Units 7, 0 and 11 and tensors 23 and 4 are done. */
 static void do_some(void)
 {
-    cr_assert_eq(mp_journal_units(&journal, &state, (uint64_t[]){7, 0}, 2, &err), 0);
+    cr_assert_eq(mp_journal_done(&journal, &plan.work, &state, (uint64_t[]){7, 0}, 2, &err), 0);
     digest_tensor(23, "a");
-    cr_assert_eq(mp_journal_units(&journal, &state, (uint64_t[]){11}, 1, &err), 0);
+    cr_assert_eq(mp_journal_done(&journal, &plan.work, &state, (uint64_t[]){11}, 1, &err), 0);
     digest_tensor(4, "b");
 }
 
@@ -204,7 +204,7 @@ Test(journal, keeps_what_is_done)
     free(text);
 
     /* And goes on behind that. */
-    cr_assert_eq(mp_journal_units(&journal, &state, (uint64_t[]){3}, 1, &err), 0);
+    cr_assert_eq(mp_journal_done(&journal, &plan.work, &state, (uint64_t[]){3}, 1, &err), 0);
     expect_opens_journal();
     expect_done("100100010001", SOME_TENSORS);
 }
@@ -225,7 +225,7 @@ Test(journal, keeps_errors_to_the_last_bit)
     expect_opens_journal();
     for (uint64_t u = 0; u < 4; u++) {
         state.stats[u] = some[u];
-        cr_assert_eq(mp_journal_units(&journal, &state, &u, 1, &err), 0);
+        cr_assert_eq(mp_journal_done(&journal, &plan.work, &state, &u, 1, &err), 0);
     }
     expect_opens_journal();
     expect_done("111100000000", NO_TENSORS);
@@ -256,7 +256,7 @@ Test(journal, restarts)
     cr_assert_eq(journal.size, head);
     expect_opens_journal();
     expect_done(NO_UNITS, NO_TENSORS);
-    cr_assert_eq(mp_journal_units(&journal, &state, (uint64_t[]){3}, 1, &err), 0);
+    cr_assert_eq(mp_journal_done(&journal, &plan.work, &state, (uint64_t[]){3}, 1, &err), 0);
     expect_opens_journal();
     expect_done("000100000000", NO_TENSORS);
 }
@@ -274,7 +274,7 @@ Test(journal, tells_how_files_are_compressed)
     state.at_once = true;
     cr_assert_eq(mp_journal_restart(&journal, &plan.work, &state, &err), 0);
     do_some();
-    cr_assert_eq(mp_journal_stage(&journal, 0, &err), 0);
+    cr_assert_eq(mp_journal_done(&journal, &plan.work, &state, &plan.work.num_units, 1, &err), 0);
     cr_assert_eq(mp_journal_plain(&journal, 23, &err), 0);
     expect_opens_journal();
     cr_assert(state.at_once && state.stage_done[0] && state.plain[23] && !state.plain[22]);
