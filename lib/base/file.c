@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +38,18 @@
 /* Descriptors that walking a tree may hold at once; deeper trees still work. */
 #define WALK_DESCRIPTORS 16
 
+/* Nothing is at `offset`, where n bytes were to be read. */
+static int fail_short(int fd, const char *path, uint64_t offset, uint64_t n, mp_error *err)
+{
+    struct stat st;
+    uint64_t end = offset;
+
+    if (fstat(fd, &st) == 0)
+        end = mp_min_u64(offset, (uint64_t)st.st_size);
+    return mp_fail(err, MP_ERR_IO, "\"%s\" ends at byte %" PRIu64 ", %" PRIu64 " bytes too early",
+                   path, end, offset - end + n);
+}
+
 int mp_pread_all(int fd, void *buffer, uint64_t n, uint64_t offset, const char *path, mp_error *err)
 {
     char *to = buffer;
@@ -51,8 +64,7 @@ int mp_pread_all(int fd, void *buffer, uint64_t n, uint64_t offset, const char *
                                  (unsigned long long)offset);
         /* The file was truncated while being read, or its header promised more than it holds. */
         if (got == 0)
-            return mp_fail(err, MP_ERR_IO, "\"%s\" ends at byte %llu, %llu bytes too early", path,
-                           (unsigned long long)offset, (unsigned long long)n);
+            return fail_short(fd, path, offset, n, err);
         to += got;
         offset += (uint64_t)got;
         n -= (uint64_t)got;

@@ -100,9 +100,67 @@ second_run()
     assert_recovers 'a second run'
 }
 
+full_journal()
+{
+    local calls n
+
+    [ "$goes_on" = yes ] || return 0
+    it "says so when the disk is full in the journal of $name, and recovers"
+    whole
+    failing FAIL_COUNT="$WORK/calls" FAIL_PATH=out.partial/journal
+    calls=$(cat "$WORK/calls")
+    rm -rf out
+    assert $((calls < 3)) "$calls calls"
+    for n in $(moments "$calls" 2); do
+        failing FAIL_PATH=out.partial/journal FAIL_WITH=ENOSPC FAIL_AT="$n"
+        if [ "$status" -ne 0 ]; then # to fail at closing or removing it may not matter
+            assert_status 4
+            assert_stderr_has 'No space left on device'
+            assert_equal "$(wc -l <"$stderr")" 1
+        fi
+        assert_recovers "ENOSPC at call $n of $calls on the journal"
+    done
+}
+
+# As on a file system that loses the end of a file, or under a copy that begins anew.
+shrinking_source()
+{
+    local file sources=()
+
+    [ "$goes_on" = yes ] || return 0
+    it "says so when shards shrink under $name, and recovers"
+    whole
+    for file in "${writer[@]:1}"; do
+        [ ! -d "$inputs/$file" ] || sources+=("$inputs/$file")
+    done
+    cp -r "$inputs" "$WORK/kept"
+    {
+        out=$PWD/out
+        (cd "$inputs" && LD_PRELOAD=$fail_io FAIL_CALL=pwrite FAIL_AT=1 FAIL_TIMES=1 FAIL_WITH=SIGSTOP \
+            exec "$MOEPACK" "${writer[@]}" -o "$out" -q -j1) 2>"$stderr" &
+        until_stopped $!
+        find "${sources[@]}" -name '*.safetensors*' ! -name '*.json' -size +20k -exec truncate -s 20000 {} +
+        kill -CONT $!
+        wait $!
+        status=$?
+    } 2>/dev/null
+    command_line="${writer[*]} of shards that shrink"
+    rm -rf "$inputs"
+    mv "$WORK/kept" "$inputs"
+    # What is read once more, or has checksums, is malformed before it is too short.
+    [ "$status" -eq 4 ] || [ "$status" -eq 3 ]
+    assert $? "status $status"
+    grep -qE 'safetensors.* (ends at byte 20000|the file holds|the file ends inside)' "$stderr"
+    assert $? "$(cat "$stderr")"
+    assert_equal "$(wc -l <"$stderr")" 1
+    assert_recovers 'shards that shrink'
+}
+
 each_writer kill_it
 each_writer break_it
 each_writer read_only
 each_writer second_run
+each_writer full_journal
+each_writer shrinking_source
 
 finish

@@ -292,6 +292,8 @@ Test(base, digest_of_a_file_does_not_depend_on_the_buffer)
     }
     cr_assert_eq(mp_digest_file(fd, "data", 17, sizeof(data), buffer, 100, &got, &err), MP_ERR_IO);
     cr_assert_str_eq(err.message, "\"data\" ends at byte 3001, 16 bytes too early");
+    cr_assert_eq(mp_digest_file(fd, "data", 5000, 10, buffer, 100, &got, &err), MP_ERR_IO);
+    cr_assert_str_eq(err.message, "\"data\" ends at byte 3001, 2009 bytes too early");
     close(fd);
 }
 
