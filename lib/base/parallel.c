@@ -81,6 +81,16 @@ void mp_begin_phase(const mp_context *context, const char *name)
         context->phase(context->progress_user, name);
 }
 
+void mp_meter_add(mp_meter *meter, const mp_context *context, uint64_t done)
+{
+#pragma omp critical(mp_meter)
+    {
+        meter->done += done;
+        if (context && context->progress)
+            context->progress(context->progress_user, meter->done, meter->total);
+    }
+}
+
 bool mp_cancelled(const mp_context *context)
 {
     return context && context->cancel && __atomic_load_n(context->cancel, __ATOMIC_ACQUIRE) != 0;

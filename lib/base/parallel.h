@@ -17,6 +17,14 @@ mp_context mp_quiet(const mp_context *context);
 /* Tells the context that a phase begins; context may be null. name: static. */
 void mp_begin_phase(const mp_context *context, const char *name);
 
+/* How far work of many threads is: bytes, or what else progress counts. */
+typedef struct mp_meter {
+    uint64_t done, total;
+} mp_meter;
+
+/* Adds what a thread has done, and tells the context, which may be null. */
+void mp_meter_add(mp_meter *meter, const mp_context *context, uint64_t done);
+
 /* One piece of work. scratch: this thread's, as the caller of mp_parallel gave
  * it. Returns 0 or fills err. */
 typedef int mp_task(void *user, uint64_t index, void *scratch, mp_error *err);

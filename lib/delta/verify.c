@@ -13,6 +13,8 @@ typedef struct checking {
     const mp_patch_link *links;
     mp_verify_level level;
     mp_faults *faults;
+    const mp_context *context;
+    mp_meter meter; /* bytes of streams */
 } checking;
 
 /* Parts are named as ranks are, or not at all. */
@@ -23,7 +25,7 @@ static int64_t rank_of(const mp_version_part *part)
 
 static int check_link(void *user, uint64_t index, void *scratch, mp_error *err)
 {
-    const checking *c = user;
+    checking *c = user;
     const mp_patch_link *link = &c->links[index], *culprit = link;
     int rc;
 
@@ -36,6 +38,7 @@ static int check_link(void *user, uint64_t index, void *scratch, mp_error *err)
     } else {
         rc = mp_patch_check_stream(link, scratch, NULL, err);
     }
+    mp_meter_add(&c->meter, c->context, link->stream->bytes);
     if (!culprit || (rc != MP_ERR_CHECK && rc != MP_ERR_INPUT && rc != MP_ERR_UNSUPPORTED))
         return rc;
     mp_spot spot = mp_spot_of_rank(c->level, rank_of(link->part));
@@ -83,6 +86,7 @@ static int check_links(const mp_delta_version *delta, const mp_chain *chain,
         .chain = chain,
         .level = chain ? MP_VERIFY_EXACT : MP_VERIFY_STRUCTURE,
         .faults = mp_alloc_zeroed(1, sizeof *c.faults),
+        .context = context,
     };
     int rc = c.faults ? list_links(delta, chain, &links, &count, report, err) : mp_fail_memory(err);
 
@@ -91,6 +95,8 @@ static int check_links(const mp_delta_version *delta, const mp_chain *chain,
     c.links = links;
     for (size_t p = 0; rc == 0 && p < delta->num_parts; p++)
         mp_faults_add_part(c.faults, rank_of(&delta->parts[p]), c.level);
+    c.meter.total = report->bytes;
+    mp_begin_phase(context, "checking");
     if (rc == 0)
         rc = mp_parallel(context, count, 2 * MP_PATCH_BYTES, check_link, &c, err);
     if (rc == 0)

@@ -31,7 +31,7 @@
 typedef struct diff_run {
     diff_list list;
     const mp_context *context;
-    uint64_t done, total; /* bytes of pairs */
+    mp_meter meter; /* bytes of pairs */
 } diff_run;
 
 /* One side of a pair. */
@@ -215,18 +215,6 @@ static uint64_t bytes_of(const pair_side of[2])
     return bytes;
 }
 
-static void advance(diff_run *run, uint64_t bytes)
-{
-    const mp_context *context = run->context;
-
-#pragma omp critical(mp_diff_progress)
-    {
-        run->done += bytes;
-        if (context && context->progress)
-            context->progress(context->progress_user, run->done, run->total);
-    }
-}
-
 static int compare_pair(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     diff_run *run = user;
@@ -237,7 +225,7 @@ static int compare_pair(void *user, uint64_t index, void *scratch, mp_error *err
     if (rc == 0)
         rc = compare_sides(of, &run->list.report->pairs[index], err);
     if (rc == 0)
-        advance(run, bytes_of(of));
+        mp_meter_add(&run->meter, run->context, bytes_of(of));
     return rc;
 }
 
@@ -254,7 +242,7 @@ static int count_bytes(diff_run *run, mp_error *err)
 
         rc = resolve_both(&run->list, i, of, err);
         if (rc == 0)
-            run->total += bytes_of(of);
+            run->meter.total += bytes_of(of);
     }
     return rc;
 }

@@ -112,7 +112,7 @@ typedef struct balancing {
     const mp_context *context;
     mp_eplb_work sizes;
     uint32_t windows;
-    uint32_t done; /* layers, for progress */
+    mp_meter meter; /* layers */
 } balancing;
 
 /* One layer at work. */
@@ -343,26 +343,17 @@ static int balance_layer(layer_job *job, mp_error *err)
     return rc;
 }
 
-static void tell(balancing *all)
-{
-    const mp_context *context = all->context;
-
-    if (!context || !context->progress)
-        return;
-#pragma omp critical(mp_eplb_progress)
-    context->progress(context->progress_user, ++all->done, all->counts->layers);
-}
-
 /* Runs in parallel over layers. */
 static int balance_task(void *user, uint64_t index, void *scratch, mp_error *err)
 {
+    balancing *all = user;
     layer_job job;
     (void)scratch;
-    int rc = begin_layer(&job, user, (uint32_t)index, err);
+    int rc = begin_layer(&job, all, (uint32_t)index, err);
     if (rc == 0)
         rc = balance_layer(&job, err);
     if (rc == 0)
-        tell(user);
+        mp_meter_add(&all->meter, all->context, 1);
     mp_arena_release(&job.work.arena);
     return rc;
 }
@@ -435,7 +426,11 @@ int mp_eplb_balance(mp_eplb *e, const mp_counts *counts, const mp_eplb_options *
     *e = (mp_eplb){0};
     if (mp_options_take("mp_eplb_options", &own, sizeof own, given, err) != 0)
         return MP_ERR_USAGE;
-    balancing all = {.e = e, .counts = counts, .options = options, .context = context};
+    balancing all = {.e = e,
+                     .counts = counts,
+                     .options = options,
+                     .context = context,
+                     .meter.total = counts->layers};
     all.windows = counts->window ? counts->windows : 1;
     int rc = check_counts(counts, err);
     if (rc == 0)

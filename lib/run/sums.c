@@ -36,8 +36,15 @@
 #define TEXT_LIMIT ((uint64_t)1 << 30)
 #define HEX        (MP_SHA_TEXT - 1)
 
+/* Where the hashing of a directory is told of. */
+typedef struct hashing {
+    const mp_context *context;
+    mp_meter meter;
+} hashing;
+
+/* told: may be null. */
 static int add_bytes(mp_sha *sha, int fd, const char *path, uint64_t begin, uint64_t end,
-                     void *buffer, mp_error *err)
+                     void *buffer, hashing *told, mp_error *err)
 {
     for (uint64_t at = begin; at < end; at += READ_BYTES) {
         uint64_t n = end - at < READ_BYTES ? end - at : READ_BYTES;
@@ -45,11 +52,14 @@ static int add_bytes(mp_sha *sha, int fd, const char *path, uint64_t begin, uint
         if (mp_pread_all(fd, buffer, n, at, path, err) != 0)
             return err->code;
         mp_sha_update(sha, buffer, n);
+        if (told)
+            mp_meter_add(&told->meter, told->context, n);
     }
     return 0;
 }
 
-static int sum_file(const char *path, void *buffer, char hex[MP_SHA_TEXT], mp_error *err)
+static int sum_file(const char *path, void *buffer, hashing *told, char hex[MP_SHA_TEXT],
+                    mp_error *err)
 {
     uint64_t size = 0;
     mp_sha sha;
@@ -60,7 +70,7 @@ static int sum_file(const char *path, void *buffer, char hex[MP_SHA_TEXT], mp_er
     mp_sha256_begin(&sha);
     rc = mp_file_size(fd, path, &size, err);
     if (rc == 0)
-        rc = add_bytes(&sha, fd, path, 0, size, buffer, err);
+        rc = add_bytes(&sha, fd, path, 0, size, buffer, told, err);
     mp_sha_end(&sha, hex);
     mp_file_close(fd, path, NULL);
     return rc;
@@ -100,7 +110,8 @@ typedef struct advance_job {
 static int sum_compressed(const advance_job *job, size_t f, void *buffer, mp_error *err)
 {
     char *path = mp_out_compressed_path(&job->sums->work->files[f], job->dir);
-    int rc = path ? sum_file(path, buffer, job->sums->files[f].hex, err) : mp_fail_memory(err);
+    int rc =
+        path ? sum_file(path, buffer, NULL, job->sums->files[f].hex, err) : mp_fail_memory(err);
 
     job->sums->files[f].whole = rc == 0;
     free(path);
@@ -129,7 +140,7 @@ static int advance(void *user, uint64_t f, void *buffer, mp_error *err)
         end = tensors[sum->tensor].offset + tensors[sum->tensor].bytes;
         sum->tensor++;
     }
-    rc = add_bytes(&sum->sha, job->outputs->fds[f], file->path, sum->done, end, buffer, err);
+    rc = add_bytes(&sum->sha, job->outputs->fds[f], file->path, sum->done, end, buffer, NULL, err);
     sum->done = end;
     if (rc == 0 && sum->tensor == file->num_tensors) {
         mp_sha_end(&sum->sha, sum->hex);
@@ -163,6 +174,8 @@ typedef struct lines {
     const char *passed_over; /* a file that will not stay; or null */
     line *list;
     size_t count;
+    uint64_t bytes; /* of the files that were found */
+    hashing *told;  /* or null */
 } lines;
 
 static void release_lines(lines *all)
@@ -196,13 +209,13 @@ static int visit(void *user, const char *path, uint64_t bytes, mp_error *err)
 {
     lines *all = user;
 
-    (void)bytes;
     if (strcmp(path, MP_SUMS_NAME) == 0 || strcmp(path, MP_SUMS_NEW) == 0 ||
         (all->passed_over && strcmp(path, all->passed_over) == 0))
         return 0;
     if (strpbrk(path, "\n\\"))
         return mp_fail(err, MP_ERR_INPUT, "a file's name has a line feed or a backslash: \"%s\"",
                        path);
+    all->bytes += bytes;
     return add_line(all, path, strlen(path), err);
 }
 
@@ -239,7 +252,7 @@ static int sum_line(void *user, uint64_t i, void *buffer, mp_error *err)
     if (all->list[i].hex[0] != '\0')
         return 0;
     path = mp_path_join(all->dir, all->list[i].path);
-    rc = path ? sum_file(path, buffer, all->list[i].hex, err) : mp_fail_memory(err);
+    rc = path ? sum_file(path, buffer, all->told, all->list[i].hex, err) : mp_fail_memory(err);
     free(path);
     return rc;
 }
@@ -247,6 +260,16 @@ static int sum_line(void *user, uint64_t i, void *buffer, mp_error *err)
 static int sum_lines(lines *all, const mp_context *context, mp_error *err)
 {
     return mp_parallel(context, all->count, READ_BYTES, sum_line, all, err);
+}
+
+/* The same, where it is all that is done: with a phase of its own. */
+static int sum_shown(lines *all, const mp_context *context, mp_error *err)
+{
+    hashing told = {.context = context, .meter.total = all->bytes};
+
+    all->told = &told;
+    mp_begin_phase(context, "hashing");
+    return sum_lines(all, context, err);
 }
 
 /* Takes over what was computed while the files were written. */
@@ -315,7 +338,7 @@ int mp_sums_write(const mp_sums *sums, const char *dir, const mp_context *contex
     if (rc == 0 && sums && sums->files)
         rc = take_sums(sums, &all, err);
     if (rc == 0)
-        rc = sum_lines(&all, context, err);
+        rc = sums ? sum_lines(&all, context, err) : sum_shown(&all, context, err);
     if (rc == 0)
         rc = put_lines(&all, err);
     release_lines(&all);
@@ -390,7 +413,7 @@ int mp_checksums_check(const char *dir, const mp_context *context, mp_problems *
     if (rc == 0)
         rc = list_files(&there, err);
     if (rc == 0)
-        rc = sum_lines(&there, context, err);
+        rc = sum_shown(&there, context, err);
     if (rc == 0) {
         compare(&said, &there, problems);
         *files = said.count;

@@ -12,6 +12,7 @@
 #include <moepack/store.h>
 #include <moepack/verify.h>
 
+#include "base/parallel.h"
 #include "pack/pack.h"
 #include "verify/faults.h"
 
@@ -30,7 +31,7 @@ typedef struct mp_check {
 
     mp_placement placement; /* of placement.json; map is null if that is no use */
 
-    uint64_t progress_done, progress_total; /* bytes of tensors */
+    mp_meter meter; /* bytes of tensors */
 } mp_check;
 
 /* Reads the manifest. *usable: false when faults in it make everything else meaningless.

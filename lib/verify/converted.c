@@ -11,8 +11,7 @@
  * so an id that is good for one side is good for the other.
  *
  * Sides of all pairs are numbered through and run on all threads; pairs, catalogs and the sample
- * are only read by then. Faults lock for themselves (faults.h), progress has a critical section
- * here. */
+ * are only read by then. Faults and progress lock for themselves (faults.h, parallel.h). */
 #include "verify/converted.h"
 
 #include <inttypes.h>
@@ -50,22 +49,10 @@ typedef struct converted {
     layer_pair *pairs;
     size_t num_pairs;
     uint64_t sides;
-    uint64_t done, total; /* bytes */
-    bool *sample;         /* [source.num_layers][most_experts], or null: all */
+    mp_meter meter; /* bytes */
+    bool *sample;   /* [source.num_layers][most_experts], or null: all */
     uint32_t most_experts;
 } converted;
-
-static void advance(converted *c, uint64_t bytes)
-{
-    const mp_context *context = c->context;
-
-#pragma omp critical(mp_converted_progress)
-    {
-        c->done += bytes;
-        if (context && context->progress)
-            context->progress(context->progress_user, c->done, c->total);
-    }
-}
 
 /* ------------------------------------------------------------------------
  * Structure
@@ -138,7 +125,7 @@ static int pair_layers(converted *c, mp_error *err)
                                                 .first = c->sides};
         /* Sides of a layer that is left out get no number. */
         c->sides += (source->num_experts + source->has_shared) * MP_SIDES;
-        c->total += have->bytes;
+        c->meter.total += have->bytes;
     }
     for (size_t i = 0; i < c->have.num_layers; i++)
         if (!find_layer(&c->source, &c->have.layers[i])) {
@@ -276,7 +263,7 @@ static int check_side(void *user, uint64_t index, void *scratch, mp_error *err)
         return err->code;
     for (unsigned p = 0; p < mp_side_parts(side); p++)
         mp_matrix_forget(&c->have, &check.have[p].matrix);
-    advance(c, pair->have->bytes / pair->experts / MP_SIDES);
+    mp_meter_add(&c->meter, c->context, pair->have->bytes / pair->experts / MP_SIDES);
     return 0;
 }
 

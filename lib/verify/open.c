@@ -124,12 +124,5 @@ int mp_check_select(mp_check *check, mp_error *err)
 
 void mp_check_advance(mp_check *check, uint64_t bytes)
 {
-    const mp_context *context = check->context;
-
-#pragma omp critical(mp_check_progress)
-    {
-        check->progress_done += bytes;
-        if (context && context->progress)
-            context->progress(context->progress_user, check->progress_done, check->progress_total);
-    }
+    mp_meter_add(&check->meter, check->context, bytes);
 }

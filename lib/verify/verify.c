@@ -72,9 +72,9 @@ static int measure_progress(mp_check *check, const mp_exact *exact, mp_error *er
     for (size_t r = 0; r < m->num_ranks; r++)
         for (size_t layer = 0; layer < m->num_layers && rc == 0; layer++)
             if (check->ranks[m->ranks[r].rank] && check->layers[layer])
-                rc = layer_bytes(check, exact, &m->ranks[r], layer, &check->progress_total, err);
+                rc = layer_bytes(check, exact, &m->ranks[r], layer, &check->meter.total, err);
     if (exact && check->options->level == MP_VERIFY_NUMERIC)
-        check->progress_total += mp_numeric_progress(check, exact);
+        check->meter.total += mp_numeric_progress(check, exact);
     return rc;
 }
 

@@ -11,6 +11,15 @@ moepack verify "$wanted" --source "$source" -q >/dev/null || exit 1
 echo '{"logical_count": [[50, 3, 7, 10, 2, 8], [9, 40, 3, 6, 11, 5]]}' >"$WORK/counts.json"
 moepack quantize "$source" -o "$WORK/quantized" --format mxfp4 -q || exit 1
 moepack compress "$wanted" -o "$WORK/compressed" -q || exit 1
+cp -r "$wanted" "$WORK/summed"
+moepack synth --family qwen3_moe --hidden 64 --intermediate 64 --experts 4 --layers 2 --top-k 2 \
+    --vocab 16 -o "$WORK/step-1" -q || exit 1
+for n in 2 3; do
+    moepack synth --family qwen3_moe --hidden 64 --intermediate 64 --experts 4 --layers 2 --top-k 2 \
+        --vocab 16 --seed "$n" -o "$WORK/step-$n" -q || exit 1
+    moepack delta "$WORK/step-$((n - 1))" "$WORK/step-$n" --version "$((n - 1))" -o "$WORK/to-$n" -q || exit 1
+done
+moepack repack "$WORK/step-1" --target deepep-bf16 --ep 2 -o "$WORK/packed" -q || exit 1
 
 # PHASE COMMAND ARGUMENT...: every command that reports how far it is, and its first phase.
 long_commands=(
@@ -23,6 +32,13 @@ long_commands=(
     "checking verify $wanted"
     "comparing verify $WORK/quantized --source $source"
     "comparing diff $wanted $wanted"
+    "comparing delta $WORK/step-1 $WORK/step-2 --version 2 -o out"
+    "comparing fold $WORK/to-2 $WORK/to-3 -o out"
+    "writing apply $WORK/step-1 $WORK/to-2 -o out"
+    "writing repack --update $WORK/packed --delta $WORK/to-2 --source $WORK/step-2 -o out"
+    "checking verify $WORK/to-2 --source $WORK/step-1"
+    "hashing checksums $WORK/summed"
+    "hashing checksums --check $WORK/summed"
     "balancing eplb $WORK/counts.json --ep 3 --redundant 3"
     "multiplying forward $source --layer 1 --tokens 3"
 )
