@@ -230,43 +230,36 @@ Test(kernels, golden_codes)
     golden_close(golden);
 }
 
-/* Magnitudes in ascending order: every 256th bit pattern of float32, and the
- * patterns around the midpoint of each pair of neighbours in a table of values. */
+/* Magnitudes: the patterns around the midpoint of each pair of neighbours in a table
+ * of values, and every 1021st bit pattern of float32. */
 struct sweep {
     uint32_t *bits;
     size_t count;
 };
 
-static int by_value(const void *a, const void *b)
-{
-    uint32_t x = *(const uint32_t *)a;
-    uint32_t y = *(const uint32_t *)b;
-
-    return x < y ? -1 : x > y;
-}
-
 static struct sweep make_sweep(const float *values, size_t count)
 {
-    struct sweep sweep = {malloc(((0x7f800000 >> 8) + 5 * count) * sizeof(uint32_t)), 0};
+    struct sweep sweep = {malloc((0x7f800000 / 1021 + 1 + 5 * count) * sizeof(uint32_t)), 0};
 
     cr_assert(sweep.bits);
-    for (uint32_t bits = 0; bits < 0x7f800000; bits += 256)
-        sweep.bits[sweep.count++] = bits;
     for (size_t i = 0; i + 1 < count; i++) {
         uint32_t middle = to_bits((values[i] + values[i + 1]) / 2);
 
         for (int d = -2; d <= 2; d++)
             sweep.bits[sweep.count++] = middle + (uint32_t)d;
     }
-    qsort(sweep.bits, sweep.count, sizeof(*sweep.bits), by_value);
+    for (uint32_t bits = 0; bits < 0x7f800000; bits += 1021)
+        sweep.bits[sweep.count++] = bits;
     return sweep;
 }
 
-/* Index of the value nearest to x. *at is where the search begins: the largest
- * index whose value is not above the x of the call before. */
+/* Index of the value nearest to x. *at is where the search begins, and becomes the
+ * largest index whose value is not above x. */
 static unsigned nearest(const float *values, unsigned count, float x, unsigned *at,
                         bool ties_to_even)
 {
+    while (values[*at] > x)
+        (*at)--;
     while (*at + 1 < count && values[*at + 1] <= x)
         (*at)++;
     if (*at + 1 == count)

@@ -125,7 +125,7 @@ static void check_case(const pack_case *c)
         succeed(verify_with((mp_verify_options){.size = sizeof(mp_verify_options),
                                                 .level = MP_VERIFY_NUMERIC,
                                                 .source = source,
-                                                .tokens = 12},
+                                                .tokens = 5},
                             2));
         expect_count(0);
         check_figures(c, ranks[i].ep);
