@@ -22,7 +22,7 @@ FUZZ_SOURCES := $(call files,tests/fuzz/fuzz_*.c)
 BENCH_SOURCES := $(call files,tests/bench/*.c)
 # Compiled by the tests that need them.
 HELPER_SOURCES := $(call files,tests/cli/*.c tests/examples/*.c)
-# Runs on a foreign processor, without the program.
+# For the emulator of a foreign processor: a program without libraries, and what unit tests need.
 PORTABILITY_SOURCES := $(call files,tests/portability/*.c)
 
 PUBLIC_HEADERS := $(call files,include/moepack/*.h)
@@ -67,6 +67,7 @@ CC := gcc
 endif
 
 SANITIZE :=
+EMULATOR :=
 ifeq ($(CONF),clang)
 CC := clang
 else ifeq ($(CONF),asan)
@@ -89,10 +90,19 @@ CFLAGS   := -O1 -g
 HARDEN   :=
 SANITIZE := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 else ifeq ($(CONF),aarch64)
-# The C library comes from the cross compiler; the headers of the others are the
-# same for every processor and are taken from this system.
+# The C library comes from the cross compiler, other libraries and headers from the packages in root.
+# Without these, objects can still be compiled: headers are the same for every processor, and are
+# taken from this system.
 CC       := $(AARCH64)-gcc
+EMULATOR := qemu-aarch64-static
+ifneq ($(wildcard $(BUILD)/root),)
+CC       += --sysroot=$(BUILD)/root
+EMULATOR := QEMU_LD_PREFIX=$(BUILD)/root $(EMULATOR)
+else
+FOREIGN_HEADERS := $(addprefix $(BUILD)/include/,jansson.h jansson_config.h xxhash.h yaml.h zstd.h \
+	zstd_errors.h)
 INCLUDES += -I$(BUILD)/include
+endif
 else ifneq ($(CONF),release)
 $(error CONF=$(CONF) is none of release clang asan ubsan tsan fuzz aarch64)
 endif
@@ -232,7 +242,7 @@ test: all unit $(BUILD)/fail_io.so
 
 # A test runs on every processor; threads that wait take it from another test.
 unit: $(BUILD)/unit
-	OMP_WAIT_POLICY=passive $(BUILD)/unit
+	OMP_WAIT_POLICY=passive $(EMULATOR) $(BUILD)/unit
 
 # What takes long: every moment at which a command can be killed, refused or out of memory.
 .PHONY: check-long
@@ -296,27 +306,33 @@ benches: $(BENCHES)
 bench: $(BUILD)/moepack $(BENCHES)
 	bash tests/bench/run.sh $(BUILD)
 
-# Compiles everything for aarch64 and runs the kernels' test there.
-.PHONY: aarch64 aarch64-build
+# The unit tests on aarch64, and what can be had of that without packages for it: all of the library
+# and the program is compiled, and the kernels' test runs.
+.PHONY: aarch64 aarch64-kernels kernels
 aarch64:
-	+$(MAKE) CONF=aarch64 aarch64-build
-	qemu-aarch64-static build/aarch64/kernels
+	bash tests/tools/arm64.sh build/aarch64/root
+	+$(MAKE) CONF=aarch64 kernels unit
 
-aarch64-build: $(LIB_OBJECTS) $(PROGRAM_OBJECTS) $(BUILD)/kernels
+aarch64-kernels:
+	+$(MAKE) CONF=aarch64 kernels
+
+kernels: $(LIB_OBJECTS) $(PROGRAM_OBJECTS) $(BUILD)/kernels
+	$(EMULATOR) $(BUILD)/kernels
 
 $(BUILD)/kernels: $(BUILD)/tests/portability/kernels.o $(BUILD)/libmoepack.a
 	$(call say,link)$(LINK) -static -o $@ $(linked) -lm
 
-FOREIGN_HEADERS := $(addprefix build/aarch64/include/,jansson.h jansson_config.h xxhash.h yaml.h \
-	zstd.h zstd_errors.h)
+ifeq ($(CONF),aarch64)
+$(BUILD)/unit: $(BUILD)/tests/portability/exec.o
+# Only what is tested has to be as users have it.
+$(UNIT_OBJECTS): COMPILE += -O1
+$(LIB_OBJECTS) $(PROGRAM_OBJECTS): | $(FOREIGN_HEADERS)
+endif
+
 build/aarch64/include/%.h:
 	@mkdir -p $(@D)
 	echo '#include <$*.h>' | cpp -M $$(pkg-config --cflags $(PACKAGES)) - | \
 		tr -s ' \\\n' '\n' | grep '/$*\.h$$' | xargs -I FILE cp FILE $@
-
-ifeq ($(CONF),aarch64)
-$(LIB_OBJECTS) $(PROGRAM_OBJECTS): | $(FOREIGN_HEADERS)
-endif
 
 # ---------------------------------------------------------------------------
 # Reading over
@@ -425,7 +441,8 @@ help:
 		'make asan       the tests under AddressSanitizer and UBSan; also: ubsan, tsan' \
 		'make clang      everything with clang' \
 		'make fuzz       every fuzz target for FUZZ_SECONDS=10' \
-		'make aarch64    everything for aarch64, and its kernels under qemu' \
+		'make aarch64    the unit tests for aarch64, under qemu; fetches packages, without root' \
+		'make aarch64-kernels  everything for aarch64, and its kernels under qemu' \
 		'make bench      the benchmarks' \
 		'make install    to PREFIX=/usr/local below DESTDIR; also: uninstall' \
 		'make deps       install compilers, libraries and tools (Debian, Ubuntu)' \

@@ -417,14 +417,14 @@ static int compare_at(const struct trial *t, const mp_kernels *k, size_t offset,
     memcpy(in + offset, t->patterns + first * (element > 4 ? 4 : element), size);
     run_at(t, mp_kernels_for("scalar"), in + offset, offset, expected, n);
     run_at(t, k, in + offset, offset, got, n);
-    for (size_t i = 0; i < BUFFER; i++) {
-        if (expected[i] != got[i]) {
-            printf("%s %s: n = %zu, offset %zu, output byte %zu: %#x, expected %#x\n", k->level,
-                   t->name, n, offset, i, got[i], expected[i]);
-            return 1;
-        }
-    }
-    return 0;
+    if (memcmp(expected, got, BUFFER) == 0)
+        return 0;
+    size_t at = 0;
+    while (expected[at] == got[at])
+        at++;
+    printf("%s %s: n = %zu, offset %zu, output byte %zu: %#x, expected %#x\n", k->level, t->name, n,
+           offset, at, got[at], expected[at]);
+    return 1;
 }
 
 static int compare_all_places(const mp_kernels *k)
