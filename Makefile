@@ -241,13 +241,16 @@ test: all unit $(BUILD)/fail_io.so
 	bash tests/cli/run
 
 # A test runs on every processor; threads that wait take it from another test.
+# SUITES, a pattern, chooses some of the tests.
 unit: $(BUILD)/unit
-	OMP_WAIT_POLICY=passive $(EMULATOR) $(BUILD)/unit
+	OMP_WAIT_POLICY=passive $(EMULATOR) $(BUILD)/unit $(if $(SUITES),--filter '$(SUITES)/*')
 
-# What takes long: every moment at which a command can be killed, refused or out of memory.
+# What takes long: every moment at which a command can be killed, refused or out of memory, and all
+# unit tests on an emulated processor.
 .PHONY: check-long
 check-long: all $(BUILD)/fail_io.so
 	LONG=1 MOEPACK=$(BUILD)/moepack bash tests/cli/run tests/cli/writers.sh tests/cli/scarce.sh
+	+$(MAKE) aarch64
 
 # Loading into torch, beside a load as engines do it. Says so and fails where torch is not here.
 .PHONY: check-torch
@@ -306,12 +309,18 @@ benches: $(BENCHES)
 bench: $(BUILD)/moepack $(BENCHES)
 	bash tests/bench/run.sh $(BUILD)
 
-# The unit tests on aarch64, and what can be had of that without packages for it: all of the library
-# and the program is compiled, and the kernels' test runs.
-.PHONY: aarch64 aarch64-kernels kernels
+# The unit tests on aarch64: all of them, which takes some minutes, or those whose results depend on
+# the processor's arithmetic. What can be had without packages for it: all of the library and the
+# program is compiled, and the kernels' test runs.
+.PHONY: aarch64 aarch64-sample aarch64-kernels kernels
 aarch64:
 	bash tests/tools/arm64.sh build/aarch64/root
 	+$(MAKE) CONF=aarch64 kernels unit
+
+ARITHMETIC := canonical|diff*|forward*|kernels*|layout*|nearest|product|quantize|requantize*|route*
+ARITHMETIC := $(ARITHMETIC)|rows|schemes|synth_values|values|verify_numeric
+aarch64-sample:
+	+$(MAKE) aarch64 SUITES='@($(ARITHMETIC))'
 
 aarch64-kernels:
 	+$(MAKE) CONF=aarch64 kernels
@@ -433,7 +442,7 @@ help:
 		'make demo       install what is needed, build, and show a small run' \
 		'make check      install what is needed, build, and run all tests' \
 		'make test       the same without looking at what is installed' \
-		'make check-long  every command, killed, refused and without memory at every call' \
+		'make check-long  every command, killed, refused and without memory at every call; aarch64' \
 		'make check-torch  loading packs into torch, where it is installed' \
 		'make check-cluster  runs in parts under Slurm and GNU parallel, as root' \
 		'make check-memory  the memory that runs take, also in a cgroup' \
@@ -442,6 +451,7 @@ help:
 		'make clang      everything with clang' \
 		'make fuzz       every fuzz target for FUZZ_SECONDS=10' \
 		'make aarch64    the unit tests for aarch64, under qemu; fetches packages, without root' \
+		'make aarch64-sample  the same with the tests of arithmetic only' \
 		'make aarch64-kernels  everything for aarch64, and its kernels under qemu' \
 		'make bench      the benchmarks' \
 		'make install    to PREFIX=/usr/local below DESTDIR; also: uninstall' \
