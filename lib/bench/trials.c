@@ -202,7 +202,8 @@ static void loss(const mp_kernels *k, bench_data *d)
 {
     mp_loss loss = {0};
 
-    k->loss(d->floats, d->more_floats, d->limits, 1.5f, d->limits, 32, ELEMENTS, &loss);
+    k->loss(MP_F32, d->floats, MP_F32, d->more_floats, d->limits, 1.5f, d->limits, 32, ELEMENTS,
+            &loss);
     d->sink = loss.saturated > loss.flushed;
 }
 

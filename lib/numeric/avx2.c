@@ -39,6 +39,11 @@ INLINE mask equal(bits a, bits b)
     return (mask)_mm256_cmpeq_epi32((__m256i)a, (__m256i)b);
 }
 
+INLINE mask is_zero(floats v)
+{
+    return (mask)_mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_EQ_OQ);
+}
+
 INLINE bits choose(mask where, bits yes, bits no)
 {
     return (bits)_mm256_blendv_epi8((__m256i)no, (__m256i)yes, (__m256i)where);
@@ -67,6 +72,11 @@ INLINE floats smaller_f(floats a, floats b)
 INLINE floats larger_f(floats a, floats b)
 {
     return (floats)_mm256_max_ps((__m256)a, (__m256)b);
+}
+
+INLINE bits larger_halves(bits a, bits b)
+{
+    return (bits)_mm256_max_epu16((__m256i)a, (__m256i)b);
 }
 
 INLINE floats to_floats(bits v)
@@ -220,18 +230,22 @@ INLINE void unpack_nibbles(const uint8_t *codes, bits out[4])
  * E2M1
  */
 
-INLINE void e2m1_decode32(const uint8_t *codes, float factor, float *out)
+/* Four bytes go to all lanes, and a lane's own nibble to its lowest bits. */
+INLINE void e2m1_decode16(const uint8_t *codes, floats out[2])
 {
     const __m256 values = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
-    bits nibbles[4];
+    const __m256i at = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
 
-    unpack_nibbles(codes, nibbles);
     UNROLL
-    for (int i = 0; i < 4; i++) {
-        /* Looks at three bits of each lane. */
-        bits value = (bits)_mm256_permutevar8x32_ps(values, (__m256i)nibbles[i]);
+    for (int i = 0; i < 2; i++) {
+        uint32_t bytes;
 
-        store(out + i * LANES, (bits)((floats)(value | (nibbles[i] & 8) << 28) * factor));
+        memcpy(&bytes, codes + 4 * i, sizeof(bytes));
+        bits nibbles = (bits)_mm256_srlv_epi32(_mm256_set1_epi32((int)bytes), at);
+        /* Looks at three bits of each lane. */
+        bits value = (bits)_mm256_permutevar8x32_ps(values, (__m256i)nibbles);
+
+        out[i] = (floats)(value | (nibbles & 8) << 28);
     }
 }
 

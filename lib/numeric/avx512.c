@@ -41,6 +41,11 @@ INLINE mask equal(bits a, bits b)
     return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
 }
 
+INLINE mask is_zero(floats v)
+{
+    return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_EQ_OQ);
+}
+
 INLINE bits choose(mask where, bits yes, bits no)
 {
     return (bits)_mm512_mask_mov_epi32((__m512i)no, where, (__m512i)yes);
@@ -69,6 +74,11 @@ INLINE floats smaller_f(floats a, floats b)
 INLINE floats larger_f(floats a, floats b)
 {
     return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+}
+
+INLINE bits larger_halves(bits a, bits b)
+{
+    return (bits)_mm512_max_epu16((__m512i)a, (__m512i)b);
 }
 
 INLINE floats to_floats(bits v)
@@ -185,6 +195,28 @@ INLINE void unpack_nibbles(const uint8_t *codes, bits out[2])
 }
 
 /* ------------------------------------------------------------------------
+ * E4M3
+ */
+
+/* As in wide.h, but what rounds a magnitude, and what of the sum is not the code, are looked up by
+ * the exponent: from 121 to 135 the lowest four bits tell all apart. */
+INLINE bits e4m3_codes(bits in)
+{
+    const bits exponents = (bits)_mm512_setr_epi32(128, 129, 130, 131, 132, 133, 134, 135, 0, 121,
+                                                   122, 123, 124, 125, 126, 127);
+    const bits large = (exponents + 20) << 23;
+    const bits rest = large - ((exponents - 121) << 3);
+    bits magnitude = magnitude_of(in);
+    bits finite = smaller(magnitude, splat(0x43e00000)); /* 448 */
+    __m512i e = (__m512i)(larger(finite, splat(121u << 23)) >> 23);
+    floats sum = (floats)finite + (floats)_mm512_permutexvar_epi32(e, (__m512i)large);
+    bits code = (bits)sum - (bits)_mm512_permutexvar_epi32(e, (__m512i)rest);
+
+    code = choose(above(magnitude, splat(MP_F32_INF)), splat(0x7f), code);
+    return code | (in >> 24 & 0x80);
+}
+
+/* ------------------------------------------------------------------------
  * E2M1
  */
 
@@ -200,16 +232,16 @@ INLINE __m512 e2m1_table(void)
                           -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
 }
 
-INLINE void e2m1_decode32(const uint8_t *codes, float factor, float *out)
+/* Half of the bytes go to all lanes of each half, and a lane's own nibble to its lowest bits,
+ * which are all that the permutation looks at. */
+INLINE void e2m1_decode16(const uint8_t *codes, floats out[1])
 {
-    bits nibbles[2];
+    const __m512i half = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m512i at = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    __m512i bytes = _mm512_castsi128_si512(_mm_loadl_epi64((const void *)codes));
+    __m512i nibbles = _mm512_srlv_epi32(_mm512_permutexvar_epi32(half, bytes), at);
 
-    unpack_nibbles(codes, nibbles);
-    for (int i = 0; i < 2; i++) {
-        __m512 values = _mm512_permutexvar_ps((__m512i)nibbles[i], e2m1_table());
-
-        store(out + i * LANES, (bits)((floats)values * factor));
-    }
+    out[0] = (floats)_mm512_permutexvar_ps(nibbles, e2m1_table());
 }
 
 /* The code of each quarter of a binade from 0.25 on, the smallest midpoint, the first
@@ -520,6 +552,7 @@ TARGET static void add_group_loss(const uint16_t *in, const uint8_t *codes, cons
     add_lanes(&signal, weight, loss->signal);
 }
 
+#define OWN_E4M3_CODES
 #define OWN_ENCODE_BF16
 #define OWN_GROUP_LOSS
 #include "numeric/wide.h"

@@ -119,13 +119,15 @@ typedef struct mp_kernels {
      * ((0+4)+(2+6)) + ((1+5)+(3+7)), then to sums[]. */
     void (*error_sums)(const float *a, const float *b, size_t n, double sums[2]);
 
-    /* What scaled codes lost. decoded[i] * scales[i / width] * global, rounded after each
-     * product, is compared with original[i]: sums as those of error_sums, but into the lanes
-     * of `loss`, element i into lane i % 8; loss->saturated += number of elements with
-     * |original| > limits[i / width], all >= 0; loss->flushed += number of nonzero originals
-     * that became zero. */
-    void (*loss)(const float *original, const float *decoded, const float *scales, float global,
-                 const float *limits, size_t width, size_t n, mp_loss *loss);
+    /* What scaled codes lost. Originals are BF16 or F32, codes F4, F8_E4M3 without NaN, I8, BF16 or
+     * F32; they become float32 on the way and are never written as such. codes[i] * scales[i /
+     * width] * global (of F4 and F32 only), rounded after each product, is compared with
+     * original[i]: sums as those of error_sums, but into the lanes of `loss`, element i into lane
+     * i % 8; loss->saturated += number of elements with |original| > limits[i / width], all >= 0;
+     * loss->flushed += number of nonzero originals that became zero. */
+    void (*loss)(mp_dtype from, const void *original, mp_dtype to, const void *codes,
+                 const float *scales, float global, const float *limits, size_t width, size_t n,
+                 mp_loss *loss);
 } mp_kernels;
 
 /* The kernels of the best level that this processor and its operating system
@@ -329,6 +331,12 @@ static inline double mp_sum_lanes(const double lane[8])
 {
     return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
            ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+/* Element i of what mp_kernels.loss reads. */
+static inline const void *mp_loss_at(mp_dtype dtype, const void *elements, size_t i)
+{
+    return (const uint8_t *)elements + i * mp_dtype_bits(dtype) / 8;
 }
 
 /* mxfp4_encode and mxfp4_encode_bf16 under MP_SCALE_MSE, for every table. */

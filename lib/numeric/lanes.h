@@ -17,6 +17,7 @@
  *      count(counts, mask)             counts + 1 where the mask is set
  *      smaller(a, b), larger(a, b)     lanes, signed
  *      smaller_f(a, b), larger_f(a, b) lanes of float32
+ *      larger_halves(a, b)             lanes of 16 bits, unsigned
  *      to_floats(v), to_ints(v)        of signed lanes; to nearest, ties to even
  *      largest_lane(v)                 of lanes >= 0
  *      sum_of_lanes(v)
@@ -30,7 +31,8 @@
  *      store_u8, store_u16             the low parts of NARROW vectors; values fit
  *      unpack_nibbles                  16 bytes as 32 lanes, in order
  *
- *      e2m1_decode32(codes, factor, out)             32 values times a factor
+ *      is_zero(v)                      lanes of float32, of either sign
+ *      e2m1_decode16(codes, out)                     8 bytes as 16 values, in vectors
  *      e2m1_encode32(v, codes, rounding)             32 elements
  *
  * Pointers may be unaligned. */

@@ -43,6 +43,11 @@ INLINE mask equal(bits a, bits b)
     return (mask)vceqq_u32((uint32x4_t)a, (uint32x4_t)b);
 }
 
+INLINE mask is_zero(floats v)
+{
+    return (mask)vceqzq_f32((float32x4_t)v);
+}
+
 INLINE bits choose(mask where, bits yes, bits no)
 {
     return (bits)vbslq_u32((uint32x4_t)where, (uint32x4_t)yes, (uint32x4_t)no);
@@ -71,6 +76,11 @@ INLINE floats smaller_f(floats a, floats b)
 INLINE floats larger_f(floats a, floats b)
 {
     return (floats)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
+}
+
+INLINE bits larger_halves(bits a, bits b)
+{
+    return (bits)vmaxq_u16((uint16x8_t)a, (uint16x8_t)b);
 }
 
 INLINE floats to_floats(bits v)
@@ -199,36 +209,26 @@ INLINE void unpack_nibbles(const uint8_t *codes, bits out[8])
  * E2M1
  */
 
-/* Values of 16 codes, one a byte, times a factor. Only the upper half of these
- * float32 is not zero, so that two byte tables look it up. */
-INLINE void e2m1_values(uint8x16_t codes, float factor, float *out)
+/* Only the upper half of these float32 is not zero, so that two byte tables look it up. */
+INLINE void e2m1_decode16(const uint8_t *codes, floats out[4])
 {
     static const uint8_t upper[16] = {0x00, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
                                       0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
     static const uint8_t lower[16] = {0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0,
                                       0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0};
-    uint8x16_t high = vqtbl1q_u8(vld1q_u8(upper), codes);
-    uint8x16_t low = vqtbl1q_u8(vld1q_u8(lower), codes);
+    uint8x8_t bytes = vld1_u8(codes);
+    uint8x8x2_t nibbles = vzip_u8(vand_u8(bytes, vdup_n_u8(15)), vshr_n_u8(bytes, 4));
+    uint8x16_t code = vcombine_u8(nibbles.val[0], nibbles.val[1]);
+    uint8x16_t high = vqtbl1q_u8(vld1q_u8(upper), code);
+    uint8x16_t low = vqtbl1q_u8(vld1q_u8(lower), code);
     uint16x8_t halves[2] = {vreinterpretq_u16_u8(vzip1q_u8(low, high)),
                             vreinterpretq_u16_u8(vzip2q_u8(low, high))};
 
+    UNROLL
     for (int i = 0; i < 2; i++) {
-        uint32x4_t first = vshll_n_u16(vget_low_u16(halves[i]), 16);
-        uint32x4_t second = vshll_n_u16(vget_high_u16(halves[i]), 16);
-
-        store(out + 8 * i, (bits)((floats)vreinterpretq_f32_u32(first) * factor));
-        store(out + 8 * i + 4, (bits)((floats)vreinterpretq_f32_u32(second) * factor));
+        out[2 * i] = (floats)vshll_n_u16(vget_low_u16(halves[i]), 16);
+        out[2 * i + 1] = (floats)vshll_n_u16(vget_high_u16(halves[i]), 16);
     }
-}
-
-INLINE void e2m1_decode32(const uint8_t *codes, float factor, float *out)
-{
-    uint8x16_t bytes = vld1q_u8(codes);
-    uint8x16_t low = vandq_u8(bytes, vdupq_n_u8(15));
-    uint8x16_t high = vshrq_n_u8(bytes, 4);
-
-    e2m1_values(vzip1q_u8(low, high), factor, out);
-    e2m1_values(vzip2q_u8(low, high), factor, out + 16);
 }
 
 INLINE bits e2m1_codes(bits in, mp_rounding rounding)

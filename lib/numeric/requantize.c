@@ -133,6 +133,23 @@ static int settle_nonfinite(const mp_requantize_job *job, uint64_t row)
     return 0;
 }
 
+static const uint16_t *bf16_row(const mp_requantize_job *job, uint64_t row)
+{
+    return (const uint16_t *)job->in->weight + row * job->in->cols;
+}
+
+/* amax_bits of job->row, which is row number `row`; BF16 is looked at in half the time. */
+static uint32_t amax_of_row(const mp_requantize_job *job, uint64_t row)
+{
+    uint64_t cols = job->in->cols;
+    uint32_t amax = 0;
+
+    if (job->in->scheme != MP_SCHEME_BF16)
+        return job->kernels->amax_bits(job->row, cols);
+    job->kernels->amax_blocks_bf16(bf16_row(job, row), cols, &amax, cols);
+    return amax;
+}
+
 int mp_job_read_row(const mp_requantize_job *job, uint64_t row, uint32_t *amax)
 {
     bool allow = job->options->allow_nonfinite;
@@ -140,7 +157,7 @@ int mp_job_read_row(const mp_requantize_job *job, uint64_t row, uint32_t *amax)
 
     if (rc != 0)
         return rc;
-    uint32_t largest = job->kernels->amax_bits(job->row, job->in->cols);
+    uint32_t largest = amax_of_row(job, row);
     /* If codes are copied and everything is allowed, they stay as they are. */
     if (largest >= MP_F32_INF && !(allow && job->same_codes)) {
         rc = settle_nonfinite(job, row);
@@ -196,7 +213,7 @@ static int convert_row(const mp_requantize_job *job, uint64_t row)
     if (rc != 0)
         return rc;
     encode_row(job, row, amax);
-    return mp_job_measure(job, row);
+    return mp_job_measure(job, row, NULL);
 }
 
 /* Targets with kernels that take BF16 and need no float32 in memory. */
@@ -205,11 +222,6 @@ static bool takes_bf16(const mp_requantize_job *job)
     return job->in->scheme == MP_SCHEME_BF16 &&
            (job->out.scheme == MP_SCHEME_MXFP4 ||
             (job->out.scheme == MP_SCHEME_NVFP4 && job->options->global_scale > 0));
-}
-
-static const uint16_t *bf16_row(const mp_requantize_job *job, uint64_t row)
-{
-    return (const uint16_t *)job->in->weight + row * job->in->cols;
 }
 
 /* By such a kernel, if the row is finite. */
@@ -228,13 +240,10 @@ static int convert_bf16_row(const mp_requantize_job *job, uint64_t row)
     /* Take the long way, which names the element or replaces it. */
     if (finite < cols)
         return convert_row(job, row);
-    if (to_mxfp4) {
-        mp_job_measure_bf16_as_mxfp4(job, in, codes, scales);
-        return 0;
-    }
-    if (job->stats)
-        kernels->bf16_decode(in, job->row, cols);
-    return mp_job_measure(job, row);
+    if (!to_mxfp4)
+        return mp_job_measure(job, row, in);
+    mp_job_measure_bf16_as_mxfp4(job, in, codes, scales);
+    return 0;
 }
 
 static int convert_rows(const mp_requantize_job *job)
@@ -291,11 +300,7 @@ static int map_tiles(const mp_requantize_job *job, const mp_code_map *map, uint6
     mp_job_exact_scales(job, mp_job_scales(job, first));
     for (uint64_t row = first; rc == 0 && row < first + rows; row++) {
         mp_job_map_codes(job, map, row);
-        if (!job->stats)
-            continue;
-        rc = mp_decode_row(job->in, row, job->row, false, job->err);
-        if (rc == 0)
-            mp_job_measure_exact(job);
+        rc = mp_job_measure_mapped(job, map, row);
     }
     return rc;
 }
@@ -323,7 +328,7 @@ static int convert_tiles(const mp_requantize_job *job, uint64_t first, uint64_t 
         if (rc != 0)
             break;
         mp_fp8_encode(job->row, job->in->cols, scales, mp_job_codes(job, row));
-        rc = mp_job_measure(job, row);
+        rc = mp_job_measure(job, row, NULL);
     }
     return rc;
 }
@@ -412,7 +417,7 @@ static int pass_through(const mp_requantize_job *job)
     for (uint64_t row = 0; rc == 0 && row < in->rows; row++) {
         rc = mp_job_read_row(job, row, NULL);
         if (rc == 0)
-            rc = mp_job_measure(job, row);
+            rc = mp_job_measure(job, row, NULL);
     }
     return rc;
 }
@@ -483,6 +488,7 @@ int mp_requantize(const mp_rows *in, mp_scheme to, const mp_quant_options *optio
     job.stats = stats;
     job.out.weight = codes;
     job.out.scale = is_channel(to) && options->row_scales ? options->row_scales : scales;
+    mp_job_begin_measuring(&job);
     return convert(&job);
 }
 

@@ -487,14 +487,37 @@ static void error_sums(const float *a, const float *b, size_t n, double sums[2])
     sums[1] += mp_sum_lanes(signal);
 }
 
+/* An element of what loss reads. */
+static float element(mp_dtype dtype, const void *in, size_t i)
+{
+    const uint8_t *bytes = in;
+
+    switch (dtype) {
+    case MP_F4:
+        return e2m1_value(bytes[i / 2] >> i % 2 * 4 & 15);
+    case MP_F8_E4M3:
+        return e4m3_value(bytes[i]);
+    case MP_I8:
+        return (float)(int8_t)bytes[i];
+    case MP_BF16:
+        return mp_f32_from_bits((uint32_t)load_u16(in, i) << 16);
+    default:
+        return load_f32(in, i);
+    }
+}
+
 /* Saturated means beyond the block's limit, and flushed means zero now but not before, in every
  * scheme. */
-static void loss(const float *original, const float *decoded, const float *scales, float global,
-                 const float *limits, size_t width, size_t n, mp_loss *sum)
+static void loss(mp_dtype from, const void *original, mp_dtype to, const void *codes,
+                 const float *scales, float global, const float *limits, size_t width, size_t n,
+                 mp_loss *sum)
 {
     for (size_t i = 0; i < n; i++) {
-        float x = load_f32(original, i);
-        float value = load_f32(decoded, i) * load_f32(scales, i / width) * global;
+        float x = element(from, original, i);
+        float value = element(to, codes, i) * load_f32(scales, i / width);
+
+        if (to == MP_F4 || to == MP_F32)
+            value *= global;
         double difference = (double)value - x;
 
         sum->error[i % 8] += difference * difference;

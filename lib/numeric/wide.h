@@ -6,9 +6,10 @@
  * the scalar kernel, which defines the bits. Nothing is kept between calls and nothing is
  * written but the output, so that any number of threads may run them.
  *
- * Before this header come KERNELS, the name of the table, and LEVEL, what it is called. Where
- * OWN_ENCODE_BF16 and OWN_GROUP_LOSS are defined, so are mxfp4_encode_bf16 and add_group_loss:
- * they gain too much from what only one instruction set has. */
+ * Before this header come KERNELS, the name of the table, LEVEL, what it is called, and CODE_LOSS,
+ * the name of a kernel outside it. Where OWN_E4M3_CODES, OWN_ENCODE_BF16 and OWN_GROUP_LOSS are
+ * defined, so are e4m3_codes, mxfp4_encode_bf16 and add_group_loss: they gain too much from what
+ * only one instruction set has. */
 #include "numeric/kernels.h"
 #include "numeric/lanes.h"
 
@@ -56,15 +57,22 @@ TARGET static void f16_decode(const uint16_t *in, float *out, size_t n)
     mp_kernels_scalar.f16_decode(in + i, out + i, n - i);
 }
 
+/* Where a code is not NaN. Below 2^-6 steps no longer shrink: a number taken for normal would be
+ * too large by as much as it lacks of 2^-6. */
+INLINE floats e4m3_finite(bits codes)
+{
+    bits upper = codes << 24;
+    floats normal = (floats)((upper >> 4 & 0x07f00000) + ((127u - 7u) << 23));
+    floats value = smaller_f(normal, normal + (normal - 0x1p-6f));
+
+    return (floats)((bits)value | (upper & 0x80000000));
+}
+
 INLINE bits e4m3_values(bits codes)
 {
-    bits magnitude = codes & 0x7f;
-    bits normal = (magnitude << 20) + ((127u - 7u) << 23);
-    bits subnormal = (bits)(to_floats(magnitude) * 0x1p-9f);
-    bits value = choose(above(magnitude, splat(7)), normal, subnormal);
+    mask nan = equal(codes & 0x7f, splat(0x7f));
 
-    value = choose(equal(magnitude, splat(0x7f)), splat(MP_F32_NAN), value);
-    return value | (codes & 0x80) << 24;
+    return choose(nan, MP_F32_NAN | (codes & 0x80) << 24, (bits)e4m3_finite(codes));
 }
 
 TARGET static void e4m3_decode(const uint8_t *in, float *out, size_t n)
@@ -75,6 +83,8 @@ TARGET static void e4m3_decode(const uint8_t *in, float *out, size_t n)
         store(out + i, e4m3_values(load_u8(in + i)));
     mp_kernels_scalar.e4m3_decode(in + i, out + i, n - i);
 }
+
+#if !defined(OWN_E4M3_CODES)
 
 /* What is added to a magnitude is so much larger that the sum has room for the steps of E4M3
  * only, an eighth of the binade, and is rounded to them; below 2^-6 steps no longer shrink. */
@@ -90,6 +100,8 @@ INLINE bits e4m3_codes(bits in)
     code = choose(above(magnitude, splat(MP_F32_INF)), splat(0x7f), code);
     return code | (in >> 24 & 0x80);
 }
+
+#endif
 
 TARGET static void e4m3_encode(const float *in, uint8_t *out, size_t n)
 {
@@ -128,12 +140,23 @@ TARGET static void e4m3_encode_blocks(const float *in, const float *factors, siz
     }
 }
 
+/* 16 values times a factor. */
+INLINE void e2m1_scaled16(const uint8_t *codes, float factor, float *out)
+{
+    floats values[16 / LANES];
+
+    e2m1_decode16(codes, values);
+    UNROLL
+    for (int j = 0; j < 16 / LANES; j++)
+        store(out + j * LANES, (bits)(values[j] * factor));
+}
+
 TARGET static void e2m1_decode(const uint8_t *codes, float *out, size_t n)
 {
     size_t i = 0;
 
-    for (; i + MP_MX_BLOCK <= n; i += MP_MX_BLOCK)
-        e2m1_decode32(codes + i / 2, 1.0f, out + i);
+    for (; i + 16 <= n; i += 16)
+        e2m1_scaled16(codes + i / 2, 1.0f, out + i);
     mp_kernels_scalar.e2m1_decode(codes + i / 2, out + i, n - i);
 }
 
@@ -348,9 +371,9 @@ TARGET static void amax_blocks_bf16(const uint16_t *in, size_t width, uint32_t *
         bits v = splat(0);
         uint32_t largest;
 
-        for (; i + LANES <= end; i += LANES)
-            v = larger(v, load_u16(in + i) & MP_BF16_ABS);
-        largest = largest_lane(v) << 16;
+        for (; i + 2 * LANES <= end; i += 2 * LANES)
+            v = larger_halves(v, load(in + i) & (MP_BF16_ABS << 16 | MP_BF16_ABS));
+        largest = largest_lane(larger(v & 0xffff, v >> 16)) << 16;
         if (i < end) {
             uint32_t rest;
 
@@ -384,9 +407,12 @@ TARGET static bool reaches(const void *in, size_t n, unsigned width, bool is_sig
 
 TARGET static void mxfp4_decode(const uint8_t *codes, const uint8_t *scales, float *out, size_t n)
 {
-    for (size_t block = 0; block < n / MP_MX_BLOCK; block++)
-        e2m1_decode32(codes + block * PACKED, mp_ue8m0_value(scales[block]),
-                      out + block * MP_MX_BLOCK);
+    for (size_t i = 0; i + MP_MX_BLOCK <= n; i += MP_MX_BLOCK) {
+        float factor = mp_ue8m0_value(scales[i / MP_MX_BLOCK]);
+
+        e2m1_scaled16(codes + i / 2, factor, out + i);
+        e2m1_scaled16(codes + i / 2 + 8, factor, out + i + 16);
+    }
 }
 
 /* Up to MP_MX_GROUP blocks. */
@@ -577,148 +603,7 @@ TARGET static size_t mxfp4_encode_bf16(const uint16_t *in, uint8_t *codes, uint8
 
 #endif
 
-#if !defined(OWN_GROUP_LOSS)
-
-/* sums += v^2, lane by lane */
-INLINE void add_squared(float sums[LANES], floats v)
-{
-    store(sums, (bits)fma_f(v, v, load_floats(sums)));
-}
-
-TARGET static void add_group_loss(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
-                                  size_t blocks, mp_loss *loss)
-{
-    const bits zero = splat(0);
-    uint8_t largest = mp_loss_exponent(scales, blocks);
-    float multiplier = mp_mx_multiplier(largest);
-    float error[MP_MX_BLOCK] = {0};
-    float signal[MP_MX_BLOCK] = {0};
-    bits saturated = zero;
-    bits flushed = zero;
-
-    for (size_t i = 0; i < blocks; i++, in += MP_MX_BLOCK) {
-        float ratio = mp_loss_ratio(scales[i], largest);
-        bits limit = splat(mp_loss_limit(scales[i]) << 16);
-        float values[MP_MX_BLOCK];
-
-        e2m1_decode32(codes + i * PACKED, 1.0f, values);
-        for (int at = 0; at < MP_MX_BLOCK; at += LANES) {
-            bits original = load_u16(in + at) << 16;
-            bits magnitude = magnitude_of(original);
-            bits value = load(values + at);
-            floats x = (floats)original * multiplier;
-            mask no_code = equal(magnitude_of(value), zero);
-
-            add_squared(error + at, (floats)value * ratio - x);
-            add_squared(signal + at, x);
-            saturated = count(saturated, above(magnitude, limit));
-            flushed = count(flushed, above_where(no_code, magnitude, zero));
-        }
-    }
-    loss->saturated += sum_of_lanes(saturated);
-    loss->flushed += sum_of_lanes(flushed);
-    mp_loss_add_group(loss, error, signal, largest);
-}
-
-#endif
-
-TARGET static void mxfp4_loss_bf16(const uint16_t *in, const uint8_t *codes, const uint8_t *scales,
-                                   size_t n, double sums[2], uint64_t counts[2])
-{
-    mp_mxfp4_loss(add_group_loss, in, codes, scales, n, sums, counts);
-}
-
-/* Vectors of the eight lanes of a sum, and elements that whole vectors take at a time. */
-#define SUM_VECTORS (16 / LANES)
-#define SPAN        16
-
-TARGET static void error_sums(const float *a, const float *b, size_t n, double sums[2])
-{
-    doubles error[SUM_VECTORS] = {{0}};
-    doubles signal[SUM_VECTORS] = {{0}};
-    double error_lanes[8];
-    double signal_lanes[8];
-    size_t i = 0;
-
-    for (; i + 8 <= n; i += 8) {
-        UNROLL
-        for (int j = 0; j < SUM_VECTORS; j++) {
-            doubles original = load_doubles(b + i + j * (LANES / 2));
-            doubles difference = load_doubles(a + i + j * (LANES / 2)) - original;
-
-            error[j] += difference * difference;
-            signal[j] += original * original;
-        }
-    }
-    memcpy(error_lanes, error, sizeof(error));
-    memcpy(signal_lanes, signal, sizeof(signal));
-    mp_add_squares(a + i, b + i, n - i, error_lanes, signal_lanes);
-    sums[0] += mp_sum_lanes(error_lanes);
-    sums[1] += mp_sum_lanes(signal_lanes);
-}
-
-/* The square of a float32 is exact in float64, so that its sum is rounded once either way. */
-INLINE void add_to_sums(doubles error[SUM_VECTORS], doubles signal[SUM_VECTORS], floats value,
-                        const float *original)
-{
-    doubles decoded[2];
-
-    to_doubles(value, decoded);
-    UNROLL
-    for (int j = 0; j < 2; j++) {
-        doubles x = load_doubles(original + j * (LANES / 2));
-        doubles difference = decoded[j] - x;
-
-        error[j % SUM_VECTORS] += difference * difference;
-        signal[j % SUM_VECTORS] = fma_d(x, x, signal[j % SUM_VECTORS]);
-    }
-}
-
-/* Whole vectors lie in one block and begin at lane 0 of the sums. */
-TARGET static void loss(const float *original, const float *decoded, const float *scales,
-                        float global, const float *limits, size_t width, size_t n, mp_loss *sum)
-{
-    const bits zero = splat(0);
-    doubles error[SUM_VECTORS];
-    doubles signal[SUM_VECTORS];
-    bits saturated = zero;
-    bits flushed = zero;
-    size_t whole = n - n % SPAN;
-    size_t i = 0;
-
-    if (width % SPAN != 0 && width < n)
-        whole = 0;
-    memcpy(error, sum->error, sizeof(error));
-    memcpy(signal, sum->signal, sizeof(signal));
-    for (size_t block = 0; i < whole; block++) {
-        size_t end = whole - i < width ? whole : i + width;
-        float scale_of_block;
-        uint32_t limit;
-
-        memcpy(&scale_of_block, scales + block, sizeof(scale_of_block));
-        memcpy(&limit, limits + block, sizeof(limit));
-        for (; i < end; i += SPAN) {
-            UNROLL
-            for (int j = 0; j < SPAN; j += LANES) {
-                floats value = load_floats(decoded + i + j) * scale_of_block * global;
-                bits magnitude = magnitude_of(load(original + i + j));
-                mask no_value = equal(magnitude_of((bits)value), zero);
-
-                add_to_sums(error + 2 * j / LANES % SUM_VECTORS,
-                            signal + 2 * j / LANES % SUM_VECTORS, value, original + i + j);
-                saturated = count(saturated, above(magnitude, splat(limit)));
-                flushed = count(flushed, above_where(no_value, magnitude, zero));
-            }
-        }
-    }
-    memcpy(sum->error, error, sizeof(error));
-    memcpy(sum->signal, signal, sizeof(signal));
-    sum->saturated += sum_of_lanes(saturated);
-    sum->flushed += sum_of_lanes(flushed);
-    if (i < n)
-        mp_kernels_scalar.loss(original + i, decoded + i, scales + i / width, global,
-                               limits + i / width, width, n - i, sum);
-}
+#include "numeric/wide_loss.h"
 
 const mp_kernels KERNELS = {
     .level = LEVEL,

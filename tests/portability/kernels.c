@@ -209,9 +209,35 @@ static void run_loss(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_
     const float limits[9] = {1.25f, 1e-20f, 1e20f, 0, FLT_MAX, 3, 1e-3f, 1e-38f, 7};
 
     for (size_t width = 16; width <= 130; width += 57)
-        k->loss((const void *)in, (const void *)(in + 4 * n), scales, 0.3f, limits, width, n,
-                &loss);
+        k->loss(MP_F32, in, MP_F32, in + 4 * n, scales, 0.3f, limits, width, n, &loss);
     memcpy(out, &loss, sizeof(loss));
+}
+
+/* Codes of all types that have nothing to do with the input, but are no NaN. */
+static void run_loss_of_codes(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
+{
+    static const mp_dtype types[] = {MP_F4, MP_F8_E4M3, MP_I8, MP_BF16, MP_F32};
+    const float scales[9] = {1.25f, 1e-20f, 1e-10f, 0, 0.7f, 3, 1e-3f, 1e-38f, 7};
+    const float limits[9] = {1.25f, 1e-20f, 1e20f, 0, FLT_MAX, 3, 1e-3f, 1e-38f, 7};
+    uint8_t bytes[130];
+    float originals[130];
+
+    for (size_t i = 0; i < n; i++)
+        bytes[i] = any_bytes[i + n] % 128 == 127 ? 126 : any_bytes[i + n];
+    k->bf16_decode((const void *)in, originals, n);
+    for (size_t t = 0; t < sizeof(types) / sizeof(types[0]); t++) {
+        const void *codes = types[t] == MP_BF16  ? (const void *)finite_bf16
+                            : types[t] == MP_F32 ? (const void *)finite_bits
+                                                 : (const void *)bytes;
+        mp_loss loss = {.error = {0.5, 0.25}, .saturated = 3, .flushed = 5};
+
+        for (size_t width = 16; width <= 130; width += 57) {
+            k->loss(MP_BF16, in, types[t], codes, scales, 0.3f, limits, width, n, &loss);
+            k->loss(MP_F32, originals, types[t], codes, scales, 0.3f, limits, width, n, &loss);
+        }
+        memcpy(out, &loss, sizeof(loss));
+        out += sizeof(loss);
+    }
 }
 
 static void run_e4m3_encode_blocks(const mp_kernels *k, const uint8_t *in, uint8_t *out, size_t n)
@@ -344,6 +370,8 @@ static const struct trial trials[] = {
     {"mxfp4_loss_bf16, encoded", (const uint8_t *)close_bf16, 32, 640, 16, run_mxfp4_encode_loss},
     {"error_sums", (const uint8_t *)finite_bits, 1, 130, 64, run_error_sums},
     {"loss", (const uint8_t *)finite_bits, 1, 130, 64, run_loss},
+    {"loss of codes", (const uint8_t *)finite_bf16, 2, 130, 16, run_loss_of_codes},
+    {"loss of codes, close", (const uint8_t *)close_bf16, 2, 130, 16, run_loss_of_codes},
     {"e4m3_encode_blocks", (const uint8_t *)any_bits, 1, 130, 32, run_e4m3_encode_blocks},
     {"amax_blocks_bf16", (const uint8_t *)any_bf16, 1, 130, 16, run_amax_blocks_bf16},
     {"nvfp4_encode", (const uint8_t *)finite_bits, 16, 1104, 32, run_nvfp4_encode},

@@ -180,9 +180,65 @@ Test(kernels_rows, loss_in_blocks_of_any_width)
                     expected.saturated += fabsf(original[i]) > limits[i / width];
                     expected.flushed += original[i] != 0 && value == 0;
                 }
-                k->loss(original, decoded, scales, 0.7f, limits, width, n, &loss);
+                k->loss(MP_F32, original, MP_F32, decoded, scales, 0.7f, limits, width, n, &loss);
                 cr_assert_eq(memcmp(&loss, &expected, sizeof(loss)), 0, "%s: %zu in %zu", k->level,
                              n, width);
+            }
+        }
+    }
+}
+
+/* Codes of every type at odd addresses, which the scalar kernels turn into values. */
+Test(kernels_rows, loss_of_codes_is_that_of_their_values)
+{
+    enum { N = 346 };
+    static const mp_dtype types[] = {MP_F4, MP_F8_E4M3, MP_I8, MP_BF16, MP_F32};
+    static const size_t widths[] = {16, 22, 32, 128, 144, N};
+    const mp_kernels *scalar = mp_kernels_for("scalar");
+    static uint8_t codes[4 * N + 1];
+    static float values[N], original[N], scales[N], limits[N];
+    static uint16_t halves[N];
+
+    for (int i = 0; i < N; i++) {
+        halves[i] = (uint16_t)(i % 7 ? 0x3d00 + i * 89 % 0x300 : 0) | (i % 3 ? 0x8000 : 0);
+        scales[i] = i % 5 ? 0.1f + (float)(i * 11 % 17) / 19 : 1e-44f;
+        limits[i] = (float)(i * 31 % 67) * 0.01f;
+    }
+    scalar->bf16_decode(halves, original, N);
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        mp_dtype type = types[t];
+
+        for (int i = 0; i < 4 * N; i++) /* no NaN as E4M3, and neither as BF16 nor F32 */
+            codes[1 + i] = (uint8_t)(type < MP_BF16 ? (i * 37 % 256) & ~(i % 2) : 0x3b + i * 5 % 4);
+        if (type == MP_F4)
+            scalar->e2m1_decode(codes + 1, values, N);
+        else if (type == MP_F8_E4M3)
+            scalar->e4m3_decode(codes + 1, values, N);
+        else if (type == MP_I8)
+            scalar->int8_decode((const int8_t *)codes + 1, values, N);
+        else if (type == MP_BF16)
+            scalar->bf16_decode((const uint16_t *)(const void *)(codes + 1), values, N);
+        else
+            memcpy(values, codes + 1, sizeof values);
+        EACH_LEVEL(k)
+        {
+            for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+                for (size_t n = 0; n <= N; n += n < 40 ? 2 : 34) {
+                    float global = type == MP_F4 || type == MP_F32 ? 0.7f : 1;
+                    mp_loss expected = {{1, 2, 3, 4, 5, 6, 7, 8}, {.5, .25}, 7, 9};
+                    mp_loss loss[2] = {expected, expected};
+
+                    scalar->loss(MP_F32, original, MP_F32, values, scales, global, limits,
+                                 widths[w], n, &expected);
+                    k->loss(MP_F32, original, type, codes + 1, scales, global, limits, widths[w], n,
+                            &loss[0]);
+                    k->loss(MP_BF16, halves, type, codes + 1, scales, global, limits, widths[w], n,
+                            &loss[1]);
+                    for (int i = 0; i < 2; i++)
+                        cr_assert_eq(memcmp(&loss[i], &expected, sizeof expected), 0,
+                                     "%s: %s, %zu in %zu", k->level, mp_dtype_name(type), n,
+                                     widths[w]);
+                }
             }
         }
     }

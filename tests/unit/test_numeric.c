@@ -482,7 +482,8 @@ Test(kernels, loss_of_scaled_codes)
             double sums[2] = {0};
 
             sums_in_lane_order(decoded, original, n, sums);
-            k->loss(original, decoded, scales, 2, limits, n % 2 ? SIZE_MAX : 16, n, &loss);
+            k->loss(MP_F32, original, MP_F32, decoded, scales, 2, limits, n % 2 ? SIZE_MAX : 16, n,
+                    &loss);
             cr_assert(loss.saturated == 7 + above && loss.flushed == 9 + flushed, "%s: n = %zu",
                       k->level, n);
             for (int i = 1; i < 8; i++)

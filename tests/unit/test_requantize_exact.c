@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* MX to fp8_block: tiles that stay what they are, and those that cannot. */
+#include "numeric/kernels.h"
 #include "requantize_call.h"
 
 #include <math.h>
@@ -163,6 +164,45 @@ Test(requantize_exact, a_map_of_codes_gives_what_looking_at_every_element_gives)
                 result_free(&a);
                 result_free(&b);
             }
+}
+
+/* What the codes themselves add up to is what their values do, as the kernel adds them: `apart`
+ * are the exponents of neighbouring tiles, too many for float64 to be exact if large. */
+static void expect_signal(unsigned apart, size_t cols)
+{
+    const mp_kernels *scalar = mp_kernels_for("scalar");
+    mp_rows in = make_source(MP_SCHEME_MXFP4, 60, 14);
+    mp_quant_stats stats = {0};
+    size_t blocks = (cols + 31) / 32;
+    double expected = 0;
+
+    for (size_t i = 0; i < sizeof source.exponents; i++)
+        source.exponents[i] += (uint8_t)(i % blocks / 4 * apart);
+    in.cols = cols;
+
+    struct result out = requantize(&in, MP_SCHEME_FP8_BLOCK, &plain, &stats);
+    float *values = decode(&in);
+
+    for (size_t row = 0; row < ROWS; row++) {
+        double sums[2] = {0};
+
+        scalar->error_sums(values + row * cols, values + row * cols, cols, sums);
+        expected += sums[1];
+    }
+    cr_assert(expected > 0 && stats.requantized_blocks == 0);
+    cr_assert_eq(stats.signal_sq, expected, "%u apart, %zu columns", apart, cols);
+    cr_assert(stats.error_sq == 0 && stats.elements == ROWS * cols && stats.flushed == 0);
+    free(values);
+    result_free(&out);
+}
+
+Test(requantize_exact, signal_of_a_map_of_codes)
+{
+    for (unsigned apart = 0; apart <= 50; apart += apart < 4 ? 1 : 23) {
+        expect_signal(apart, COLS);
+        expect_signal(apart, COLS - 6); /* a ragged block */
+        expect_signal(apart, 2);
+    }
 }
 
 Test(requantize_exact, blocks_of_zeros_may_be_anywhere_but_count_for_the_scale)
