@@ -3,7 +3,6 @@
 #include <moepack/place.h>
 
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "base/error.h"
 
@@ -93,10 +92,5 @@ int mp_placement_write(const mp_placement *p, mp_placement_format format, uint32
     default:
         write_sglang(out, p);
     }
-    bool failed = ferror(out) != 0;
-    if (fclose(out) == 0 && !failed)
-        return 0;
-    free(*text);
-    *text = NULL;
-    return mp_fail_memory(err);
+    return mp_text_finish(out, text, err);
 }
