@@ -12,6 +12,7 @@
 #include <moepack/layout.h>
 #include <moepack/verify.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* What is printed. */
 typedef struct packed {
@@ -28,6 +29,53 @@ typedef struct packed {
 static bool is_compressed(const packed *p)
 {
     return p->shards.stored != p->shards.plain;
+}
+
+/* Bytes of a tensor of a rank by what stands behind the layer in its name; 0 for none. */
+static uint64_t listed_bytes(const mp_shape *shape, const char *name)
+{
+    for (unsigned s = 0; s < shape->num_sets; s++) {
+        const mp_slot_set *set = &shape->sets[s];
+        size_t block = strlen(set->block);
+
+        if (strncmp(name, set->block, block) != 0 || name[block] != '.')
+            continue;
+        for (unsigned t = 0; t < set->num_tensors; t++)
+            if (strcmp(name + block + 1, set->tensors[t].name) == 0)
+                return set->tensors[t].slot_bytes * set->slots;
+    }
+    return 0;
+}
+
+/* What stands behind the layer in the name of a tensor; null where it is not of that layer. */
+static const char *behind_layer(const char *name, const char *layer)
+{
+    size_t n = strlen(layer);
+
+    return strncmp(name, layer, n) == 0 && name[n] == '.' ? name + n + 1 : NULL;
+}
+
+/* Bytes of the tensors that a manifest lists, on all ranks of the pack. bytes: [m->num_layers]. */
+static void add_layer_bytes(const mp_manifest *m, const mp_shape *shape, uint64_t *bytes)
+{
+    size_t layer = 0; /* tensors stand in the order of layers, so it is nearly always this one */
+
+    for (size_t r = 0; r < m->num_ranks; r++) {
+        for (size_t f = 0; f < m->ranks[r].num_files; f++) {
+            const mp_packed_file *file = &m->ranks[r].files[f];
+
+            for (size_t t = 0; t < file->num_tensors; t++) {
+                const char *name = file->tensors[t].name, *rest = NULL;
+
+                for (size_t tries = 0; tries < m->num_layers && !rest; tries++) {
+                    rest = behind_layer(name, m->layers[layer]);
+                    layer = rest ? layer : (layer + 1) % m->num_layers;
+                }
+                if (rest)
+                    bytes[layer] += listed_bytes(shape, rest);
+            }
+        }
+    }
 }
 
 static uint64_t file_bytes(const mp_manifest *m)
@@ -196,7 +244,7 @@ static int print_all(const inspect_options *o, packed *p, mp_error *err)
     int rc = 0;
 
     if (mp_manifest_shape(p->m, &p->shape, err) == 0)
-        mp_manifest_layer_bytes(p->m, &p->shape, p->layer_bytes);
+        add_layer_bytes(p->m, &p->shape, p->layer_bytes);
     else
         return err->code;
     if (o->common.json) {
@@ -261,8 +309,7 @@ int inspect_pack(const inspect_options *o, const mp_context *context, mp_error *
     rc = p.layer_bytes ? mp_verify(o->path, &how, context, &report, err)
                        : cmd_fail(err, MP_ERR_IO, "out of memory");
     /* What cannot be read is among the faults already. */
-    if (rc == 0 && mp_manifest_compressed(&m) &&
-        mp_compress_measure(o->path, context, &p.shards, NULL) != 0)
+    if (rc == 0 && mp_compress_measure(o->path, context, &p.shards, NULL) != 0)
         p.shards = (mp_compress_report){0};
     if (rc == 0 && o->ranges && is_compressed(&p))
         rc = cmd_fail(err, MP_ERR_UNSUPPORTED,

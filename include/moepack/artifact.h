@@ -107,9 +107,6 @@ typedef struct mp_manifest {
 
 void mp_manifest_release(mp_manifest *manifest);
 
-/* Whether the shards of the pack are compressed: all are, or none. */
-bool mp_manifest_compressed(const mp_manifest *manifest);
-
 /* Reads DIR/moepack.json. MP_ERR_IO where there is no such directory, MP_ERR_INPUT where there is
  * no manifest in it. */
 int mp_manifest_load(mp_manifest *manifest, const char *dir, mp_error *err);
@@ -150,10 +147,6 @@ typedef struct mp_shape {
  * MP_ERR_INPUT for a manifest that contradicts itself, MP_ERR_UNSUPPORTED for a target that this
  * version does not know. */
 int mp_manifest_shape(const mp_manifest *manifest, mp_shape *shape, mp_error *err);
-
-/* Bytes of the tensors that a manifest lists, on all ranks of the pack.
- * bytes: [manifest->num_layers], filled. */
-void mp_manifest_layer_bytes(const mp_manifest *manifest, const mp_shape *shape, uint64_t *bytes);
 
 /* The set that an id is in. */
 const mp_slot_set *mp_shape_set(const mp_shape *shape, uint32_t id);

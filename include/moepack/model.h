@@ -218,7 +218,7 @@ typedef struct mp_catalog {
 
 /* Opens a checkpoint and finds its experts.
  * Succeeds with problems listed when the files are readable but the experts are
- * incomplete or contradict config.json; mp_catalog_check turns that into an error.
+ * incomplete or contradict config.json; mp_catalog_check_sound turns that into an error.
  * MP_ERR_INPUT when the files are malformed or hold no experts at all,
  * MP_ERR_UNSUPPORTED when the experts are stored in a way that is recognized and
  * not supported, MP_ERR_IO. */
@@ -237,11 +237,8 @@ char *mp_model_text(const char *model_type, const char *family, char text[MP_MOD
 int mp_catalog_choose(mp_catalog *catalog, const char *layers, mp_error *err);
 
 /* MP_ERR_INPUT with the first problem and the count of the others, if any; MP_ERR_USAGE where
- * there are towers of which none is chosen; MP_ERR_UNSUPPORTED for experts without a gate, which
- * are no SwiGLU. */
-int mp_catalog_check(const mp_catalog *catalog, mp_error *err);
-
-/* The same, but for experts without a gate: they can be read, and written as they are. */
+ * there are towers of which none is chosen. Experts without a gate pass: they can be read, and
+ * written as they are. */
 int mp_catalog_check_sound(const mp_catalog *catalog, mp_error *err);
 
 /* ------------------------------------------------------------------------

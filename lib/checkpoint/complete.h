@@ -12,4 +12,8 @@
  * MP_ERR_UNSUPPORTED when the experts are stored in no known form. */
 int mp_catalog_complete(mp_catalog *catalog, mp_error *err);
 
+/* As mp_catalog_check_sound, and MP_ERR_UNSUPPORTED for experts without a gate, which are no
+ * SwiGLU. */
+int mp_catalog_check(const mp_catalog *catalog, mp_error *err);
+
 #endif

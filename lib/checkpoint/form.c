@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "base/words.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/matrix.h"
 #include "numeric/forms.h"
 

@@ -27,6 +27,7 @@
 #include "delta/checksum.h"
 #include "delta/files.h"
 #include "numeric/quantize.h"
+#include "pack/manifest.h"
 #include "run/journal.h"
 #include "run/output.h"
 #include "run/sidecar.h"

@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/config.h"
 #include "checkpoint/rules.h"
 #include "engine/format.h"

@@ -18,6 +18,7 @@
 
 #include "base/error.h"
 #include "base/options.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/config.h"
 #include "checkpoint/families.h"
 #include "forward/reference.h"

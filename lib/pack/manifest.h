@@ -48,6 +48,9 @@ void mp_manifest_release_forms(mp_manifest *m);
  * scheme and codes: lossless, and without a row of errors. */
 bool mp_manifest_passes(const mp_manifest *manifest, bool shared);
 
+/* Whether the shards of the pack are compressed: all are, or none. */
+bool mp_manifest_compressed(const mp_manifest *manifest);
+
 /* Sum over the rows of errors of routed or of shared experts. */
 uint64_t mp_manifest_requantized_blocks(const mp_manifest *manifest, bool shared);
 

@@ -178,53 +178,6 @@ int mp_manifest_shape(const mp_manifest *m, mp_shape *shape, mp_error *err)
     return 0;
 }
 
-/* Bytes of a tensor of a rank by what stands behind the layer in its name; 0 for none. */
-static uint64_t listed_bytes(const mp_shape *shape, const char *name)
-{
-    for (unsigned s = 0; s < shape->num_sets; s++) {
-        const mp_slot_set *set = &shape->sets[s];
-        size_t block = strlen(set->block);
-
-        if (strncmp(name, set->block, block) != 0 || name[block] != '.')
-            continue;
-        for (unsigned t = 0; t < set->num_tensors; t++)
-            if (strcmp(name + block + 1, set->tensors[t].name) == 0)
-                return set->tensors[t].slot_bytes * set->slots;
-    }
-    return 0;
-}
-
-/* What stands behind the layer in the name of a tensor; null where it is not of that layer. */
-static const char *behind_layer(const char *name, const char *layer)
-{
-    size_t n = strlen(layer);
-
-    return strncmp(name, layer, n) == 0 && name[n] == '.' ? name + n + 1 : NULL;
-}
-
-void mp_manifest_layer_bytes(const mp_manifest *m, const mp_shape *shape, uint64_t *bytes)
-{
-    size_t layer = 0; /* tensors stand in the order of layers, so it is nearly always this one */
-
-    memset(bytes, 0, m->num_layers * sizeof *bytes);
-    for (size_t r = 0; r < m->num_ranks; r++) {
-        for (size_t f = 0; f < m->ranks[r].num_files; f++) {
-            const mp_packed_file *file = &m->ranks[r].files[f];
-
-            for (size_t t = 0; t < file->num_tensors; t++) {
-                const char *name = file->tensors[t].name, *rest = NULL;
-
-                for (size_t tries = 0; tries < m->num_layers && !rest; tries++) {
-                    rest = behind_layer(name, m->layers[layer]);
-                    layer = rest ? layer : (layer + 1) % m->num_layers;
-                }
-                if (rest)
-                    bytes[layer] += listed_bytes(shape, rest);
-            }
-        }
-    }
-}
-
 /* ------------------------------------------------------------------------
  * Sets
  */

@@ -23,6 +23,7 @@
 #include "base/parallel.h"
 #include "base/select.h"
 #include "base/words.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/matrix.h"
 #include "verify/converted_modules.h"
 #include "verify/faults.h"

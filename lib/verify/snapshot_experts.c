@@ -22,6 +22,7 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "base/words.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/matrix.h"
 #include "experts/dumped.h"
 #include "verify/exceptions.h"

@@ -22,6 +22,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/words.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/matrix.h"
 #include "numeric/quantize.h"
 #include "pack/manifest.h"

@@ -19,6 +19,7 @@
 #include "base/ordered.h"
 #include "base/select.h"
 #include "base/words.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/layers.h"
 #include "checkpoint/matrix.h"
 #include "layout/sides.h"

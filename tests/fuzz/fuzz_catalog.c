@@ -8,6 +8,7 @@
 #include "fuzz.h"
 
 #include "base/words.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/matrix.h"
 #include "checkpoint/tensor.h"
 #include "write/plan.h"

@@ -111,14 +111,6 @@ CALL(mp_catalog_open)
     return mp_catalog_open(&catalog, MISSING, NULL, err);
 }
 
-CALL(mp_catalog_check)
-{
-    char problem[] = "a problem";
-    mp_catalog catalog = *opened();
-    catalog.problems = (mp_problems){.count = 1, .text = {problem}};
-    return mp_catalog_check(&catalog, err);
-}
-
 CALL(mp_catalog_check_sound)
 {
     char problem[] = "a problem";
@@ -369,7 +361,6 @@ const failing_call failing_calls[] = {
     ROW(mp_safetensors_header),
     ROW(mp_manifest_load),
     ROW(mp_catalog_open),
-    ROW(mp_catalog_check),
     ROW(mp_catalog_check_sound),
     ROW(mp_catalog_choose),
     ROW(mp_decode_rows),

@@ -7,6 +7,7 @@
 
 #include "model_files.h"
 
+#include "checkpoint/complete.h"
 #include "write/quantize.h"
 
 static mp_catalog made; /* what was written */

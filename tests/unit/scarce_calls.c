@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/select.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/config.h"
 #include "checkpoint/matrix.h"
 #include "checkpoint/tensor.h"

@@ -13,6 +13,7 @@
 #include <moepack/numeric.h>
 
 #include "base/file.h"
+#include "checkpoint/complete.h"
 #include "synth/synth.h"
 
 static char dir[256];

@@ -11,6 +11,7 @@
 #include "model_files.h"
 
 #include "base/words.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/families.h"
 #include "checkpoint/matrix.h"
 

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/words.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/config_rewrite.h"
 #include "checkpoint/config_said.h"
 #include "checkpoint/form.h"

@@ -2,6 +2,7 @@
 /* Forms: what the catalog reads of experts that a style describes is what the style said, and
  * forms of fixtures are what their files hold. */
 #include "base/words.h"
+#include "checkpoint/complete.h"
 #include "checkpoint/families.h"
 #include "checkpoint/form.h"
 

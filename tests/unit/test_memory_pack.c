@@ -11,6 +11,7 @@
 #include "failing_memory.h"
 #include "model_files.h"
 
+#include "checkpoint/complete.h"
 #include "pack/manifest.h"
 #include "pack/pack.h"
 #include "write/plan.h"
