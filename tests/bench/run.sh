@@ -3,7 +3,8 @@
 # Usage: tests/bench/run.sh BUILD [SECTION...]
 # Measures BUILD/moepack with DeepSeek V4 Flash's shapes (H 4096, I 2048) on two threads, all
 # files in memory: sections copy, targets, transposed, quantize, memory, inspect, forward,
-# placement, zstd, delta and kernels, or all. Speeds are printed and never judged; figures of a busy machine are worth nothing.
+# placement, zstd, delta and kernels, or all. Behind each section stands what binds its figures
+# (roofline.sh). Speeds are printed and never judged; figures of a busy machine are worth nothing.
 set -euo pipefail
 
 build=$1
@@ -78,6 +79,9 @@ bytes_of()
     du -sb --apparent-size "$1" | cut -f 1
 }
 
+# shellcheck source=tests/bench/roofline.sh
+. "$(dirname "$0")/roofline.sh"
+
 # synth NAME OPTION...: a checkpoint in the scratch directory.
 synth()
 {
@@ -88,11 +92,12 @@ synth()
     quietly "$moepack" synth "$@" -j "$threads" -q -o "$work/$name"
 }
 
-# versus_copy SOURCE OPTION...: repack, and cp of what it wrote; five runs of each in turn.
+# versus_copy SOURCE TARGET OPTION...: repack, and cp of what it wrote; five runs of each in turn.
 versus_copy()
 {
-    local source=$1 repacks=() copies=() busy=() memory=0 bytes repack copy
-    shift
+    local source=$1 target=$2 repacks=() copies=() busy=() memory=0 bytes read repack copy
+    shift 2
+    set -- --target "$target" "$@"
 
     show "$moepack" repack "$work/$source" -j "$threads" "$@" -o "$work/out"
     for _ in 1 2 3 4 5; do
@@ -113,6 +118,9 @@ versus_copy()
     printf '   repack is %.2f of cp; processors are busy for %.0f %%; largest RSS %.0f MiB\n' \
         "$(calc %.4f "$copy / $repack")" "$(calc %.2f "100 * $(median "${busy[@]}")")" \
         "$(calc %.2f "$memory / 1024")"
+    read=$(expert_bytes "$work/$source")
+    bound "${*:2}" "$threads" "$repack" "$bytes" pread="$read" pwrite="$bytes" digest="$bytes" \
+        kernel="$(layout_seconds "$threads" "$target" "$read")"
     rm -rf "$work/out" "$work/copy"
 }
 
@@ -120,26 +128,29 @@ section_copy()
 {
     title "repack of V4 FP4 experts beside cp"
     synth v4 --preset deepseek-v4-flash --layers 1 --experts 64 --mtp 0
-    versus_copy v4 --target megamoe-w4a8 --ep 4
-    versus_copy v4 --target megamoe-w4a8 --ep 4 --redundant 8
-    versus_copy v4 --target megamoe-w4a8 --ep 8 --redundant 16
+    versus_copy v4 megamoe-w4a8 --ep 4
+    versus_copy v4 megamoe-w4a8 --ep 4 --redundant 8
+    versus_copy v4 megamoe-w4a8 --ep 8 --redundant 16
     rm -rf "$work/v4"
 }
 
 # quantize_row LEVEL THREADS FROM TO: what a level makes of rows in memory, without files.
 quantize_row()
 {
-    local plain measured copied
+    local plain measured copied rate ratio
 
     read -r plain measured copied < <(MOEPACK_CPU=$1 "$build/bench/quantize" "$2" "$3" "$4")
     printf '   %-8s %7d %6s %-12s %9.2f %9.2f %9.2f %10.2f %10.2f\n' "$1" "$2" "$3" "$4" \
         "$plain" "$measured" "$copied" "$(calc %.4f "$plain / $copied")" \
         "$(calc %.4f "1 - $measured / $plain")"
+    kernel "$2" "requantize:$3:$4" "$1"
+    bound "$3 to $4, $1" "$2" "$(calc %.5f "1 / $plain")" 1e9 load=1e9 store="${ratio}e9" \
+        kernel="$(calc %.5f "1 / $rate")"
 }
 
 section_quantize()
 {
-    local level pair n walls=() seconds bytes
+    local level pair n walls=() seconds bytes written rate ratio loss
 
     title "conversions in memory, GB/s of input; what measuring their loss costs"
     show "MOEPACK_CPU=LEVEL $build/bench/quantize THREADS FROM TO"
@@ -171,6 +182,15 @@ section_quantize()
     printf '   %.2f GB in %.3f s: %.2f GB/s; processors are busy for %.0f %%; RSS %.0f MiB\n' \
         "$(calc %.4f "$bytes / 1e9")" "$seconds" "$(calc %.4f "$bytes / 1e9 / $seconds")" \
         "$(calc %.2f "100 * ($user + $system) / ($wall * $threads)")" "$(calc %.2f "$rss / 1024")"
+    bytes=$(expert_bytes "$work/bf16")
+    written=$(bytes_of "$work/out")
+    kernel "$threads" mxfp4_loss_bf16
+    loss=$rate
+    kernel "$threads" requantize:bf16:mxfp4
+    # The loss kernel reads codes and scales besides, in the ratio that the other writes them.
+    bound "repack --quantize mxfp4" "$threads" "$seconds" "$bytes" pread="$bytes" \
+        pwrite="$written" digest="$written" \
+        kernel="$(calc %.5f "$bytes / 1e9 * (1 / $rate + (1 + $ratio) / $loss)")"
     rm -rf "$work/bf16" "$work/out"
 }
 
@@ -193,7 +213,7 @@ section_memory()
 
 section_inspect()
 {
-    local walls=()
+    local walls=() bytes
 
     title "inspect of a checkpoint of 140,544 tensors, V4 Pro's"
     mkdir "$work/sparse"
@@ -205,6 +225,11 @@ section_inspect()
         walls+=("$wall")
     done
     printf '   %.3f s, largest RSS %.0f MiB\n' "$(median "${walls[@]}")" "$(calc %.2f "$rss / 1024")"
+    # Reading headers is all that has a ceiling here; the rest is parsing and sorting names.
+    bytes=$(for file in "$work"/sparse/*.safetensors; do
+        od -An -N 8 -t u8 "$file"
+    done | awk '{ n += $1 } END { print n }')
+    bound "headers, read" "$threads" "$(median "${walls[@]}")" "$bytes" pread="$bytes"
     rm -rf "$work/sparse"
 }
 
@@ -230,6 +255,8 @@ section_targets()
         bytes=$(du -sb "$work/out" | cut -f 1)
         printf '   %-18s %8s %10s\n' "$target" "$(calc %.2f "$bytes / $(median "${walls[@]}") / 1e9")" \
             "$(calc %.2f "$(median "${copies[@]}") / $(median "${walls[@]}")")"
+        bound "$target" "$threads" "$(median "${walls[@]}")" "$bytes" pread="$bytes" \
+            pwrite="$bytes" digest="$bytes" kernel="$(layout_seconds "$threads" "$target" "$bytes")"
         rm -rf "$work/source" "$work/out" "$work/copy"
     done < <("$moepack" targets --json | jq -r '.[] | "\(.name) \(.source_schemes[0])"')
 }
@@ -237,7 +264,7 @@ section_targets()
 # Made-up weights in the form that the family has, fused as rows or transposed, packed in turn.
 section_transposed()
 {
-    local name family hidden intermediate experts run="$moepack repack"
+    local name family hidden intermediate experts bytes turned first run="$moepack repack"
     local options="-q -j 1 --target megamoe-bf16 --ep 1 -o $work/out"
 
     title "repack of transposed experts (Qwen3-VL, Llama 4) beside fused rows, one thread"
@@ -250,6 +277,11 @@ section_transposed()
         versus "${hidden}x$intermediate transposed" "$(bytes_of "$work/$family")" \
             "rm -rf $work/out; $run $work/$family $options" \
             "rows" "rm -rf $work/out; $run $work/qwen3_5_moe $options"
+        bytes=$(bytes_of "$work/out")
+        turned=$("$build/bench/ceilings" 1 transpose)
+        bound "${hidden}x$intermediate transposed" 1 "$first" "$bytes" pread="$bytes" \
+            pwrite="$bytes" digest="$bytes" \
+            kernel="$(calc %.5f "$bytes / 1e9 / $turned + $(layout_seconds 1 megamoe-bf16 "$bytes")")"
         rm -rf "${work:?}/qwen3_5_moe" "${work:?}/$family" "${work:?}/out"
     done <<END
 qwen3_vl_moe 2048 768 32
@@ -260,7 +292,7 @@ END
 
 section_forward()
 {
-    local n forward sgemm large
+    local n forward sgemm large operations peak
 
     title "forward of a layer, 512 tokens, w4a8, GFLOP/s"
     show "$build/bench/forward THREADS"
@@ -269,6 +301,12 @@ section_forward()
         read -r forward sgemm large < <("$build/bench/forward" "$n")
         printf '   %7d %9s %11s %9s %13s\n' "$n" "$forward" "$sgemm" \
             "$(calc %.2f "$forward / $sgemm")" "$large"
+        # 512 tokens with 6 of 256 experts, all of whose codes and scales have to be loaded.
+        peak=$(printf '%s\n' "$large" "$("$build/bench/ceilings" "$n" multiply)" | sort -g | tail -n 1)
+        operations=$(calc %.0f "512 * 6 * 6 * 4096 * 2048")
+        bound "forward, operations" "$n" "$(calc %.5f "$operations / 1e9 / $forward")" "$operations" \
+            load="$(calc %.0f "256 * 3 * 4096 * 2048 * (1 / 2 + 1 / 32)")" \
+            kernel="$(calc %.5f "$operations / 1e9 / $peak")"
     done
 }
 
@@ -287,10 +325,10 @@ least()
 
 # versus WHAT BYTES FIRST BASELINE SECOND: seven runs of two shell commands in turn; prints the
 # best of each as speeds, and the ratios of these and of the least processor time. Sets slower, how
-# many times as long the first takes, and baseline, the second's processor time.
+# many times as long the first takes, first, its seconds, and baseline, the second's processor time.
 versus()
 {
-    local a=() b=() busy_a=() busy_b=() first second
+    local a=() b=() busy_a=() busy_b=() second
 
     for _ in 1 2 3 4 5 6 7; do
         take bash -c "$3"
@@ -312,7 +350,7 @@ versus()
 
 section_zstd()
 {
-    local bytes plain slower baseline run="$moepack" quiet="-q -j $threads"
+    local bytes stored plain first slower baseline there back run="$moepack" quiet="-q -j $threads"
 
     title "compressed shards of BF16, beside the zstd program, best of seven"
     synth bf16 --family qwen3_moe --format bf16 --hidden 4096 --intermediate 2048 --experts 16 \
@@ -325,16 +363,25 @@ section_zstd()
     printf '   %.1f %% of the plain bytes, zstd -1 %.1f %%\n' \
         "$(calc %.4f "100 * $(stat -c %s "$work"/out/*.zst) / $bytes")" \
         "$(calc %.4f "100 * $(stat -c %s "$work/one.zst") / $bytes")"
+    stored=$(stat -c %s "$work"/out/*.zst)
+    read -r there back < <("$build/bench/ceilings" "$threads" zstd "$plain")
+    bound compress "$threads" "$first" "$bytes" pread="$bytes" pwrite="$stored" \
+        kernel="$(calc %.5f "$bytes / 1e9 / $there")"
     versus decompress "$bytes" "rm -rf $work/back; $run decompress $work/out $quiet -o $work/back" \
         "zstd -T$threads -dc" "zstd -T$threads -dcq $work/one.zst >$work/two"
+    back=$(calc %.5f "$bytes / 1e9 / $back")
+    bound decompress "$threads" "$first" "$bytes" pread="$stored" pwrite="$bytes" kernel="$back"
     rm -rf "$work/back" "$work/two.zst" "$work/two"
     quietly "$moepack" repack "$work/out" -q -j "$threads" -t deepep-bf16 --ep 4 --zstd -o "$work/pack"
     versus "verify of a pack" "$bytes" "$run verify $work/pack $quiet" \
         "zstd -T$threads -dc to nowhere" "zstd -T$threads -dcq $work/one.zst >/dev/null"
+    bound "verify of a pack" "$threads" "$first" "$bytes" pread="$stored" digest="$bytes" kernel="$back"
     rm -rf "$work/one.zst" "$work/pack"
     versus "repack of compressed" "$bytes" \
         "rm -rf $work/a; $run repack $work/out $quiet -t deepep-bf16 --ep 4 -o $work/a" \
         "of plain" "rm -rf $work/a; $run repack $work/bf16 $quiet -t deepep-bf16 --ep 4 -o $work/a"
+    bound "repack of compressed" "$threads" "$first" "$bytes" pread="$stored" pwrite="$bytes" \
+        digest="$bytes" kernel="$back"
     rm -rf "$work/bf16" "$work/out" "$work/a"
 
     title "repack of V4 FP4 experts with --zstd"
@@ -381,7 +428,8 @@ beside()
 
 section_delta()
 {
-    local old=$work/old new=$work/new file bytes delta compared applied copied target fresh updated
+    local old=$work/old new=$work/new file bytes stored delta compared applied copied target fresh
+    local updated written
     local run="$moepack" quiet="-q -j $threads"
 
     title "deltas of two versions in BF16, 2 % of the weights changed"
@@ -395,7 +443,10 @@ section_delta()
     compared=$(timed 3 "cmp $old/$file $work/same/$file")
     show "$run" delta "$old" "$new" --version 1 -o "$work/d"
     beside delta "$delta" "cmp of the same" "$compared" "$bytes"
-    printf '   %.2f %% of the bytes are stored\n' "$(calc %.4f "100 * $(bytes_of "$work/d") / $bytes")"
+    stored=$(bytes_of "$work/d")
+    printf '   %.2f %% of the bytes are stored\n' "$(calc %.4f "100 * $stored / $bytes")"
+    bound delta "$threads" "$delta" "$bytes" pread="$(calc %.0f "2 * $bytes")" pwrite="$stored" \
+        digest="$bytes"
     rm -rf "$work/same"
     applied=$(timed 3 "rm -rf $work/a; $run apply $old $work/d $quiet -o $work/a")
     cmp "$work/a/$file" "$new/$file"
@@ -403,6 +454,8 @@ section_delta()
     copied=$(timed 3 "rm -rf $work/a; cp -r $old $work/a")
     show "$run" apply "$old" "$work/d" -o "$work/a"
     beside apply "$applied" "cp -r" "$copied" "$bytes"
+    bound apply "$threads" "$applied" "$bytes" pread="$(calc %.0f "$bytes + $stored")" \
+        pwrite="$bytes" digest="$bytes"
     rm -rf "$work/a" "$work/d" "$new"
 
     title "repack --update, 5 % of the experts changed, beside a fresh repack"
@@ -416,7 +469,11 @@ section_delta()
         rm -rf "$work/f"
         updated=$(timed 3 "rm -rf $work/u; $run repack --update $work/p --delta $work/d --source $new $quiet -o $work/u")
         show "$run" repack --update "$work/p" --delta "$work/d" --source "$new" -o "$work/u"
-        beside "${target%% *}" "$updated" "fresh" "$fresh" "$(bytes_of "$work/u")"
+        written=$(bytes_of "$work/u")
+        beside "${target%% *}" "$updated" "fresh" "$fresh" "$written"
+        # Digests of tensors that did not change are known; tensors hold all experts of a rank, and
+        # the few that changed may lie in any of them, so none counts.
+        bound "update, ${target%% *}" "$threads" "$updated" "$written" pread="$written" pwrite="$written"
         rm -rf "$work/p" "$work/u" "$work/d" "$new"
     done
     rm -rf "$old"
@@ -436,6 +493,8 @@ sed -n 's/^model name[[:space:]]*: /   /p' /proc/cpuinfo | head -n 1
 for section in "${@:-copy targets transposed quantize memory inspect forward placement zstd delta kernels}"; do
     for name in $section; do
         "section_$name"
+        show_bounds
     done
 done
+show_ceilings
 printf '\nload %s\n' "$(cut -d ' ' -f 1 /proc/loadavg)"
