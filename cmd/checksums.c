@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack checksums: SHA256SUMS of a directory, made or checked. */
+#include "choices.h"
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
@@ -50,6 +51,7 @@ static int run_checksums(const void *values, mp_error *err)
     mp_context context;
 
     cmd_context(&o->common, &context);
+    print_io(&o->common, o->dir);
     if (o->common.json && !o->check)
         return cmd_fail(err, MP_ERR_USAGE, "--json needs --check");
     return o->check ? check(o, &context, err) : mp_checksums_write(o->dir, &context, err);
@@ -57,6 +59,7 @@ static int run_checksums(const void *values, mp_error *err)
 
 static const cmd_option options[] = {
     OPT_FLAG('c', "check", checksums_options, check, "check the directory against SHA256SUMS"),
+    OPT_IO(checksums_options),
     OPT_JSON(checksums_options),
     OPT_END,
 };

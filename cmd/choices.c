@@ -29,6 +29,12 @@ const cmd_choice shared_choices[] = {
     {"separate", MP_SHARED_SEPARATE},
     {NULL, 0},
 };
+const cmd_choice io_choices[] = {
+    {"auto", MP_IO_AUTO},
+    {"buffered", MP_IO_BUFFERED},
+    {"direct", MP_IO_DIRECT},
+    {NULL, 0},
+};
 const cmd_choice dispatch_choices[] = {
     {"nearest", MP_DISPATCH_NEAREST},
     {"round-robin", MP_DISPATCH_ROUND_ROBIN},

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack compress and decompress: a directory with its shards compressed, and back. */
+#include "choices.h"
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
@@ -29,6 +30,7 @@ static int run(const compress_options *o, bool decompress, mp_error *err)
     if (rc != 0)
         return rc;
     cmd_context(&o->common, &context);
+    print_io(&o->common, o->from);
     rc = mp_compress(o->from, o->work.out, &options, mode, &context, &report, err);
     if (rc == MP_ERR_CANCELLED)
         return cmd_fail(err, rc, "interrupted: --resume continues %s.partial", o->work.out);
@@ -63,7 +65,7 @@ static int run_decompress(const void *values, mp_error *err)
     OPT_FLAG(0, "resume", compress_options, work.resume, "continue an interrupted run"), \
         OPT_FLAG(0, "force", compress_options, work.force,                               \
                  "replace OUT if it holds the same files, discard an interrupted run"),  \
-        OPT_JSON(compress_options), OPT_END
+        OPT_IO(compress_options), OPT_JSON(compress_options), OPT_END
 
 static const cmd_option compress_table[] = {
     OUTPUT,

@@ -3,6 +3,7 @@
  * library compares; here is how it is told. Standard output has the differences, so that status 1
  * needs no message of its own. Names come from files and go to a terminal: control characters are
  * replaced. */
+#include "choices.h"
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
@@ -215,6 +216,8 @@ static int run_diff(const void *values, mp_error *err)
     mp_context context;
 
     cmd_context(&o->common, &context);
+    print_io(&o->common, o->a);
+    print_io(&o->common, o->b);
     int rc = mp_diff(o->a, o->b, &options, &context, &report, err);
     progress_clear();
     if (rc != 0)
@@ -232,6 +235,7 @@ static const cmd_option options[] = {
     OPT_STRING(0, "placement", "FILE", diff_options, placement,
                "where the experts of a snapshot are"),
     OPT_FLAG(0, "all", diff_options, all, "list every difference, not just the first 20"),
+    OPT_IO(diff_options),
     OPT_JSON(diff_options),
     OPT_END,
 };

@@ -37,13 +37,14 @@ typedef struct cmd_strings {
     size_t count;
 } cmd_strings;
 
-/* Values of the options that every command takes, and of --json, which those
- * take that have OPT_JSON in their table. Zeroed: the defaults. */
+/* Values of the options that every command takes, and of --json and --io, which those
+ * take that have OPT_JSON or OPT_IO in their table. Zeroed: the defaults. */
 typedef struct common_options {
     int threads; /* 0: all processors */
     bool quiet;
     bool verbose;
     bool json;
+    mp_io io;
     cmd_when progress;
     cmd_when color;
     cmd_strings words; /* of the command line, its name first */
@@ -136,6 +137,9 @@ typedef struct cmd_option {
     {.letter = l, .name = n, .value = v, .type = TYPE_WORDS, .offset = OPT_AT(S, f, char *), \
      .help = __VA_ARGS__}
 #define OPT_JSON(S) OPT_FLAG(0, "json", S, common.json, "print JSON instead of text")
+/* io_choices stand in choices.h. */
+#define OPT_IO(S) \
+    OPT_CHOICE(0, "io", "MODE", S, common.io, io_choices, "how files are read")
 #define OPT_END     {.type = TYPE_END}
 /* clang-format on */
 

@@ -46,6 +46,21 @@ int cmd_fail(mp_error *err, mp_code code, const char *format, ...)
     return code;
 }
 
+void print_io(const common_options *common, const char *path)
+{
+    static const char *const how[] = {
+        [MP_IO_AUTO] = "buffered reads, as direct ones are no faster",
+        [MP_IO_BUFFERED] = "buffered reads, as asked for",
+        [MP_IO_DIRECT] = "direct reads, as asked for",
+    };
+
+    if (!common->verbose || !path)
+        return;
+    fprintf(stderr, "moepack: %s: ", common->words.items[0]);
+    print_name(stderr, path);
+    fprintf(stderr, ": %s\n", how[common->io]);
+}
+
 void print_problems(FILE *out, const char *prefix, const mp_problems *problems)
 {
     uint64_t kept = problems->count < MP_PROBLEMS_KEPT ? problems->count : MP_PROBLEMS_KEPT;

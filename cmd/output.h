@@ -22,6 +22,10 @@ void print_name(FILE *out, const char *name);
 int cmd_fail(mp_error *err, mp_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* With -v: how the files of a checkpoint, a pack or a directory are read, and why. path: may be
+ * null, for nothing. */
+void print_io(const common_options *common, const char *path);
+
 /* One line a problem, "PREFIX: text", and "PREFIX: ... and N more". */
 void print_problems(FILE *out, const char *prefix, const mp_problems *problems);
 

@@ -149,7 +149,7 @@ void cmd_context(const common_options *common, mp_context *context)
     if (common->progress == WHEN_AUTO)
         wanted = !common->quiet && isatty(STDERR_FILENO);
     catch_signals();
-    *context = (mp_context){.threads = common->threads, .cancel = &cancel};
+    *context = (mp_context){.threads = common->threads, .io = common->io, .cancel = &cancel};
     bar.lines = !isatty(STDERR_FILENO);
     if (wanted) {
         context->progress = show;

@@ -191,6 +191,7 @@ static int run_quantize(const void *values, mp_error *err)
     int rc;
 
     cmd_context(&o->common, &job.context);
+    print_io(&o->common, o->source);
     rc = prepare(&job, err);
     work.plan = job.plan;
     if (rc == 0)
@@ -239,6 +240,7 @@ static const cmd_option options[] = {
     OPT_FLAG(0, "force", quantize_options, work.force,
              "replace a requantized checkpoint OUT, discard an interrupted run"),
     OPT_FLAG('n', "dry-run", quantize_options, work.dry_run, "print the plan and write nothing"),
+    OPT_IO(quantize_options),
     OPT_JSON(quantize_options),
     OPT_END,
 };

@@ -243,6 +243,8 @@ static int run_update(const repack_options *o, mp_error *err)
         o->work.shard || o->work.sha256)
         return cmd_fail(err, MP_ERR_USAGE,
                         "--update packs as \"%s\" was packed: give no packing options", o->update);
+    print_io(&o->common, o->update);
+    print_io(&o->common, o->new_source);
     return update_pack(&request, err);
 }
 
@@ -271,6 +273,7 @@ static int run_repack(const void *values, mp_error *err)
     if (check_given(o, err) != 0)
         return err->code;
     cmd_context(&o->common, &context);
+    print_io(&o->common, o->source);
     rc = prepare(&job, &context, err);
     work.plan = job.plan;
     if (rc == 0)
@@ -362,6 +365,7 @@ static const cmd_option options[] = {
     OPT_FLAG(0, "force", repack_options, work.force,
              "replace a pack OUT, discard an interrupted run"),
     OPT_FLAG('n', "dry-run", repack_options, work.dry_run, "print the plan and write nothing"),
+    OPT_IO(repack_options),
     OPT_JSON(repack_options),
     OPT_END,
 };

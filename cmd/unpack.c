@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moepack unpack: a packed directory back into a checkpoint. */
+#include "choices.h"
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
@@ -49,6 +50,7 @@ static int run_unpack(const void *values, mp_error *err)
     int rc;
 
     cmd_context(&o->common, &context);
+    print_io(&o->common, o->pack);
     rc = prepare(&job, &context, err);
     work.plan = job.plan;
     if (rc == 0)
@@ -77,6 +79,7 @@ static const cmd_option options[] = {
     OPT_FLAG(0, "force", unpack_options, work.force,
              "replace an unpacked checkpoint DIR, discard an interrupted run"),
     OPT_FLAG('n', "dry-run", unpack_options, work.dry_run, "print the plan and write nothing"),
+    OPT_IO(unpack_options),
     OPT_JSON(unpack_options),
     OPT_END,
 };

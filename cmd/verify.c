@@ -8,6 +8,7 @@
  * level, in the report's order, with its faults below. Faults that were counted and not kept are
  * counted here too. */
 #include "verify.h"
+#include "choices.h"
 #include "commands.h"
 #include "output.h"
 #include "progress.h"
@@ -393,6 +394,8 @@ static int verify_delta(const verify_options *o, mp_error *err)
     if (o->tap && o->common.json)
         return cmd_fail(err, MP_ERR_USAGE, "--tap and --json cannot be used together");
     cmd_context(&o->common, &context);
+    print_io(&o->common, o->out);
+    print_io(&o->common, o->source);
     int rc = mp_delta_verify(o->out, o->source, &context, &report, err);
     progress_clear();
     if (rc != 0)
@@ -429,6 +432,8 @@ static int run_verify(const void *values, mp_error *err)
         .tolerance = o->tolerance,
     };
     cmd_context(&o->common, &context);
+    print_io(&o->common, o->out);
+    print_io(&o->common, o->source);
     int rc = mp_verify(o->out, &options, &context, &report, err);
     progress_clear();
     if (rc != 0)
@@ -468,6 +473,7 @@ static const cmd_option options[] = {
     OPT_FLAG(0, "tap", verify_options, tap, "print TAP instead of text"),
     OPT_STRING(0, "junit", "FILE", verify_options, junit, "write a JUnit XML report to FILE"),
     OPT_STRING(0, "html", "FILE", verify_options, html, "write the report to FILE as a web page"),
+    OPT_IO(verify_options),
     OPT_JSON(verify_options),
     OPT_END,
 };

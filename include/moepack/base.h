@@ -238,10 +238,19 @@ typedef struct mp_place {
  * Running
  */
 
+/* How the bytes of checkpoints and packs are read. */
+typedef enum mp_io {
+    MP_IO_AUTO,     /* as is fastest; a zeroed context says so */
+    MP_IO_BUFFERED, /* through the system's cache, which is told what comes next */
+    MP_IO_DIRECT    /* past it (O_DIRECT), but for short pieces; MP_ERR_UNSUPPORTED where the file
+                     * system refuses */
+} mp_io;
+
 /* How a long call runs. A zeroed context is one thread per processor, no
  * progress and no way to cancel. */
 typedef struct mp_context {
     int threads; /* <= 0: one per available processor */
+    mp_io io;    /* for what the call opens, and as long as that stays open */
 
     /* Read with acquire order between units; when nonzero, the call finishes
      * the units at hand and returns MP_ERR_CANCELLED. May be null. */

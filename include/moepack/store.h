@@ -55,6 +55,7 @@ typedef struct mp_shard {
     uint64_t size;   /* of the plain file */
     uint64_t stored; /* of the file itself: less, where it is compressed */
     struct mp_zstd_file *zstd;     /* private; null for a plain file */
+    struct mp_direct *direct;      /* private; null where it is read through the system's cache */
     uint64_t header_bytes;         /* 8 + length of the JSON: where data begins */
     unsigned char header_xxh3[16]; /* XXH3-128, big-endian, of these bytes */
     char **metadata;               /* key, value, key, value ...; owned by the checkpoint */

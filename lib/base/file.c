@@ -344,6 +344,25 @@ int mp_remove_tree(const char *path, mp_error *err)
     return 0;
 }
 
+void mp_file_ahead(int fd, uint64_t offset, uint64_t n)
+{
+    if (n > 0) /* a length of 0 would mean the rest of the file */
+        (void)posix_fadvise(fd, (off_t)offset, (off_t)n, POSIX_FADV_WILLNEED);
+}
+
+/* A read that comes to another step asks for the one that is MP_AHEAD_BYTES farther, the first read
+ * for all up to there. So nothing has to be remembered, however many threads read in as many
+ * places. */
+void mp_file_read_on(int fd, uint64_t begin, uint64_t at, uint64_t n, uint64_t size)
+{
+    uint64_t step = (uint64_t)1 << 20;
+    uint64_t from = at == 0 ? n : at / step * step + MP_AHEAD_BYTES;
+    uint64_t to = mp_min_u64((at + n) / step * step + MP_AHEAD_BYTES, size);
+
+    if (from < to)
+        mp_file_ahead(fd, begin + from, to - from);
+}
+
 /* Only advice: dirty pages stay, and a system that ignores it is slower, no more. */
 void mp_file_forget(int fd, uint64_t offset, uint64_t n)
 {

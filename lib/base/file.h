@@ -60,6 +60,17 @@ bool mp_path_exists(const char *path);
 /* Removes a directory and what is in it; links are removed, not followed. */
 int mp_remove_tree(const char *path, mp_error *err);
 
+/* POSIX_FADV_WILLNEED: begins to read these bytes into the system's cache. Never fails. */
+void mp_file_ahead(int fd, uint64_t offset, uint64_t n);
+
+/* How much is read ahead of one reader: what a disk reads while a thread works on a tile, many
+ * times over, and still little where memory is limited. */
+#define MP_AHEAD_BYTES ((uint64_t)4 << 20)
+
+/* For who has read n bytes at byte `at` of `size` bytes that begin at byte `begin` of the file, and
+ * mostly reads on: begins to read what follows, up to MP_AHEAD_BYTES. Never fails. */
+void mp_file_read_on(int fd, uint64_t begin, uint64_t at, uint64_t n, uint64_t size);
+
 /* POSIX_FADV_DONTNEED. Never fails. */
 void mp_file_forget(int fd, uint64_t offset, uint64_t n);
 

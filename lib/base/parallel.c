@@ -75,6 +75,14 @@ mp_context mp_quiet(const mp_context *context)
     return quiet;
 }
 
+mp_context mp_buffered(const mp_context *context)
+{
+    mp_context buffered = context ? *context : (mp_context){0};
+
+    buffered.io = MP_IO_BUFFERED;
+    return buffered;
+}
+
 void mp_begin_phase(const mp_context *context, const char *name)
 {
     if (context && context->phase)

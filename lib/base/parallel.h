@@ -14,6 +14,10 @@ mp_context mp_alone(const mp_context *context);
 /* The same context, which is told nothing of: for work that is a step of other work. */
 mp_context mp_quiet(const mp_context *context);
 
+/* The same context for what the run itself has written: read through the system's cache, where it
+ * still is, whatever file system OUT is on. */
+mp_context mp_buffered(const mp_context *context);
+
 /* Tells the context that a phase begins; context may be null. name: static. */
 void mp_begin_phase(const mp_context *context, const char *name);
 

@@ -346,6 +346,11 @@ static void give(mp_frame_cache *cache, slot *s, bool good)
     pthread_mutex_unlock(&cache->lock);
 }
 
+static int decode(const mp_zstd_file *file, size_t frame, void *content, mp_error *err)
+{
+    return mp_frame_decode(&file->frames, frame, file->fd, file->direct, file->name, content, err);
+}
+
 /* Copy while holding the slot: nobody drops it until it is given back. */
 static int read_part(const mp_zstd_file *file, mp_frame_cache *cache, size_t frame, uint64_t begin,
                      uint64_t n, void *buffer, mp_error *err)
@@ -356,9 +361,7 @@ static int read_part(const mp_zstd_file *file, mp_frame_cache *cache, size_t fra
 
     if (fill) {
         s->content = mp_alloc(s->bytes, 1);
-        rc = s->content
-                 ? mp_frame_decode(&file->frames, frame, file->fd, file->name, s->content, err)
-                 : mp_fail_memory(err);
+        rc = s->content ? decode(file, frame, s->content, err) : mp_fail_memory(err);
     }
     if (rc == 0)
         memcpy(buffer, s->content + begin, n);
@@ -409,7 +412,7 @@ int mp_zstd_file_read(mp_zstd_file *file, mp_frame_cache *cache, uint64_t offset
         uint64_t part = n < left ? n : left;
 
         if (begin == 0 && part == left)
-            rc = mp_frame_decode(&file->frames, i, file->fd, file->name, to, err);
+            rc = decode(file, i, to, err);
         else
             rc = read_part(file, cache, i, begin, part, to, err);
         to += part;

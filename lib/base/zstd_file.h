@@ -13,13 +13,14 @@
 #include "base/zstd_frames.h"
 
 typedef struct mp_zstd_file {
-    int fd;           /* borrowed */
-    const char *name; /* borrowed; for messages */
-    uint64_t stored;  /* bytes of the file */
-    uint64_t content; /* bytes of the plain one */
-    bool seekable;    /* frames lists all there are */
-    const char *kind; /* of frames, where it is not: " over 16 MiB"; for messages */
-    unsigned passes;  /* private: how often reading it has begun */
+    int fd;                  /* borrowed */
+    const mp_direct *direct; /* borrowed, or null; for what is decoded (direct.h) */
+    const char *name;        /* borrowed; for messages */
+    uint64_t stored;         /* bytes of the file */
+    uint64_t content;        /* bytes of the plain one */
+    bool seekable;           /* frames lists all there are */
+    const char *kind;        /* of frames, where it is not: " over 16 MiB"; for messages */
+    unsigned passes;         /* private: how often reading it has begun */
     mp_frames frames;
 } mp_zstd_file;
 

@@ -24,6 +24,7 @@
 #include <zstd_errors.h>
 
 #include "base/bytes.h"
+#include "base/direct.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/ordered.h"
@@ -316,8 +317,8 @@ static int decode(const mp_frame *frame, bool checksums, const unsigned char *st
     return 0;
 }
 
-int mp_frame_decode(const mp_frames *frames, size_t i, int fd, const char *path, void *content,
-                    mp_error *err)
+int mp_frame_decode(const mp_frames *frames, size_t i, int fd, const mp_direct *direct,
+                    const char *path, void *content, mp_error *err)
 {
     const mp_frame *frame = &frames->list[i];
     uint64_t bytes = frame[1].at - frame->at;
@@ -326,7 +327,10 @@ int mp_frame_decode(const mp_frames *frames, size_t i, int fd, const char *path,
     err = MP_NEVER_NULL(err);
     if (!stored)
         return mp_fail_memory(err);
-    int rc = mp_pread_all(fd, stored, bytes, frame->at, path, err);
+    int rc = mp_read_bulk(fd, direct, stored, bytes, frame->at, path, err);
+    /* While this one is decoded the next one is on its way. */
+    if (rc == 0 && !direct && i + 1 < frames->count)
+        mp_file_ahead(fd, frame[1].at, frame[2].at - frame[1].at);
     if (rc == 0 && decode(frame, frames->checksums, stored, content, err) != 0)
         rc = mp_error_prefix(err, "frame %zu at byte %llu", i, (unsigned long long)frame->at);
     free(stored);

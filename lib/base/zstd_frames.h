@@ -13,6 +13,8 @@
 
 #include <moepack/base.h>
 
+#include "base/direct.h"
+
 #define MP_FRAME_MAGIC 0xFD2FB528u
 
 /* Content of one frame that is decoded by itself, at most; and of those that are written, where
@@ -85,9 +87,10 @@ int mp_frame_head_read(mp_frame_head *head, int fd, const char *path, uint64_t a
                        mp_error *err);
 
 /* Decodes frame i into content, which has room for what the list says of it. MP_ERR_INPUT where
- * it holds anything else, or its checksum does not fit; MP_ERR_IO. */
-int mp_frame_decode(const mp_frames *frames, size_t i, int fd, const char *path, void *content,
-                    mp_error *err);
+ * it holds anything else, or its checksum does not fit; MP_ERR_IO. direct: how the file is read
+ * (direct.h), or null. */
+int mp_frame_decode(const mp_frames *frames, size_t i, int fd, const mp_direct *direct,
+                    const char *path, void *content, mp_error *err);
 
 /* Room for a frame of n bytes of content, however it is written. */
 size_t mp_frame_room(size_t n);

@@ -18,6 +18,7 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
+#include "base/direct.h"
 #include "base/error.h"
 #include "base/file.h"
 
@@ -41,7 +42,7 @@ static int read_file(const void *user, uint64_t at, size_t n, void *buffer, mp_e
 {
     const mp_zstd_file *file = user;
 
-    return mp_pread_all(file->fd, buffer, n, at, file->name, err);
+    return mp_read_bulk(file->fd, file->direct, buffer, n, at, file->name, err);
 }
 
 int mp_zstd_stream_open(mp_zstd_stream **stream, const mp_zstd_file *file, mp_error *err)

@@ -35,6 +35,7 @@ struct reading {
     mp_header *headers; /* one a shard */
     const char *index;  /* name of the index; null without one */
     bool single;        /* a file was asked for, not a directory */
+    mp_io io;
 };
 
 static int read_shard(void *user, uint64_t i, void *scratch, mp_error *err)
@@ -43,7 +44,8 @@ static int read_shard(void *user, uint64_t i, void *scratch, mp_error *err)
     const struct reading *reading = user;
     mp_shard *shard = &reading->ckpt->shards[i];
     mp_header *header = &reading->headers[i];
-    int rc = mp_shard_open(shard, reading->ckpt->dir, reading->single, reading->index, err);
+    int rc =
+        mp_shard_open(shard, reading->ckpt->dir, reading->single, reading->index, reading->io, err);
     if (rc == 0)
         rc = mp_header_read(header, shard, reading->ckpt->cache, err);
     for (size_t t = 0; t < header->num_tensors; t++)
@@ -125,7 +127,10 @@ static int gather(mp_checkpoint *ckpt, mp_header *headers, mp_error *err)
 static int read_headers(mp_checkpoint *ckpt, const mp_index *index, bool single,
                         const mp_context *context, mp_error *err)
 {
-    struct reading reading = {.ckpt = ckpt, .index = index->name, .single = single};
+    struct reading reading = {.ckpt = ckpt,
+                              .index = index->name,
+                              .single = single,
+                              .io = context ? context->io : MP_IO_AUTO};
     reading.headers = mp_alloc_zeroed(ckpt->num_shards, sizeof(*reading.headers));
     if (!reading.headers)
         return mp_fail_memory(err);
@@ -204,6 +209,12 @@ const mp_tensor *mp_checkpoint_find(const mp_checkpoint *ckpt, const char *name)
     return bsearch(&key, ckpt->tensors, ckpt->num_tensors, sizeof(key), mp_tensor_order);
 }
 
+/* Frames of compressed shards see to it themselves (zstd_frames.c). */
+static bool reads_ahead(const mp_shard *shard)
+{
+    return !shard->zstd && !shard->direct;
+}
+
 int mp_tensor_read(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset, uint64_t n,
                    void *buffer, mp_error *err)
 {
@@ -217,9 +228,20 @@ int mp_tensor_read(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t 
                      (unsigned long long)tensor->bytes);
     else
         rc = mp_shard_read(shard, ckpt->cache, tensor->offset + offset, n, buffer, err);
+    if (rc == 0 && reads_ahead(shard))
+        mp_file_read_on(shard->fd, tensor->offset, offset, n, tensor->bytes);
     if (rc != 0)
         mp_error_prefix(err, "%s: tensor \"%s\"", shard->file, tensor->name);
     return rc;
+}
+
+void mp_tensor_ahead(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset,
+                     uint64_t n)
+{
+    const mp_shard *shard = &ckpt->shards[tensor->shard];
+
+    if (reads_ahead(shard))
+        mp_file_ahead(shard->fd, tensor->offset + offset, mp_min_u64(n, MP_AHEAD_BYTES));
 }
 
 void mp_tensor_forget(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset,

@@ -334,8 +334,12 @@ static int read_shard(const mp_stretch *stretch, uint64_t begin, uint64_t n, voi
                       mp_error *err)
 {
     const mp_checkpoint *ckpt = stretch->from;
+    const mp_shard *shard = &ckpt->shards[0];
+    int rc = mp_shard_read(shard, ckpt->cache, begin, n, buffer, err);
 
-    return mp_shard_read(&ckpt->shards[0], ckpt->cache, begin, n, buffer, err);
+    if (rc == 0 && !shard->zstd && !shard->direct)
+        mp_file_read_on(shard->fd, 0, begin, n, shard->size);
+    return rc;
 }
 
 static int compress_into(void *user, int fd, mp_error *err)
@@ -384,7 +388,8 @@ static int expand_frame(void *user, uint64_t index, void *scratch, mp_error *err
     const expansion *e = user;
     const mp_shard *shard = &e->ckpt->shards[0];
     const mp_frame *frame = &shard->zstd->frames.list[index];
-    int rc = mp_frame_decode(&shard->zstd->frames, index, shard->fd, shard->file, scratch, err);
+    int rc = mp_frame_decode(&shard->zstd->frames, index, shard->fd, shard->direct, shard->file,
+                             scratch, err);
 
     if (rc != 0)
         return mp_error_prefix(err, "%s", shard->file);

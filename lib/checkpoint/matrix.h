@@ -65,6 +65,9 @@ int mp_matrix_check_shape(const mp_catalog *catalog, const mp_matrix *matrix, ui
 /* MP_ERR_UNSUPPORTED when one of the matrix's zero points, if it has any, is not zero. */
 int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, mp_error *err);
 
+/* Begins to read a matrix into the page cache. Never fails. */
+void mp_matrix_ahead(const mp_catalog *catalog, const mp_matrix *matrix);
+
 /* Drops the pages of a whole matrix from the page cache. Never fails. */
 void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix);
 

@@ -344,8 +344,10 @@ int mp_matrix_check_offset(const mp_catalog *catalog, const mp_matrix *matrix, m
     return rc ? rc : check_offset(catalog, matrix->group_offset, err);
 }
 
-/* By slice: its neighbours may still be wanted. */
-void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix)
+/* By slice: of its neighbours others take care. */
+static void advise(const mp_catalog *catalog, const mp_matrix *matrix,
+                   void (*act)(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset,
+                               uint64_t n))
 {
     const mp_tensor *const tensors[] = {matrix->weight, matrix->scale};
 
@@ -354,7 +356,16 @@ void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix)
         uint64_t slices = t && matrix->weight->rank > 2 && t->rank > 0 ? t->shape[0] : 1;
 
         if (t)
-            mp_tensor_forget(&catalog->checkpoint, t, matrix->slice * (t->bytes / slices),
-                             t->bytes / slices);
+            act(&catalog->checkpoint, t, matrix->slice * (t->bytes / slices), t->bytes / slices);
     }
+}
+
+void mp_matrix_ahead(const mp_catalog *catalog, const mp_matrix *matrix)
+{
+    advise(catalog, matrix, mp_tensor_ahead);
+}
+
+void mp_matrix_forget(const mp_catalog *catalog, const mp_matrix *matrix)
+{
+    advise(catalog, matrix, mp_tensor_forget);
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/direct.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/zstd_file.h"
@@ -72,20 +73,25 @@ static int open_file(mp_shard *shard, const char *path, const char *index, mp_er
     return mp_open_read(path, &shard->fd, err);
 }
 
-int mp_shard_open(mp_shard *shard, const char *dir, bool exact, const char *index, mp_error *err)
+int mp_shard_open(mp_shard *shard, const char *dir, bool exact, const char *index, mp_io io,
+                  mp_error *err)
 {
     int rc = exact ? 0 : choose_file(shard, dir, err);
     if (rc != 0)
         return rc;
     char *path = mp_path_join(dir, shard->file);
     rc = path ? open_file(shard, path, index, err) : mp_fail_memory(err);
+    if (rc == 0)
+        rc = mp_direct_choose(&shard->direct, io, shard->fd, path, err);
     free(path);
     if (rc != 0 || !mp_shard_name_compressed(shard->file))
         return rc;
     shard->zstd = mp_alloc_zeroed(1, sizeof *shard->zstd);
     if (!shard->zstd)
         return mp_fail_memory(err);
-    return mp_zstd_file_open(shard->zstd, shard->fd, shard->file, err);
+    rc = mp_zstd_file_open(shard->zstd, shard->fd, shard->file, err);
+    shard->zstd->direct = shard->direct;
+    return rc;
 }
 
 void mp_shard_release(mp_shard *shard)
@@ -93,6 +99,7 @@ void mp_shard_release(mp_shard *shard)
     if (shard->zstd)
         mp_zstd_file_release(shard->zstd);
     free(shard->zstd);
+    mp_direct_close(shard->direct);
     mp_file_close(shard->fd, shard->file, NULL);
     free(shard->name);
     free(shard->file);
@@ -104,7 +111,7 @@ int mp_shard_read(const mp_shard *shard, struct mp_frame_cache *cache, uint64_t 
 {
     if (shard->zstd)
         return mp_zstd_file_read(shard->zstd, cache, offset, n, buffer, err);
-    return mp_pread_all(shard->fd, buffer, n, offset, shard->file, err);
+    return mp_read_bulk(shard->fd, shard->direct, buffer, n, offset, shard->file, err);
 }
 
 bool mp_checkpoint_read_in_order(const mp_checkpoint *ckpt)

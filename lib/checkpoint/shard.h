@@ -20,10 +20,12 @@ bool mp_shard_name_compressed(const char *file);
 bool mp_shard_same_name(const char *a, const char *b);
 
 /* Opens the shard's file. exact: that one; else the same with ".zst" behind its name will do, and
- * becomes its `file`. index: name of the index that names it; null without one.
- * MP_ERR_INPUT where it is missing, no file, malformed, or both are there; MP_ERR_IO. Messages
- * do not name the shard. */
-int mp_shard_open(mp_shard *shard, const char *dir, bool exact, const char *index, mp_error *err);
+ * becomes its `file`. index: name of the index that names it; null without one. io: how its bytes
+ * are read from then on.
+ * MP_ERR_INPUT where it is missing, no file, malformed, or both are there; MP_ERR_UNSUPPORTED where
+ * it cannot be read as io says; MP_ERR_IO. Messages do not name the shard. */
+int mp_shard_open(mp_shard *shard, const char *dir, bool exact, const char *index, mp_io io,
+                  mp_error *err);
 void mp_shard_release(mp_shard *shard);
 
 /* Reads bytes of the plain file. */

@@ -239,12 +239,13 @@ typedef struct opening {
     mp_snapshot *s;
     const char *const *names;
     mp_error *errors; /* of each file; code 0: it is open */
+    mp_io io;
 } opening;
 
 static int open_file(void *user, uint64_t index, void *scratch, mp_error *err)
 {
     const opening *o = user;
-    const mp_context one = {.threads = 1};
+    const mp_context one = {.threads = 1, .io = o->io};
 
     (void)scratch;
     if (!o->names[index])
@@ -265,7 +266,8 @@ static int open_file(void *user, uint64_t index, void *scratch, mp_error *err)
 int mp_snapshot_open_files(mp_snapshot *s, const char *const *names, size_t count,
                            const mp_context *context, mp_error *err)
 {
-    opening o = {s, names, mp_alloc_zeroed(count, sizeof *o.errors)};
+    opening o = {s, names, mp_alloc_zeroed(count, sizeof *o.errors),
+                 context ? context->io : MP_IO_AUTO};
 
     s->files = mp_alloc_zeroed(count, sizeof *s->files);
     s->shards = mp_alloc_zeroed(count, sizeof *s->shards);

@@ -377,15 +377,29 @@ int mp_pack_read(const mp_pack *pack, size_t layer, mp_place place, const mp_slo
     return 0;
 }
 
-void mp_pack_forget(const mp_pack *pack, size_t layer, mp_place place, uint32_t slots,
-                    const mp_slot_set *set, mp_side side)
+static void advise(const mp_pack *pack, size_t layer, mp_place place, uint32_t slots,
+                   const mp_slot_set *set, mp_side side,
+                   void (*act)(const mp_checkpoint *ckpt, const mp_tensor *tensor, uint64_t offset,
+                               uint64_t n))
 {
     for (unsigned t = 0; t < set->num_tensors; t++) {
         const mp_slot_tensor *tensor = &set->tensors[t];
         const mp_tensor *from = mp_pack_tensor(pack, layer, place.rank, set, tensor);
 
         if (from && tensor->side == side)
-            mp_tensor_forget(&pack->ranks[place.rank], from, place.slot * tensor->slot_bytes,
-                             slots * tensor->slot_bytes);
+            act(&pack->ranks[place.rank], from, place.slot * tensor->slot_bytes,
+                slots * tensor->slot_bytes);
     }
+}
+
+void mp_pack_ahead(const mp_pack *pack, size_t layer, mp_place place, uint32_t slots,
+                   const mp_slot_set *set, mp_side side)
+{
+    advise(pack, layer, place, slots, set, side, mp_tensor_ahead);
+}
+
+void mp_pack_forget(const mp_pack *pack, size_t layer, mp_place place, uint32_t slots,
+                    const mp_slot_set *set, mp_side side)
+{
+    advise(pack, layer, place, slots, set, side, mp_tensor_forget);
 }

@@ -30,6 +30,10 @@ int mp_pack_load(mp_pack *pack, const char *dir, const mp_pack_options *options,
 /* Frees what the pack owns and leaves it empty. */
 void mp_pack_unload(mp_pack *pack);
 
+/* Begins to read a side of `slots` slots from a place on into the page cache. Never fails. */
+void mp_pack_ahead(const mp_pack *pack, size_t layer, mp_place place, uint32_t slots,
+                   const mp_slot_set *set, mp_side side);
+
 /* Drops a side of `slots` slots from a place on from the page cache. Never fails. */
 void mp_pack_forget(const mp_pack *pack, size_t layer, mp_place place, uint32_t slots,
                     const mp_slot_set *set, mp_side side);

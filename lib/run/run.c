@@ -62,7 +62,8 @@ typedef struct run {
     mp_sums sums;
     mp_journal journal;
     mp_progress_state state;
-    uint64_t *units; /* [work->stage_units] to do in the stage at hand */
+    uint64_t *units;    /* [work->stage_units] to do in the stage at hand */
+    uint64_t num_units; /* of these */
 
     /* Finished units and compressed stages whose data is not known to be durable, numbered as for
      * mp_journal_done. */
@@ -145,6 +146,16 @@ static bool note_unit(run *r, uint64_t unit)
  * A stage
  */
 
+/* Before a thread begins a unit, the one that it will take next begins to be read, so that a disk
+ * goes on while all threads work. Of the first units nobody could have known earlier. */
+static void look_ahead(const run *r, uint64_t index)
+{
+    uint64_t next = index + (uint64_t)mp_threads(r->context);
+
+    if (r->job->ahead && next < r->num_units)
+        r->job->ahead(r->job->plan, r->units[next]);
+}
+
 /* Runs in parallel over the units of a stage. */
 static int do_unit(void *user, uint64_t index, void *scratch, mp_error *err)
 {
@@ -152,6 +163,7 @@ static int do_unit(void *user, uint64_t index, void *scratch, mp_error *err)
     uint64_t unit = r->units[index];
     mp_quant_stats stats = {0};
 
+    look_ahead(r, index);
     if (r->job->run(r->job->plan, unit, &r->outputs, scratch, r->state.stats ? &stats : NULL,
                     err) != 0)
         return err->code;
@@ -263,7 +275,7 @@ static int run_stage(run *r, uint32_t stage, mp_error *err)
 {
     size_t outputs;
     digest_job digests = {r, mp_outputs_of_stage(&r->outputs, stage, &outputs)};
-    uint64_t units = list_units(r, stage);
+    uint64_t units = r->num_units = list_units(r, stage);
     int rc = 0;
 
     /* A part leaves the digests of stages it had finished earlier to `finish`. */
@@ -530,13 +542,14 @@ static int run_finish(run *r, mp_error *err)
 /* OUT is there, and was made on the terms of the run: at most sums are missing. */
 static int check_done(const run *r, mp_error *err)
 {
+    const mp_context buffered = mp_buffered(r->context);
     char *sums = mp_path_join(r->out, MP_SUMS_NAME);
     int rc = sums ? mp_terms_check_compressed(r->out, r->work, err) : mp_fail_memory(err);
 
     if (rc == 0)
         rc = r->job->check_done(r->job->plan, r->out, r->terms, err);
     if (rc == 0 && r->work->sha256 && !mp_path_exists(sums))
-        rc = mp_sums_write(NULL, r->out, r->context, err);
+        rc = mp_sums_write(NULL, r->out, &buffered, err);
     free(sums);
     return rc;
 }

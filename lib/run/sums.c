@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/direct.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
@@ -43,14 +44,16 @@ typedef struct hashing {
 } hashing;
 
 /* told: may be null. */
-static int add_bytes(mp_sha *sha, int fd, const char *path, uint64_t begin, uint64_t end,
-                     void *buffer, hashing *told, mp_error *err)
+static int add_bytes(mp_sha *sha, int fd, const mp_direct *direct, const char *path, uint64_t begin,
+                     uint64_t end, void *buffer, hashing *told, mp_error *err)
 {
     for (uint64_t at = begin; at < end; at += READ_BYTES) {
         uint64_t n = end - at < READ_BYTES ? end - at : READ_BYTES;
 
-        if (mp_pread_all(fd, buffer, n, at, path, err) != 0)
+        if (mp_read_bulk(fd, direct, buffer, n, at, path, err) != 0)
             return err->code;
+        if (!direct)
+            mp_file_read_on(fd, 0, at, n, end);
         mp_sha_update(sha, buffer, n);
         if (told)
             mp_meter_add(&told->meter, told->context, n);
@@ -58,9 +61,12 @@ static int add_bytes(mp_sha *sha, int fd, const char *path, uint64_t begin, uint
     return 0;
 }
 
+/* What a run has just written is read through the system's cache, where it still is. */
 static int sum_file(const char *path, void *buffer, hashing *told, char hex[MP_SHA_TEXT],
                     mp_error *err)
 {
+    mp_io io = told && told->context ? told->context->io : MP_IO_BUFFERED;
+    mp_direct *direct = NULL;
     uint64_t size = 0;
     mp_sha sha;
     int fd, rc = mp_open_read(path, &fd, err);
@@ -69,9 +75,12 @@ static int sum_file(const char *path, void *buffer, hashing *told, char hex[MP_S
         return rc;
     mp_sha256_begin(&sha);
     rc = mp_file_size(fd, path, &size, err);
+    if (rc == 0 && mp_direct_choose(&direct, io, fd, path, err) != 0)
+        rc = mp_error_prefix(err, "%s", path);
     if (rc == 0)
-        rc = add_bytes(&sha, fd, path, 0, size, buffer, told, err);
+        rc = add_bytes(&sha, fd, direct, path, 0, size, buffer, told, err);
     mp_sha_end(&sha, hex);
+    mp_direct_close(direct);
     mp_file_close(fd, path, NULL);
     return rc;
 }
@@ -140,7 +149,8 @@ static int advance(void *user, uint64_t f, void *buffer, mp_error *err)
         end = tensors[sum->tensor].offset + tensors[sum->tensor].bytes;
         sum->tensor++;
     }
-    rc = add_bytes(&sum->sha, job->outputs->fds[f], file->path, sum->done, end, buffer, NULL, err);
+    rc = add_bytes(&sum->sha, job->outputs->fds[f], NULL, file->path, sum->done, end, buffer, NULL,
+                   err);
     sum->done = end;
     if (rc == 0 && sum->tensor == file->num_tensors) {
         mp_sha_end(&sum->sha, sum->hex);

@@ -31,6 +31,9 @@ typedef struct mp_job {
     size_t (*units)(const void *plan, uint32_t stage, uint64_t *units);
     uint64_t (*unit_bytes)(const void *plan, uint64_t unit); /* that it writes */
 
+    /* Begins to read what a unit needs, ahead of it (mp_tensor_ahead); may be null. */
+    void (*ahead)(const void *plan, uint64_t unit);
+
     /* Does a unit. stats: its error of requantization; null where nobody asks. */
     int (*run)(const void *plan, uint64_t unit, struct mp_outputs *outputs, void *scratch,
                mp_quant_stats *stats, mp_error *err);

@@ -22,6 +22,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/parallel.h"
 #include "base/zstd_file.h"
 #include "checkpoint/shard.h"
 #include "pack/manifest.h"
@@ -83,6 +84,7 @@ static int open_named(mp_rank *rank, mp_check *check, size_t f, const char *name
     const mp_packed_file *file = &rank->packed->files[f];
     bool as_named = strcmp(name, file->name) == 0, there;
     mp_checkpoint *opened = &rank->files[f];
+    const mp_context quiet = mp_quiet(check->context);
     uint64_t size;
 
     int rc = mp_check_file(check, &spot, rank->dir, name, &size, &there, err);
@@ -96,7 +98,7 @@ static int open_named(mp_rank *rank, mp_check *check, size_t f, const char *name
     char *path = mp_path_join(rank->dir, name);
     if (!path)
         return mp_fail_memory(err);
-    rc = mp_checkpoint_open(opened, path, NULL, err);
+    rc = mp_checkpoint_open(opened, path, &quiet, err);
     free(path);
     if (rc == 0 && opened->shards[0].zstd) {
         rc = mp_zstd_file_check(opened->shards[0].zstd, err);

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/direct.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
@@ -184,8 +185,10 @@ static int check_blob(void *user, uint64_t index, void *scratch, mp_error *err)
     for (uint64_t at = 0; at < shard->size; at += PIECE_BYTES) {
         uint64_t left = shard->size - at, n = left < PIECE_BYTES ? left : PIECE_BYTES;
 
-        if (mp_pread_all(shard->fd, scratch, n, at, shard->name, err) != 0)
+        if (mp_read_bulk(shard->fd, shard->direct, scratch, n, at, shard->name, err) != 0)
             return err->code;
+        if (!shard->direct)
+            mp_file_read_on(shard->fd, 0, at, n, shard->size);
         mp_sha_update(&sha, scratch, n);
     }
     mp_file_forget(shard->fd, 0, shard->size);

@@ -25,6 +25,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/options.h"
+#include "base/parallel.h"
 #include "checkpoint/compress.h"
 #include "numeric/quantize.h"
 #include "run/journal.h"
@@ -188,12 +189,13 @@ static int check_same_files(const compress_plan *plan, const char *out, mp_error
 static int same_header(const compress_plan *plan, const char *out, const mp_entry *entry,
                        bool *same, mp_error *err)
 {
+    const mp_context buffered = mp_buffered(plan->context);
     mp_checkpoint a = {0}, b = {0};
     char *from = mp_path_join(plan->from, entry->path), *to = mp_path_join(out, entry->out);
     int rc = from && to ? mp_checkpoint_open(&a, from, plan->context, err) : mp_fail_memory(err);
 
     if (rc == 0)
-        rc = mp_checkpoint_open(&b, to, plan->context, err);
+        rc = mp_checkpoint_open(&b, to, &buffered, err);
     *same = rc == 0 && a.shards[0].size == b.shards[0].size &&
             memcmp(a.shards[0].header_xxh3, b.shards[0].header_xxh3,
                    sizeof a.shards[0].header_xxh3) == 0;

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/parallel.h"
 #include "base/zstd_file.h"
 
 /* What the frames of a tensor take. Of a frame that holds others too, its share of the content. */
@@ -50,6 +51,7 @@ bool mp_compress_sums(const mp_checkpoint *ckpt, mp_compress_sum sums[MP_DTYPE_C
 int mp_compress_measure(const char *dir, const mp_context *context, mp_compress_report *report,
                         mp_error *err)
 {
+    const mp_context buffered = mp_buffered(context);
     mp_entries entries;
 
     err = MP_NEVER_NULL(err);
@@ -61,7 +63,7 @@ int mp_compress_measure(const char *dir, const mp_context *context, mp_compress_
         if (entries.list[i].kind != MP_ENTRY_SHARD)
             continue;
         char *path = mp_path_join(dir, entries.list[i].path);
-        rc = path ? mp_checkpoint_open(&ckpt, path, context, err) : mp_fail_memory(err);
+        rc = path ? mp_checkpoint_open(&ckpt, path, &buffered, err) : mp_fail_memory(err);
         free(path);
         if (rc != 0)
             break;

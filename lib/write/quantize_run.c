@@ -15,7 +15,9 @@
 #include "base/file.h"
 #include "base/parallel.h"
 #include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "checkpoint/shard.h"
+#include "checkpoint/tensor.h"
 #include "numeric/quantize.h"
 #include "run/journal.h"
 #include "run/sidecar.h"
@@ -143,6 +145,25 @@ static uint64_t unit_bytes(const void *user, uint64_t number)
     return bytes;
 }
 
+static void read_ahead(const void *user, uint64_t number)
+{
+    const mp_quantize_plan *plan = user;
+    const mp_quantize_layer *layer = mp_quantize_layer_of(plan, number);
+    uint64_t index = number - layer->first_unit;
+
+    if (index < layer->expert_units) {
+        mp_quantize_unit unit = mp_quantize_unit_of(plan, layer, index);
+
+        mp_matrix_ahead(plan->catalog, &unit.expert->matrix[unit.projection]);
+    } else {
+        const size_t *pieces = pieces_of(plan, layer, index);
+
+        for (size_t i = pieces[0]; i < pieces[1]; i++)
+            mp_tensor_ahead(&plan->catalog->checkpoint, plan->pieces[i].from,
+                            plan->pieces[i].offset, plan->pieces[i].bytes);
+    }
+}
+
 static int run_unit(const void *user, uint64_t number, mp_outputs *outputs, void *scratch,
                     mp_quant_stats *stats, mp_error *err)
 {
@@ -207,6 +228,7 @@ int mp_quantize_plan_run(const mp_quantize_plan *plan, const char *out, mp_run_m
         .terms = print_terms,
         .units = list_units,
         .unit_bytes = unit_bytes,
+        .ahead = read_ahead,
         .run = run_unit,
         .finish = finish,
         .check_done = check_done,

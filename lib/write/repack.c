@@ -3,6 +3,8 @@
 #include "write/repack.h"
 
 #include "base/error.h"
+#include "base/words.h"
+#include "checkpoint/matrix.h"
 #include "numeric/quantize.h"
 #include "place/slots.h"
 #include "write/plan.h"
@@ -65,6 +67,16 @@ static int run_unit(const void *plan, uint64_t index, mp_outputs *outputs, void 
     return mp_unit_run(plan, &unit, outputs, scratch, stats, err);
 }
 
+static void read_ahead(const void *user, uint64_t index)
+{
+    const mp_repack_plan *plan = user;
+    mp_unit unit = mp_plan_unit(plan, index);
+    mp_side_source from = mp_unit_source(plan, &unit);
+
+    for (unsigned part = 0; part < mp_side_parts(unit.side); part++)
+        mp_matrix_ahead(plan->catalog, &from.matrix[part]);
+}
+
 /* ------------------------------------------------------------------------
  * The job
  */
@@ -87,6 +99,7 @@ mp_job mp_repack_job(const mp_repack_plan *plan)
         .terms = mp_repack_terms,
         .units = list_units,
         .unit_bytes = unit_bytes,
+        .ahead = read_ahead,
         .run = run_unit,
         .finish = mp_repack_finish,
         .check_done = mp_repack_check_done,

@@ -160,6 +160,7 @@ int mp_unpack_plan_run(const mp_unpack_plan *plan, const char *out, mp_run_mode 
         .terms = print_terms,
         .units = list_units,
         .unit_bytes = mp_unpack_unit_bytes,
+        .ahead = mp_unpack_unit_ahead,
         .run = mp_unpack_unit_run,
         .finish = finish,
         .check_done = check_done,

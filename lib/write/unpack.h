@@ -101,6 +101,7 @@ mp_unpack_unit mp_unpack_unit_at(const mp_unpack_plan *plan, uint64_t index);
 uint64_t mp_unpack_scratch(mp_unpack_plan *plan);
 
 uint64_t mp_unpack_unit_bytes(const void *plan, uint64_t index);
+void mp_unpack_unit_ahead(const void *plan, uint64_t index);
 int mp_unpack_unit_run(const void *plan, uint64_t index, mp_outputs *outputs, void *scratch,
                        mp_quant_stats *stats, mp_error *err);
 

@@ -394,6 +394,15 @@ uint64_t mp_unpack_unit_bytes(const void *user, uint64_t index)
                : bytes / plan->pack.shape.slots.num_logical;
 }
 
+void mp_unpack_unit_ahead(const void *user, uint64_t index)
+{
+    const mp_unpack_plan *plan = user;
+    const mp_unpack_unit unit = mp_unpack_unit_at(plan, index);
+
+    mp_pack_ahead(&plan->pack, unit.layer->number, unit.from, unit.form->slots, unit.form->set,
+                  unit.side);
+}
+
 int mp_unpack_unit_run(const void *user, uint64_t index, mp_outputs *outputs, void *scratch,
                        mp_quant_stats *stats, mp_error *err)
 {

@@ -2,7 +2,9 @@
 /* To be preloaded: makes system calls on files fail, fall short, or be the last thing that
  * a process does. Its environment says which calls, when and how:
  *
- *   FAIL_CALL   names of the calls that count: "pwrite", "pread,read"; all when not set
+ *   FAIL_CALL   names of the calls that count: "pwrite", "pread,read"; all when not set.
+ *               "open_direct", which is open with O_DIRECT, and "ahead", advice to read ahead,
+ *               count only where they are named
  *   FAIL_PATH   only calls on paths that contain this text count
  *   FAIL_WITH   an errno (ENOSPC, EIO, ...), a signal (SIGKILL, SIGTERM, ...) that the process
  *               then sends itself, "short": the call moves half of the bytes asked for, or
@@ -18,6 +20,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -33,8 +36,9 @@ static const struct {
     const char *name;
     int value;
 } errnos[] = {
-    {"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EINTR", EINTR}, {"EACCES", EACCES},
-    {"EDQUOT", EDQUOT}, {"EINVAL", EINVAL}, {"EROFS", EROFS}, {"EBUSY", EBUSY},
+    {"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EINTR", EINTR},
+    {"EACCES", EACCES}, {"EDQUOT", EDQUOT}, {"EINVAL", EINVAL},
+    {"EROFS", EROFS},   {"EBUSY", EBUSY},   {"EOPNOTSUPP", EOPNOTSUPP},
 };
 static const struct {
     const char *name;
@@ -46,6 +50,7 @@ static const struct {
     {"SIGSTOP", SIGSTOP},
 };
 
+#define BLOCK    4096
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 static struct {
@@ -148,10 +153,12 @@ static verdict judge_fd(const char *call, int fd)
     return judge(call, path);
 }
 
-/* Bytes that a call may move. */
+/* Bytes that a call may move: whole blocks of whole blocks, as direct reads are cut short. */
 static size_t left(verdict v, size_t n)
 {
-    return v == PASS ? n : (n + 1) / 2;
+    size_t half = n % BLOCK == 0 && n > BLOCK ? n / 2 / BLOCK * BLOCK : (n + 1) / 2;
+
+    return v == PASS ? n : half;
 }
 
 /* ------------------------------------------------------------------------
@@ -159,6 +166,19 @@ static size_t left(verdict v, size_t n)
  */
 
 #define NEXT(function) ((__typeof__(&function))dlsym(RTLD_NEXT, #function))
+
+int open(const char *path, int flags, ...)
+{
+    va_list arguments;
+    mode_t mode;
+
+    va_start(arguments, flags);
+    mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(arguments, mode_t) : 0;
+    va_end(arguments);
+    if (plan.call && (flags & O_DIRECT) && judge("open_direct", path) == FAIL)
+        return -1;
+    return NEXT(open)(path, flags, mode);
+}
 
 ssize_t pread(int fd, void *buffer, size_t n, off_t offset)
 {
@@ -230,6 +250,16 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*
     return NEXT(pthread_create)(thread, attributes, start, argument);
 }
 
+int open64(const char *path, int flags, ...) __attribute__((alias("open")));
+int posix_fadvise(int fd, off_t offset, off_t n, int advice)
+{
+    if (plan.call && advice == POSIX_FADV_WILLNEED)
+        judge_fd("ahead", fd);
+    return NEXT(posix_fadvise)(fd, offset, n, advice);
+}
+
+int posix_fadvise64(int fd, off64_t offset, off64_t n, int advice)
+    __attribute__((alias("posix_fadvise")));
 ssize_t pread64(int fd, void *buffer, size_t n, off64_t offset) __attribute__((alias("pread")));
 ssize_t pwrite64(int fd, const void *buffer, size_t n, off64_t offset)
     __attribute__((alias("pwrite")));

@@ -39,6 +39,9 @@ it "takes less than 64 MiB with two threads, and a few MiB for each more"
 moepack repack "$WORK/fp4" -t megamoe-w4a8 --ep 4 -o packed -q
 for threads in 2:64 8:96; do
     assert_peak ${threads#*:} repack "$WORK/fp4" -t megamoe-w4a8 --ep 4 -o out -j${threads%:*}
+    assert_peak ${threads#*:} repack "$WORK/fp4" -t megamoe-w4a8 --ep 4 -o direct -j${threads%:*} \
+        --io direct
+    rm -rf direct
     assert_peak ${threads#*:} verify packed --source "$WORK/fp4" -j${threads%:*}
     assert_peak ${threads#*:} unpack packed -o unpacked -j${threads%:*}
     for pair in fuseep-1:int8_channel fuseep-2:int8_channel megamoe-nvfp4:nvfp4 \

@@ -175,7 +175,7 @@ Test(zstd_raw, numbers_in_no_order_shrink_more_without_matches)
     cr_assert_lt(huffman * 20, usual * 19, "%zu and %zu bytes", huffman, usual);
     cr_assert_eq(write(fd, frame, huffman), (ssize_t)huffman);
     cr_assert_eq(mp_frames_add(&frames, huffman, n, sum, &err), 0);
-    cr_assert_eq(mp_frame_decode(&frames, 0, fd, "f", got, &err), 0, "%s", err.message);
+    cr_assert_eq(mp_frame_decode(&frames, 0, fd, NULL, "f", got, &err), 0, "%s", err.message);
     cr_assert_arr_eq(got, content, n);
     mp_frames_release(&frames);
     free(frame);
