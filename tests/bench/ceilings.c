@@ -2,14 +2,16 @@
 /* What this machine allows, for the rooflines of run.sh: each step of a run by itself, on so many
  * threads, the best of some trials.
  *
- *   ceilings THREADS files DIR          "NAME GB/s" a line: load, store and copy of memory far
- * larger than caches; pread of pages in memory, pwrite of new pages, of files in DIR; digest
- * (XXH3-128) ceilings THREADS layout TARGET      seconds that laying out a GB takes, weights and
- * scales, of an expert with hidden size 4096 and intermediate size 2048; 0 where nothing moves
- *   ceilings THREADS transpose          GB/s of BF16 that are transposed
- *   ceilings THREADS multiply           GFLOP/s of multiplying and adding floats, not fused, as
- * fast as the processor's widest vectors do it in the cache ceilings THREADS zstd FILE GB/s of
- * content that become frames at level 1, and back
+ *     ceilings THREADS files DIR       GB/s, a line each, "NAME GB/s":
+ *         load, store, copy            memory, in arrays far larger than caches
+ *         pread, pwrite                files in DIR: pages that are in memory, pages that are new
+ *         digest                       XXH3-128
+ *     ceilings THREADS disk FILE       GB/s of a file that is not in memory, by direct reads
+ *     ceilings THREADS forget FILE...  nothing: the files are no longer in memory then
+ *     ceilings THREADS layout TARGET   seconds to lay out a GB of experts of 4096 x 2048
+ *     ceilings THREADS transpose       GB/s of BF16 that are transposed
+ *     ceilings THREADS multiply        GFLOP/s of multiplying and adding floats, not fused
+ *     ceilings THREADS zstd FILE       GB/s of content that become frames at level 1, and back
  *
  * Files and digests go through pieces as large as a tile, which stay in the cache, as they do in a
  * run; so do the tiles of layouts. Steps add up, then: a thread does one after the other. */
@@ -23,6 +25,7 @@
 #include <zstd.h>
 
 #include "base/digest.h"
+#include "base/direct.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
@@ -205,6 +208,69 @@ static void measure_files(const char *dir)
     for (int i = 0; i < threads; i++)
         close(f.fd[i]);
     free(f.fd);
+}
+
+/* ------------------------------------------------------------------------
+ * A disk, a MiB of the file a task
+ */
+
+#define DISK_PIECE ((uint64_t)1 << 20)
+
+typedef struct disk_file {
+    const char *path;
+    int fd;
+    mp_direct *direct; /* null: the file system has no direct reads */
+    uint64_t bytes;
+} disk_file;
+
+static void forget(void *user)
+{
+    const disk_file *f = user;
+
+    mp_file_forget(f->fd, 0, f->bytes);
+}
+
+static void open_disk_file(disk_file *f)
+{
+    mp_error err;
+
+    if (mp_open_read(f->path, &f->fd, &err) != 0 ||
+        mp_file_size(f->fd, f->path, &f->bytes, &err) != 0)
+        die(err.message);
+    forget(f);
+}
+
+static int read_disk(void *user, uint64_t index, void *scratch, mp_error *err)
+{
+    const disk_file *f = user;
+    int rc = 0;
+
+    for (uint64_t at = 0; rc == 0 && at < DISK_PIECE; at += PIECE)
+        rc = mp_read_bulk(f->fd, f->direct, scratch, PIECE, index * DISK_PIECE + at, f->path, err);
+    return rc;
+}
+
+static void measure_disk(const char *path)
+{
+    disk_file f = {.path = path};
+    uint64_t pieces;
+
+    open_disk_file(&f);
+    mp_direct_open(&f.direct, f.fd, path, NULL);
+    pieces = f.bytes / DISK_PIECE;
+    printf("%.3f\n", (double)(pieces * DISK_PIECE) * 1e-9 / fastest(read_disk, forget, &f, pieces));
+    mp_direct_close(f.direct);
+    close(f.fd);
+}
+
+static void forget_files(char **paths)
+{
+    for (; *paths; paths++) {
+        disk_file f = {.path = *paths};
+
+        open_disk_file(&f);
+        close(f.fd);
+    }
 }
 
 /* ------------------------------------------------------------------------
@@ -407,6 +473,10 @@ int main(int argc, char **argv)
         what = "";
     if (strcmp(what, "files") == 0 && argc == 4)
         measure_files(argv[3]);
+    else if (strcmp(what, "disk") == 0 && argc == 4)
+        measure_disk(argv[3]);
+    else if (strcmp(what, "forget") == 0)
+        forget_files(argv + 3);
     else if (strcmp(what, "layout") == 0 && argc == 4)
         measure_layout(argv[3]);
     else if (strcmp(what, "transpose") == 0 && argc == 3)

@@ -14,14 +14,16 @@
 #            and adding in the cache, whichever is more: products are not fused
 #   memory   bytes that have to come from memory and go to it at least once, at the speed of loading
 #            and storing arrays far larger than caches
+#   disk     bytes of files that are not in memory, at the speed of direct reads
 #
 # Amount over ceiling is the least time of each, printed as a percentage of the time taken. A thread
 # takes the first four one after the other, so their sum ("steps") is a least time too; it is that of
-# the threads. The larger of steps and memory is the roof: "at most" is the speed it allows, "roof"
-# the measured speed as a percentage of that. It binds if it takes 80 % of the time or more, and then
-# the largest step is named, or memory; else none of these does, and there is room. Steps that were
-# left out, system calls and threads waiting for each other are in what is missing to 100, and a roof
-# of more than 100 tells that the machine was busy with something else when the ceilings were taken.
+# the threads. The largest of steps, memory and disk is the roof: "at most" is the speed it allows,
+# "roof" the measured speed as a percentage of that. It binds if it takes 80 % of the time or more,
+# and then the largest step is named, or memory, or the disk; else none of these does, and there is
+# room. Steps that were left out, system calls and threads waiting for each other are in what is
+# missing to 100, and a roof of more than 100 tells that the machine was busy with something else
+# when the ceilings were taken.
 
 : "${build:?}" "${moepack:?}" "${work:?}" # run.sh's
 
@@ -83,8 +85,8 @@ expert_bytes()
 }
 
 # bound WHAT THREADS SECONDS BYTES STEP=AMOUNT...: keeps a row for show_bounds. BYTES is what its
-# speed counts, or operations. Amounts of pread, pwrite, digest, load and store (memory, without a
-# file) are bytes, of kernel seconds.
+# speed counts, or operations. Amounts of pread, pwrite, digest, disk, load and store (memory, without
+# a file) are bytes, of kernel seconds.
 bound()
 {
     local what=$1 n=$2 seconds=$3 bytes=$4 step
@@ -97,6 +99,7 @@ bound()
         -v load="${ceiling[$n load]}" -v store="${ceiling[$n store]}" '
         $1 == "kernel" { least[$1] += $2 }
         $1 ~ /^(pread|pwrite|digest)$/ { least[$1] += $2 / 1e9 / $3 }
+        $1 == "disk" { disk = $2 / 1e9 / $3 }
         $1 ~ /^(pread|load)$/ { memory += $2 / 1e9 / load }
         $1 ~ /^(pwrite|store)$/ { memory += $2 / 1e9 / store }
         END {
@@ -106,11 +109,19 @@ bound()
                     largest = step
             }
             roof = steps > memory ? steps : memory
-            binds = roof < 0.8 * seconds ? "none" : steps > memory ? largest : "memory"
-            printf "%-32s %7d %8.2f %6.0f %6.0f %6.0f %6.0f %6.0f %6.0f %8.2f %5.0f %7s", what, n, \
+            binds = steps > memory ? largest : "memory"
+            if (disk > roof) {
+                roof = disk
+                binds = "disk"
+            }
+            if (roof < 0.8 * seconds)
+                binds = "none"
+            printf "%-36s %7d %8.2f %6.0f %6.0f %6.0f %6.0f %6.0f %6.0f %6.0f %8.2f %5.0f %7s", \
+                what, n, \
                 bytes / 1e9 / seconds, 100 * least["pread"] / seconds, \
                 100 * least["pwrite"] / seconds, 100 * least["digest"] / seconds, \
                 100 * least["kernel"] / seconds, 100 * steps / seconds, 100 * memory / seconds, \
+                100 * disk / seconds, \
                 bytes / 1e9 / roof, 100 * roof / seconds, binds
         }')")
 }
@@ -120,8 +131,8 @@ show_bounds()
 {
     [ "${#bounds[@]}" -gt 0 ] || return 0
     printf '\n   what binds: least time of each as %% of the time taken; speeds in G/s\n'
-    printf '   %-32s %7s %8s %6s %6s %6s %6s %6s %6s %8s %5s %7s\n' of threads speed pread pwrite \
-        digest kernel steps memory "at most" roof binds
+    printf '   %-36s %7s %8s %6s %6s %6s %6s %6s %6s %6s %8s %5s %7s\n' of threads speed pread \
+        pwrite digest kernel steps memory disk "at most" roof binds
     printf '   %s\n' "${bounds[@]}"
     bounds=()
 }

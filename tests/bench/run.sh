@@ -3,7 +3,7 @@
 # Usage: tests/bench/run.sh BUILD [SECTION...]
 # Measures BUILD/moepack with DeepSeek V4 Flash's shapes (H 4096, I 2048) on two threads, all
 # files in memory: sections copy, targets, transposed, quantize, memory, inspect, forward,
-# placement, zstd, delta and kernels, or all. Behind each section stands what binds its figures
+# placement, zstd, delta, storage and kernels, or all. That of storage is on a disk. Behind each section stands what binds its figures
 # (roofline.sh). Speeds are printed and never judged; figures of a busy machine are worth nothing.
 set -euo pipefail
 
@@ -26,7 +26,8 @@ if [ "$free_gb" -lt "$needed_gb" ]; then
     exit 0
 fi
 work=$(mktemp -d "$root/moepack-bench-XXXXXX")
-trap 'rm -rf "$work"' EXIT
+scratch=("$work")
+trap 'rm -rf "${scratch[@]}"' EXIT
 trap 'exit 130' INT TERM
 
 # title TEXT
@@ -479,6 +480,61 @@ section_delta()
     rm -rf "$old"
 }
 
+# cold_repacks THREADS SHARD: repacks a checkpoint that is not in memory, five times with each of the
+# modes of reading in turn, and prints the best of each.
+cold_repacks()
+{
+    local mode bytes kernel rate
+    local -A seconds=() processor=() resident=()
+
+    for _ in 1 2 3 4 5; do
+        for mode in "${modes[@]}"; do
+            rm -rf "$work/out"
+            "$build/bench/ceilings" 1 forget "$2"
+            take "$moepack" repack "${2%/*}" -q -j "$1" --target megamoe-w4a8 --ep 4 --io "$mode" \
+                -o "$work/out"
+            seconds[$mode]=$(least "$wall" "${seconds[$mode]:-$wall}")
+            processor[$mode]=$(least "$(calc %.3f "$user + $system")" "${processor[$mode]:-1000}")
+            resident[$mode]=$((rss > ${resident[$mode]:-0} ? rss : ${resident[$mode]:-0}))
+        done
+    done
+    bytes=$(expert_bytes "${2%/*}")
+    kernel=$(layout_seconds "$1" megamoe-w4a8 "$bytes")
+    # Of two threads, for one may not be enough for the disk.
+    ceiling[$1 disk]=$("$build/bench/ceilings" 2 disk "$2")
+    for mode in "${modes[@]}"; do
+        rate=$(calc %.2f "$bytes / 1e9 / ${seconds[$mode]}")
+        printf '   %7d %-10s %8s %14.2f %10.0f\n' "$1" "$mode" "$rate" "${processor[$mode]}" \
+            "$(calc %.2f "${resident[$mode]} / 1024")"
+        bound "from a disk, $mode" "$1" "${seconds[$mode]}" "$bytes" disk="$bytes" pread="$bytes" \
+            pwrite="$bytes" digest="$bytes" kernel="$kernel"
+    done
+}
+
+# On the disk of BENCH_DISK, a directory, or of the build; what is packed goes to memory.
+section_storage()
+{
+    local n disk modes=(buffered direct)
+
+    disk=$(mktemp -d "${BENCH_DISK:-$build}/moepack-bench-XXXXXX")
+    scratch+=("$disk")
+    title "repack of V4 FP4 experts from a disk, each way of reading (--io)"
+    quietly "$moepack" synth --preset deepseek-v4-flash --layers 1 --experts 64 --mtp 0 \
+        -j "$threads" -q -o "$disk/v4"
+    sync "$disk"/v4/*
+    printf '   in %s (%s)\n' "${BENCH_DISK:-$build}" "$(stat -f -c %T "$disk")"
+    if ! "$moepack" repack "$disk/v4" -q -n -t megamoe-w4a8 --ep 4 --io direct \
+        >/dev/null 2>"$work/log"; then
+        sed 's/^/   /' "$work/log"
+        modes=(buffered)
+    fi
+    printf '   %7s %-10s %8s %14s %10s\n' threads --io GB/s "processor (s)" "RSS (MiB)"
+    for n in 1 "$threads"; do
+        cold_repacks "$n" "$(echo "$disk"/v4/*.safetensors)"
+    done
+    rm -rf "$disk" "$work/out"
+}
+
 section_kernels()
 {
     title "kernels on one thread, data in the cache"
@@ -490,7 +546,7 @@ printf "moepack %s, %s processors, load %s, files in %s (\$D)\n" \
     "$("$moepack" --version | sed 's/^moepack //')" "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" \
     "$root"
 sed -n 's/^model name[[:space:]]*: /   /p' /proc/cpuinfo | head -n 1
-for section in "${@:-copy targets transposed quantize memory inspect forward placement zstd delta kernels}"; do
+for section in "${@:-copy targets transposed quantize memory inspect forward placement zstd delta storage kernels}"; do
     for name in $section; do
         "section_$name"
         show_bounds
