@@ -116,7 +116,7 @@ bound()
             }
             if (roof < 0.8 * seconds)
                 binds = "none"
-            printf "%-36s %7d %8.2f %6.0f %6.0f %6.0f %6.0f %6.0f %6.0f %6.0f %8.2f %5.0f %7s", \
+            printf "%-40s %7d %8.2f %6.0f %6.0f %6.0f %6.0f %6.0f %6.0f %6.0f %8.2f %5.0f %7s", \
                 what, n, \
                 bytes / 1e9 / seconds, 100 * least["pread"] / seconds, \
                 100 * least["pwrite"] / seconds, 100 * least["digest"] / seconds, \
@@ -131,7 +131,7 @@ show_bounds()
 {
     [ "${#bounds[@]}" -gt 0 ] || return 0
     printf '\n   what binds: least time of each as %% of the time taken; speeds in G/s\n'
-    printf '   %-36s %7s %8s %6s %6s %6s %6s %6s %6s %6s %8s %5s %7s\n' of threads speed pread \
+    printf '   %-40s %7s %8s %6s %6s %6s %6s %6s %6s %6s %8s %5s %7s\n' of threads speed pread \
         pwrite digest kernel steps memory disk "at most" roof binds
     printf '   %s\n' "${bounds[@]}"
     bounds=()
