@@ -111,7 +111,7 @@ void mp_placement_release(mp_placement *p);
  * only, P + s, after all routed ones; the last rank then holds S slots more.
  */
 
-/* Slot arithmetic as a value. */
+/* Slot arithmetic as a value, which mp_slots_init fills. */
 typedef struct mp_slots {
     uint32_t num_logical;  /* N: a checkpoint id is shared from here on */
     uint32_t num_physical; /* P: what the slots are counted by */

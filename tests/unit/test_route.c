@@ -462,7 +462,8 @@ Test(route, bad_options_and_ids)
 {
     uint64_t numbers[] = {1, 2};
     mp_rank_load one_rank = {.ep = 1, .routed_counts = numbers, .tokens = numbers};
-    mp_route_options good = {.slots = {3, 4, 2, 1, false}};
+    mp_route_options good = {0};
+    cr_assert_eq(mp_slots_init(&good.slots, 3, 4, 2, 1, false, &err), 0);
     mp_route_options o = good;
     refuse(o, 3, 2, MP_ERR_INPUT, "token 1, choice 1: logical expert 3, expected -1 to 2");
     refuse(o, -2, 2, MP_ERR_INPUT, "token 1, choice 1: logical expert -2, expected -1 to 2");
