@@ -59,6 +59,22 @@ run env MOEPACK_CPU=nonsense "$MOEPACK" bench --kernel scale --level scalar $fas
 assert_status 0
 assert_json '[.[].level]' '["scalar"]'
 
+it "reads what the measuring process writes through interruptions, and gives up on errors"
+fail_io=$(dirname "$MOEPACK")/fail_io.so
+for how in EINTR short EIO; do
+    # shellcheck disable=SC2086
+    run env LD_PRELOAD="$fail_io" FAIL_CALL=read FAIL_PATH=pipe: FAIL_WITH=$how \
+        timeout -s KILL 60 "$MOEPACK" bench --kernel scale --level scalar $fast
+    if [ $how = EIO ]; then
+        assert_status 4
+        assert_stdout ''
+        assert_stderr_is 'moepack: bench: scalar: the measuring process ended early'
+    else
+        assert_status 0
+        assert_stderr_is ''
+    fi
+done
+
 it "refuses what there is not"
 run moepack bench --kernel nothing
 assert_status 2

@@ -212,6 +212,19 @@ for flags in '' --json '--tensors'; do
     assert_equal "$(cat "$stdout" "$stderr" | tr -d '\n' | LC_ALL=C grep -c '[[:cntrl:]]')" 0
 done
 
+it "puts question marks for control characters, and for nothing beside them"
+name=$'a\x1f \x7f~\xc2\x80\xc2\x9f\xc2\xa0'
+shown=$'a? ?~????\xc2\xa0'
+cp -r "$WORK/checkpoint" X
+mv "X/$shard" "X/$name.safetensors"
+rm -f X/*.index.json
+run moepack inspect X --tensors
+assert_status 0
+assert_stdout_has "$shown.safetensors"
+run moepack bench --kernel "$name"
+assert_status 2
+assert_stderr_has "--kernel '$shown' matches no kernel"
+
 # Runs a command on ./$evil; nothing of what it prints is raw.
 evil=$'a\e[31mb\x7f'
 assert_escaped()

@@ -64,6 +64,53 @@ assert_json "$sizes" '["deepseek_v4",96,64,3,0,2]'
 assert_json "$layers" '[["layers.0",3,0,"fp8_block","F32",55332]]'
 assert_json "$counts" '[20,18,2,55920,1,[]]'
 
+it "puts layers on one line only where all that it says of them is the same"
+PYTHONPATH=$ROOT/tests/tools python3 - <<'END'
+from tensors import write
+
+tensors = {}
+
+
+def layer(prefix, experts=2, dtype="BF16", bias=False, shared=None):
+    def mlp(name, dtype):
+        for matrix, shape in ("gate", [16, 32]), ("up", [16, 32]), ("down", [32, 16]):
+            tensors[f"{prefix}.mlp.{name}.{matrix}_proj.weight"] = [dtype, shape, bytes(16 * 32 * 2)]
+
+    for expert in range(experts):
+        mlp(f"experts.{expert}", dtype)
+        if bias:
+            tensors[f"{prefix}.mlp.experts.{expert}.up_proj.bias"] = ["BF16", [16], bytes(32)]
+    if shared:
+        mlp("shared_expert", shared)
+
+
+layer("model.layers.0")
+layer("model.layers.1")
+layer("model.layers.2", experts=3)
+layer("model.layers.3", dtype="F16")
+layer("model.layers.4", shared="BF16")
+layer("model.layers.5", shared="BF16")
+layer("model.layers.6", shared="F16")
+layer("model.layers.7", bias=True)
+layer("model.layers.8")
+layer("mtp.layers.9")
+write("model.safetensors", tensors)
+END
+run moepack inspect .
+assert_status 0
+sed '1,/^$/d' "$stdout" | sed '/^$/,$d' >table
+assert_file_is table <<'END'
+layers              experts  experts are  shared expert is  bytes a layer
+model.layers.0 - 1        2  bf16         -                 6.14 kB
+model.layers.2            3  bf16         -                 9.22 kB
+model.layers.3            2  f16          -                 6.14 kB
+model.layers.4 - 5        2  bf16         bf16              6.14 kB
+model.layers.6            2  bf16         f16               6.14 kB
+model.layers.7            2  bf16         -                 6.21 kB
+model.layers.8            2  bf16         -                 6.14 kB
+mtp.layers.9              2  bf16         -                 6.14 kB
+END
+
 it "lists every tensor on request"
 run moepack inspect "$fixtures/qwen3-bf16" --tensors
 assert_status 0

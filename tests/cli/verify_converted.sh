@@ -229,6 +229,30 @@ run moepack verify out --source "$fixtures/modelopt-nvfp4"
 assert_status 1
 assert_stdout_has 'input scale inf, expected a positive finite number'
 
+it "finds those of each expert in a stacked tensor: one for all, one for each, or gate's and up's"
+cp -r "$fixtures/llama4-modelopt-nvfp4" out
+rm out/*.index.json
+while read -r count shape expected; do
+    PYTHONPATH=$ROOT/tests/tools python3 - "$count" "$shape" <<'END'
+import json, struct, sys
+from tensors import read, write
+
+path, count = "out/model.safetensors", int(sys.argv[1])
+tensors, metadata = read(path)
+name = "language_model.model.layers.0.feed_forward.experts.gate_up_proj_input_scale"
+tensors[name] = ["F32", json.loads(sys.argv[2]), struct.pack(f"<{count}f", *range(-count, 0))]
+write(path, tensors, metadata)
+END
+    run moepack verify out --source "$fixtures/llama4-modelopt-nvfp4"
+    assert_status 1
+    assert_equal "$(sed -n 's/.*gate_up_proj_input_scale: input scale \(.*\), expected .*/\1/p' "$stdout" |
+        sort -n | xargs)" "$expected"
+done <<'END'
+1 [] -1 -1 -1 -1 -1 -1
+3 [3] -3 -3 -2 -2 -1 -1
+6 [3,2] -6 -5 -4 -3 -2 -1
+END
+
 it "wants those of other modules so too, in any type"
 use nvfp4
 python3 - "$ROOT/tests/tools" <<'END'

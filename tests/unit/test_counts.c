@@ -485,6 +485,22 @@ Test(counts, steps_follow_each_other)
     mp_recording_release(&b);
 }
 
+/* Rows are of layers that an input may number, and then every other one has to number them so. */
+Test(counts, inputs_are_of_the_same_layers)
+{
+    static const double count[] = {1, 2, /**/ 3, 4};
+    static const uint32_t ids[] = {1, 3}, others[] = {1, 4};
+    mp_recording r = {0};
+    for (uint64_t i = 0; i < 2; i++)
+        cr_assert_eq(mp_recording_add_steps(&r, count, 1, 2, 2, ids, &err), 0, "%s", err.message);
+    cr_assert_eq(mp_recording_add_steps(&r, count, 1, 2, 2, others, &err), MP_ERR_INPUT);
+    cr_assert_str_eq(err.message, "row 1 is layer 4, in inputs before layer 3");
+    cr_assert_eq(mp_recording_add_steps(&r, count, 1, 2, 2, NULL, &err), MP_ERR_INPUT);
+    cr_assert_str_eq(err.message, "its layers are not numbered, those of inputs before are");
+    cr_assert_eq(r.steps, 2);
+    mp_recording_release(&r);
+}
+
 /* A recording of one expert: step i counts i + 1, or nothing where `empty` says so. */
 static void make_steps(mp_recording *r, uint64_t steps, uint64_t empty)
 {
