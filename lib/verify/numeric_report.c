@@ -123,25 +123,32 @@ static bool is_explained(const mp_numeric_batch *batch, uint64_t token, const bo
     return false;
 }
 
-/* "expert 3 in slot 5 of rank 1, ..." for the choices of a token, as far as there is room. */
+/* "expert 3 on rank 1, expert 7 on rank 0" for the choices of a token; ", ..." in place of those
+ * that there is no room for. */
 static void name_choices(const mp_numeric_layer *layer, const mp_numeric_batch *batch,
                          uint64_t token, char *text, size_t room)
 {
+    static const char more[] = ", ...";
     size_t used = 0;
 
     text[0] = '\0';
-    for (uint32_t j = 0; j < batch->columns && used < room; j++) {
+    for (uint32_t j = 0; j < batch->columns; j++) {
         int32_t slot = batch->slots[token * batch->columns + j];
-        char name[NAME_TEXT];
+        char name[NAME_TEXT], choice[NAME_TEXT + 32];
 
         if (slot < 0)
             continue;
         const mp_spot spot = spot_of_slot(layer, (uint32_t)slot);
         name_choice(layer, (uint32_t)slot, (uint32_t)batch->experts[token * batch->columns + j],
                     name);
-        /* A text that is cut makes `used` more than the room, which ends the loop. */
-        used += (size_t)snprintf(text + used, room - used, "%s%s on rank %" PRId64,
-                                 used ? ", " : "", name, spot.rank);
+        size_t length = (size_t)snprintf(choice, sizeof choice, "%s%s on rank %" PRId64,
+                                         used ? ", " : "", name, spot.rank);
+        if (used + length + sizeof more > room) {
+            memcpy(text + used, more, sizeof more);
+            return;
+        }
+        memcpy(text + used, choice, length + 1);
+        used += length;
     }
 }
 

@@ -137,6 +137,18 @@ run moepack verify out --source "$source" --level numeric --json
 assert_json '.numeric[0] | [.rel_l2, .cosine_diff, .max_abs, .weights_rel_l2, .bit_identical]' \
     '[null,null,null,null,false]'
 
+it "names as many of the choices of a token as there is room for"
+moepack synth -o wide --family deepseek_v3 --format bf16 --hidden 64 --intermediate 32 --experts 60 \
+    --shared 1 --layers 1 --top-k 30 --routed-scaling 2.5 --vocab 16 --mtp 0 -q
+moepack repack wide --target deepep-bf16 --ep 2 --shared fused -o out -q
+sed -i /routed_scaling_factor/d out/config.json
+run moepack verify out --source wide --level numeric
+assert_status 1
+sed -n 's/.* routed tokens differ without a slot that does; this one chose //p' "$stdout" >chosen
+assert_equal "$(grep -cE '^(expert [0-9]+ on rank [01], )+\.\.\.$' chosen)" 1
+# Of 511 characters, and experts of two digits each.
+assert_equal "$(grep -o expert chosen | wc -l)" 24
+
 it "goes by the seed, tokens and sample that are asked for"
 use_pack
 run moepack verify out --source "$source" --level numeric --tokens 3 --seed 4 --json
