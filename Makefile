@@ -269,10 +269,12 @@ check-memory: $(BUILD)/moepack
 	@MOEPACK=$(BUILD)/moepack bash tests/memory/check.sh
 
 # The commands' tests, without those that read sources, look at what is installed or drawn, or take
-# the place of what allocates, and without two long ones that go through the thread sanitizer.
-COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh compress.sh examples.sh headers.sh includes.sh \
-	install.sh lib.sh libmoepack.sh loaders.sh man.sh pairs.sh pictures.sh progress.sh resume.sh scarce.sh \
-	symbols.sh),$(call files,tests/cli/*.sh))
+# the place of what allocates, and without long ones: they go through the thread sanitizer, or what
+# they run has unit tests and fuzzers under this one.
+COMMAND_TESTS := $(filter-out $(addprefix tests/cli/,build.sh compress.sh delta.sh diff_snapshot.sh examples.sh \
+	formats.sh forward.sh headers.sh includes.sh install.sh lib.sh libmoepack.sh loaders.sh man.sh \
+	pairs.sh pictures.sh progress.sh quantize.sh repack.sh resume.sh scarce.sh symbols.sh), \
+	$(call files,tests/cli/*.sh))
 commands: $(BUILD)/moepack $(BUILD)/fail_io.so
 	MOEPACK=$(BUILD)/moepack bash tests/cli/run $(COMMAND_TESTS)
 
