@@ -185,8 +185,7 @@ typedef struct lines {
     line *list;
     size_t count;
     uint64_t bytes; /* of the files that were found */
-    bool tells;     /* of how far it is */
-    hashing told;
+    hashing told;   /* no context: nobody is told */
 } lines;
 
 static void release_lines(lines *all)
@@ -257,14 +256,13 @@ static line *find_line(const lines *all, const char *path)
 static int sum_line(void *user, uint64_t i, void *buffer, mp_error *err)
 {
     lines *all = user;
-    hashing *told = all->tells ? &all->told : NULL;
     char *path;
     int rc;
 
     if (all->list[i].hex[0] != '\0')
         return 0;
     path = mp_path_join(all->dir, all->list[i].path);
-    rc = path ? sum_file(path, buffer, told, all->list[i].hex, err) : mp_fail_memory(err);
+    rc = path ? sum_file(path, buffer, &all->told, all->list[i].hex, err) : mp_fail_memory(err);
     free(path);
     return rc;
 }
@@ -277,7 +275,6 @@ static int sum_lines(lines *all, const mp_context *context, mp_error *err)
 /* The same, where it is all that is done: with a phase of its own. */
 static int sum_shown(lines *all, const mp_context *context, mp_error *err)
 {
-    all->tells = true;
     all->told = (hashing){.context = context, .meter.total = all->bytes};
     mp_begin_phase(context, "hashing");
     return sum_lines(all, context, err);
